@@ -1,0 +1,2 @@
+//! The `aoji` command.
+fn main() {}
