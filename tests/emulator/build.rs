@@ -1,0 +1,132 @@
+//! Builds two shared objects into `OUT_DIR/lib`: `libcuda.so` (the emulator with the kernels linked in) and `libcublas.so`.
+//!
+//! Kernels: the `.cu` files directly in the workspace's `kernels/` and in `kernels/lab/`, or in the directories of
+//! `CUDA_EMULATOR_KERNELS` (separated by `:`, relative to the workspace); and always this crate's own `tests/kernels`.
+use std::{
+    collections::hash_map::DefaultHasher,
+    env, fs,
+    hash::{Hash, Hasher},
+    path::{Path, PathBuf},
+};
+
+/// A C++ compilation of the emulator itself, or of kernels.
+fn compiler(kernels: bool) -> cc::Build {
+    let mut b = cc::Build::new();
+    b.cpp(true).std("c++17").opt_level(2).debug(true).pic(true).force_frame_pointer(false);
+    b.cargo_metadata(false).warnings(!kernels);
+    // -ffp-contract=off: explicitly rounded arithmetic must give the same bits as on the device
+    b.flags(["-fvisibility=hidden", "-Wno-psabi", "-ffp-contract=off"]);
+    if kernels {
+        // Only the compiler's half of ThreadSanitizer: it reports each access to emulator/checker.cpp. libtsan is not linked.
+        b.flags(["-fsanitize=thread", "-Wno-unknown-pragmas"]);
+    }
+    b
+}
+
+/// The files of `dir` with one of the extensions, sorted; nothing if there is no such directory.
+fn files(dir: &Path, extensions: &[&str]) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(dir) else { return vec![] };
+    let wanted = |f: &PathBuf| f.extension().is_some_and(|e| extensions.iter().any(|x| e == *x));
+    let mut v: Vec<_> = entries.map(|f| f.unwrap().path()).filter(wanted).collect();
+    v.sort();
+    v
+}
+
+/// A kernel's source as the compiler gets it: in a namespace of its own, because nvcc too keeps each file's device functions
+/// apart, while C++ would silently merge inline functions of the same name from two files.
+fn wrap(out: &Path, kernel: &Path) -> PathBuf {
+    let text = kernel.to_str().expect("the kernel's path is UTF-8");
+    let name: String = text.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    let path = out.join(format!("{name}.cpp"));
+    let source = format!("#include \"emulated_device.h\"\nnamespace file_{name} {{\n#include \"{text}\"\n}}\n");
+    if fs::read_to_string(&path).ok().as_deref() != Some(&source) {
+        fs::write(&path, source).unwrap();
+    }
+    path
+}
+
+/// Objects of `sources` (what to compile, and the file whose text counts); compiles only where that text, the flags or a
+/// header changed since the last run.
+fn compile(b: &cc::Build, sources: &[(PathBuf, PathBuf)], headers: &[PathBuf], what: &str) -> Vec<PathBuf> {
+    let command = b.get_compiler().to_command();
+    let command = format!("{what} {:?} {:?}", command.get_program(), command.get_args().collect::<Vec<_>>());
+    let key = |text: &PathBuf| {
+        let mut h = DefaultHasher::new();
+        (&command, text).hash(&mut h);
+        headers.iter().chain([text]).for_each(|f| fs::read(f).unwrap_or_default().hash(&mut h));
+        h.finish().to_string()
+    };
+    // a stamp holds the key and the object's path
+    let stamps = PathBuf::from(env::var_os("OUT_DIR").unwrap());
+    let stamp = |f: &PathBuf| stamps.join(format!("{what}-{}.stamp", f.to_str().unwrap().replace('/', "_")));
+    let known = |text: &PathBuf| {
+        let s = fs::read_to_string(stamp(text)).ok()?;
+        let (k, object) = s.split_once('\n')?;
+        (k == key(text) && Path::new(object).exists()).then(|| PathBuf::from(object))
+    };
+    let stale: Vec<_> = sources.iter().filter(|(_, text)| known(text).is_none()).collect();
+    let keys: Vec<_> = stale.iter().map(|(_, t)| key(t)).collect(); // before compiling: an edit meanwhile is not built
+    if !stale.is_empty() {
+        let objects = b.clone().files(stale.iter().map(|(source, _)| source)).compile_intermediates();
+        for (((_, text), k), object) in stale.iter().zip(keys).zip(objects) {
+            fs::write(stamp(text), format!("{k}\n{}", object.display())).unwrap();
+        }
+    }
+    let object = |(_, t): &(PathBuf, PathBuf)| {
+        known(t).unwrap_or_else(|| panic!("{} changed while it was compiled; build again", t.display()))
+    };
+    sources.iter().map(object).collect()
+}
+
+fn link(out: &Path, name: &str, objects: &[PathBuf], libraries: &[&Path]) {
+    // only the API: a library loaded with RTLD_GLOBAL must not offer its C++ templates to others
+    let script = out.join("../exports.map");
+    fs::write(&script, "{ global: cu*; local: *; };").unwrap();
+    let mut c = compiler(false).get_compiler().to_command();
+    c.args(["-shared", "-Wl,-z,defs", &format!("-Wl,-soname,{name}"), "-Wl,-rpath,$ORIGIN"]);
+    c.arg(format!("-Wl,--version-script,{}", script.display())).arg("-o").arg(out.join(name));
+    c.args(objects).args(libraries).args(["-ldl", "-lpthread"]);
+    let status = c.status().unwrap_or_else(|e| panic!("cannot run the C++ compiler: {e}"));
+    assert!(status.success(), "linking {name} failed");
+}
+
+fn main() {
+    let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap());
+    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap());
+    let lib = out.join("lib");
+    fs::create_dir_all(&lib).unwrap();
+    let workspace = here.join("../..").canonicalize().unwrap();
+    let shared = workspace.join("kernels"); // device.cuh is in its common/
+
+    println!("cargo:rerun-if-env-changed=CUDA_EMULATOR_KERNELS");
+    let mut dirs = match env::var("CUDA_EMULATOR_KERNELS") {
+        Ok(list) => list.split(':').filter(|d| !d.is_empty()).map(|d| workspace.join(d)).collect(),
+        Err(_) => vec![shared.clone(), shared.join("lab")],
+    };
+    dirs.push(here.join("tests/kernels"));
+    let own = ["emulator", "include", "build.rs"].map(|d| here.join(d));
+    for path in dirs.iter().chain(&own).chain([&shared]) {
+        if path.exists() {
+            println!("cargo:rerun-if-changed={}", path.display()); // a directory counts with all that is in it
+        }
+    }
+
+    let interface = files(&here.join("include"), &["h"]);
+    let internal: Vec<_> = interface.iter().cloned().chain(files(&here.join("emulator"), &["h"])).collect();
+    let source = |f: PathBuf| (f.clone(), f);
+    let (blas, engine): (Vec<_>, Vec<_>) =
+        files(&here.join("emulator"), &["cpp"]).into_iter().map(source).partition(|(f, _)| f.ends_with("cublas.cpp"));
+    let mut objects = compile(compiler(false).include(here.join("include")), &engine, &internal, "emulator");
+    let blas = compile(compiler(false).opt_level(3), &blas, &internal, "cublas");
+    for dir in &dirs {
+        let mut headers = interface.clone();
+        headers.extend([dir, &shared.join("common")].into_iter().flat_map(|d| files(d, &["h", "cuh"])));
+        let kernels: Vec<_> = files(dir, &["cu"]).into_iter().map(|f| (wrap(&out, &f), f)).collect();
+        let mut b = compiler(true);
+        b.include(dir).include(&shared).include(here.join("include"));
+        objects.extend(compile(&b, &kernels, &headers, "kernels"));
+    }
+    link(&lib, "libcuda.so", &objects, &[]);
+    link(&lib, "libcublas.so", &blas, &[&lib.join("libcuda.so")]);
+    println!("cargo:rustc-env=CUDA_EMULATOR_LIB={}", lib.display());
+}
