@@ -3,6 +3,10 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 #![warn(clippy::undocumented_unsafe_blocks)]
 
+pub mod config;
 mod error;
+pub mod weights;
 
+pub use config::{Config, Dtype, RopeScaling};
 pub use error::{Error, Result};
+pub use weights::{LayerTensors, Tensor, Weights};
