@@ -5,6 +5,7 @@
 
 pub mod config;
 mod error;
+pub mod hub;
 pub mod weights;
 
 pub use config::{Config, Dtype, RopeScaling};
