@@ -3,11 +3,24 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 #![warn(clippy::undocumented_unsafe_blocks)]
 
+pub mod backend;
 pub mod config;
+pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod error;
 pub mod hub;
+pub mod kv;
+pub mod model;
+pub mod ops;
+mod sampler;
 pub mod weights;
+pub mod tiles {
+    //! Numbers that kernels and launch code share, from `kernels/common/tiles.h`.
+    include!(concat!(env!("OUT_DIR"), "/tiles.rs"));
+}
 
 pub use config::{Config, Dtype, RopeScaling};
 pub use error::{Error, Result};
+pub use sampler::Sampling;
 pub use weights::{LayerTensors, Tensor, Weights};

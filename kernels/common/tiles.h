@@ -1,0 +1,8 @@
+// Every number that a kernel and its launch code both need. build.rs turns each line into a Rust constant of crate::tiles,
+// so a number appears on both sides only through this file. One `#define NAME integer` a line, nothing else.
+#pragma once
+#define NORM_THREADS 256         // rms_norm: threads of the block that owns a row
+#define DECODE_ROWS 8            // most rows of gemv and attn_decode
+#define ARGMAX_BLOCKS 64         // argmax: blocks, each with one partial result of two words in scratch
+#define SAMPLE_PARAMS 20         // sample: words of its parameters
+#define ATTN_SPLIT 128           // attn_decode: keys of one block, at fixed positions

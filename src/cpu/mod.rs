@@ -1,0 +1,167 @@
+//! The reference: every op as its definition, on the CPU.
+//!
+//! `Cpu<f32>` keeps activations in f32 and is what Hugging Face's float32 goldens are compared with. `Cpu<bf16>` rounds where
+//! the kernels round and is what they are compared with.
+
+mod matmul;
+mod weight;
+
+pub use weight::Weight;
+
+use crate::{
+    backend::{Backend, Out, SamplerState},
+    error::Result,
+    ops::{Act, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, RmsNorm, Rope, Sample, Swiglu},
+    weights::Tensor,
+};
+use half::bf16;
+use std::marker::PhantomData;
+
+/// The CPU, with activations of type `A`.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Cpu<A>(PhantomData<A>);
+
+impl<A: Act> Cpu<A> {
+    /// Nothing to set up.
+    pub fn new() -> Self {
+        Cpu(PhantomData)
+    }
+}
+
+/// Runs `$body` with `$w` bound to the elements of a weight that is one matrix, bf16 or f32.
+macro_rules! with_elements {
+    ($weight:expr, |$w:ident| $body:expr) => {
+        match $weight.single()? {
+            weight::Elements::Bf16($w) => $body,
+            weight::Elements::F32($w) => $body,
+        }
+    };
+}
+
+impl<A: Act> Backend for Cpu<A> {
+    type Act = A;
+    type Buf<T: Element> = Vec<T>;
+    type Weight = Weight;
+    type Graphs = ();
+    type Fetch = u32;
+    const LOOKAHEAD: usize = 0;
+
+    fn name(&self) -> String {
+        format!("CPU reference ({} activations, {} threads)", A::NAME, rayon::current_num_threads())
+    }
+    fn alloc<T: Element>(&self, len: usize) -> Result<Vec<T>> {
+        Ok(vec![T::zeroed(); len])
+    }
+    fn write<T: Element>(&self, dst: &mut Vec<T>, at: usize, src: &[T]) -> Result<()> {
+        dst[at..at + src.len()].copy_from_slice(src);
+        Ok(())
+    }
+    fn read<T: Element>(&self, dst: &mut [T], src: &Vec<T>, at: usize) -> Result<()> {
+        dst.copy_from_slice(&src[at..at + dst.len()]);
+        Ok(())
+    }
+    fn weight(&self, parts: &[Tensor]) -> Result<Weight> {
+        Ok(Weight::new::<A>(parts))
+    }
+    fn weight_from(&self, rows: usize, cols: usize, data: &[bf16]) -> Result<Weight> {
+        Ok(Weight::from_values(rows, cols, data))
+    }
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+    fn fetch(&self, src: &Vec<u32>) -> Result<u32> {
+        Ok(src[0])
+    }
+    fn fetched(&self, fetch: u32) -> Result<u32> {
+        Ok(fetch)
+    }
+
+    fn embed(&self, op: &Embed, x: &mut Vec<A>, tokens: &Vec<u32>, table: &Weight) -> Result<()> {
+        op.check(x.len(), tokens.len(), crate::backend::Shaped::shape(table))?;
+        with_elements!(table, |w| op.reference(x, tokens, w));
+        Ok(())
+    }
+    fn rms_norm(&self, op: &RmsNorm, out: &mut Vec<A>, x: &Vec<A>, w: &Weight) -> Result<()> {
+        op.check(out.len(), x.len(), w.len())?;
+        with_elements!(w, |w| op.reference(out, x, w));
+        Ok(())
+    }
+    fn gemv(&self, op: &Gemv, out: Out<'_, Self>, x: &Vec<A>, w: &Weight) -> Result<()> {
+        op.check(out.len(), x.len(), crate::backend::Shaped::shape(w))?;
+        matmul::matmul(op.rows, out, x, w);
+        Ok(())
+    }
+    fn gemm(&self, op: &Gemm, out: Out<'_, Self>, x: &Vec<A>, w: &Weight) -> Result<()> {
+        op.check(out.len(), x.len(), crate::backend::Shaped::shape(w))?;
+        matmul::matmul(op.rows, out, x, w);
+        Ok(())
+    }
+    fn rope(&self, op: &Rope, qkv: &mut Vec<A>, pos: &Vec<u32>, table: &Vec<f32>) -> Result<()> {
+        op.check(qkv.len(), pos.len(), table.len())?;
+        op.reference(qkv, pos, table);
+        Ok(())
+    }
+    fn kv_append(&self, op: &KvAppend, k: &mut Vec<A>, v: &mut Vec<A>, qkv: &Vec<A>, pos: &Vec<u32>) -> Result<()> {
+        op.check(k.len(), v.len(), qkv.len(), pos.len())?;
+        op.reference(k, v, qkv, pos);
+        Ok(())
+    }
+    fn attn_prefill(
+        &self,
+        op: &AttnPrefill,
+        out: &mut Vec<A>,
+        qkv: &Vec<A>,
+        k: &Vec<A>,
+        v: &Vec<A>,
+        pos: &Vec<u32>,
+    ) -> Result<()> {
+        op.check(out.len(), qkv.len(), k.len(), v.len(), pos.len())?;
+        op.reference(out, qkv, k, v, pos);
+        Ok(())
+    }
+    fn attn_decode(
+        &self,
+        op: &AttnDecode,
+        out: &mut Vec<A>,
+        _part: &mut Vec<f32>,
+        _arrived: &mut Vec<u32>,
+        qkv: &Vec<A>,
+        k: &Vec<A>,
+        v: &Vec<A>,
+        pos: &Vec<u32>,
+    ) -> Result<()> {
+        op.check(out.len(), qkv.len(), k.len(), v.len(), pos.len())?;
+        op.reference(out, qkv, k, v, pos);
+        Ok(())
+    }
+    fn swiglu(&self, op: &Swiglu, hb: &mut Vec<A>, gate_up: &Vec<A>) -> Result<()> {
+        op.check(hb.len(), gate_up.len())?;
+        op.reference(hb, gate_up);
+        Ok(())
+    }
+    fn argmax(
+        &self,
+        op: &Argmax,
+        token: &mut Vec<u32>,
+        pos: &mut Vec<u32>,
+        state: &mut SamplerState<Self>,
+        logits: &Vec<f32>,
+    ) -> Result<()> {
+        op.check(token.len(), pos.len(), state.scratch.len(), logits.len())?;
+        op.reference(token, pos, logits);
+        Ok(())
+    }
+    fn sample(
+        &self,
+        op: &Sample,
+        token: &mut Vec<u32>,
+        pos: &mut Vec<u32>,
+        s: &mut SamplerState<Self>,
+        logits: &Vec<f32>,
+    ) -> Result<()> {
+        let lens = [s.params.len(), s.history.len(), s.bias.len(), s.scratch.len()];
+        op.check(token.len(), pos.len(), lens[0], lens[1], lens[2], lens[3], logits.len())?;
+        op.reference(token, pos, &mut s.params, &mut s.history, &s.bias, logits);
+        Ok(())
+    }
+}

@@ -1,0 +1,219 @@
+//! [`Backend`] for the GPU: memory, transfers, and each op's launch.
+
+use super::{Buffer, Cuda, Graphs, Weight, failed};
+use crate::{
+    backend::{Backend, Out, SamplerState},
+    config::Dtype,
+    error::{Error, Result},
+    ops::{Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, RmsNorm, Rope, Sample, Swiglu},
+    weights::Tensor,
+};
+use cudarc::driver::{CudaEvent, DevicePtr, DriverError, PinnedHostSlice, result, sys};
+use half::{bf16, f16};
+use std::marker::PhantomData;
+
+/// A word on its way to the host: the copy is done when the event is.
+pub struct Fetch {
+    event: CudaEvent,
+    /// Taken out by `fetched`.
+    slot: Option<PinnedHostSlice<u32>>,
+}
+
+impl Drop for Fetch {
+    fn drop(&mut self) {
+        if self.slot.is_some() {
+            let _ = self.event.synchronize(); // the copy must not land in freed memory
+        }
+    }
+}
+
+impl Backend for Cuda {
+    type Act = bf16;
+    type Buf<T: Element> = Buffer<T>;
+    type Weight = Weight;
+    type Graphs = Graphs;
+    type Fetch = Fetch;
+    const LOOKAHEAD: usize = 2;
+
+    fn name(&self) -> String {
+        self.info().name.clone()
+    }
+
+    fn alloc<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
+        let bytes = len * size_of::<T>();
+        // at least one byte: the driver refuses empty allocations
+        let bytes = self.stream.alloc_zeros::<u8>(bytes.max(1)).map_err(|e| match e {
+            DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY) => {
+                let free = self.free_memory().unwrap_or(0);
+                Error::Memory(format!("the GPU is out of memory: {bytes} bytes asked for, {free} free"))
+            }
+            e => failed(|| format!("allocating {bytes} bytes"))(e),
+        })?;
+        let address = bytes.device_ptr(&self.stream).0;
+        Ok(Buffer { bytes, address, len, kind: PhantomData })
+    }
+
+    fn write<T: Element>(&self, dst: &mut Buffer<T>, at: usize, src: &[T]) -> Result<()> {
+        let src: &[u8] = bytemuck::cast_slice(src);
+        let at = at * size_of::<T>();
+        let mut dst = dst.bytes.try_slice_mut(at..at + src.len()).ok_or_else(|| Error::Op {
+            op: "write",
+            what: format!("{} bytes at {at} do not fit the buffer", src.len()),
+        })?;
+        self.stream.memcpy_htod(src, &mut dst).map_err(failed(|| format!("writing {} bytes", src.len())))
+    }
+
+    fn read<T: Element>(&self, dst: &mut [T], src: &Buffer<T>, at: usize) -> Result<()> {
+        let dst: &mut [u8] = bytemuck::cast_slice_mut(dst);
+        let (at, len) = (at * size_of::<T>(), dst.len());
+        let src = src
+            .bytes
+            .try_slice(at..at + len)
+            .ok_or_else(|| Error::Op { op: "read", what: format!("{len} bytes at {at} are beyond the buffer") })?;
+        let what = || failed(move || format!("reading {len} bytes"));
+        self.stream.memcpy_dtoh(&src, dst).map_err(what())?;
+        self.stream.synchronize().map_err(what())
+    }
+
+    fn weight(&self, parts: &[Tensor]) -> Result<Weight> {
+        let (rows, cols) = (parts.iter().map(Tensor::rows).sum(), parts.first().map_or(0, Tensor::cols));
+        let mut data = self.alloc::<bf16>(rows * cols)?;
+        let mut at = 0;
+        for t in parts {
+            let bytes = t.bytes();
+            match t.dtype() {
+                Dtype::Bf16 => {
+                    let mut dst = data.bytes.slice_mut(2 * at..2 * at + bytes.len());
+                    let what = failed(|| format!("uploading {} ({} bytes)", t.name(), bytes.len()));
+                    self.stream.memcpy_htod(bytes, &mut dst).map_err(what)?;
+                }
+                Dtype::F16 => {
+                    let v = bytemuck::pod_collect_to_vec::<u8, f16>(bytes);
+                    let v: Vec<bf16> = v.into_iter().map(|x| bf16::from_f32(x.to_f32())).collect();
+                    self.write(&mut data, at, &v)?;
+                }
+                Dtype::F32 => {
+                    let v = bytemuck::pod_collect_to_vec::<u8, f32>(bytes);
+                    let v: Vec<bf16> = v.into_iter().map(bf16::from_f32).collect();
+                    self.write(&mut data, at, &v)?;
+                }
+            }
+            at += t.rows() * t.cols();
+        }
+        Ok(Weight { data, rows, cols })
+    }
+
+    fn weight_from(&self, rows: usize, cols: usize, data: &[bf16]) -> Result<Weight> {
+        Ok(Weight { data: self.upload(data)?, rows, cols })
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.stream.synchronize().map_err(failed(|| "waiting for the GPU".into()))
+    }
+
+    fn fetch(&self, src: &Buffer<u32>) -> Result<Fetch> {
+        let what = || failed(|| "fetching a token".into());
+        let free = self.slots.lock().unwrap_or_else(|e| e.into_inner()).pop();
+        let mut slot = match free {
+            Some(slot) => slot,
+            // SAFETY: a u32 has no invalid values; flags 0 is cached memory, which the CPU reads fast.
+            None => unsafe { self.context.alloc_pinned_with_flags(1, 0) }.map_err(what())?,
+        };
+        let host = slot.as_mut_ptr().map_err(what())?;
+        self.context.bind_to_thread().map_err(what())?;
+        // SAFETY: one u32 is read from a buffer that holds at least one and written to page-locked memory that lives until
+        // fetched() has waited for the event recorded after the copy.
+        unsafe {
+            let host = std::slice::from_raw_parts_mut(host, 1);
+            result::memcpy_dtoh_async(host, src.address, self.stream.cu_stream()).map_err(what())?;
+        }
+        let event = self.stream.record_event(None).map_err(what())?;
+        Ok(Fetch { event, slot: Some(slot) })
+    }
+
+    fn fetched(&self, mut fetch: Fetch) -> Result<u32> {
+        let what = || failed(|| "waiting for a token".into());
+        fetch.event.synchronize().map_err(what())?;
+        let slot = fetch.slot.take().ok_or_else(|| Error::Input("a token was fetched twice".into()))?;
+        let token = slot.as_slice().map_err(what())?[0];
+        self.slots.lock().unwrap_or_else(|e| e.into_inner()).push(slot);
+        Ok(token)
+    }
+
+    fn replay(&self, graphs: &mut Graphs, key: usize, ops: impl FnOnce() -> Result<()>) -> Result<()> {
+        Cuda::replay(self, graphs, key, ops)
+    }
+
+    fn embed(&self, op: &Embed, x: &mut Buffer<bf16>, tokens: &Buffer<u32>, table: &Weight) -> Result<()> {
+        op.launch(self, x, tokens, table)
+    }
+    fn rms_norm(&self, op: &RmsNorm, out: &mut Buffer<bf16>, x: &Buffer<bf16>, w: &Weight) -> Result<()> {
+        op.launch(self, out, x, &w.data)
+    }
+    fn gemv(&self, op: &Gemv, out: Out<'_, Self>, x: &Buffer<bf16>, w: &Weight) -> Result<()> {
+        op.launch(self, out, x, w)
+    }
+    fn gemm(&self, op: &Gemm, out: Out<'_, Self>, x: &Buffer<bf16>, w: &Weight) -> Result<()> {
+        op.launch(self, out, x, w)
+    }
+    fn rope(&self, op: &Rope, qkv: &mut Buffer<bf16>, pos: &Buffer<u32>, table: &Buffer<f32>) -> Result<()> {
+        op.launch(self, qkv, pos, table)
+    }
+    fn kv_append(
+        &self,
+        op: &KvAppend,
+        k: &mut Buffer<bf16>,
+        v: &mut Buffer<bf16>,
+        qkv: &Buffer<bf16>,
+        pos: &Buffer<u32>,
+    ) -> Result<()> {
+        op.launch(self, k, v, qkv, pos)
+    }
+    fn attn_prefill(
+        &self,
+        op: &AttnPrefill,
+        out: &mut Buffer<bf16>,
+        qkv: &Buffer<bf16>,
+        k: &Buffer<bf16>,
+        v: &Buffer<bf16>,
+        pos: &Buffer<u32>,
+    ) -> Result<()> {
+        op.launch(self, out, qkv, k, v, pos)
+    }
+    fn attn_decode(
+        &self,
+        op: &AttnDecode,
+        out: &mut Buffer<bf16>,
+        part: &mut Buffer<f32>,
+        arrived: &mut Buffer<u32>,
+        qkv: &Buffer<bf16>,
+        k: &Buffer<bf16>,
+        v: &Buffer<bf16>,
+        pos: &Buffer<u32>,
+    ) -> Result<()> {
+        op.launch(self, out, part, arrived, qkv, k, v, pos)
+    }
+    fn swiglu(&self, op: &Swiglu, hb: &mut Buffer<bf16>, gate_up: &Buffer<bf16>) -> Result<()> {
+        op.launch(self, hb, gate_up)
+    }
+    fn argmax(
+        &self,
+        op: &Argmax,
+        token: &mut Buffer<u32>,
+        pos: &mut Buffer<u32>,
+        state: &mut SamplerState<Self>,
+        logits: &Buffer<f32>,
+    ) -> Result<()> {
+        op.launch(self, token, pos, &mut state.scratch, logits)
+    }
+    fn sample(
+        &self,
+        op: &Sample,
+        token: &mut Buffer<u32>,
+        pos: &mut Buffer<u32>,
+        state: &mut SamplerState<Self>,
+        logits: &Buffer<f32>,
+    ) -> Result<()> {
+        op.launch(self, token, pos, state, logits)
+    }
+}

@@ -1,0 +1,184 @@
+//! The GPU: context, one stream, kernels, memory, captured graphs.
+//!
+//! Everything goes to one stream, so order between ops needs no events. Nothing here is linked: the driver is opened at run
+//! time, and its absence is an error, not a panic.
+
+mod backend;
+mod buffer;
+mod graph;
+pub mod kernels;
+mod launch;
+
+pub use buffer::{Buffer, Weight};
+pub use graph::Graphs;
+pub use launch::Arg;
+
+use crate::error::{Error, Result};
+use cudarc::driver::{CudaContext, CudaModule, CudaStream, DriverError, PinnedHostSlice, result, sys};
+use cudarc::nvrtc::Ptx;
+use std::{
+    collections::HashMap,
+    ffi::c_void,
+    sync::{Arc, Mutex},
+};
+
+/// CUDA version that the kernels need of the driver, as the driver counts: 13.0 is 13000.
+const NEEDED: i32 = 13000;
+
+/// One GPU.
+pub struct Cuda {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    kernels: HashMap<String, launch::Kernel>,
+    _modules: Vec<Arc<CudaModule>>,
+    info: Info,
+    /// Page-locked words for values on their way to the host.
+    slots: Mutex<Vec<PinnedHostSlice<u32>>>,
+    /// `AOJI_SYNC=1`: wait for each launch.
+    sync: bool,
+}
+
+/// What the driver says of the GPU.
+#[derive(Debug, Clone)]
+pub struct Info {
+    /// `NVIDIA H200`
+    pub name: String,
+    /// Compute capability.
+    pub capability: (i32, i32),
+    /// Streaming multiprocessors.
+    pub sm_count: u32,
+    /// Bytes.
+    pub l2_bytes: u64,
+    /// Most bytes of shared memory that a block can ask for.
+    pub shared_per_block: u32,
+    /// Bytes.
+    pub memory: u64,
+    /// CUDA version of the driver; 13000 is 13.0.
+    pub driver: i32,
+}
+
+/// For `map_err`: a driver error with what was being done.
+pub(crate) fn failed(what: impl FnOnce() -> String) -> impl FnOnce(DriverError) -> Error {
+    |e| Error::Cuda { what: what(), cause: e.to_string() }
+}
+
+/// CUDA version that the driver supports (13000 is 13.0), or why there is none.
+pub fn driver_version() -> Result<i32> {
+    // SAFETY: opens the library and closes it. Without this check cudarc's first call would panic where there is no driver.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Error::NoGpu(
+            "no NVIDIA driver: libcuda.so.1 cannot be loaded (in a container: start it with --gpus all)".into(),
+        ));
+    }
+    let mut version = 0;
+    // SAFETY: writes one int; allowed before cuInit.
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(failed(|| "cuDriverGetVersion".into()))?;
+    Ok(version)
+}
+
+impl Cuda {
+    /// Opens GPU `ordinal` and loads the kernels.
+    pub fn open(ordinal: usize) -> Result<Cuda> {
+        let driver = driver_version()?;
+        if driver < NEEDED {
+            return Err(Error::NoGpu(format!(
+                "the NVIDIA driver supports CUDA {}.{}, the kernels need {}.0: update the driver to 580 or newer",
+                driver / 1000,
+                driver % 1000 / 10,
+                NEEDED / 1000
+            )));
+        }
+        use sys::CUresult::{CUDA_ERROR_NO_DEVICE, CUDA_ERROR_STUB_LIBRARY};
+        let count = match CudaContext::device_count() {
+            Err(DriverError(CUDA_ERROR_NO_DEVICE | CUDA_ERROR_STUB_LIBRARY)) => 0,
+            r => r.map_err(failed(|| "counting GPUs".into()))? as usize,
+        };
+        if ordinal >= count {
+            return Err(Error::NoGpu(format!(
+                "GPU {ordinal} was asked for and the driver shows {count} (see nvidia-smi and CUDA_VISIBLE_DEVICES)"
+            )));
+        }
+        if kernels::MODULES.is_empty() {
+            return Err(Error::NoGpu("this binary was built without GPU kernels (AOJI_SKIP_KERNELS)".into()));
+        }
+        Self::start(ordinal, driver).map_err(|e| Error::Cuda { what: format!("opening GPU {ordinal}"), cause: e })
+    }
+
+    fn start(ordinal: usize, driver: i32) -> Result<Cuda, String> {
+        let text = |e: DriverError| e.to_string();
+        let context = CudaContext::new(ordinal).map_err(text)?;
+        // SAFETY: all work goes to one stream, so no slice needs events to order its uses. Must come before the stream and
+        // every allocation: events recorded before a capture would break it.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(text)?;
+        use sys::CUdevice_attribute as A;
+        let attribute = |a| context.attribute(a).map_err(text);
+        let info = Info {
+            name: context.name().map_err(text)?,
+            capability: context.compute_capability().map_err(text)?,
+            sm_count: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
+            l2_bytes: attribute(A::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as u64,
+            shared_per_block: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as u32,
+            memory: context.total_mem().map_err(text)? as u64,
+            driver,
+        };
+        keep_freed_memory(&context).map_err(text)?;
+        let (mut kernels, mut modules) = (HashMap::new(), Vec::new());
+        for m in kernels::MODULES {
+            let module = context.load_module(Ptx::from_binary(m.image.to_vec())).map_err(|e| {
+                let (a, b) = info.capability;
+                format!("kernels/{}.cu on {} (sm_{a}{b}): {e}; aoji needs Ampere (sm_80) or newer", m.stem, info.name)
+            })?;
+            for name in m.usage().into_iter().map(|u| u.kernel) {
+                if !kernels.contains_key(&name) {
+                    let function = module.load_function(&name).map_err(|e| format!("{name}: {e}"))?;
+                    kernels.insert(name, launch::Kernel::new(function));
+                }
+            }
+            modules.push(module);
+        }
+        let sync = std::env::var_os("AOJI_SYNC").is_some_and(|v| v == "1");
+        Ok(Cuda { context, stream, kernels, _modules: modules, info, slots: Mutex::default(), sync })
+    }
+
+    /// What the driver says of the GPU.
+    pub fn info(&self) -> &Info {
+        &self.info
+    }
+
+    /// Bytes of device memory that are free now.
+    pub fn free_memory(&self) -> Result<u64> {
+        let (free, _) = self.context.mem_get_info().map_err(failed(|| "cuMemGetInfo".into()))?;
+        Ok(free as u64)
+    }
+
+    /// Names of the loaded kernels.
+    pub fn kernel_names(&self) -> impl Iterator<Item = &str> {
+        self.kernels.keys().map(String::as_str)
+    }
+
+    /// Milliseconds that the device takes for what `ops` enqueues.
+    pub fn time(&self, ops: impl FnOnce() -> Result<()>) -> Result<f32> {
+        let event = || {
+            let timed = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
+            self.stream.record_event(timed).map_err(failed(|| "recording an event".into()))
+        };
+        let begin = event()?;
+        ops()?;
+        begin.elapsed_ms(&event()?).map_err(failed(|| "timing".into()))
+    }
+}
+
+/// The default memory pool gives freed memory back to the system at every synchronisation unless told to keep it.
+fn keep_freed_memory(context: &CudaContext) -> Result<(), DriverError> {
+    if !context.has_async_alloc() {
+        return Ok(());
+    }
+    let mut keep = u64::MAX;
+    let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the device of a live context has a default pool; the attribute is a u64 that is read during the call.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(context.cu_device())?;
+        result::mem_pool::set_attribute(pool, threshold, std::ptr::from_mut(&mut keep).cast::<c_void>())
+    }
+}

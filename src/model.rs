@@ -1,0 +1,177 @@
+//! The architecture: weights bound to a backend, and the forward pass, written once for prefill and decode.
+
+use crate::{
+    backend::{Backend, Out},
+    config::Config,
+    error::Result,
+    kv::Kv,
+    ops::{AttnDecode, Embed, RmsNorm, Rope},
+    weights::{LayerTensors, Tensor, Weights},
+};
+
+/// Weights of one layer on a backend.
+pub struct Layer<B: Backend> {
+    /// [1, dim]
+    pub attn_norm: B::Weight,
+    /// q, k and v stacked by rows. [q_dim + 2 kv_dim, dim]
+    pub wqkv: B::Weight,
+    /// [dim, q_dim]
+    pub wo: B::Weight,
+    /// [1, dim]
+    pub ffn_norm: B::Weight,
+    /// gate and up stacked by rows. [2 ffn_dim, dim]
+    pub w_gate_up: B::Weight,
+    /// [dim, ffn_dim]
+    pub w_down: B::Weight,
+}
+
+/// A model on a backend.
+pub struct Model<B: Backend> {
+    /// Sizes.
+    pub config: Config,
+    /// [vocab, dim]
+    pub embed: B::Weight,
+    /// In order.
+    pub layers: Vec<Layer<B>>,
+    /// [1, dim]
+    pub final_norm: B::Weight,
+    /// [vocab, dim]; `None` when tied to `embed`.
+    pub lm_head: Option<B::Weight>,
+    /// Cosines and sines. [max_seq, head_dim]
+    pub rope_table: B::Buf<f32>,
+    /// Positions in `rope_table`.
+    pub max_seq: usize,
+}
+
+impl<B: Backend> Model<B> {
+    /// Brings the weights to the backend. `max_seq` bounds the positions; `progress` gets each tensor's bytes.
+    pub fn load(
+        b: &B,
+        config: &Config,
+        weights: &Weights,
+        max_seq: usize,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Self> {
+        let mut load = |parts: &[&Tensor]| {
+            let parts: Vec<Tensor> = parts.iter().map(|t| (*t).clone()).collect();
+            let w = b.weight(&parts)?;
+            progress(parts.iter().map(|t| t.bytes().len() as u64).sum());
+            Ok(w)
+        };
+        let embed = load(&[&weights.embed])?;
+        let mut layer = |t: &LayerTensors| {
+            Ok(Layer {
+                attn_norm: load(&[&t.attn_norm])?,
+                wqkv: load(&[&t.wq, &t.wk, &t.wv])?,
+                wo: load(&[&t.wo])?,
+                ffn_norm: load(&[&t.ffn_norm])?,
+                w_gate_up: load(&[&t.w_gate, &t.w_up])?,
+                w_down: load(&[&t.w_down])?,
+            })
+        };
+        let layers = weights.layers.iter().map(&mut layer).collect::<Result<_>>()?;
+        let final_norm = load(&[&weights.final_norm])?;
+        let lm_head = if config.tied { None } else { Some(load(&[&weights.lm_head])?) };
+        let rope_table = b.upload(&Rope::table(&config.rope_inv_freq(), max_seq))?;
+        Ok(Model { config: config.clone(), embed, layers, final_norm, lm_head, rope_table, max_seq })
+    }
+
+    /// The norm of rows `first..first + rows` of the residual stream.
+    pub(crate) fn norm(&self, rows: usize, first: usize) -> RmsNorm {
+        RmsNorm { rows, first, dim: self.config.dim, eps: self.config.norm_eps }
+    }
+
+    /// `s.x[..rows]`, the residual stream after the last layer, from `s.tokens` at positions `s.pos`; their keys and values
+    /// go to the cache. `kv_len` is above every position.
+    pub fn forward(&self, b: &B, s: &mut Scratch<B>, kv: &mut Kv<B>, rows: usize, kv_len: usize) -> Result<()> {
+        let Config { dim, vocab, .. } = self.config;
+        b.embed(&Embed { rows, dim, vocab }, &mut s.x, &s.tokens, &self.embed)?; // x [rows, dim]
+        for (l, w) in self.layers.iter().enumerate() {
+            b.norm_qkv_rope_append(self, s, kv, l, rows)?; // qkv [rows, q_dim + 2 kv_dim], and the cache
+            b.attn(self, s, kv, l, rows, kv_len)?; // att [rows, q_dim]
+            b.matmul(rows, Out::Add(&mut s.x), &s.att, &w.wo)?; // x += att wo^T
+            b.norm_gate_up(self, s, l, rows)?; // hb [rows, ffn_dim] = silu(norm(x) w_gate^T) * (norm(x) w_up^T)
+            b.matmul(rows, Out::Add(&mut s.x), &s.hb, &w.w_down)?; // x += hb w_down^T
+        }
+        Ok(())
+    }
+
+    /// `s.logits[..rows]` from rows `first..first + rows` of `s.x`.
+    pub fn head(&self, b: &B, s: &mut Scratch<B>, first: usize, rows: usize) -> Result<()> {
+        b.rms_norm(&self.norm(rows, first), &mut s.xb, &s.x, &self.final_norm)?;
+        b.matmul(rows, Out::F32(&mut s.logits), &s.xb, self.lm_head.as_ref().unwrap_or(&self.embed))
+    }
+}
+
+/// Activations of one session, allocated once.
+pub struct Scratch<B: Backend> {
+    /// Token ids of the rows. [rows]
+    pub tokens: B::Buf<u32>,
+    /// Their positions. [rows]
+    pub pos: B::Buf<u32>,
+    /// Residual stream. [rows, dim]
+    pub x: B::Buf<B::Act>,
+    /// Normed. [rows, dim]
+    pub xb: B::Buf<B::Act>,
+    /// [rows, q_dim + 2 kv_dim]
+    pub qkv: B::Buf<B::Act>,
+    /// [rows, q_dim]
+    pub att: B::Buf<B::Act>,
+    /// [rows, 2 ffn_dim]
+    pub gate_up: B::Buf<B::Act>,
+    /// [rows, ffn_dim]
+    pub hb: B::Buf<B::Act>,
+    /// Partial results of the decode attention; see [`AttnDecode`].
+    pub attn_part: B::Buf<f32>,
+    /// Its counters of finished blocks.
+    pub attn_arrived: B::Buf<u32>,
+    /// [logit_rows, vocab] f32
+    pub logits: B::Buf<f32>,
+    /// Capacity in tokens.
+    pub rows: usize,
+    /// Capacity of `logits` in rows.
+    pub logit_rows: usize,
+}
+
+impl<B: Backend> Scratch<B> {
+    /// Elements of each buffer of the activation type, of f32 and of u32, in the order of the fields.
+    fn sizes(c: &Config, rows: usize, logit_rows: usize, max_seq: usize) -> ([usize; 6], [usize; 2], [usize; 3]) {
+        let qkv = c.q_dim() + 2 * c.kv_dim();
+        let Config { n_heads, n_kv_heads, head_dim, .. } = *c;
+        let decode_rows = crate::backend::DECODE_ROWS;
+        let attn = AttnDecode { rows: decode_rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len: max_seq };
+        (
+            [c.dim, c.dim, qkv, c.q_dim(), 2 * c.ffn_dim, c.ffn_dim].map(|n| n * rows),
+            [attn.part_len(), logit_rows * c.vocab],
+            [rows, rows, attn.arrived_len()],
+        )
+    }
+
+    /// Bytes of the buffers.
+    pub fn bytes(c: &Config, rows: usize, logit_rows: usize, max_seq: usize) -> u64 {
+        let (act, f32s, u32s) = Self::sizes(c, rows, logit_rows, max_seq);
+        let words: usize = f32s.iter().chain(&u32s).sum();
+        (act.iter().sum::<usize>() * size_of::<B::Act>() + words * 4) as u64
+    }
+
+    /// Buffers for `rows` tokens at a time and `logit_rows` rows of logits.
+    pub fn new(b: &B, c: &Config, rows: usize, logit_rows: usize, max_seq: usize) -> Result<Self> {
+        let ([x, xb, qkv, att, gate_up, hb], [part, logits], [tokens, pos, arrived]) =
+            Self::sizes(c, rows, logit_rows, max_seq);
+        Ok(Scratch {
+            tokens: b.alloc(tokens)?,
+            pos: b.alloc(pos)?,
+            x: b.alloc(x)?,
+            xb: b.alloc(xb)?,
+            qkv: b.alloc(qkv)?,
+            att: b.alloc(att)?,
+            gate_up: b.alloc(gate_up)?,
+            hb: b.alloc(hb)?,
+            attn_part: b.alloc(part)?,
+            attn_arrived: b.alloc(arrived)?,
+            logits: b.alloc(logits)?,
+            rows,
+            logit_rows,
+        })
+    }
+}

@@ -1,0 +1,236 @@
+//! The ops of the Llama architecture, one unit a file.
+//!
+//! An op is one struct that holds all its sizes. Everything else is a method of it, in the same order in every file:
+//! `check` (buffer lengths and limits), `cost` (bytes and flops), `grid` (launch geometry, pure), `reference` (the plainest
+//! loops, which the CPU backend runs), `launch` (the CUDA kernel of the same stem), and the [`Op`] impl whose `cases` feed
+//! the tests, the roofline bench and the README's kernel table.
+//!
+//! Argument order everywhere: outputs, inputs, weights, sizes, scalars. Shapes are `[rows, cols]`, row-major.
+
+use crate::{
+    backend::Backend,
+    error::{Error, Result},
+};
+use half::bf16;
+
+mod argmax;
+mod attn_decode;
+mod attn_prefill;
+mod embed;
+mod gemm;
+mod gemv;
+mod kv_append;
+mod rms_norm;
+mod rope;
+pub mod sample;
+mod swiglu;
+
+pub use argmax::Argmax;
+pub use attn_decode::AttnDecode;
+pub use attn_prefill::AttnPrefill;
+pub use embed::Embed;
+pub use gemm::Gemm;
+pub use gemv::Gemv;
+pub use kv_append::KvAppend;
+pub use rms_norm::RmsNorm;
+pub use rope::Rope;
+pub use sample::Sample;
+pub use swiglu::Swiglu;
+
+/// Calls [`Visitor::op`] once for each op, in the order of a layer. The one list of all ops.
+pub fn each(v: &mut impl Visitor) -> Result<()> {
+    v.op::<RmsNorm>()
+}
+
+/// A loop body over all ops; see [`each`].
+pub trait Visitor {
+    /// Called with each op's type.
+    fn op<O: Op>(&mut self) -> Result<()>;
+}
+
+/// What tests, benches and the kernel table need of an op.
+pub trait Op: Sized + Clone + std::fmt::Debug {
+    /// Name of the op, of `src/ops/<stem>.rs` and of `kernels/<stem>.cu`.
+    const STEM: &'static str;
+    /// The buffers of one call.
+    type Io<B: Backend>;
+
+    /// Edge shapes first (1, odd, just past a tile), then the shapes of Llama-3-8B.
+    fn cases() -> Vec<Self>;
+    /// Whether the case is small enough for the emulated device, which runs some 10 million accesses a second.
+    fn is_small(&self) -> bool {
+        let c = self.cost();
+        c.read + c.write < 4 << 20 && c.flops < 40_000_000
+    }
+    /// Bytes moved and arithmetic done by one call, at least.
+    fn cost(&self) -> Cost;
+    /// How far a backend may be from the reference.
+    fn tolerance(&self) -> Tolerance;
+    /// Allocates the buffers of one call; inputs are functions of `seed` and index, never zeros; outputs are poisoned.
+    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>>;
+    /// One call of the op through the backend.
+    fn run<B: Backend>(&self, b: &B, io: &mut Self::Io<B>) -> Result<()>;
+    /// The outputs of the last call as f32, in order.
+    fn outputs<B: Backend>(&self, b: &B, io: &Self::Io<B>) -> Result<Vec<f32>>;
+}
+
+/// Bytes and floating-point operations of a call.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Bytes that must be read from device memory.
+    pub read: u64,
+    /// Bytes that must be written to device memory.
+    pub write: u64,
+    /// Floating-point operations; a multiply-add counts two.
+    pub flops: u64,
+}
+
+impl std::ops::AddAssign for Cost {
+    fn add_assign(&mut self, c: Cost) {
+        self.read += c.read;
+        self.write += c.write;
+        self.flops += c.flops;
+    }
+}
+
+/// Launch geometry of a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grid {
+    /// Blocks in x, y, z.
+    pub blocks: [u32; 3],
+    /// Threads in a block.
+    pub threads: u32,
+    /// Dynamic shared memory in bytes.
+    pub shared: u32,
+}
+
+/// Allowed distance between a backend's result and the reference. Both bounds must hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Tolerance {
+    /// Relative L2 error over all outputs.
+    pub l2: f32,
+    /// `|got - want| <= abs + rel * |want|` for each output, where `abs` is `worst` times the RMS of all outputs and `rel`
+    /// is `worst`.
+    pub worst: f32,
+}
+
+impl Tolerance {
+    /// Bit-exact.
+    pub const EXACT: Tolerance = Tolerance { l2: 0.0, worst: 0.0 };
+    /// One bf16 rounding of values whose f32 sums differ only in order: a rounding flips to the neighbour (2^-8 relative)
+    /// for few elements.
+    pub const BF16: Tolerance = Tolerance { l2: 1e-3, worst: 8.0e-3 };
+
+    /// Compares `got` with `want`; the error names the worst element.
+    pub fn compare(&self, got: &[f32], want: &[f32]) -> Result<(), String> {
+        if got.len() != want.len() {
+            return Err(format!("{} outputs, expected {}", got.len(), want.len()));
+        }
+        if let Some(i) = got.iter().zip(want).position(|(g, w)| g.is_nan() != w.is_nan()) {
+            return Err(format!("output {i} is {}, expected {}", got[i], want[i]));
+        }
+        let rms = (want.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>() / want.len().max(1) as f64).sqrt();
+        let (mut sum, mut worst, mut at) = (0f64, 0f64, 0);
+        for (i, (g, w)) in got.iter().zip(want).enumerate() {
+            if g == w || g.is_nan() {
+                continue; // equal infinities too
+            }
+            let d = (f64::from(*g) - f64::from(*w)).abs();
+            sum += d * d;
+            let scaled = d / (rms + f64::from(*w).abs()).max(f64::MIN_POSITIVE);
+            if scaled > worst {
+                (worst, at) = (scaled, i);
+            }
+        }
+        let l2 = (sum / want.len().max(1) as f64).sqrt() / rms.max(f64::MIN_POSITIVE);
+        if l2 > f64::from(self.l2) || worst > f64::from(self.worst) {
+            return Err(format!(
+                "relative L2 error {l2:.2e} (allowed {:.2e}), worst {worst:.2e} (allowed {:.2e}) at output {at}: got {}, \
+                 expected {}",
+                self.l2, self.worst, got[at], want[at]
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// `Err` that names op, argument, what it has and what was expected.
+pub(crate) fn expect_len(op: &'static str, arg: &str, found: usize, expected: usize) -> Result<()> {
+    expect(op, found == expected, || format!("{arg} has {found} elements, expected {expected}"))
+}
+
+/// `Err` with the message when a size or a limit is wrong.
+pub(crate) fn expect(op: &'static str, ok: bool, what: impl FnOnce() -> String) -> Result<()> {
+    if ok { Ok(()) } else { Err(Error::Op { op, what: what() }) }
+}
+
+/// A value that buffers hold: plain bytes, safe to copy between host and device.
+pub trait Element: bytemuck::Pod + Send + Sync + std::fmt::Debug + 'static {}
+impl Element for f32 {}
+impl Element for bf16 {}
+impl Element for u32 {}
+
+/// An activation or weight type. Arithmetic is always in f32; `from_f32` is where a backend rounds.
+pub trait Act: Element {
+    /// As users name it.
+    const NAME: &'static str;
+    /// Rounds to nearest even.
+    fn from_f32(x: f32) -> Self;
+    /// Exact.
+    fn to_f32(self) -> f32;
+}
+
+impl Act for f32 {
+    const NAME: &'static str = "f32";
+    fn from_f32(x: f32) -> f32 {
+        x
+    }
+    fn to_f32(self) -> f32 {
+        self
+    }
+}
+
+impl Act for bf16 {
+    const NAME: &'static str = "bf16";
+    fn from_f32(x: f32) -> bf16 {
+        bf16::from_f32(x)
+    }
+    fn to_f32(self) -> f32 {
+        bf16::to_f32(self)
+    }
+}
+
+/// Deterministic inputs for cases: values in [-1, 1) that are bf16 numbers and differ between neighbours and between rows,
+/// so that a wrong index shows.
+pub fn noise(len: usize, seed: u64) -> Vec<f32> {
+    let mut s = seed.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        s ^= s << 13;
+        s ^= s >> 7;
+        s ^= s << 17;
+        (s >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| bf16::from_f32(next()).to_f32()).collect()
+}
+
+/// [`noise`] as an activation buffer.
+pub(crate) fn noise_buf<B: Backend>(b: &B, len: usize, seed: u64, scale: f32) -> Result<B::Buf<B::Act>> {
+    let v: Vec<B::Act> = noise(len, seed).into_iter().map(|x| B::Act::from_f32(x * scale)).collect();
+    b.upload(&v)
+}
+
+/// [`noise`] as a weight matrix of standard deviation about `0.6 * scale`.
+pub(crate) fn noise_weight<B: Backend>(b: &B, rows: usize, cols: usize, seed: u64, scale: f32) -> Result<B::Weight> {
+    let v: Vec<bf16> = noise(rows * cols, seed).into_iter().map(|x| bf16::from_f32(x * scale)).collect();
+    b.weight_from(rows, cols, &v)
+}
+
+/// An output buffer full of NaN, so that an element that no thread writes shows.
+pub(crate) fn poison<B: Backend>(b: &B, len: usize) -> Result<B::Buf<B::Act>> {
+    b.upload(&vec![B::Act::from_f32(f32::NAN); len])
+}
+
+/// Downloads activations as f32.
+pub(crate) fn download<B: Backend>(b: &B, buf: &B::Buf<B::Act>) -> Result<Vec<f32>> {
+    Ok(b.download(buf)?.into_iter().map(Act::to_f32).collect())
+}

@@ -1,0 +1,75 @@
+//! Every op, every case: the kernel against the reference.
+//!
+//! Without a GPU the kernels run on the emulated device with its checks on, and the cases too large for it are left to a GPU.
+//! `AOJI_TEST_GPU=1` runs all cases on the GPU instead.
+
+use aoji::{
+    Result,
+    cpu::Cpu,
+    cuda::Cuda,
+    ops::{self, Op, Visitor},
+};
+use half::bf16;
+
+/// The GPU, or the emulated one; and whether it is a real one.
+fn device() -> (Cuda, bool) {
+    let real = std::env::var_os("AOJI_TEST_GPU").is_some_and(|v| v == "1");
+    if !real {
+        cuda_emulator::install();
+    }
+    (Cuda::open(0).expect("a device"), real)
+}
+
+/// Runs all cases of an op on both backends, twice on the device: the same input gives the same bits.
+fn check<O: Op>() {
+    let (cuda, real) = device();
+    let cpu = Cpu::<bf16>::new();
+    let cases: Vec<O> = O::cases().into_iter().filter(|c| real || c.is_small()).collect();
+    assert!(cases.len() >= 3, "{}: too few cases", O::STEM);
+    for (seed, op) in cases.iter().enumerate() {
+        let run = |seed| -> Result<Vec<f32>> {
+            let mut io = op.setup(&cuda, seed)?;
+            op.run(&cuda, &mut io)?;
+            op.outputs(&cuda, &io)
+        };
+        let reference = |seed| -> Result<Vec<f32>> {
+            let mut io = op.setup(&cpu, seed)?;
+            op.run(&cpu, &mut io)?;
+            op.outputs(&cpu, &io)
+        };
+        let seed = seed as u64;
+        let got = run(seed).unwrap_or_else(|e| panic!("{op:?}: {e}\n{:?}", cuda_emulator::last_fault()));
+        let again = run(seed).unwrap_or_else(|e| panic!("{op:?}, second run: {e}\n{:?}", cuda_emulator::last_fault()));
+        let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&got), bits(&again), "{op:?}: two runs differ");
+        let want = reference(seed).unwrap_or_else(|e| panic!("{op:?} on the CPU: {e}"));
+        op.tolerance().compare(&got, &want).unwrap_or_else(|e| panic!("{op:?}: {e}"));
+        if !real {
+            assert_eq!(cuda_emulator::last_fault(), None, "{op:?}");
+        }
+    }
+}
+
+macro_rules! op_tests {
+    ($($stem:ident: $op:ty),* $(,)?) => {
+        $(#[test] fn $stem() { check::<$op>() })*
+
+        #[test]
+        fn no_op_is_forgotten() {
+            struct Stems(Vec<&'static str>);
+            impl Visitor for Stems {
+                fn op<O: Op>(&mut self) -> Result<()> {
+                    self.0.push(O::STEM);
+                    Ok(())
+                }
+            }
+            let mut stems = Stems(Vec::new());
+            ops::each(&mut stems).unwrap();
+            assert_eq!(stems.0, [$(stringify!($stem)),*]);
+        }
+    };
+}
+
+op_tests! {
+    rms_norm: ops::RmsNorm,
+}
