@@ -14,6 +14,7 @@
 #define EMU_AT {file_, line_}
 
 // What cuTensorMapEncodeTiled writes into the 128 opaque bytes here.
+constexpr uint32_t TENSOR_MAP_MAGIC = 0x54454e53;
 struct alignas(64) TensorMap {
   uint32_t magic, swizzle, elem, w, h, bx, by, pad0;
   uint64_t base, stride;

@@ -55,7 +55,7 @@ fn explicitly_rounded_arithmetic_has_the_hosts_bits() {
 #[test]
 fn wide_atomics_shuffles_and_matches() {
     let g = Gpu::new();
-    let x: Vec<u64> = (0..32).map(|i| (i % 5) << 40 | i % 3).collect();
+    let x: Vec<u64> = (0..32).map(|i| ((i % 5) << 40) | (i % 3)).collect();
     let mut out = g.stream.alloc_zeros::<u64>(66).unwrap();
     launch!(g, "t_wide", grid(1, 1, 32, 0), &mut out, &g.upload(&x)).unwrap();
     let got = g.stream.clone_dtoh(&out).unwrap();
@@ -71,8 +71,7 @@ fn wide_atomics_shuffles_and_matches() {
 fn eight_at_a_time() {
     let g = Gpu::new();
     let x = halves(&noise(256, 4));
-    // SAFETY: every element is written before it is read.
-    let mut y = unsafe { g.stream.alloc::<bf16>(256) }.unwrap();
+    let mut y = g.uninit::<bf16>(256);
     launch!(g, "t_pack", grid(1, 1, 32, 0), &mut y, &g.upload(&x)).unwrap();
     let want: Vec<bf16> = x.iter().map(|v| bf16::from_f32(2.0 * v.to_f32())).collect();
     assert_eq!(g.stream.clone_dtoh(&y).unwrap(), want);

@@ -8,6 +8,7 @@ fn run_together(name: &str) -> Result<Vec<f32>, DriverError> {
     use cudarc::driver::PushKernelArg;
     let g = Gpu::new();
     let (x, mut o) = (g.stream.clone_htod(&noise(128, 1))?, g.stream.alloc_zeros::<f32>(128)?);
+    // SAFETY: kernel(out, x, k).
     unsafe {
         g.stream.launch_builder(&g.func(name)).arg(&mut o).arg(&x).arg(&0i32).launch_cooperative(grid(2, 1, 32, 0))
     }?;
@@ -18,7 +19,7 @@ fn run(name: &str, cfg: cudarc::driver::LaunchConfig, zeroed: bool, k: i32) -> R
     let g = Gpu::new();
     cuda_emulator::clear_faults();
     let x = g.stream.clone_htod(&noise(128, 1))?;
-    let mut o = if zeroed { g.stream.alloc_zeros::<f32>(128)? } else { unsafe { g.stream.alloc::<f32>(128) }? };
+    let mut o = if zeroed { g.stream.alloc_zeros::<f32>(128)? } else { g.uninit::<f32>(128) };
     launch!(g, name, cfg, &mut o, &x, &k)?;
     let r = g.stream.clone_dtoh(&o)?;
     g.stream.synchronize()?;
@@ -132,8 +133,8 @@ fn correct_twins_are_silent() {
     assert_eq!(run("ok_atomic_add", grid(9, 1, 128, 0), true, 0).unwrap()[0], 9.0);
     assert_eq!(run_together("ok_release_acquire").unwrap()[2], 5.0);
     let g = Gpu::new();
-    let x = g.stream.clone_htod(&[7u8; 64]).unwrap();
-    let mut o = unsafe { g.stream.alloc::<u8>(64) }.unwrap();
+    let x = g.upload(&[7u8; 64]);
+    let mut o = g.uninit::<u8>(64);
     launch!(g, "ok_bytes", grid(1, 1, 64, 0), &mut o, &x, &1i32).unwrap();
     assert_eq!(g.stream.clone_dtoh(&o).unwrap(), [8u8; 64]);
     assert_eq!(cuda_emulator::last_fault(), None);
@@ -144,7 +145,7 @@ fn release_and_acquire() {
     assert!(cuda_emulator::last_fault().unwrap().contains("of another block"));
     let g = Gpu::new();
     let (d, kv, splits, len) = (64usize, 1usize, 4usize, 40usize);
-    let x = g.stream.clone_htod(&halves(&noise(len * d * 4, 2))).unwrap();
+    let x = g.upload(&halves(&noise(len * d * 4, 2)));
     g.stream.synchronize().unwrap(); // the launches below are on other streams
     for (name, text) in [
         ("t_decode_no_release", "global memory race: read after unsynchronised write by thread"),
@@ -152,9 +153,9 @@ fn release_and_acquire() {
         ("t_decode_no_barrier", "global memory race"),
     ] {
         let g = Gpu::new();
-        let mut part = unsafe { g.stream.alloc::<f32>(4 * splits * (d + 2)) }.unwrap();
+        let mut part = g.uninit::<f32>(4 * splits * (d + 2));
         let mut count = g.stream.alloc_zeros::<u32>(kv).unwrap();
-        let mut out = unsafe { g.stream.alloc::<bf16>(4 * d) }.unwrap();
+        let mut out = g.uninit::<bf16>(4 * d);
         launch!(
             g,
             name,
@@ -182,8 +183,8 @@ fn asynchronous_copies() {
         [("t_prefill_no_wait", "asynchronous copy in flight"), ("t_prefill_no_barrier", "shared memory race")]
     {
         let g = Gpu::new();
-        let x = g.stream.clone_htod(&halves(&noise(t as usize * 64, 3))).unwrap();
-        let mut out = unsafe { g.stream.alloc::<bf16>(t as usize * 64) }.unwrap();
+        let x = g.upload(&halves(&noise(t as usize * 64, 3)));
+        let mut out = g.uninit::<bf16>(t as usize * 64);
         launch!(g, name, grid(4, 1, 128, 5 * 64 * 72 * 2), &mut out, &x, &x, &x, &t, &64i32, &64i32, &1i32, &0.125f32)
             .unwrap();
         assert!(g.stream.synchronize().is_err(), "{name}");
@@ -204,9 +205,10 @@ fn launches_that_the_driver_refuses() {
     );
     let g = Gpu::new();
     let f = g.big_smem("ok_dynamic", 100 << 10);
-    let x = g.stream.clone_htod(&noise(128, 1)).unwrap();
-    let mut o = unsafe { g.stream.alloc::<f32>(128) }.unwrap();
+    let x = g.upload(&noise(128, 1));
+    let mut o = g.uninit::<f32>(128);
     use cudarc::driver::PushKernelArg;
+    // SAFETY: kernel(out, x, k).
     unsafe { g.stream.launch_builder(&f).arg(&mut o).arg(&x).arg(&0i32).launch(grid(1, 1, 128, 100 << 10)) }.unwrap();
     g.stream.synchronize().unwrap();
 }
@@ -218,6 +220,7 @@ fn captures_refuse_allocation_and_synchronisation() {
             let e = match i {
                 0 => g.stream.alloc_zeros::<f32>(4).err(),
                 1 => g.stream.synchronize().err(),
+                // SAFETY: it must fail.
                 _ => unsafe { cudarc::driver::result::malloc_sync(16) }.err(),
             };
             assert_eq!(e.unwrap().0, R::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
@@ -229,8 +232,8 @@ fn captures_refuse_allocation_and_synchronisation() {
 #[test]
 fn a_fault_stays_in_its_stream() {
     let g = Gpu::new();
-    let x = g.stream.clone_htod(&noise(128, 1)).unwrap();
-    let mut o = unsafe { g.stream.alloc::<f32>(128) }.unwrap();
+    let x = g.upload(&noise(128, 1));
+    let mut o = g.uninit::<f32>(128);
     launch!(g, "b_oob_read", grid(1, 1, 128, 0), &mut o, &x, &1i32).unwrap();
     assert!(g.stream.synchronize().is_err());
     assert!(g.stream.synchronize().is_err(), "sticky");

@@ -36,7 +36,7 @@ impl Gpu {
     }
     pub fn open() -> Gpu {
         let ctx = CudaContext::new(0).unwrap();
-        // SAFETY: one stream.
+        // SAFETY: nothing here is shared between streams without an event or a synchronisation.
         unsafe { ctx.disable_event_tracking() };
         let stream = ctx.new_stream().unwrap();
         let module = ctx.load_module(Ptx::from_binary(vec![0])).unwrap();
@@ -45,6 +45,11 @@ impl Gpu {
     /// A copy of `x` on the device.
     pub fn upload<T: DeviceRepr>(&self, x: &[T]) -> CudaSlice<T> {
         self.stream.clone_htod(x).unwrap()
+    }
+    /// `n` elements on the device that nothing has written.
+    pub fn uninit<T: DeviceRepr>(&self, n: usize) -> CudaSlice<T> {
+        // SAFETY: the emulator reports a read of what was not written.
+        unsafe { self.stream.alloc(n) }.unwrap()
     }
     pub fn func(&self, name: &str) -> CudaFunction {
         self.module.load_function(name).unwrap()
@@ -63,6 +68,7 @@ impl Gpu {
     /// cuLaunchKernelEx with programmatic stream serialization.
     pub fn launch_pdl(&self, name: &str, blocks: u32, threads: u32, args: &mut [*mut c_void]) {
         let f = self.func(name);
+        // SAFETY: plain data.
         let mut a: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
         a.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
         a.value.programmaticStreamSerializationAllowed = 1;
@@ -78,6 +84,7 @@ impl Gpu {
             attrs: &mut a,
             numAttrs: 1,
         };
+        // SAFETY: the caller's arguments are those of the kernel, in its order; c and a outlive the call.
         unsafe { sys::cuLaunchKernelEx(&c, f.cu_function(), args.as_mut_ptr(), std::ptr::null_mut()) }
             .result()
             .unwrap();

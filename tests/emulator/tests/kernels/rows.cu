@@ -7,7 +7,10 @@ extern "C" __global__ void t_rms_norm(bf16* out, const bf16* x, const bf16* w, i
   for (int i = threadIdx.x * 8; i < dim; i += blockDim.x * 8) {
     uint4 v = ld128(row + i);
     const uint32_t u[4] = {v.x, v.y, v.z, v.w};
-    for (int j = 0; j < 4; j++) { float a = bf_lo(u[j]), b = bf_hi(u[j]); ss += a * a + b * b; }
+    for (int j = 0; j < 4; j++) {
+      float a = bf_lo(u[j]), b = bf_hi(u[j]);
+      ss += a * a + b * b;
+    }
   }
   float r = rsqrtf(block_sum(ss, scratch) / dim + eps);
   for (int i = threadIdx.x * 8; i < dim; i += blockDim.x * 8) {
@@ -28,22 +31,35 @@ extern "C" __global__ void t_gemv(bf16* y, const bf16* W, const bf16* x, int N, 
   for (int k = lane * 8; k < K; k += 256) {
     prefetch_l2(W + (size_t)row * K + k + 256);
     uint4 a = ld128_stream(W + (size_t)row * K + k), b = ld128(x + k);
-    s = fmaf(bf_lo(a.x), bf_lo(b.x), s); s = fmaf(bf_hi(a.x), bf_hi(b.x), s);
-    s = fmaf(bf_lo(a.y), bf_lo(b.y), s); s = fmaf(bf_hi(a.y), bf_hi(b.y), s);
-    s = fmaf(bf_lo(a.z), bf_lo(b.z), s); s = fmaf(bf_hi(a.z), bf_hi(b.z), s);
-    s = fmaf(bf_lo(a.w), bf_lo(b.w), s); s = fmaf(bf_hi(a.w), bf_hi(b.w), s);
+    s = fmaf(bf_lo(a.x), bf_lo(b.x), s);
+    s = fmaf(bf_hi(a.x), bf_hi(b.x), s);
+    s = fmaf(bf_lo(a.y), bf_lo(b.y), s);
+    s = fmaf(bf_hi(a.y), bf_hi(b.y), s);
+    s = fmaf(bf_lo(a.z), bf_lo(b.z), s);
+    s = fmaf(bf_hi(a.z), bf_hi(b.z), s);
+    s = fmaf(bf_lo(a.w), bf_lo(b.w), s);
+    s = fmaf(bf_hi(a.w), bf_hi(b.w), s);
   }
   s = warp_sum(s);
   if (lane == 0) y[row] = __float2bfloat16(s);
 }
 EXPORT_KERNEL(t_gemv)
 extern "C" __global__ void t_argmax(int* out, const float* x, int n) {
-  SHARED(float, best, 32); SHARED(int, index, 32);
+  SHARED(float, best, 32);
+  SHARED(int, index, 32);
   const float* row = x + (size_t)blockIdx.x * n;
-  float v = -INFINITY; int at = 0x7fffffff;
-  for (int i = threadIdx.x; i < n; i += blockDim.x) if (row[i] > v) v = row[i], at = i;
-  auto take = [&](float ov, int oi) { if (ov > v || (ov == v && oi < at)) v = ov, at = oi; };
-  for (int o = 16; o; o >>= 1) { float ov = __shfl_xor_sync(0xffffffffu, v, o); int oi = __shfl_xor_sync(0xffffffffu, at, o); take(ov, oi); }
+  float v = -INFINITY;
+  int at = 0x7fffffff;
+  for (int i = threadIdx.x; i < n; i += blockDim.x)
+    if (row[i] > v) v = row[i], at = i;
+  auto take = [&](float ov, int oi) {
+    if (ov > v || (ov == v && oi < at)) v = ov, at = oi;
+  };
+  for (int o = 16; o; o >>= 1) {
+    float ov = __shfl_xor_sync(0xffffffffu, v, o);
+    int oi = __shfl_xor_sync(0xffffffffu, at, o);
+    take(ov, oi);
+  }
   if (!(threadIdx.x & 31)) best[threadIdx.x >> 5] = v, index[threadIdx.x >> 5] = at;
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -53,9 +69,13 @@ extern "C" __global__ void t_argmax(int* out, const float* x, int n) {
 }
 EXPORT_KERNEL(t_argmax)
 // a decode step in a graph: the position is in device memory; out[pos] = x[pos] * 2, then pos += 1
-extern "C" __global__ void t_step(float* out, const float* x, const int* pos) { if (threadIdx.x == 0) out[*pos] = x[*pos] * 2; }
+extern "C" __global__ void t_step(float* out, const float* x, const int* pos) {
+  if (threadIdx.x == 0) out[*pos] = x[*pos] * 2;
+}
 EXPORT_KERNEL(t_step)
-extern "C" __global__ void t_advance(int* pos) { if (threadIdx.x == 0) *pos += 1; }
+extern "C" __global__ void t_advance(int* pos) {
+  if (threadIdx.x == 0) *pos += 1;
+}
 EXPORT_KERNEL(t_advance)
 // cooperative: each block sums its slice, grid.sync, block 0 adds the partial sums
 extern "C" __global__ void t_grid_sum(float* out, float* part, const float* x, int n) {
@@ -65,17 +85,34 @@ extern "C" __global__ void t_grid_sum(float* out, float* part, const float* x, i
   s = block_sum(s, scratch);
   if (threadIdx.x == 0) part[blockIdx.x] = s;
   grid_sync();
-  if (blockIdx.x == 0 && threadIdx.x == 0) { float t = 0; for (int i = 0; i < (int)gridDim.x; i++) t += part[i]; *out = t; }
+  if (blockIdx.x == 0 && threadIdx.x == 0) {
+    float t = 0;
+    for (int i = 0; i < (int)gridDim.x; i++) t += part[i];
+    *out = t;
+  }
 }
 EXPORT_KERNEL(t_grid_sum)
 // every warp primitive once; out[32 * k + lane]
 extern "C" __global__ void t_warp(int* out, const int* x) {
   SHARED(float, scratch, 32);
-  int l = threadIdx.x, v = x[l], k = 0; const unsigned all = 0xffffffffu;
+  int l = threadIdx.x, v = x[l], k = 0;
+  const unsigned all = 0xffffffffu;
   auto put = [&](int r) { out[32 * k++ + l] = r; };
-  put(__shfl_sync(all, v, 5)); put(__shfl_sync(all, v, 1, 8)); put(__shfl_up_sync(all, v, 3)); put(__shfl_down_sync(all, v, 3, 16)); put(__shfl_xor_sync(all, v, 9));
-  put(__ballot_sync(all, v & 1)); put(__any_sync(all, v == 7)); put(__all_sync(all, v >= 0)); put(__reduce_add_sync(all, v)); put(__reduce_max_sync(all, v)); put(__reduce_or_sync(all, (unsigned)v));
-  put(__popc(v)); put(__ffs(v)); put(__clz(v)); put(__syncthreads_count(v & 1)); put((int)block_max((float)v, scratch));
+  put(__shfl_sync(all, v, 5));
+  put(__shfl_sync(all, v, 1, 8));
+  put(__shfl_up_sync(all, v, 3));
+  put(__shfl_down_sync(all, v, 3, 16));
+  put(__shfl_xor_sync(all, v, 9));
+  put(__ballot_sync(all, v & 1));
+  put(__any_sync(all, v == 7));
+  put(__all_sync(all, v >= 0));
+  put(__reduce_add_sync(all, v));
+  put(__reduce_max_sync(all, v));
+  put(__reduce_or_sync(all, (unsigned)v));
+  put(__popc(v));
+  put(__ffs(v));
+  put(__clz(v));
+  put(__syncthreads_count(v & 1));
+  put((int)block_max((float)v, scratch));
 }
 EXPORT_KERNEL(t_warp)
-

@@ -1,0 +1,240 @@
+// grid.cpp - the blocks of a launch: their memory, the scheduler that runs them, what is live while another kernel overlaps.
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "engine.h"
+
+namespace emu {
+// --- kernels by name
+static std::map<std::string, const Kernel*>& table() {
+  static std::map<std::string, const Kernel*> t;
+  return t;
+}
+void add_kernel(const Kernel* k) { table()[k->name] = k; }
+const Kernel* find_kernel(const char* n) {
+  auto it = table().find(n);
+  return it == table().end() ? nullptr : it->second;
+}
+
+// --- parameters
+static size_t words(unsigned bytes) { return (bytes + 15) / 16 * 2; }
+std::vector<uint64_t> pack_args(const Kernel* k, void** params) {
+  std::vector<uint64_t> a;
+  for (unsigned i = 0; i < k->nparams; i++) {
+    size_t at = a.size();
+    a.resize(at + words(k->sizes[i]));
+    memcpy(&a[at], params[i], k->sizes[i]);
+  }
+  return a;
+}
+std::vector<void*> unpack_args(const Kernel* k, const std::vector<uint64_t>& args) {
+  std::vector<void*> params;
+  size_t at = 0;
+  for (unsigned i = 0; i < k->nparams; i++) {
+    params.push_back((void*)&args[at]);
+    at += words(k->sizes[i]);
+  }
+  return params;
+}
+
+// --- arenas
+static void* map(size_t n) {
+  void* p = mmap(nullptr, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) {
+    perror("cuda-emulator: mmap");
+    abort();
+  }
+  return p;
+}
+static void reserve(Arena& a, size_t slots, size_t threads) {
+  if (a.slots < slots) {
+    if (a.slots) {
+      munmap(a.sh, a.slots * SHARED_SLOT);
+      munmap(a.sstate, a.slots * SHARED_SLOT / 2);
+      munmap(a.scell, a.slots * SHARED_SLOT / 2 * sizeof(Cell));
+    }
+    a.slots = slots;
+    a.sh = (char*)map(slots * SHARED_SLOT);
+    a.sstate = (uint8_t*)map(slots * SHARED_SLOT / 2);
+    a.scell = (Cell*)map(slots * SHARED_SLOT / 2 * sizeof(Cell));
+    while (a.blocks.size() < slots) a.blocks.push_back(std::make_unique<Block>());
+  }
+  if (a.nstacks < slots * threads) {
+    if (a.nstacks) munmap(a.stacks, a.nstacks * STACK);
+    a.nstacks = std::max<size_t>(1024, slots * threads);
+    a.stacks = (char*)map(a.nstacks * STACK);
+  }
+}
+// --- launches
+Launch::Launch(const Spec& spec) : s(spec), total((size_t)spec.grid.x * spec.grid.y * spec.grid.z) {
+  params = unpack_args(s.k, s.args);
+  if (E.pool.empty())
+    arena = new Arena;
+  else {
+    arena = E.pool.back();
+    E.pool.pop_back();
+  }
+  lo = first_seq = E.seq + 1;
+}
+Launch::~Launch() { E.pool.push_back(arena); }
+static void init_block(Launch* l, Block& b, size_t slot, uint3 idx) {
+  unsigned nt = l->s.block.x * l->s.block.y * l->s.block.z;
+  size_t smem = l->s.smem;
+  dim3 d = l->s.block;
+  if (b.f.size() != nt) b.f.resize(nt);
+  b.sh = l->arena->sh + slot * SHARED_SLOT;
+  b.sstate = l->arena->sstate + slot * SHARED_SLOT / 2;
+  b.scell = l->arena->scell + slot * SHARED_SLOT / 2;
+  memset(b.sstate, 0, b.st_top / 2 + 1);
+  memset(b.sstate + SHARED_DYN / 2, 0, (b.dyn_n + 1) / 2);  // what the slot's last block used
+  b.mbar.clear();
+  b.bulk.clear();
+  b.st.clear();
+  b.observed.clear();
+  b.idx = idx;
+  b.dyn_n = smem;
+  b.st_top = 64;
+  b.nwarps = (nt + 31) / 32;
+  b.sseq = b.gseq = l->hi = ++E.seq;
+  memset(b.vc, 0, sizeof b.vc);
+  memset(b.fvc, 0, sizeof b.fvc);
+  for (int w = 0; w < b.nwarps; w++) {
+    b.vc[w][w] = b.wsync[w] = 1;
+    b.warp[w].ready = (1ull << std::min<unsigned>(32, nt - w * 32)) - 1;
+    b.warp[w].done = b.warp[w].used = 0;
+  }
+  for (auto& r : b.bar) r = Bar();
+  memset(b.sstate + SHARED_DYN / 2, ALLOC, (smem + 1) / 2);
+  memset(b.sh + SHARED_DYN, 0xff, smem);  // NaN poison
+  for (unsigned t = 0; t < nt; t++) {
+    Fiber& f = b.f[t];
+    // the Thread lives above the stack: reads of threadIdx are stack reads
+    char* top = l->arena->stacks + (slot * (size_t)nt + t + 1) * STACK - 64;
+    f.th = (Thread*)top;
+    *f.th = {{t % d.x, t / d.x % d.y, t / d.x / d.y}, t & 31, t >> 5};
+    f.b = &b;
+    f.st = READY;
+    f.fence_clk = 0;
+    f.known = f.pending = f.fence_known = nullptr;
+    f.groups.clear();
+    f.open.clear();
+    f.wgroups.clear();
+    f.wopen.clear();
+    void** sp = (void**)(top - 8);  // rsp = 16n + 8 on entry, as after a call
+    *sp = nullptr;
+    *--sp = (void*)entry;
+    for (int i = 0; i < 6; i++) *--sp = nullptr;
+    f.sp = sp;
+  }
+}
+void Launch::fill(size_t n) {
+  reserve(*arena, n, (size_t)s.block.x * s.block.y * s.block.z);
+  live = n;
+  for (size_t j = 0; j < n; j++, next++) {
+    size_t q = E.policy == REVERSE ? total - 1 - next : next;
+    init_block(this, *arena->blocks[j], j,
+               {(unsigned)(q % s.grid.x), (unsigned)(q / s.grid.x % s.grid.y), (unsigned)(q / s.grid.x / s.grid.y)});
+  }
+}
+static uint32_t lanes_of(const Block* b, int w) {  // of warp w that exist
+  return (uint32_t)((1ull << std::min<int>(32, b->f.size() - w * 32)) - 1);
+}
+// Runs each warp as far ahead as it can; false: fault or nothing could run. all_done: no thread is left.
+bool Launch::run_ready(std::vector<std::pair<Block*, int>>& order, bool& all_done) {
+  bool progress = false;
+  all_done = true;
+  for (auto& [b, w] : order) {
+    Warp& warp = b->warp[w];
+    while (warp.ready) {
+      E.spun = false;
+      resume(&E.sp, &b->f[w * 32 + pick(warp.ready)]);
+      if (E.failed) return false;
+      progress = true;
+      if (E.spun || (E.policy == RANDOM && rnd() % 64 == 0)) break;
+    }
+    all_done &= warp.done == lanes_of(b, w);
+  }
+  return progress || all_done;
+}
+// Nothing can run. True if the rest waits at griddepcontrol.wait for the predecessor; else a deadlock, with a census.
+bool Launch::stuck() {
+  std::map<std::string, int> groups;
+  bool suspended = false;
+  for (size_t i = 0; i < live; i++) {
+    for (auto& f : arena->blocks[i]->f) {
+      suspended |= f.st == PDL;
+      char text[400];
+      snprintf(text, sizeof text, "%s %s:%d", f.op, f.site.file, f.site.line);
+      if (f.st == WARP) snprintf(text + strlen(text), 20, " mask %08x", f.mask);
+      groups[f.st == DONE ? "exited" : text]++;
+    }
+  }
+  if (suspended) return true;
+  E.failed = true;
+  E.code = 719;
+  E.err = std::string("deadlock in ") + s.k->name + ":";
+  for (auto& [what, n] : groups) E.err += " " + std::to_string(n) + " threads: " + what + ";";
+  return false;
+}
+// Until all live blocks are done, or (true as well) the rest waits for the predecessor.
+bool Launch::run_live() {
+  E.l = this;
+  E.stacks = arena->stacks;
+  E.stack_bytes = arena->nstacks * STACK;
+  E.failed = false;
+  E.err.clear();
+  E.spins = 0;
+  block_dim = s.block;
+  grid_dim = s.grid;
+  std::vector<std::pair<Block*, int>> order;
+  for (size_t i = 0; i < live; i++) {
+    for (int w = 0; w < arena->blocks[i]->nwarps; w++) order.push_back({arena->blocks[i].get(), w});
+  }
+  if (E.policy == REVERSE) std::reverse(order.begin(), order.end());
+  for (;;) {
+    if (E.policy == RANDOM) {
+      for (size_t i = order.size(); i > 1; i--) std::swap(order[i - 1], order[rnd() % i]);
+    }
+    bool all_done, progress = run_ready(order, all_done);
+    E.f = nullptr;
+    if (E.failed) return false;
+    if (all_done) {
+      live = 0;
+      return true;
+    }
+    for (size_t i = 0; i < live && !progress; i++) progress = land(arena->blocks[i].get());
+    if (!progress) return stuck();
+  }
+}
+void Launch::step_seq() {
+  first_seq = E.seq + 1;
+  for (size_t i = 0; i < live; i++) arena->blocks[i]->gseq = hi = ++E.seq;
+}
+bool Launch::begin() {
+  waiting_allowed = true;
+  while (next < total) {
+    fill(s.cooperative ? total : std::min<size_t>(EARLY_BLOCKS, total - next));
+    if (!run_live()) return false;
+    if (live) break;
+  }
+  return true;
+}
+bool Launch::finish() {
+  if (waiting_allowed) {  // the predecessor is done: what it did is ordered before everything from here on
+    waiting_allowed = false;
+    step_seq();
+    for (size_t i = 0; i < live; i++)
+      for (auto& f : arena->blocks[i]->f)
+        if (f.st == PDL) wake(f);
+    first_seq = live ? first_seq : E.seq + 1;
+    if (live && !run_live()) return false;
+  }
+  while (next < total) {
+    fill(s.cooperative ? total : 1);
+    if (!run_live()) return false;
+  }
+  return true;
+}
+}  // namespace emu

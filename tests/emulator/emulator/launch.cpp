@@ -1,0 +1,188 @@
+// launch.cpp - the driver API: modules, functions, occupancy, launches.
+#include <algorithm>
+
+#include "driver.h"
+
+using namespace drv;
+
+// --- modules: the image is ignored, the kernels are linked into this library
+struct Module {
+  std::map<std::string, std::unique_ptr<Func>> funcs;
+};
+API cuModuleLoadData(void** m, const void* image) {
+  LOCK;
+  if (!current_context()) return INVALID_CONTEXT;
+  if (!image) return INVALID_VALUE;
+  *m = new Module;
+  return OK;
+}
+API cuModuleLoadDataEx(void** m, const void* image, u32, int*, void**) { return cuModuleLoadData(m, image); }
+API cuModuleUnload(void* m) {
+  LOCK;
+  int e = run_all();
+  delete (Module*)m;
+  return e;
+}
+API cuModuleGetFunction(Func** f, Module* m, const char* name) {
+  LOCK;
+  auto k = emu::find_kernel(name);
+  if (!k) {
+    const char* text = " is linked into the emulator (EXPORT_KERNEL missing?)";
+    return refuse(NOT_FOUND, std::string("no kernel named ") + name + text);
+  }
+  auto& slot = m->funcs[name];
+  if (!slot) slot.reset(new Func{k});
+  *f = slot.get();
+  return OK;
+}
+API cuModuleGetGlobal_v2(Ptr*, size_t*, void*, const char*) { return NOT_FOUND; }
+
+// --- functions
+enum FuncAttribute { MAX_THREADS = 0, PTX_VERSION = 5, BINARY_VERSION = 6, MAX_DYNAMIC_SHARED = 8, CARVEOUT = 9 };
+API cuFuncSetAttribute(Func* f, int a, int v) {
+  LOCK;
+  if (!f) return INVALID_HANDLE;
+  if (a == MAX_DYNAMIC_SHARED) {
+    if (v < 0 || v > (int)SMEM_BLOCK) return INVALID_VALUE;
+    f->max_dyn = v;
+  } else if (a == CARVEOUT) {
+    if (v < -1 || v > 100) return INVALID_VALUE;
+    f->carveout = v;
+  }
+  return OK;
+}
+API cuFuncGetAttribute(int* v, int a, Func* f) {  // registers, local and static shared memory are not known: 0
+  LOCK;
+  if (!f) return INVALID_HANDLE;
+  switch (a) {
+    case MAX_THREADS: *v = 1024; break;
+    case PTX_VERSION:
+    case BINARY_VERSION: *v = device.major * 10 + device.minor; break;
+    case MAX_DYNAMIC_SHARED: *v = f->max_dyn; break;
+    case CARVEOUT: *v = f->carveout; break;
+    default: *v = 0;
+  }
+  return OK;
+}
+API cuFuncSetCacheConfig(Func*, int) { return OK; }
+API cuFuncGetName(const char** n, Func* f) {
+  *n = f->k->name;
+  return OK;
+}
+
+// --- occupancy, by threads and dynamic shared memory only
+static int occupancy(size_t threads, size_t smem) {
+  if (!threads || threads > emu::MAX_THREADS || smem > SMEM_BLOCK) return 0;
+  int whole_warps = (int)(threads + 31) / 32 * 32, by_smem = (int)(SMEM_MULTIPROCESSOR / (smem + SMEM_RESERVED));
+  return std::min({BLOCKS_MULTIPROCESSOR, THREADS_MULTIPROCESSOR / whole_warps, by_smem});
+}
+API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* n, Func*, int threads, size_t smem) {
+  *n = threads < 0 ? 0 : occupancy(threads, smem);
+  return OK;
+}
+API cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* n, Func* f, int threads, size_t smem, u32) {
+  return cuOccupancyMaxActiveBlocksPerMultiprocessor(n, f, threads, smem);
+}
+API cuOccupancyMaxPotentialBlockSize(int* grid, int* block, Func*, size_t (*smem_of)(int), size_t smem, int limit) {
+  int best = 0;
+  *grid = *block = 0;
+  for (int threads = 32; threads <= (limit > 0 ? std::min(limit, 1024) : 1024); threads += 32) {
+    int blocks = occupancy(threads, smem_of ? smem_of(threads) : smem);
+    if (blocks * threads >= best && blocks) best = blocks * threads, *block = threads, *grid = blocks * device.sms;
+  }
+  return OK;
+}
+API cuOccupancyMaxPotentialBlockSizeWithFlags(int* g, int* b, Func* f, size_t (*of)(int), size_t s, int limit, u32) {
+  return cuOccupancyMaxPotentialBlockSize(g, b, f, of, s, limit);
+}
+API cuOccupancyAvailableDynamicSMemPerBlock(size_t* n, Func*, int blocks, int) {
+  *n = std::min(SMEM_BLOCK, SMEM_MULTIPROCESSOR / std::max(1, blocks) - SMEM_RESERVED);
+  return OK;
+}
+
+// --- launches
+struct Attribute {  // CUlaunchAttribute
+  u32 id;
+  char pad[4];
+  union {
+    char bytes[64];
+    int i;
+    struct {
+      u32 x, y, z;
+    } d;
+  };
+};
+struct Config {  // CUlaunchConfig
+  u32 gx, gy, gz, bx, by, bz, smem;
+  void* stream;
+  Attribute* attrs;
+  u32 n;
+};
+enum LaunchAttribute { COOPERATIVE = 2, CLUSTER_DIMENSION = 4, PROGRAMMATIC_STREAM_SERIALIZATION = 6 };
+
+struct Geometry {
+  dim3 grid, block;
+  u32 smem;
+  bool cooperative = false, pdl = false;
+};
+static int launch(void* stream, Func* f, const Geometry& g, void** params, void** extra) {
+  if (!current_context()) return INVALID_CONTEXT;
+  auto s = stream_of(stream);
+  if (!s || !f) return INVALID_HANDLE;
+  auto bad = [&](int code, const std::string& text) { return refuse(code, text + " launching " + f->k->name); };
+  size_t threads = (size_t)g.block.x * g.block.y * g.block.z, blocks = (size_t)g.grid.x * g.grid.y * g.grid.z;
+  if (extra || (!params && f->k->nparams)) return bad(INVALID_VALUE, "kernelParams missing (`extra` is not emulated)");
+  if (!blocks || g.grid.x > 0x7fffffff || g.grid.y > 65535 || g.grid.z > 65535)
+    return bad(INVALID_VALUE, "invalid grid");
+  if (!threads || threads > emu::MAX_THREADS || g.block.z > 64) {
+    return bad(INVALID_VALUE, "invalid block of " + std::to_string(threads) + " threads");
+  }
+  if (g.smem > SMEM_DEFAULT && (int)g.smem > f->max_dyn) {
+    const char* text = " bytes of dynamic shared memory need CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES";
+    return bad(INVALID_VALUE, std::to_string(g.smem) + text);
+  }
+  if (g.cooperative && blocks > (size_t)occupancy(threads, g.smem) * device.sms) {
+    return bad(COOPERATIVE_TOO_LARGE, "cooperative grid of " + std::to_string(blocks) + " blocks does not fit");
+  }
+  emu::Spec spec{f->k, g.grid, g.block, g.smem, g.cooperative, g.pdl, emu::pack_args(f->k, params)};
+  return enqueue_op(*s, std::make_shared<Op>(Op{KERNEL, std::move(spec), f}));
+}
+API cuLaunchKernel(Func* f, u32 gx, u32 gy, u32 gz, u32 bx, u32 by, u32 bz, u32 smem, void* stream, void** params,
+                   void** extra) {
+  LOCK;
+  return launch(stream, f, {{gx, gy, gz}, {bx, by, bz}, smem}, params, extra);
+}
+API cuLaunchCooperativeKernel(Func* f, u32 gx, u32 gy, u32 gz, u32 bx, u32 by, u32 bz, u32 smem, void* stream,
+                              void** params) {
+  LOCK;
+  return launch(stream, f, {{gx, gy, gz}, {bx, by, bz}, smem, true}, params, nullptr);
+}
+API cuLaunchKernelEx(const Config* c, Func* f, void** params, void** extra) {
+  LOCK;
+  Geometry g{{c->gx, c->gy, c->gz}, {c->bx, c->by, c->bz}, c->smem};
+  for (u32 i = 0; i < c->n; i++) {
+    auto& a = c->attrs[i];
+    if (a.id == COOPERATIVE) g.cooperative = a.i;
+    if (a.id == PROGRAMMATIC_STREAM_SERIALIZATION) g.pdl = a.i;
+    if (a.id != CLUSTER_DIMENSION) continue;
+    bool divides = a.d.x && a.d.y && a.d.z && !(c->gx % a.d.x || c->gy % a.d.y || c->gz % a.d.z);
+    if (!divides)
+      return refuse(INVALID_VALUE, std::string("grid is not a multiple of the cluster launching ") + f->k->name);
+  }
+  return launch(c->stream, f, g, params, extra);
+}
+API cuLaunchHostFunc(void* stream, void (*fn)(void*), void* data) {
+  LOCK;
+  return enqueue(stream, HOST, [=] {
+    fn(data);
+    return 0;
+  });
+}
+API cuOccupancyMaxActiveClusters(int* n, Func*, const Config* c) {
+  *n = device.sms * occupancy((size_t)c->bx * c->by * c->bz, c->smem);
+  for (u32 i = 0; i < c->n; i++) {
+    auto& a = c->attrs[i];
+    if (a.id == CLUSTER_DIMENSION) *n /= std::max(1u, a.d.x * a.d.y * a.d.z);
+  }
+  return OK;
+}
