@@ -14,6 +14,7 @@ pub mod kv;
 pub mod model;
 pub mod ops;
 mod sampler;
+mod text;
 pub mod weights;
 pub mod tiles {
     //! Numbers that kernels and launch code share, from `kernels/common/tiles.h`.
@@ -23,4 +24,5 @@ pub mod tiles {
 pub use config::{Config, Dtype, RopeScaling};
 pub use error::{Error, Result};
 pub use sampler::Sampling;
+pub use text::{AOG_INSTRUCTION, Found, Jinja, Message, StopStrings, Template, TokenStream, Tokenizer, Turn};
 pub use weights::{LayerTensors, Tensor, Weights};

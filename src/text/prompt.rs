@@ -1,0 +1,272 @@
+//! Conversations to prompts: the presets of the model's card, a checkpoint's own template, or nothing at all.
+
+use std::fmt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::Tokenizer;
+use super::jinja::Jinja;
+use super::tokenizer::Part;
+use crate::{Error, Result};
+
+/// The instruction of the card of Llama-3-Ko-8B-Instruct-AOG: "As a friendly chatbot, answer the other's request in
+/// as much detail and as kindly as you can."
+pub const AOG_INSTRUCTION: &str = "친절한 챗봇으로서 상대방의 요청에 최대한 자세하고 친절하게 답하자.";
+
+/// A question that was asked and the answer that was given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turn {
+    /// What the user said.
+    pub question: String,
+    /// What the model answered.
+    pub answer: String,
+}
+
+/// One message of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// `system`, `user` or `assistant`; templates may know others.
+    pub role: String,
+    /// What is said.
+    pub content: String,
+}
+
+impl Message {
+    /// A message of `role`.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into() }
+    }
+
+    /// The messages of earlier `turns`, then `question`.
+    pub fn conversation(turns: &[Turn], question: &str) -> Vec<Message> {
+        let turn = |t: &Turn| [Message::new("user", &t.question), Message::new("assistant", &t.answer)];
+        turns.iter().flat_map(turn).chain([Message::new("user", question)]).collect()
+    }
+}
+
+/// How a conversation becomes a prompt that ends where the answer begins.
+#[derive(Debug, Clone)]
+pub enum Template {
+    /// The card's preset, in the order that its author found best:
+    ///
+    /// ```text
+    /// ### Question:
+    /// {an earlier question}
+    ///
+    /// ### Response:
+    /// {its answer}
+    ///
+    /// ### Question:
+    /// {question}
+    ///
+    /// ### Instruction:
+    /// {instruction}
+    ///
+    /// ### Response:
+    /// ```
+    Aog,
+    /// The other order that the card mentions: `### Instruction:`, `### Input:` (the question), `### Response:`.
+    /// Earlier turns come first, as Input and Response.
+    AogInstructionFirst,
+    /// A checkpoint's own chat template.
+    Jinja(Jinja),
+    /// No template: the contents of the messages with nothing between them.
+    Raw,
+}
+
+impl Template {
+    /// The template of the checkpoint in `dir`: its own if it has one, else [`Template::Aog`]; that also without a
+    /// directory.
+    ///
+    /// # Errors
+    /// [`Error::File`] when the checkpoint's template, or the file it should be in, cannot be read.
+    pub fn for_model(dir: Option<&Path>) -> Result<Self> {
+        let own = dir.map(Jinja::of_model).transpose()?.flatten();
+        Ok(own.map_or(Self::Aog, Self::Jinja))
+    }
+
+    /// The template that `name` names: `aog`, `aog-instruction-first`, `raw`, or the path of a Jinja file, which gets
+    /// the special tokens of the checkpoint in `dir`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for another name; [`Error::Io`] and [`Error::File`] for a file that is no template.
+    pub fn parse(name: &str, dir: Option<&Path>) -> Result<Self> {
+        let path = Path::new(name);
+        match name {
+            "aog" => Ok(Self::Aog),
+            "aog-instruction-first" => Ok(Self::AogInstructionFirst),
+            "raw" => Ok(Self::Raw),
+            _ if path.extension().is_some_and(|e| e == "jinja" || e == "j2") || path.is_file() => {
+                Jinja::from_file(path, dir).map(Self::Jinja)
+            }
+            _ => Err(Error::Input(format!(
+                "template {name:?}: expected aog, aog-instruction-first, raw, or the path of a .jinja file"
+            ))),
+        }
+    }
+
+    /// The prompt for the answer to the last message.
+    ///
+    /// A system message at the beginning is the instruction. Without one it is `instruction`; without that, the
+    /// presets take [`AOG_INSTRUCTION`] (and leave the block out when it is empty), a checkpoint's template what it
+    /// takes by itself.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the conversation does not fit the template: the presets want question and answer in
+    /// turn and a question at the end, [`Template::Raw`] has no place for an instruction, and a checkpoint's template
+    /// may refuse what it likes.
+    pub fn render(&self, messages: &[Message], instruction: Option<&str>) -> Result<String> {
+        match self {
+            Self::Aog => Dialogue::of(messages, instruction)?.render("Question", |question, instruction| {
+                format!("### Question:\n{question}\n\n{instruction}### Response:\n")
+            }),
+            Self::AogInstructionFirst => Dialogue::of(messages, instruction)?
+                .render("Input", |input, instruction| format!("{instruction}### Input:\n{input}\n\n### Response:\n")),
+            Self::Jinja(jinja) => match instruction {
+                Some(instruction) if messages.first().is_none_or(|m| !is_system(m)) => {
+                    let mut with = vec![Message::new("system", instruction)];
+                    with.extend_from_slice(messages);
+                    jinja.render(&with)
+                }
+                _ => jinja.render(messages),
+            },
+            Self::Raw if instruction.is_some() => {
+                Err(Error::Input("the raw template has no place for an instruction: put it into the text".into()))
+            }
+            Self::Raw if messages.is_empty() => Err(no_message()),
+            Self::Raw => Ok(messages.iter().map(|m| m.content.as_str()).collect()),
+        }
+    }
+
+    /// The tokens of [`Template::render`]'s prompt.
+    ///
+    /// The presets and [`Template::Raw`] begin with BOS exactly once if the tokenizer has one; a checkpoint's
+    /// template writes its own or none, as with Hugging Face's `apply_chat_template`.
+    ///
+    /// Special tokens come from templates, and from the text of [`Template::Raw`], which is the user's own prompt.
+    /// In the messages of all others their text stays text: nobody ends a prompt by writing `<|end_of_text|>`.
+    /// Hugging Face's libraries differ here: they take it for the token.
+    ///
+    /// # Errors
+    /// As [`Template::render`] and [`Tokenizer::encode`].
+    pub fn encode(&self, tokenizer: &Tokenizer, messages: &[Message], instruction: Option<&str>) -> Result<Vec<u32>> {
+        let ids = match self {
+            // One text, encoded as one: tokens may cross from the template into a message (`.\n\n` is one).
+            Self::Aog | Self::AogInstructionFirst => tokenizer.encode_plain(&self.render(messages, instruction)?)?,
+            Self::Jinja(_) => return self.encode_jinja(tokenizer, messages, instruction),
+            Self::Raw => tokenizer.encode(&self.render(messages, instruction)?, false)?,
+        };
+        let bos = tokenizer.bos().filter(|bos| ids.first() != Some(bos));
+        Ok(bos.into_iter().chain(ids).collect())
+    }
+
+    fn encode_jinja(&self, tok: &Tokenizer, messages: &[Message], instruction: Option<&str>) -> Result<Vec<u32>> {
+        let contents = || messages.iter().map(|m| m.content.as_str()).chain(instruction);
+        let typed: Vec<&str> = tok.specials().filter(|special| contents().any(|c| c.contains(special))).collect();
+        if typed.is_empty() {
+            return tok.encode(&self.render(messages, instruction)?, false);
+        }
+        // Somebody wrote special tokens: they go through the template in disguise, so that those which are in the
+        // prompt afterwards are the template's own.
+        let disguise = Disguise::new(typed, contents());
+        let hidden: Vec<_> = messages.iter().map(|m| Message::new(&m.role, disguise.hide(&m.content))).collect();
+        let prompt = self.render(&hidden, instruction.map(|i| disguise.hide(i)).as_deref())?;
+        let mut ids = Vec::new();
+        for part in tok.split_special(&prompt) {
+            match part {
+                Part::Special(id) => ids.push(id),
+                Part::Text(text) => ids.extend(tok.encode_plain(&disguise.show(text))?),
+            }
+        }
+        Ok(ids)
+    }
+}
+
+impl fmt::Display for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Aog => f.write_str("aog"),
+            Self::AogInstructionFirst => f.write_str("aog-instruction-first"),
+            Self::Jinja(jinja) => write!(f, "{}", jinja.path().display()),
+            Self::Raw => f.write_str("raw"),
+        }
+    }
+}
+
+/// A conversation as the presets see it.
+struct Dialogue<'a> {
+    turns: Vec<(&'a str, &'a str)>,
+    question: &'a str,
+    instruction: &'a str,
+}
+
+impl<'a> Dialogue<'a> {
+    fn of(messages: &'a [Message], instruction: Option<&'a str>) -> Result<Self> {
+        let (instruction, talk) = match messages {
+            [system, talk @ ..] if is_system(system) => (system.content.as_str(), talk),
+            talk => (instruction.unwrap_or(AOG_INSTRUCTION), talk),
+        };
+        if talk.is_empty() {
+            return Err(no_message());
+        }
+        let offset = messages.len() - talk.len();
+        for (i, message) in talk.iter().enumerate() {
+            let expected = ["user", "assistant"][i % 2];
+            if message.role != expected {
+                let (n, role) = (offset + i + 1, &message.role);
+                return Err(Error::Input(format!("message {n} has role {role:?}, expected {expected:?}")));
+            }
+        }
+        let Some((question, [])) = talk.chunks(2).next_back().and_then(|last| last.split_first()) else {
+            return Err(Error::Input("the last message is an answer, expected a question to answer".into()));
+        };
+        let turns = talk.chunks_exact(2).map(|t| (t[0].content.as_str(), t[1].content.as_str())).collect();
+        Ok(Self { turns, question: &question.content, instruction })
+    }
+
+    /// Blocks of earlier turns, their questions titled `title`, then what `last` makes of the question and the
+    /// instruction's block.
+    fn render(&self, title: &str, last: impl Fn(&str, &str) -> String) -> Result<String> {
+        let turn = |&(q, a): &(&str, &str)| format!("### {title}:\n{q}\n\n### Response:\n{a}\n\n");
+        let mut prompt: String = self.turns.iter().map(turn).collect();
+        let instruction = match self.instruction {
+            "" => String::new(),
+            text => format!("### Instruction:\n{text}\n\n"),
+        };
+        prompt.push_str(&last(self.question, &instruction));
+        Ok(prompt)
+    }
+}
+
+fn is_system(message: &Message) -> bool {
+    matches!(message.role.as_str(), "system" | "developer")
+}
+
+fn no_message() -> Error {
+    Error::Input("there is no message to answer".into())
+}
+
+/// Writes the texts of special tokens so that they are none, and back.
+struct Disguise<'a> {
+    /// Special tokens, and for each a character that no message contains.
+    marks: Vec<(&'a str, String)>,
+}
+
+impl<'a> Disguise<'a> {
+    fn new<'c>(mut specials: Vec<&'a str>, contents: impl Iterator<Item = &'c str> + Clone) -> Self {
+        // The longest first, for one may contain another.
+        specials.sort_by_key(|s| (std::cmp::Reverse(s.len()), *s));
+        // Private characters of plane 15, which mean nothing to anybody.
+        let unused = ('\u{F0000}'..='\u{FFFFD}').filter(|mark| !contents.clone().any(|c| c.contains(*mark)));
+        Self { marks: specials.into_iter().zip(unused.map(String::from)).collect() }
+    }
+
+    fn hide(&self, text: &str) -> String {
+        self.marks.iter().fold(text.to_string(), |text, (special, mark)| text.replace(special, mark))
+    }
+
+    fn show(&self, text: &str) -> String {
+        self.marks.iter().fold(text.to_string(), |text, (special, mark)| text.replace(mark, special))
+    }
+}

@@ -1,0 +1,85 @@
+//! Stop strings that are never seen, however tokens cut them.
+
+use crate::{Error, Result};
+
+/// Looks for stop strings in a text that comes in pieces, and holds back what could still become one.
+///
+/// The result does not depend on where the text is cut: the stop string whose last character comes first ends the
+/// text, of several that end there the longest, and the text ends where that one begins.
+///
+/// ```
+/// let mut stops = aoji::StopStrings::new(vec!["###".into()]).unwrap();
+/// assert_eq!(stops.push("답 #").text, "답 ");
+/// let found = stops.push("## 질문");
+/// assert_eq!((found.text.as_str(), found.stopped), ("", Some(0)));
+/// ```
+#[derive(Debug, Clone)]
+pub struct StopStrings {
+    stops: Vec<String>,
+    /// What could still be the beginning of a stop string.
+    held: String,
+    stopped: Option<usize>,
+}
+
+/// What [`StopStrings::push`] found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Text that belongs to no stop string, whatever comes next.
+    pub text: String,
+    /// The stop string that ended the text, as its index in the list; no text comes after it.
+    pub stopped: Option<usize>,
+}
+
+impl StopStrings {
+    /// Watches for `stops`; an empty list holds nothing back.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when one of them is empty.
+    pub fn new(stops: Vec<String>) -> Result<Self> {
+        match stops.iter().position(String::is_empty) {
+            Some(i) => Err(Error::Input(format!("stop string {} is empty: it would end every text at once", i + 1))),
+            None => Ok(Self { stops, held: String::new(), stopped: None }),
+        }
+    }
+
+    /// Takes the next piece of text; what of the text may be shown now, and whether it has ended.
+    pub fn push(&mut self, piece: &str) -> Found {
+        if self.stopped.is_some() {
+            return Found { text: String::new(), stopped: self.stopped };
+        }
+        let mut text = std::mem::take(&mut self.held);
+        let old = text.len();
+        text.push_str(piece);
+        if let Some((start, which)) = self.first_stop(&text, old) {
+            text.truncate(start);
+            self.stopped = Some(which);
+        } else {
+            self.held = text.split_off(text.len() - self.could_grow(&text));
+        }
+        Found { text, stopped: self.stopped }
+    }
+
+    /// The text that was held back, when no more comes. The watch then begins anew.
+    pub fn finish(&mut self) -> String {
+        self.stopped = None;
+        std::mem::take(&mut self.held)
+    }
+
+    /// Start and index of the stop string that ends first in `text` after byte `old`.
+    fn first_stop(&self, text: &str, old: usize) -> Option<(usize, usize)> {
+        (old + 1..=text.len()).find_map(|end| {
+            let ends = |stop: &String| text.as_bytes()[..end].ends_with(stop.as_bytes());
+            let ended = (0..self.stops.len()).filter(|&i| ends(&self.stops[i]));
+            ended.map(|i| (end - self.stops[i].len(), i)).min()
+        })
+    }
+
+    /// Length of the longest end of `text` that a stop string begins with and goes beyond.
+    fn could_grow(&self, text: &str) -> usize {
+        let grows = |stop: &String| {
+            let longest = text.len().min(stop.len() - 1);
+            (1..=longest).rev().find(|&n| text.as_bytes().ends_with(&stop.as_bytes()[..n])).unwrap_or(0)
+        };
+        self.stops.iter().map(grows).max().unwrap_or(0)
+    }
+}
