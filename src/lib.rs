@@ -14,6 +14,7 @@ pub mod kv;
 pub mod model;
 pub mod ops;
 mod sampler;
+pub mod synth;
 mod text;
 pub mod weights;
 pub mod tiles {

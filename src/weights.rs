@@ -19,8 +19,8 @@ pub use header::{Entry, read_header};
 use crate::config::{Config, Dtype};
 use crate::{Error, Result};
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const SINGLE: &str = "model.safetensors";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 const EMBED: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
@@ -124,7 +124,8 @@ impl fmt::Debug for Tensor {
 
 impl<T> Weights<T> {
     /// The one table of the architecture: field, Hugging Face name, shape. Calls `bind` once for every tensor that
-    /// a checkpoint of `config` must have, in the order in which data flows through them.
+    /// a checkpoint of `config` must have, in the order of transformers' modules (which decides what falls into which
+    /// shard).
     ///
     /// # Errors
     /// The first that `bind` returns.
@@ -140,15 +141,15 @@ impl<T> Weights<T> {
         for l in 0..config.n_layers {
             let mut bind = |name, shape: &[usize]| bind(format!("model.layers.{l}.{name}.weight"), shape);
             layers.push(LayerTensors {
-                attn_norm: bind("input_layernorm", &[dim])?,
                 wq: bind("self_attn.q_proj", &[q_dim, dim])?,
                 wk: bind("self_attn.k_proj", &[kv_dim, dim])?,
                 wv: bind("self_attn.v_proj", &[kv_dim, dim])?,
                 wo: bind("self_attn.o_proj", &[dim, q_dim])?,
-                ffn_norm: bind("post_attention_layernorm", &[dim])?,
                 w_gate: bind("mlp.gate_proj", &[ffn_dim, dim])?,
                 w_up: bind("mlp.up_proj", &[ffn_dim, dim])?,
                 w_down: bind("mlp.down_proj", &[dim, ffn_dim])?,
+                attn_norm: bind("input_layernorm", &[dim])?,
+                ffn_norm: bind("post_attention_layernorm", &[dim])?,
             });
         }
         let final_norm = bind("model.norm.weight".into(), &[dim])?;

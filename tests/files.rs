@@ -262,7 +262,7 @@ fn config_contradicts_weights() {
     refused(checkpoint.open_items(&items), &["embed_tokens", "expected shape [17, 8]", "found shape [16, 8]"]);
     checkpoint.config.vocab = 16;
     checkpoint.config.n_layers = 3;
-    refused(checkpoint.open_items(&items), &["model.layers.2.input_layernorm.weight", "no such tensor"]);
+    refused(checkpoint.open_items(&items), &["model.layers.2.", "no such tensor"]);
     checkpoint.config.n_layers = 1;
     refused(checkpoint.open_items(&items), &["model.layers.1.", "Llama of 1 layers"]);
     checkpoint.config.n_layers = 2;
