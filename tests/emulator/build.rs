@@ -1,4 +1,5 @@
-//! Builds two shared objects into `OUT_DIR/lib`: `libcuda.so` (the emulator with the kernels linked in) and `libcublas.so`.
+//! Builds two shared objects into `OUT_DIR/lib`: `libcuda.so` (the emulator with the kernels linked in) and
+//! `libcublas.so`.
 //!
 //! Kernels: the `.cu` files directly in the workspace's `kernels/` and in `kernels/lab/`, or in the directories of
 //! `CUDA_EMULATOR_KERNELS` (separated by `:`, relative to the workspace); and always this crate's own `tests/kernels`.
@@ -17,7 +18,7 @@ fn compiler(kernels: bool) -> cc::Build {
     // -ffp-contract=off: explicitly rounded arithmetic must give the same bits as on the device
     b.flags(["-fvisibility=hidden", "-Wno-psabi", "-ffp-contract=off"]);
     if kernels {
-        // Only the compiler's half of ThreadSanitizer: it reports each access to emulator/checker.cpp. libtsan is not linked.
+        // only the compiler's half of ThreadSanitizer: it reports each access to checker.cpp, libtsan is not linked
         b.flags(["-fsanitize=thread", "-Wno-unknown-pragmas"]);
     }
     b
@@ -32,8 +33,8 @@ fn files(dir: &Path, extensions: &[&str]) -> Vec<PathBuf> {
     v
 }
 
-/// A kernel's source as the compiler gets it: in a namespace of its own, because nvcc too keeps each file's device functions
-/// apart, while C++ would silently merge inline functions of the same name from two files.
+/// A kernel's source as the compiler gets it: in a namespace of its own, because nvcc too keeps each file's device
+/// functions apart, while C++ would silently merge inline functions of the same name from two files.
 fn wrap(out: &Path, kernel: &Path) -> PathBuf {
     let text = kernel.to_str().expect("the kernel's path is UTF-8");
     let name: String = text.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
@@ -45,8 +46,8 @@ fn wrap(out: &Path, kernel: &Path) -> PathBuf {
     path
 }
 
-/// Objects of `sources` (what to compile, and the file whose text counts); compiles only where that text, the flags or a
-/// header changed since the last run.
+/// Objects of `sources` (what to compile, and the file whose text counts); compiles only where that text, the flags or
+/// a header changed since the last run.
 fn compile(b: &cc::Build, sources: &[(PathBuf, PathBuf)], headers: &[PathBuf], what: &str) -> Vec<PathBuf> {
     let command = b.get_compiler().to_command();
     let command = format!("{what} {:?} {:?}", command.get_program(), command.get_args().collect::<Vec<_>>());

@@ -1,5 +1,5 @@
-// checker.cpp - bounds, initialisation and race checks (FastTrack vector clocks at warp granularity), and the callbacks of
-// -fsanitize=thread. libtsan itself is never linked: the compiler only inserts the calls.
+// checker.cpp - bounds, initialisation and race checks (FastTrack vector clocks at warp granularity), and the callbacks
+// of -fsanitize=thread. libtsan itself is never linked: the compiler only inserts the calls.
 #include <dlfcn.h>
 
 #include <algorithm>

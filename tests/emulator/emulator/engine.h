@@ -16,8 +16,9 @@ constexpr size_t STACK = (128 << 10) + 1088;
 constexpr size_t RED_ZONE = 512;
 constexpr unsigned MAX_THREADS = 1024, EARLY_BLOCKS = 64;
 
-// --- shadow memory: a state byte per 2 bytes, and a cell per 2 bytes that only kernels' accesses touch. An access is packed
-// as seq:32 | clock:19 | atomic:1 | bytes:2 | thread:10. seq names a block's run, clock counts its warp's sync points.
+// --- shadow memory: a state byte per 2 bytes, and a cell per 2 bytes that only kernels' accesses touch. An access is
+// packed as seq:32 | clock:19 | atomic:1 | bytes:2 | thread:10. seq names a block's run, clock counts its warp's sync
+// points.
 enum : uint8_t { ALLOC = 1, INIT = 2, ASYNC = 4 };
 struct Cell {
   uint64_t w, r0, r1;  // the last write, and the last reads by two different threads since
@@ -220,6 +221,11 @@ void check(const void* p, unsigned n, bool write, bool atomic = false, bool asyn
 uint64_t stamp(Block* b, bool shared, unsigned bytes, bool atomic);
 void set_state(const void* shared_p, size_t n, uint8_t set, uint8_t clear);
 void land_write(Block* b, const void* shared_p, size_t n, uint64_t stamp);
+
+// --- shared memory addresses
+constexpr int SWIZZLE_128B = 3;  // of CUtensorMapSwizzle: 0 none, 1 32 bytes, 2 64, 3 128
+uint32_t swizzled(uint32_t address, int mode);
+bool in_shared(const void* p);
 bool land(Block* b);  // one bulk copy arrives
 
 // --- device heap

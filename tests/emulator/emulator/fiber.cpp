@@ -1,6 +1,7 @@
 // fiber.cpp - fibers, and the rendezvous of warp operations and barriers.
-// One fiber per CUDA thread. A lane runs alone until its next warp operation or barrier; the last lane to arrive carries the
-// operation out for all. So lanes drift apart as far as CUDA allows, which is what shows missing synchronisation.
+// One fiber per CUDA thread. A lane runs alone until its next warp operation or barrier; the last lane to arrive
+// carries the operation out for all. So lanes drift apart as far as CUDA allows, which is what shows missing
+// synchronisation.
 #include <algorithm>
 #include <cstdlib>
 

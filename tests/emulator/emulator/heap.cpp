@@ -11,8 +11,8 @@ uint8_t* dev_state;
 Cell* dev_cell;
 size_t dev_size;
 
-// Offset to size. Addresses are handed out once, so that a use after free keeps being seen; holes are reused only when fresh
-// addresses run out.
+// Offset to size. Addresses are handed out once, so that a use after free keeps being seen; holes are reused only when
+// fresh addresses run out.
 static std::map<size_t, size_t> heap, holes;
 static size_t top = 1 << 20;
 

@@ -70,8 +70,8 @@ fn page_locked_memory() {
     // a copy into it is asynchronous: nothing has happened before the stream is waited for
     pinned.as_mut_slice().unwrap().fill(0.0);
     let p = pinned.as_mut_ptr().unwrap();
-    // SAFETY: p names four floats that live until the end of the test; they are read only after the copy is done, or through
-    // this pointer.
+    // SAFETY: p names four floats that live until the end of the test; they are read only after the copy is done, or
+    // through this pointer.
     unsafe {
         let host = std::slice::from_raw_parts_mut(p, 4);
         result::memcpy_dtoh_async(host, f.device_ptr(&g.stream).0, g.stream.cu_stream()).unwrap();

@@ -55,7 +55,7 @@ fn node_parameters_can_be_changed() {
     assert_eq!((g.stream.clone_dtoh(&pos).unwrap()[0], g.stream.clone_dtoh(&other).unwrap()[0]), (1, 11));
 }
 
-/// A forked capture: the copy in from page-locked memory on one stream, a kernel on another, the copy out after the join.
+/// A forked capture: a copy in from page-locked memory on one stream, a kernel on another, a copy out after the join.
 #[test]
 fn fork_join_copies_and_update() {
     let g = Gpu::new();

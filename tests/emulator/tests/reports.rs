@@ -65,7 +65,7 @@ fn memory() {
 }
 #[test]
 fn faults_name_the_source_line() {
-    reports("b_oob_read", grid(1, 1, 128, 0), false, 1, R::CUDA_ERROR_ILLEGAL_ADDRESS, "bugs.cu:5");
+    reports("b_oob_read", grid(1, 1, 128, 0), false, 1, R::CUDA_ERROR_ILLEGAL_ADDRESS, "bugs.cu:11");
     reports(
         "b_oob_read",
         grid(1, 1, 128, 0),

@@ -28,7 +28,8 @@ extern "C" __global__ void t_arithmetic(unsigned* out, const float* a, const flo
 }
 EXPORT_KERNEL(t_arithmetic)
 
-// 64-bit atomics and shuffles, match: out[0] the sum, out[1] the maximum, out[2 + lane] lane ^ 1's value, out[34 + lane] the match.
+// 64-bit atomics and shuffles, match: out[0] the sum, out[1] the maximum, out[2 + lane] the value of lane ^ 1,
+// out[34 + lane] the match.
 extern "C" __global__ void t_wide(unsigned long long* out, const unsigned long long* x) {
   unsigned long long v = x[threadIdx.x];
   atomicAdd(out, v);

@@ -1,7 +1,9 @@
 #include "common/device.cuh"
-// Decode, split over the keys: block (kv head, split) does G query heads with 4 warps and online softmax, writes a partial result, and the
-// last block of a head to arrive merges them. part: [heads][splits][D + 2]; count: [kv heads], zero before and after.
-// HOW 0: __threadfence and a plain atomicAdd; 1: one acq_rel atomic; 2 (bug): no release fence; 3 (bug): no acquire fence; 4 (bug): no barrier between the atomic and its release
+
+// Decode, split over the keys: block (kv head, split) does G query heads with 4 warps and online softmax, writes a
+// partial result, and the last block of a head to arrive merges them. part: [heads][splits][D + 2]; count: [kv heads],
+// zero before and after. HOW 0: __threadfence and a plain atomicAdd; 1: one acq_rel atomic; bugs: 2 no release fence, 3
+// no acquire fence, 4 no barrier between the writes and the atomic that releases them.
 template <int D, int G, int HOW> DEV void decode(bf16* out, float* part, unsigned* count, const bf16* q, const bf16* kc,
                                                  const bf16* vc, int len, int stride, float scale) {
   DYN_SHARED(float, sm);  // [warps][G][D + 2]
@@ -92,10 +94,10 @@ DECODE(t_decode_no_release, 64, 4, 2)
 DECODE(t_decode_no_acquire, 64, 4, 3)
 DECODE(t_decode_no_barrier, 64, 4, 4)
 
-// Prefill: 64 query rows per block (4 warps x 16), 64 keys per tile, cp.async double buffering, mma.m16n8k16, causal, GQA.
-template <int D, int BUG> __device__ __forceinline__ void prefill(bf16* out, const bf16* q, const bf16* k,
-                                                                  const bf16* v, int T, int qstride, int kvstride,
-                                                                  int group, float scale) {
+// Prefill: 64 query rows per block (4 warps x 16), 64 keys per tile, cp.async double buffering, mma.m16n8k16, causal,
+// GQA. BUG 1: no wait for the copies; 2: no barrier before the next ones.
+template <int D, int BUG> DEV void prefill(bf16* out, const bf16* q, const bf16* k, const bf16* v, int T, int qstride,
+                                           int kvstride, int group, float scale) {
   constexpr int P = D + 8, BR = 64, BC = 64;  // P: padded row, keeps ldmatrix free of bank conflicts
   DYN_SHARED(bf16, sm);
   bf16 *sq = sm, *sk = sq + BR * P, *sv = sk + 2 * BC * P;

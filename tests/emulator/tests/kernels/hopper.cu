@@ -1,7 +1,9 @@
 #include "common/device.cuh"
+
+// A warp-specialised GEMM tile: TMA producer, wgmma consumers, an mbarrier ring of two stages. y[T, N] = x[T, K] w[N,
+// K]^T. BUG 1: the producer does not wait for a free stage; 2: it announces half of the bytes.
 #if HAS_SM90A
-// warp-specialised GEMM tile: TMA producer, wgmma consumers, mbarrier ring of two stages; y[T,N] = x[T,K] W[N,K]^T
-__device__ __forceinline__ uint64_t desc128(const void* p) {
+DEV uint64_t desc128(const void* p) {
   return (uint64_t)((smem_u32(p) & 0x3ffff) >> 4) | 1ull << 16 | (uint64_t)(1024 >> 4) << 32 | 1ull << 62;
 }
 template <int BUG> DEV void wg(bf16* y, const TensorMap& tx, const TensorMap& tw, int T, int N, int K) {
@@ -18,14 +20,13 @@ template <int BUG> DEV void wg(bf16* y, const TensorMap& tx, const TensorMap& tw
   }
   __syncthreads();
   if (warp == 4) {
-    if (lane == 0)
-      for (int j = 0; j < K / 64; j++) {
-        int s = j & 1;
-        if (BUG != 1) mbar_wait(empty + s, (j >> 1 & 1) ^ 1);
-        mbar_expect_tx(full + s, BUG == 2 ? 8192 : 16384);
-        tma_load_2d(sm + s * 16384, &tx, full + s, j * 64, r0);
-        tma_load_2d(sm + s * 16384 + 8192, &tw, full + s, j * 64, c0);
-      }
+    for (int j = 0; lane == 0 && j < K / 64; j++) {
+      int s = j & 1;
+      if (BUG != 1) mbar_wait(empty + s, (j >> 1 & 1) ^ 1);
+      mbar_expect_tx(full + s, BUG == 2 ? 8192 : 16384);
+      tma_load_2d(sm + s * 16384, &tx, full + s, j * 64, r0);
+      tma_load_2d(sm + s * 16384 + 8192, &tw, full + s, j * 64, c0);
+    }
   } else {
     float d[32] = {};
     for (int j = 0; j < K / 64; j++) {
@@ -48,20 +49,20 @@ template <int BUG> DEV void wg(bf16* y, const TensorMap& tx, const TensorMap& tw
       }
   }
 }
-#define BODY(...) {__VA_ARGS__}
 #else
-#define BODY(...) \
-  {               \
-  }
+template <int BUG> DEV void wg(bf16*, const TensorMap&, const TensorMap&, int, int, int) {}
 #endif
 #define WG(name, BUG)                                                                                                \
   extern "C" __global__ void __launch_bounds__(160)                                                                  \
-      name(bf16* y, const __grid_constant__ TensorMap tx, const __grid_constant__ TensorMap tw, int T, int N, int K) \
-          BODY(wg<BUG>(y, tx, tw, T, N, K);) EXPORT_KERNEL(name)
+      name(bf16* y, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, int T, int N, int K) { \
+    wg<BUG>(y, x, w, T, N, K);                                                                                       \
+  }                                                                                                                  \
+  EXPORT_KERNEL(name)
 WG(t_wg_gemm, 0)
 WG(t_wg_gemm_no_empty_wait, 1)
 WG(t_wg_gemm_wrong_tx, 2)
-// bulk copy of one row per block into shared memory, then doubled; BUG: not waited for
+
+// A bulk copy of one row per block into shared memory, then doubled. BUG: it is not waited for.
 template <int BUG> DEV void bulk(float* out, const float* x, int n) {
 #if HAS_SM90A
   DYN_SHARED(float, s);
@@ -84,7 +85,9 @@ extern "C" __global__ void t_bulk(float* out, const float* x, int n) { bulk<0>(o
 EXPORT_KERNEL(t_bulk)
 extern "C" __global__ void t_bulk_no_wait(float* out, const float* x, int n) { bulk<1>(out, x, n); }
 EXPORT_KERNEL(t_bulk_no_wait)
-// programmatic dependent launch: a chain of y = 2 x + w, where w (weights) may be read before the wait; BUG 1: x too; BUG 2: never waits
+
+// Programmatic dependent launch: a chain of y = 2 x + w, where w (weights) may be read before the wait. BUG 1: x too;
+// 2: it never waits.
 template <int BUG> DEV void link(float* y, const float* x, const float* w, int n) {
   int i = blockIdx.x * blockDim.x + threadIdx.x;
   float b = i < n ? w[i] : 0, early = BUG == 1 && i < n ? x[i] : 0;

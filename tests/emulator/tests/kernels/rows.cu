@@ -1,49 +1,44 @@
 #include "common/device.cuh"
-// one block per row of x[rows, dim], dim a multiple of 8
+
+// One block per row of x [rows, dim], dim a multiple of 8.
 extern "C" __global__ void t_rms_norm(bf16* out, const bf16* x, const bf16* w, int dim, float eps) {
   SHARED(float, scratch, 32);
   const bf16* row = x + (size_t)blockIdx.x * dim;
   float ss = 0;
   for (int i = threadIdx.x * 8; i < dim; i += blockDim.x * 8) {
-    uint4 v = ld128(row + i);
-    const uint32_t u[4] = {v.x, v.y, v.z, v.w};
-    for (int j = 0; j < 4; j++) {
-      float a = bf_lo(u[j]), b = bf_hi(u[j]);
-      ss += a * a + b * b;
-    }
+    float f[8];
+    unpack8(ld128(row + i), f);
+    for (int j = 0; j < 8; j++) ss += f[j] * f[j];
   }
   float r = rsqrtf(block_sum(ss, scratch) / dim + eps);
   for (int i = threadIdx.x * 8; i < dim; i += blockDim.x * 8) {
-    uint4 v = ld128(row + i), g = ld128(w + i);
-    v.x = pack_bf16(bf_lo(v.x) * r * bf_lo(g.x), bf_hi(v.x) * r * bf_hi(g.x));
-    v.y = pack_bf16(bf_lo(v.y) * r * bf_lo(g.y), bf_hi(v.y) * r * bf_hi(g.y));
-    v.z = pack_bf16(bf_lo(v.z) * r * bf_lo(g.z), bf_hi(v.z) * r * bf_hi(g.z));
-    v.w = pack_bf16(bf_lo(v.w) * r * bf_lo(g.w), bf_hi(v.w) * r * bf_hi(g.w));
-    st128(out + (size_t)blockIdx.x * dim + i, v);
+    float f[8], g[8];
+    unpack8(ld128(row + i), f);
+    unpack8(ld128(w + i), g);
+    for (int j = 0; j < 8; j++) f[j] *= r * g[j];
+    st128(out + (size_t)blockIdx.x * dim + i, pack8(f));
   }
 }
 EXPORT_KERNEL(t_rms_norm)
-// y[n] = W[n,:] . x, one warp per row
+
+// y[n] = W[n, :] . x, one warp per row.
 extern "C" __global__ void t_gemv(bf16* y, const bf16* W, const bf16* x, int N, int K) {
   int lane = threadIdx.x & 31, row = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);
   if (row >= N) return;
   float s = 0;
   for (int k = lane * 8; k < K; k += 256) {
     prefetch_l2(W + (size_t)row * K + k + 256);
-    uint4 a = ld128_stream(W + (size_t)row * K + k), b = ld128(x + k);
-    s = fmaf(bf_lo(a.x), bf_lo(b.x), s);
-    s = fmaf(bf_hi(a.x), bf_hi(b.x), s);
-    s = fmaf(bf_lo(a.y), bf_lo(b.y), s);
-    s = fmaf(bf_hi(a.y), bf_hi(b.y), s);
-    s = fmaf(bf_lo(a.z), bf_lo(b.z), s);
-    s = fmaf(bf_hi(a.z), bf_hi(b.z), s);
-    s = fmaf(bf_lo(a.w), bf_lo(b.w), s);
-    s = fmaf(bf_hi(a.w), bf_hi(b.w), s);
+    float a[8], b[8];
+    unpack8(ld128_stream(W + (size_t)row * K + k), a);
+    unpack8(ld128(x + k), b);
+    for (int j = 0; j < 8; j++) s = fmaf(a[j], b[j], s);
   }
   s = warp_sum(s);
   if (lane == 0) y[row] = __float2bfloat16(s);
 }
 EXPORT_KERNEL(t_gemv)
+
+// The first of the largest elements of each row, one block per row.
 extern "C" __global__ void t_argmax(int* out, const float* x, int n) {
   SHARED(float, best, 32);
   SHARED(int, index, 32);
@@ -68,16 +63,19 @@ extern "C" __global__ void t_argmax(int* out, const float* x, int n) {
   }
 }
 EXPORT_KERNEL(t_argmax)
-// a decode step in a graph: the position is in device memory; out[pos] = x[pos] * 2, then pos += 1
+
+// A decode step in a graph: the position is in device memory; out[pos] = x[pos] * 2, then pos += 1.
 extern "C" __global__ void t_step(float* out, const float* x, const int* pos) {
   if (threadIdx.x == 0) out[*pos] = x[*pos] * 2;
 }
 EXPORT_KERNEL(t_step)
+
 extern "C" __global__ void t_advance(int* pos) {
   if (threadIdx.x == 0) *pos += 1;
 }
 EXPORT_KERNEL(t_advance)
-// cooperative: each block sums its slice, grid.sync, block 0 adds the partial sums
+
+// Cooperative: each block sums its slice, grid.sync, block 0 adds the partial sums
 extern "C" __global__ void t_grid_sum(float* out, float* part, const float* x, int n) {
   SHARED(float, scratch, 32);
   float s = 0;
@@ -92,7 +90,8 @@ extern "C" __global__ void t_grid_sum(float* out, float* part, const float* x, i
   }
 }
 EXPORT_KERNEL(t_grid_sum)
-// every warp primitive once; out[32 * k + lane]
+
+// Every warp primitive once; out[32 * k + lane]
 extern "C" __global__ void t_warp(int* out, const int* x) {
   SHARED(float, scratch, 32);
   int l = threadIdx.x, v = x[l], k = 0;
