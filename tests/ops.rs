@@ -71,5 +71,9 @@ macro_rules! op_tests {
 }
 
 op_tests! {
+    embed: ops::Embed,
     rms_norm: ops::RmsNorm,
+    rope: ops::Rope,
+    kv_append: ops::KvAppend,
+    swiglu: ops::Swiglu,
 }

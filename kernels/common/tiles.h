@@ -6,3 +6,4 @@
 #define ARGMAX_BLOCKS 64         // argmax: blocks, each with one partial result of two words in scratch
 #define SAMPLE_PARAMS 20         // sample: words of its parameters
 #define ATTN_SPLIT 128           // attn_decode: keys of one block, at fixed positions
+#define VECTOR_THREADS 128       // embed, rope, kv_append, swiglu: threads of a block, each with 8 elements of a row

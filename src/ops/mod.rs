@@ -39,7 +39,11 @@ pub use swiglu::Swiglu;
 
 /// Calls [`Visitor::op`] once for each op, in the order of a layer. The one list of all ops.
 pub fn each(v: &mut impl Visitor) -> Result<()> {
-    v.op::<RmsNorm>()
+    v.op::<Embed>()?;
+    v.op::<RmsNorm>()?;
+    v.op::<Rope>()?;
+    v.op::<KvAppend>()?;
+    v.op::<Swiglu>()
 }
 
 /// A loop body over all ops; see [`each`].
@@ -104,6 +108,15 @@ pub struct Grid {
     pub shared: u32,
 }
 
+impl Grid {
+    /// One thread per 8 elements (16 bytes of bf16) of each row. Rows are in x, the only direction with room for more than
+    /// 65535.
+    pub(crate) fn of_vectors(rows: usize, cols: usize) -> Grid {
+        let threads = crate::tiles::VECTOR_THREADS;
+        Grid { blocks: [rows as u32, cols.div_ceil(8 * threads as usize) as u32, 1], threads, shared: 0 }
+    }
+}
+
 /// Allowed distance between a backend's result and the reference. Both bounds must hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Tolerance {
@@ -164,6 +177,13 @@ pub(crate) fn expect(op: &'static str, ok: bool, what: impl FnOnce() -> String) 
     if ok { Ok(()) } else { Err(Error::Op { op, what: what() }) }
 }
 
+/// Kernels take sizes as `int`: each of them must fit.
+#[cfg(feature = "cuda")]
+pub(crate) fn expect_ints(op: &'static str, sizes: &[usize]) -> Result<()> {
+    let large = sizes.iter().find(|n| i32::try_from(**n).is_err());
+    expect(op, large.is_none(), || format!("a size is {}, the kernel takes less than 2^31", large.unwrap_or(&0)))
+}
+
 /// A value that buffers hold: plain bytes, safe to copy between host and device.
 pub trait Element: bytemuck::Pod + Send + Sync + std::fmt::Debug + 'static {}
 impl Element for f32 {}
@@ -211,6 +231,11 @@ pub fn noise(len: usize, seed: u64) -> Vec<f32> {
         (s >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     };
     (0..len).map(|_| bf16::from_f32(next()).to_f32()).collect()
+}
+
+/// Deterministic numbers below `below` for cases: token ids.
+pub(crate) fn noise_ids(len: usize, below: usize, seed: u64) -> Vec<u32> {
+    noise(len, seed).into_iter().map(|x| ((x + 1.0) / 2.0 * below as f32) as u32 % below as u32).collect()
 }
 
 /// [`noise`] as an activation buffer.

@@ -6,8 +6,8 @@
 //! rows]; `table` [max_seq, head_dim] f32, a row holds the cosines and then the sines of a position.
 //! Rounding: f32 arithmetic, one rounding at the store.
 
-use super::{Act, expect};
-use crate::error::Result;
+use super::{Act, Cost, Grid, Op, Tolerance, download, expect, noise, noise_buf};
+use crate::{backend::Backend, error::Result};
 
 /// Sizes of one call.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,8 +25,6 @@ pub struct Rope {
 }
 
 impl Rope {
-    const STEM: &'static str = "rope";
-
     /// Elements of a row of `qkv`.
     pub fn qkv_dim(&self) -> usize {
         (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
@@ -52,6 +50,11 @@ impl Rope {
         table
     }
 
+    /// Blocks over rows and pairs, 8 pairs a thread.
+    pub fn grid(&self) -> Grid {
+        Grid::of_vectors(self.rows, (self.n_heads + self.n_kv_heads) * self.head_dim / 2)
+    }
+
     /// The definition.
     pub fn reference<A: Act>(&self, qkv: &mut [A], pos: &[u32], table: &[f32]) {
         let half = self.head_dim / 2;
@@ -71,11 +74,107 @@ impl Rope {
     #[cfg(feature = "cuda")]
     pub fn launch(
         &self,
-        _cu: &crate::cuda::Cuda,
-        _qkv: &mut crate::cuda::Buffer<half::bf16>,
-        _pos: &crate::cuda::Buffer<u32>,
-        _table: &crate::cuda::Buffer<f32>,
+        cu: &crate::cuda::Cuda,
+        qkv: &mut crate::cuda::Buffer<half::bf16>,
+        pos: &crate::cuda::Buffer<u32>,
+        table: &crate::cuda::Buffer<f32>,
     ) -> Result<()> {
-        Err(crate::error::Error::Op { op: Self::STEM, what: "has no kernel yet".into() })
+        self.check(qkv.len(), pos.len(), table.len())?;
+        expect(Self::STEM, self.head_dim % 16 == 0, || {
+            format!("{self:?}: the kernel needs head_dim % 16 == 0; the CPU runs any even head_dim")
+        })?;
+        super::expect_ints(Self::STEM, &[self.rows, self.qkv_dim()])?;
+        let rotated = self.n_heads + self.n_kv_heads;
+        // SAFETY: check() proved that rows rows of qkv, rows positions and max_seq rows of the table exist; each position is
+        // below max_seq by the caller's promise. The arguments are those of the kernel, in order.
+        unsafe {
+            cu.launch(
+                "rope_bf16",
+                self,
+                self.grid(),
+                &[qkv.into(), pos.into(), table.into(), self.qkv_dim().into(), rotated.into(), self.head_dim.into()],
+            )
+        }
+    }
+}
+
+impl Op for Rope {
+    const STEM: &'static str = "rope";
+    type Io<B: Backend> = (B::Buf<B::Act>, B::Buf<u32>, B::Buf<f32>);
+
+    fn cases() -> Vec<Self> {
+        let case = |rows, n_heads, n_kv_heads, head_dim| Rope { rows, n_heads, n_kv_heads, head_dim, max_seq: 700 };
+        vec![
+            case(1, 1, 1, 16),
+            case(3, 3, 1, 48),
+            case(5, 9, 3, 64),
+            case(2, 17, 1, 128),
+            case(1, 32, 8, 128),
+            case(512, 32, 8, 128),
+        ]
+    }
+
+    fn cost(&self) -> Cost {
+        let rotated = (self.rows * (self.n_heads + self.n_kv_heads) * self.head_dim) as u64;
+        let (table, pos) = (4 * (self.rows * self.head_dim) as u64, 4 * self.rows as u64);
+        Cost { read: 2 * rotated + table + pos, write: 2 * rotated, flops: 3 * rotated }
+    }
+
+    fn tolerance(&self) -> Tolerance {
+        Tolerance::EXACT // no fused multiply-add on either side
+    }
+
+    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
+        let pos: Vec<u32> = (0..self.rows as u32).map(|r| (r * 7 + seed as u32 * 31) % self.max_seq as u32).collect();
+        Ok((
+            noise_buf(b, self.rows * self.qkv_dim(), seed, 3.0)?,
+            b.upload(&pos)?,
+            b.upload(&noise(self.max_seq * self.head_dim, seed + 1))?,
+        ))
+    }
+
+    fn run<B: Backend>(&self, b: &B, (qkv, pos, table): &mut Self::Io<B>) -> Result<()> {
+        b.rope(self, qkv, pos, table)
+    }
+
+    fn outputs<B: Backend>(&self, b: &B, (qkv, ..): &Self::Io<B>) -> Result<Vec<f32>> {
+        download(b, qkv)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rotates_pairs_half_a_head_apart_and_leaves_v() {
+        let op = Rope { rows: 1, n_heads: 1, n_kv_heads: 1, head_dim: 4, max_seq: 2 };
+        let quarter = std::f32::consts::FRAC_PI_2;
+        let table = Rope::table(&[quarter, 0.0], 2); // position 1 turns the first pair by 90 degrees
+        let mut qkv = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0f32];
+        op.reference(&mut qkv, &[1], &table);
+        let want = [-3.0, 2.0, 1.0, 4.0, -7.0, 6.0, 5.0, 8.0, 9.0, 10.0, 11.0, 12.0];
+        assert!(qkv.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-5), "{qkv:?}");
+    }
+
+    #[test]
+    fn a_rotation_by_two_angles_is_one_by_their_sum() {
+        let op = Rope { rows: 1, n_heads: 1, n_kv_heads: 0, head_dim: 8, max_seq: 50 };
+        let table = Rope::table(&[1.0, 0.3, 0.1, 0.01], 50);
+        let (mut twice, mut once) = (noise(8, 3), noise(8, 3));
+        op.reference(&mut twice, &[19], &table);
+        op.reference(&mut twice, &[23], &table);
+        op.reference(&mut once, &[42], &table);
+        assert!(twice.iter().zip(&once).all(|(a, b)| (a - b).abs() < 1e-5), "{twice:?} {once:?}");
+    }
+
+    #[test]
+    fn check_and_grid() {
+        let op = Rope { rows: 2, n_heads: 32, n_kv_heads: 8, head_dim: 128, max_seq: 9 };
+        let n = 2 * op.qkv_dim();
+        assert!(op.check(n, 2, 9 * 128).is_ok());
+        assert!(op.check(n, 1, 9 * 128).unwrap_err().to_string().starts_with("rope: qkv has 12288 elements and pos 1"));
+        assert!(op.check(n, 2, 9 * 128 - 1).unwrap_err().to_string().starts_with("rope: table has 1151"));
+        assert_eq!(op.grid().blocks, [2, 3, 1]); // 40 heads of 64 pairs, 1024 pairs a block
     }
 }

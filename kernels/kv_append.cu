@@ -1,0 +1,22 @@
+// kv_append: k[h,pos[r],:] = k head h of row r of qkv, v likewise
+// shapes:   k, v [n_kv_heads, max_seq, head_dim] bf16; qkv [rows, n_heads + 2*n_kv_heads, head_dim] bf16; pos [rows] u32.
+// rounding: none.
+// mapping:  block (r, c) copies elements c * 8 * VECTOR_THREADS onwards of the k heads and of the v heads of row r, 8 of each
+//           (16 bytes) a thread.
+// traffic:  reads 4*rows*n_kv_heads*head_dim + 4*rows bytes, writes 4*rows*n_kv_heads*head_dim. = KvAppend::cost
+// requires: head_dim % 8 == 0; positions < max_seq and different           (KvAppend::launch in src/ops/kv_append.rs)
+// source:   ours. Not yet measured.
+#include "common/device.cuh"
+#include "common/tiles.h"
+
+extern "C" __global__ void __launch_bounds__(VECTOR_THREADS)
+kv_append_bf16(bf16* k, bf16* v, const bf16* qkv, const uint32_t* pos, int n_heads, int n_kv_heads, int head_dim,
+               int max_seq) {
+  int i = (blockIdx.y * VECTOR_THREADS + threadIdx.x) * 8, kv_dim = n_kv_heads * head_dim;
+  if (i >= kv_dim) return;
+  const bf16* row = qkv + ((int64_t)blockIdx.x * (n_heads + 2 * n_kv_heads) + n_heads) * head_dim;
+  int64_t to = ((int64_t)(i / head_dim) * max_seq + pos[blockIdx.x]) * head_dim + i % head_dim;
+  st128(k + to, ld128(row + i));
+  st128(v + to, ld128(row + kv_dim + i));
+}
+EXPORT_KERNEL(kv_append_bf16)
