@@ -89,31 +89,20 @@ impl Cache {
         Cache { dir: dir.into() }
     }
 
-    /// The user's cache: `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `HF_HOME/hub`, `XDG_CACHE_HOME/huggingface/hub`,
-    /// `~/.cache/huggingface/hub`, whichever is set first. `None` when there is not even a home directory.
+    /// The user's cache: `HF_HUB_CACHE`, else `HUGGINGFACE_HUB_CACHE`, else `hub` in [`home`]. `None` when there is
+    /// not even a home directory.
     pub fn from_env() -> Option<Cache> {
-        Cache::from_vars(|name| std::env::var_os(name))
+        Cache::from_vars(&|name| std::env::var_os(name))
     }
 
-    fn from_vars(var: impl Fn(&str) -> Option<OsString>) -> Option<Cache> {
-        let home = var("HOME").or_else(|| var("USERPROFILE")).filter(|v| !v.is_empty()).map(PathBuf::from);
-        let path = |name: &str| {
-            let path = PathBuf::from(var(name).filter(|v| !v.is_empty())?);
-            // A variable from a file reaches us with the `~` that no shell has expanded.
-            Some(match (path.strip_prefix("~"), &home) {
-                (Ok(rest), Some(home)) => home.join(rest),
-                _ => path,
-            })
-        };
-        path("HF_HUB_CACHE")
-            .or_else(|| path("HUGGINGFACE_HUB_CACHE"))
-            .or_else(|| Some(path("HF_HOME")?.join("hub")))
-            .or_else(|| Some(path("XDG_CACHE_HOME")?.join("huggingface/hub")))
-            .or_else(|| Some(home.as_ref()?.join(".cache/huggingface/hub")))
+    fn from_vars(var: Vars) -> Option<Cache> {
+        path_var(var, "HF_HUB_CACHE")
+            .or_else(|| path_var(var, "HUGGINGFACE_HUB_CACHE"))
+            .or_else(|| Some(home_from(var)?.join("hub")))
             .map(Cache::at)
     }
 
-    /// The directory that holds everything of a repository.
+    /// The directory that holds everything of a repository: `blobs`, `refs` and `snapshots`.
     pub fn repo_dir(&self, repo: &Repo) -> PathBuf {
         self.dir.join(format!("models--{}--{}", repo.owner, repo.name))
     }
@@ -139,6 +128,41 @@ impl Cache {
             return Err(Error::file(reference, what));
         }
         Ok(Some(snapshot))
+    }
+}
+
+/// The access token of the user: `HF_TOKEN`, else what `hf auth login` has stored in [`home`].
+pub fn token() -> Option<String> {
+    let stored = || fs::read_to_string(home()?.join("token")).ok();
+    let token = std::env::var("HF_TOKEN").ok().or_else(stored)?.trim().to_string();
+    (!token.is_empty()).then_some(token)
+}
+
+/// Where Hugging Face programs keep their files: `HF_HOME`, else `XDG_CACHE_HOME/huggingface`, else
+/// `~/.cache/huggingface`.
+pub fn home() -> Option<PathBuf> {
+    home_from(&|name| std::env::var_os(name))
+}
+
+/// Reads an environment variable.
+type Vars<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+fn home_from(var: Vars) -> Option<PathBuf> {
+    path_var(var, "HF_HOME")
+        .or_else(|| Some(path_var(var, "XDG_CACHE_HOME")?.join("huggingface")))
+        .or_else(|| Some(user_home(var)?.join(".cache/huggingface")))
+}
+
+fn user_home(var: Vars) -> Option<PathBuf> {
+    var("HOME").or_else(|| var("USERPROFILE")).filter(|v| !v.is_empty()).map(PathBuf::from)
+}
+
+/// A variable that holds a path. One that was set in a file still has the `~` that no shell has expanded.
+fn path_var(var: Vars, name: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(var(name).filter(|v| !v.is_empty())?);
+    match (path.strip_prefix("~"), user_home(var)) {
+        (Ok(rest), Some(home)) => Some(home.join(rest)),
+        _ => Some(path),
     }
 }
 
@@ -225,7 +249,7 @@ mod tests {
     fn cache_directory_from_the_environment() {
         let dir = |vars: &[(&str, &str)]| {
             let get = |name: &str| vars.iter().find(|(n, _)| *n == name).map(|(_, v)| OsString::from(v));
-            Cache::from_vars(get).map(|c| c.dir)
+            Cache::from_vars(&get).map(|c| c.dir)
         };
         let home = ("HOME", "/h");
         assert_eq!(dir(&[]), None);
