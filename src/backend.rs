@@ -82,9 +82,15 @@ pub trait Backend: Sized + Send + Sync + 'static {
 
     /// Steps that a session enqueues ahead of the token it waits for.
     const LOOKAHEAD: usize;
+    /// Rows of a chunk of a prompt.
+    const CHUNK: usize;
+    /// It is a GPU.
+    const IS_GPU: bool;
 
     /// Name of the device, for people.
     fn name(&self) -> String;
+    /// Bytes that can still be allocated, where that is limited.
+    fn free_memory(&self) -> Result<Option<u64>>;
     /// A buffer of zeros.
     fn alloc<T: Element>(&self, len: usize) -> Result<Self::Buf<T>>;
     /// Writes `src` to `dst[at..]`.

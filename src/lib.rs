@@ -8,14 +8,19 @@ pub mod config;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod engine;
 mod error;
+mod generate;
 pub mod hub;
 pub mod kv;
 pub mod model;
 pub mod ops;
 mod sampler;
+mod session;
 pub mod synth;
 mod text;
+mod timeline;
+pub mod verify;
 pub mod weights;
 pub mod tiles {
     //! Numbers that kernels and launch code share, from `kernels/common/tiles.h`.
@@ -23,7 +28,10 @@ pub mod tiles {
 }
 
 pub use config::{Config, Dtype, RopeScaling};
+pub use engine::{Activations, Device, Engine, ModelFiles, Options, Plan};
 pub use error::{Error, Result};
+pub use generate::{Event, FinishReason, GenerateOptions, Generation, Timings};
 pub use sampler::Sampling;
+pub use session::{Decode, Session};
 pub use text::{AOG_INSTRUCTION, Found, Jinja, Message, StopStrings, Template, TokenStream, Tokenizer, Turn};
 pub use weights::{LayerTensors, Tensor, Weights};

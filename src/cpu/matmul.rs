@@ -5,6 +5,7 @@ use crate::{
     backend::{Buffer, Out, Shaped},
     ops::Act,
 };
+use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 /// Weight rows that one task takes: their f32 copy stays in the cache (64 rows of 4096 are 1 MiB).
@@ -62,7 +63,9 @@ fn product(rows: usize, k: usize, x: &[f32], w: Elements<'_>) -> Vec<f32> {
     let w = match w {
         Elements::F32(w) => w,
         Elements::Bf16(w) => {
-            widened = w.iter().map(|w| w.to_f32()).collect();
+            let mut f32s = vec![0f32; w.len()];
+            w.convert_to_f32_slice(&mut f32s);
+            widened = f32s;
             &widened
         }
     };

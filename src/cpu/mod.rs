@@ -45,9 +45,14 @@ impl<A: Act> Backend for Cpu<A> {
     type Graphs = ();
     type Fetch = u32;
     const LOOKAHEAD: usize = 0;
+    const CHUNK: usize = 128;
+    const IS_GPU: bool = false;
 
     fn name(&self) -> String {
         format!("CPU reference ({} activations, {} threads)", A::NAME, rayon::current_num_threads())
+    }
+    fn free_memory(&self) -> Result<Option<u64>> {
+        Ok(None) // memory can be overcommitted, and weights stay in the mapped file
     }
     fn alloc<T: Element>(&self, len: usize) -> Result<Vec<T>> {
         Ok(vec![T::zeroed(); len])

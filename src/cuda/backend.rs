@@ -34,9 +34,16 @@ impl Backend for Cuda {
     type Graphs = Graphs;
     type Fetch = Fetch;
     const LOOKAHEAD: usize = 2;
+    const CHUNK: usize = 2048;
+    const IS_GPU: bool = true;
 
     fn name(&self) -> String {
         self.info().name.clone()
+    }
+
+    fn free_memory(&self) -> Result<Option<u64>> {
+        let (free, _) = self.context.mem_get_info().map_err(failed(|| "cuMemGetInfo".into()))?;
+        Ok(Some(free as u64))
     }
 
     fn alloc<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
@@ -44,7 +51,7 @@ impl Backend for Cuda {
         // at least one byte: the driver refuses empty allocations
         let bytes = self.stream.alloc_zeros::<u8>(bytes.max(1)).map_err(|e| match e {
             DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY) => {
-                let free = self.free_memory().unwrap_or(0);
+                let free = self.free_memory().ok().flatten().unwrap_or(0);
                 Error::Memory(format!("the GPU is out of memory: {bytes} bytes asked for, {free} free"))
             }
             e => failed(|| format!("allocating {bytes} bytes"))(e),

@@ -146,12 +146,6 @@ impl Cuda {
         &self.info
     }
 
-    /// Bytes of device memory that are free now.
-    pub fn free_memory(&self) -> Result<u64> {
-        let (free, _) = self.context.mem_get_info().map_err(failed(|| "cuMemGetInfo".into()))?;
-        Ok(free as u64)
-    }
-
     /// Names of the loaded kernels.
     pub fn kernel_names(&self) -> impl Iterator<Item = &str> {
         self.kernels.keys().map(String::as_str)

@@ -17,3 +17,13 @@ pub fn data(name: &str) -> Option<PathBuf> {
     println!("skipped: no {} (set AOJI_TEST_DATA to the directory of test data)", path.display());
     None
 }
+
+/// A model directory of the test data with its weights: in the data itself, or made from it by `scripts/test-data` into
+/// `target/test-data`. `None`, with the reason printed, when it is not there.
+pub fn model(name: &str) -> Option<PathBuf> {
+    let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test-data").join(name);
+    if made.join("config.json").exists() {
+        return Some(made);
+    }
+    data(&format!("{name}/model.safetensors")).map(|p| p.parent().expect("a directory").to_path_buf())
+}

@@ -1,0 +1,214 @@
+//! One sequence of tokens on one backend: where the type of the backend stops.
+
+use crate::{
+    backend::{Backend, SamplerState},
+    error::{Error, Result},
+    kv::Kv,
+    model::{Model, Scratch},
+    ops::{
+        Argmax, Sample,
+        sample::{IN_PROMPT, Params},
+    },
+    sampler::Sampling,
+};
+use std::{collections::VecDeque, sync::Arc};
+
+/// Most rows of logits that are computed at once.
+pub(crate) const LOGIT_ROWS: usize = 16;
+
+/// A model on its backend, shared by all sessions.
+pub(crate) struct Loaded<B: Backend> {
+    pub b: B,
+    pub model: Model<B>,
+}
+
+/// A loaded model of whatever backend.
+pub(crate) trait AnyLoaded: Send + Sync {
+    /// An empty sequence with room for `max_seq` tokens.
+    fn timeline(self: Arc<Self>, max_seq: usize) -> Result<Box<dyn AnyTimeline>>;
+}
+
+impl<B: Backend> AnyLoaded for Loaded<B> {
+    fn timeline(self: Arc<Self>, max_seq: usize) -> Result<Box<dyn AnyTimeline>> {
+        Ok(Box::new(Timeline::new(self, max_seq)?))
+    }
+}
+
+/// What a session does with its sequence. Positions and tokens are the session's business: it proves them in range.
+pub(crate) trait AnyTimeline: Send {
+    /// Tokens that one call of `extend` takes.
+    fn chunk(&self) -> usize;
+    /// Computes `tokens` at positions from `pos` on; with `head` also the logits of the last.
+    fn extend(&mut self, tokens: &[u32], pos: usize, head: bool) -> Result<()>;
+    /// Computes `tokens` at positions from `pos` on and gives the logits after each.
+    fn extend_each(&mut self, tokens: &[u32], pos: usize, each: &mut dyn FnMut(usize, &[f32])) -> Result<()>;
+    /// The logits of the last `extend` with `head`. [vocab]
+    fn logits(&mut self) -> Result<Vec<f32>>;
+    /// Prepares to decode after `prompt`, whose last logits are computed.
+    fn start(&mut self, prompt: &[u32], sampling: &Sampling, stop_ids: &[u32]) -> Result<()>;
+    /// The next token. Work goes on in the background up to the capacity.
+    fn next(&mut self) -> Result<u32>;
+    /// Ends decoding; what was computed ahead is dropped. Positions whose keys and values are in the cache.
+    fn stop(&mut self) -> Result<usize>;
+}
+
+/// Sequence of tokens on backend `B`.
+struct Timeline<B: Backend> {
+    loaded: Arc<Loaded<B>>,
+    s: Scratch<B>,
+    kv: Kv<B>,
+    sampler: SamplerState<B>,
+    graphs: B::Graphs,
+    decoding: Decoding,
+    /// Tokens on their way, oldest first.
+    pending: VecDeque<B::Fetch>,
+}
+
+#[derive(Default)]
+struct Decoding {
+    /// Tokens of the prompt.
+    prompt: usize,
+    /// Tokens asked of the device; each but the first has computed the one before it.
+    enqueued: usize,
+    /// Tokens given out.
+    taken: usize,
+    /// `argmax` is enough.
+    greedy: bool,
+}
+
+impl<B: Backend> Timeline<B> {
+    fn new(loaded: Arc<Loaded<B>>, max_seq: usize) -> Result<Self> {
+        let (b, c) = (&loaded.b, &loaded.model.config);
+        let s = Scratch::new(b, c, B::CHUNK.min(max_seq), LOGIT_ROWS, max_seq)?;
+        let kv = Kv::new(b, c, max_seq)?;
+        let sampler = SamplerState {
+            params: b.alloc(crate::tiles::SAMPLE_PARAMS as usize)?,
+            history: b.alloc(c.vocab)?,
+            bias: b.alloc(c.vocab)?,
+            scratch: b.alloc(c.vocab.max(Argmax::scratch()))?,
+        };
+        let (graphs, pending) = (B::Graphs::default(), VecDeque::new());
+        Ok(Timeline { loaded, s, kv, sampler, graphs, decoding: Decoding::default(), pending })
+    }
+
+    /// `s.x` of `tokens`, at most a chunk.
+    fn forward(&mut self, tokens: &[u32], pos: usize) -> Result<()> {
+        let Loaded { b, model } = &*self.loaded;
+        let positions: Vec<u32> = (pos..pos + tokens.len()).map(|p| p as u32).collect();
+        b.write(&mut self.s.tokens, 0, tokens)?;
+        b.write(&mut self.s.pos, 0, &positions)?;
+        let kv_len = bucket(pos + tokens.len(), self.kv.max_seq);
+        model.forward(b, &mut self.s, &mut self.kv, tokens.len(), kv_len)
+    }
+
+    /// Chooses from the logits of row 0 and feeds the token back.
+    fn choose(&mut self) -> Result<()> {
+        let Loaded { b, model } = &*self.loaded;
+        let (s, vocab) = (&mut self.s, model.config.vocab);
+        if self.decoding.greedy {
+            b.argmax(&Argmax { vocab }, &mut s.tokens, &mut s.pos, &mut self.sampler, &s.logits)
+        } else {
+            b.sample(&Sample { vocab }, &mut s.tokens, &mut s.pos, &mut self.sampler, &s.logits)
+        }
+    }
+
+    /// One token more: computes the last one, which is on the device, and chooses the next.
+    fn step(&mut self) -> Result<()> {
+        let len = self.decoding.prompt + self.decoding.enqueued; // tokens after this step's forward
+        let kv_len = bucket(len, self.kv.max_seq);
+        let mut graphs = std::mem::take(&mut self.graphs);
+        let loaded = self.loaded.clone();
+        let key = 2 * kv_len + usize::from(self.decoding.greedy);
+        let result = loaded.b.replay(&mut graphs, key, || {
+            loaded.model.forward(&loaded.b, &mut self.s, &mut self.kv, 1, kv_len)?;
+            loaded.model.head(&loaded.b, &mut self.s, 0, 1)?;
+            self.choose()
+        });
+        self.graphs = graphs;
+        result
+    }
+}
+
+/// Positions that a recorded step covers: a step is recorded once for each power of two from 512 on.
+fn bucket(len: usize, max_seq: usize) -> usize {
+    len.next_power_of_two().max(512).min(max_seq)
+}
+
+impl<B: Backend> AnyTimeline for Timeline<B> {
+    fn chunk(&self) -> usize {
+        self.s.rows
+    }
+
+    fn extend(&mut self, tokens: &[u32], pos: usize, head: bool) -> Result<()> {
+        self.forward(tokens, pos)?;
+        match head {
+            true => self.loaded.model.head(&self.loaded.b, &mut self.s, tokens.len() - 1, 1),
+            false => Ok(()),
+        }
+    }
+
+    fn extend_each(&mut self, tokens: &[u32], pos: usize, each: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
+        self.forward(tokens, pos)?;
+        let vocab = self.loaded.model.config.vocab;
+        let mut logits = vec![0f32; LOGIT_ROWS * vocab];
+        for first in (0..tokens.len()).step_by(LOGIT_ROWS) {
+            let rows = LOGIT_ROWS.min(tokens.len() - first);
+            self.loaded.model.head(&self.loaded.b, &mut self.s, first, rows)?;
+            self.loaded.b.read(&mut logits[..rows * vocab], &self.s.logits, 0)?;
+            logits.chunks_exact(vocab).take(rows).enumerate().for_each(|(r, logits)| each(first + r, logits));
+        }
+        Ok(())
+    }
+
+    fn logits(&mut self) -> Result<Vec<f32>> {
+        let mut logits = vec![0f32; self.loaded.model.config.vocab];
+        self.loaded.b.read(&mut logits, &self.s.logits, 0)?;
+        Ok(logits)
+    }
+
+    fn start(&mut self, prompt: &[u32], sampling: &Sampling, stop_ids: &[u32]) -> Result<()> {
+        let b = &self.loaded.b;
+        let vocab = self.loaded.model.config.vocab;
+        sampling.check(vocab)?;
+        let params: Params = sampling.params(stop_ids)?;
+        let greedy = sampling.is_plain_greedy();
+        if !greedy {
+            let mut history = vec![0u32; vocab];
+            prompt.iter().for_each(|&t| history[t as usize] |= IN_PROMPT);
+            let mut bias = vec![0f32; vocab];
+            sampling.logit_bias.iter().for_each(|&(t, x)| bias[t as usize] += x);
+            b.write(&mut self.sampler.params, 0, &params.words())?;
+            b.write(&mut self.sampler.history, 0, &history)?;
+            b.write(&mut self.sampler.bias, 0, &bias)?;
+        }
+        // of the last token of the prompt: choosing moves on by one
+        b.write(&mut self.s.pos, 0, &[prompt.len() as u32 - 1])?;
+        self.decoding = Decoding { prompt: prompt.len(), enqueued: 0, taken: 0, greedy };
+        Ok(())
+    }
+
+    fn next(&mut self) -> Result<u32> {
+        while self.decoding.enqueued <= self.decoding.taken + B::LOOKAHEAD
+            && self.decoding.prompt + self.decoding.enqueued <= self.kv.max_seq
+        {
+            if self.decoding.enqueued == 0 {
+                self.choose()?
+            } else {
+                self.step()?
+            }
+            self.pending.push_back(self.loaded.b.fetch(&self.s.tokens)?);
+            self.decoding.enqueued += 1;
+        }
+        let max = self.kv.max_seq;
+        let fetch = self.pending.pop_front().ok_or(Error::Context { needed: max + 1, max })?;
+        self.decoding.taken += 1;
+        self.loaded.b.fetched(fetch)
+    }
+
+    fn stop(&mut self) -> Result<usize> {
+        let computed = self.decoding.prompt + self.decoding.enqueued.saturating_sub(1);
+        self.pending.clear();
+        self.decoding = Decoding::default();
+        Ok(computed)
+    }
+}

@@ -1,0 +1,76 @@
+//! Real models against Hugging Face transformers in float32.
+//!
+//! Oracle: `golden.json` of the test data, made by HF in float32. Why teacher forcing: HF's own bf16 and f32 texts differ on half
+//! of the prompts within 64 tokens, so free-running text proves nothing. Each limit states its floor in `aoji::verify::Limits`.
+
+mod common;
+
+use aoji::{
+    Activations, Device, Engine, GenerateOptions, Options,
+    verify::{self, Limits},
+};
+use std::path::PathBuf;
+
+fn open(dir: PathBuf, activations: Activations) -> Engine {
+    let options = Options { device: Device::Cpu, activations, context: None };
+    Engine::open(dir.to_str().expect("a UTF-8 path"), &options).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn compare(model: &str, activations: Activations, limits: Limits) {
+    let (Some(dir), Some(golden)) = (common::model(model), common::data(&format!("{model}/golden.json"))) else {
+        return;
+    };
+    let report = verify::verify(&open(dir, activations), &golden, &mut |_, _| {}).unwrap_or_else(|e| panic!("{e}"));
+    println!("{report}");
+    report.verdict(&limits).unwrap_or_else(|e| panic!("{e}\n{report}"));
+    assert!(report.steps > 100 && report.scored > 20, "too little was compared");
+}
+
+#[test]
+fn stories260k_in_f32() {
+    compare("stories260K", Activations::F32, Limits::F32);
+}
+
+#[test]
+fn stories260k_in_bf16() {
+    compare("stories260K", Activations::Bf16, Limits::BF16);
+}
+
+#[test]
+fn smollm2_in_f32() {
+    compare("smollm2-135m", Activations::F32, Limits::F32);
+}
+
+#[test]
+fn smollm2_in_bf16() {
+    compare("smollm2-135m", Activations::Bf16, Limits::BF16);
+}
+
+/// Free-running greedy text in f32 is HF's, token for token.
+#[test]
+fn greedy_tokens_are_those_of_hf() {
+    for model in ["stories260K", "smollm2-135m"] {
+        let (Some(dir), Some(path)) = (common::model(model), common::data(&format!("{model}/golden.json"))) else {
+            return;
+        };
+        let golden: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let engine = open(dir, Activations::F32);
+        let ids = |v: &serde_json::Value| -> Vec<u32> {
+            v.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
+        };
+        for case in golden["cases"].as_array().unwrap() {
+            let (prompt, want) = (ids(&case["prompt_ids"]), ids(&case["generated_ids"]));
+            let mut session = engine.session(prompt.len() + want.len()).unwrap();
+            let options = GenerateOptions { max_tokens: Some(want.len()), ignore_eos: true, ..Default::default() };
+            let got: Vec<u32> = session
+                .generate(&prompt, &options)
+                .unwrap()
+                .filter_map(|e| match e.unwrap() {
+                    aoji::Event::Token(t) => Some(t),
+                    _ => None,
+                })
+                .collect();
+            assert_eq!(got, want, "{model}: {}", case["prompt"]);
+        }
+    }
+}
