@@ -63,7 +63,8 @@ pub struct SamplerState<B: Backend + ?Sized> {
     pub history: B::Buf<u32>,
     /// Added to the logits; `-inf` forbids. [vocab]
     pub bias: B::Buf<f32>,
-    /// Adjusted logits, and partial results of `argmax`. [max(vocab, ARGMAX_BLOCKS * 2)]
+    /// Adjusted logits of `sample`, partial results of `argmax`. Its first word is 0 before and after each of them.
+    /// [max(vocab, [`Argmax::scratch()`])]
     pub scratch: B::Buf<f32>,
 }
 

@@ -76,4 +76,6 @@ op_tests! {
     rope: ops::Rope,
     kv_append: ops::KvAppend,
     swiglu: ops::Swiglu,
+    argmax: ops::Argmax,
+    sample: ops::Sample,
 }

@@ -4,6 +4,9 @@
 #define NORM_THREADS 256         // rms_norm: threads of the block that owns a row
 #define DECODE_ROWS 8            // most rows of gemv and attn_decode
 #define ARGMAX_BLOCKS 64         // argmax: blocks, each with one partial result of two words in scratch
+#define ARGMAX_THREADS 256       // argmax: threads of a block
+#define SAMPLE_THREADS 1024      // sample: most threads of its one block
+#define SAMPLE_MAX_VOCAB 8388608 // sample: 2^23 weights of at most 2^40 add up to less than 2^64
 #define SAMPLE_PARAMS 20         // sample: words of its parameters
 #define ATTN_SPLIT 128           // attn_decode: keys of one block, at fixed positions
 #define VECTOR_THREADS 128       // embed, rope, kv_append, swiglu: threads of a block, each with 8 elements of a row

@@ -2,8 +2,12 @@
 //!
 //! Shapes: `token`, `pos` [at least 1]; `logits` [at least vocab] f32. NaN counts as smaller than everything. Exact.
 
-use super::expect;
-use crate::error::Result;
+use super::{Cost, Grid, Op, Tolerance, expect, noise, sample};
+use crate::{
+    backend::{Backend, SamplerState},
+    error::Result,
+    tiles::{ARGMAX_BLOCKS, ARGMAX_THREADS},
+};
 
 /// Sizes of one call.
 #[derive(Debug, Clone, PartialEq)]
@@ -13,8 +17,6 @@ pub struct Argmax {
 }
 
 impl Argmax {
-    const STEM: &'static str = "argmax";
-
     /// Buffer lengths fit the sizes.
     pub fn check(&self, token: usize, pos: usize, scratch: usize, logits: usize) -> Result<()> {
         expect(Self::STEM, token > 0 && pos > 0, || format!("token has {token} elements and pos {pos}, {self:?}"))?;
@@ -23,9 +25,16 @@ impl Argmax {
         })
     }
 
-    /// Words of scratch that the kernel's blocks need.
+    /// Words of scratch that the kernel needs: a counter of arrived blocks, which is 0 before and after each call, a word to
+    /// align, and two words a block.
     pub fn scratch() -> usize {
-        2 * crate::tiles::ARGMAX_BLOCKS as usize
+        2 + 2 * ARGMAX_BLOCKS as usize
+    }
+
+    /// As many blocks as have work, up to the limit.
+    pub fn grid(&self) -> Grid {
+        let blocks = self.vocab.div_ceil(4 * ARGMAX_THREADS as usize).min(ARGMAX_BLOCKS as usize);
+        Grid { blocks: [blocks as u32, 1, 1], threads: ARGMAX_THREADS, shared: 0 }
     }
 
     /// The definition.
@@ -37,19 +46,98 @@ impl Argmax {
             }
         }
         token[0] = best as u32;
-        pos[0] += 1;
+        pos[0] = pos[0].wrapping_add(1);
     }
 
     /// The kernel.
     #[cfg(feature = "cuda")]
     pub fn launch(
         &self,
-        _cu: &crate::cuda::Cuda,
-        _token: &mut crate::cuda::Buffer<u32>,
-        _pos: &mut crate::cuda::Buffer<u32>,
-        _scratch: &mut crate::cuda::Buffer<f32>,
-        _logits: &crate::cuda::Buffer<f32>,
+        cu: &crate::cuda::Cuda,
+        token: &mut crate::cuda::Buffer<u32>,
+        pos: &mut crate::cuda::Buffer<u32>,
+        scratch: &mut crate::cuda::Buffer<f32>,
+        logits: &crate::cuda::Buffer<f32>,
     ) -> Result<()> {
-        Err(crate::error::Error::Op { op: Self::STEM, what: "has no kernel yet".into() })
+        self.check(token.len(), pos.len(), scratch.len(), logits.len())?;
+        super::expect_ints(Self::STEM, &[self.vocab])?;
+        // SAFETY: check() proved that a token, a position, scratch() words and vocab logits exist; the arguments are those of
+        // the kernel, in order.
+        unsafe {
+            cu.launch(
+                "argmax_f32",
+                self,
+                self.grid(),
+                &[token.into(), pos.into(), scratch.into(), logits.into(), self.vocab.into()],
+            )
+        }
+    }
+}
+
+impl Op for Argmax {
+    const STEM: &'static str = "argmax";
+    type Io<B: Backend> = (B::Buf<u32>, B::Buf<u32>, SamplerState<B>, B::Buf<f32>);
+
+    fn cases() -> Vec<Self> {
+        [1, 7, 1025, 49152, 128256].into_iter().map(|vocab| Argmax { vocab }).collect()
+    }
+
+    fn cost(&self) -> Cost {
+        Cost { read: 4 * self.vocab as u64, write: 8, flops: 0 }
+    }
+
+    fn tolerance(&self) -> Tolerance {
+        Tolerance::EXACT
+    }
+
+    /// The largest logit comes three times, among NaN.
+    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
+        let mut logits = noise(self.vocab, seed);
+        let at = |part: usize| (seed as usize * 7 + self.vocab * part / 5) % self.vocab;
+        [at(0), at(4)].iter().for_each(|&i| logits[i] = f32::NAN);
+        [at(3), at(1), at(2)].iter().for_each(|&i| logits[i] = 2.0);
+        let state = sample::state(b, &sample::Params::default(), &vec![0; self.vocab], &vec![0.0; self.vocab])?;
+        Ok((b.upload(&[u32::MAX])?, b.upload(&[41])?, state, b.upload(&logits)?))
+    }
+
+    fn run<B: Backend>(&self, b: &B, (token, pos, state, logits): &mut Self::Io<B>) -> Result<()> {
+        b.argmax(self, token, pos, state, logits)
+    }
+
+    /// Token, position, and the counter of arrived blocks, which must be 0 again.
+    fn outputs<B: Backend>(&self, b: &B, (token, pos, state, _): &Self::Io<B>) -> Result<Vec<f32>> {
+        let mut counter = [f32::NAN];
+        b.read(&mut counter, &state.scratch, 0)?;
+        Ok(vec![b.download(token)?[0] as f32, b.download(pos)?[0] as f32, counter[0]])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn argmax(logits: &[f32]) -> u32 {
+        let (mut token, mut pos) = ([9], [5]);
+        Argmax { vocab: logits.len() }.reference(&mut token, &mut pos, logits);
+        assert_eq!(pos, [6]);
+        token[0]
+    }
+
+    #[test]
+    fn the_lowest_id_of_the_largest() {
+        let nan = f32::NAN;
+        assert_eq!(argmax(&[1.0, 3.0, 3.0, 2.0]), 1);
+        assert_eq!(argmax(&[-0.0, 0.0]), 0);
+        assert_eq!(argmax(&[nan, f32::NEG_INFINITY, nan]), 1);
+        assert_eq!(argmax(&[nan, nan]), 0);
+    }
+
+    #[test]
+    fn check_and_grid() {
+        let op = Argmax { vocab: 128256 };
+        assert!(op.check(1, 1, 130, 128256).is_ok());
+        assert!(op.check(1, 1, 129, 128256).unwrap_err().to_string().contains("scratch 129"));
+        assert_eq!(op.grid().blocks, [64, 1, 1]);
+        assert_eq!(Argmax { vocab: 1025 }.grid().blocks, [2, 1, 1]);
     }
 }

@@ -49,7 +49,7 @@ impl Embed {
         table: &crate::cuda::Weight,
     ) -> Result<()> {
         self.check(x.len(), tokens.len(), (table.rows, table.cols))?;
-        expect(Self::STEM, self.dim % 8 == 0, || format!("{self:?}: the kernel needs dim % 8 == 0"))?;
+        expect(Self::STEM, self.dim.is_multiple_of(8), || format!("{self:?}: the kernel needs dim % 8 == 0"))?;
         super::expect_ints(Self::STEM, &[self.rows, self.dim])?;
         // SAFETY: check() proved that rows rows of x and rows tokens exist and that the table is [vocab, dim]; each token is
         // below vocab by the caller's promise. The arguments are those of the kernel, in order.

@@ -65,7 +65,7 @@ impl KvAppend {
         pos: &crate::cuda::Buffer<u32>,
     ) -> Result<()> {
         self.check(k.len(), v.len(), qkv.len(), pos.len())?;
-        expect(Self::STEM, self.head_dim % 8 == 0, || {
+        expect(Self::STEM, self.head_dim.is_multiple_of(8), || {
             format!("{self:?}: the kernel needs head_dim % 8 == 0; the CPU runs any head_dim")
         })?;
         super::expect_ints(Self::STEM, &[self.rows, self.qkv_dim(), self.max_seq])?;

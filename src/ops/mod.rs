@@ -43,7 +43,9 @@ pub fn each(v: &mut impl Visitor) -> Result<()> {
     v.op::<RmsNorm>()?;
     v.op::<Rope>()?;
     v.op::<KvAppend>()?;
-    v.op::<Swiglu>()
+    v.op::<Swiglu>()?;
+    v.op::<Argmax>()?;
+    v.op::<Sample>()
 }
 
 /// A loop body over all ops; see [`each`].

@@ -32,7 +32,7 @@ impl Rope {
 
     /// Buffer lengths fit the sizes.
     pub fn check(&self, qkv: usize, pos: usize, table: usize) -> Result<()> {
-        expect(Self::STEM, self.head_dim % 2 == 0, || format!("{self:?}: head_dim must be even"))?;
+        expect(Self::STEM, self.head_dim.is_multiple_of(2), || format!("{self:?}: head_dim must be even"))?;
         expect(Self::STEM, self.rows > 0 && qkv >= self.rows * self.qkv_dim() && pos >= self.rows, || {
             format!("qkv has {qkv} elements and pos {pos}, {self:?}")
         })?;
@@ -80,7 +80,7 @@ impl Rope {
         table: &crate::cuda::Buffer<f32>,
     ) -> Result<()> {
         self.check(qkv.len(), pos.len(), table.len())?;
-        expect(Self::STEM, self.head_dim % 16 == 0, || {
+        expect(Self::STEM, self.head_dim.is_multiple_of(16), || {
             format!("{self:?}: the kernel needs head_dim % 16 == 0; the CPU runs any even head_dim")
         })?;
         super::expect_ints(Self::STEM, &[self.rows, self.qkv_dim()])?;

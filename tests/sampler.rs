@@ -1,0 +1,264 @@
+//! The sampler's kernel makes the same choice as its definition, and the definition draws from the filtered softmax.
+
+use aoji::{
+    backend::{Backend, SamplerState},
+    cpu::Cpu,
+    cuda::Cuda,
+    ops::{
+        Argmax, Sample,
+        sample::{IN_PROMPT, Params},
+    },
+};
+use half::bf16;
+
+/// Splitmix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ z >> 31
+    }
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+    /// In [0, 1).
+    fn unit(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 24) as f32
+    }
+    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len())]
+    }
+}
+
+/// One call of the sampler.
+#[derive(Debug, Clone)]
+struct Call {
+    params: Params,
+    history: Vec<u32>,
+    bias: Vec<f32>,
+    logits: Vec<f32>,
+}
+
+impl Call {
+    fn new(params: Params, logits: &[f32]) -> Call {
+        Call { params, history: vec![0; logits.len()], bias: vec![0.0; logits.len()], logits: logits.to_vec() }
+    }
+
+    /// The token, and everything else that the call changes.
+    fn run<B: Backend>(&self, b: &B) -> (u32, u32, Vec<u32>, Vec<u32>) {
+        let vocab = self.logits.len();
+        let mut state = SamplerState::<B> {
+            params: b.upload(&self.params.words()).unwrap(),
+            history: b.upload(&self.history).unwrap(),
+            bias: b.upload(&self.bias).unwrap(),
+            scratch: b.alloc(vocab.max(Argmax::scratch())).unwrap(),
+        };
+        let (mut token, mut pos) = (b.upload(&[u32::MAX]).unwrap(), b.upload(&[7]).unwrap());
+        let logits = b.upload(&self.logits).unwrap();
+        b.sample(&Sample { vocab }, &mut token, &mut pos, &mut state, &logits).unwrap();
+        let get = |buf: &B::Buf<u32>| b.download(buf).unwrap();
+        let mut counter = [f32::NAN];
+        b.read(&mut counter, &state.scratch, 0).unwrap();
+        assert_eq!(counter, [0.0], "the first word of scratch is argmax's counter");
+        (get(&token)[0], get(&pos)[0], get(&state.params), get(&state.history))
+    }
+
+    /// Any parameters, logits with ties and special values.
+    fn random(r: &mut Random, vocab: usize) -> Call {
+        let scale = r.pick(&[0.0, 0.5, 3.0, 3.0, 20.0, 1e4, 1e38]);
+        let step = r.pick(&[0.0, 0.0, 0.25, 2.0]); // logits on a grid have ties
+        let special = r.pick(&[0, 0, 0, 3, 50]); // percent
+        let values =
+            [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0, 0.0, f32::MAX, f32::MIN, f32::MIN_POSITIVE / 8.0];
+        let infinite = r.below(4) == 0;
+        let logit = |r: &mut Random| {
+            if r.below(100) < special {
+                let v = r.pick(&values);
+                return if v == f32::INFINITY && !infinite { f32::NAN } else { v };
+            }
+            let x = (r.unit() + r.unit() + r.unit() - 1.5) * scale;
+            if step > 0.0 { (x / step).round() * step } else { x }
+        };
+        let logits = (0..vocab).map(|_| logit(r)).collect();
+        let seen = r.pick(&[0, 0, 10, 80]);
+        let history = |r: &mut Random| match r.below(100) < seen {
+            true => r.pick(&[1, 2, 5, IN_PROMPT, IN_PROMPT | 3, 1_000_003, u32::MAX >> 1, u32::MAX - 1]),
+            false => 0,
+        };
+        let biased = r.pick(&[0, 0, 20, 100]);
+        let bias = |r: &mut Random| match r.below(100) < biased {
+            true => r.pick(&[f32::NEG_INFINITY, f32::NEG_INFINITY, 1.5, -3.0]),
+            false => 0.0,
+        };
+        let params = Params {
+            temperature: r.pick(&[0.0, 1e-3, 0.2, 0.7, 1.0, 1.0, 5.0, 100.0]),
+            top_k: r.pick(&[0, 0, 1, 2, 5, 20, vocab as u32 - 1, vocab as u32, u32::MAX]),
+            top_p: r.pick(&[1.0, 1.0, 1e-9, 0.1, 0.5, 0.9, 0.95, 0.999_999]),
+            min_p: r.pick(&[0.0, 0.0, 1e-3, 0.05, 0.5, 1.0]),
+            repetition_penalty: r.pick(&[1.0, 1.1, 0.5, 100.0]),
+            frequency_penalty: r.pick(&[0.0, 0.3, -0.3, 100.0]),
+            presence_penalty: r.pick(&[0.0, 0.3, -100.0]),
+            seed: r.next(),
+            draws: r.pick(&[0, 1, 9, u32::MAX]),
+            min_tokens: r.pick(&[0, 0, 5, 10]),
+            stop_ids: std::array::from_fn(|i| if i < 3 { r.below(vocab) as u32 } else { u32::MAX }),
+        };
+        Call {
+            params,
+            history: (0..vocab).map(|_| history(r)).collect(),
+            bias: (0..vocab).map(|_| bias(r)).collect(),
+            logits,
+        }
+    }
+}
+
+fn emulated() -> Cuda {
+    cuda_emulator::install();
+    Cuda::open(0).unwrap()
+}
+
+fn assert_same(cuda: &Cuda, call: &Call) {
+    let (want, got) = (call.run(&Cpu::<bf16>::new()), call.run(cuda));
+    assert_eq!(cuda_emulator::last_fault(), None);
+    assert_eq!(got, want, "(token, pos, params, history) of the kernel and of the definition differ for {call:?}");
+}
+
+#[test]
+fn the_kernel_makes_the_same_choice() {
+    let (cuda, mut r) = (emulated(), Random(1));
+    for i in 0..1000 {
+        let vocab = match i % 50 {
+            0 => 130 + r.below(400), // several warps
+            _ => 1 + r.below(60),
+        };
+        assert_same(&cuda, &Call::random(&mut r, vocab));
+    }
+}
+
+/// Ties across warps: the lowest ids of the threshold are kept.
+#[test]
+fn the_kernel_breaks_ties_by_id() {
+    let (cuda, mut r) = (emulated(), Random(2));
+    for (top_k, top_p) in [(1, 1.0), (150, 1.0), (0, 0.4), (299, 0.999), (257, 0.5)] {
+        for seed in 0..4 {
+            let params = Params { temperature: 1.0, top_k, top_p, seed, ..Params::default() };
+            assert_same(&cuda, &Call::new(params, &[1.5; 300]));
+            let two: Vec<f32> = (0..300).map(|_| r.pick(&[1.5, 1.0])).collect();
+            assert_same(&cuda, &Call::new(params, &two));
+        }
+    }
+}
+
+#[test]
+fn without_a_choice() {
+    let (cuda, cpu) = (emulated(), Cpu::<bf16>::new());
+    let on = Params { temperature: 1.0, top_k: 3, top_p: 0.9, min_p: 0.1, ..Params::default() };
+    let (nan, inf) = (f32::NAN, f32::INFINITY);
+    let check = |p: Params, logits: &[f32], want: u32, why: &str| {
+        let call = Call::new(p, logits);
+        assert_eq!(call.run(&cpu).0, want, "{why}");
+        assert_same(&cuda, &call);
+    };
+    check(on, &[-inf, nan, -inf], 0, "everything is forbidden: the lowest id");
+    check(on, &[nan, -50.0, -inf], 1, "one candidate, however unlikely");
+    check(on, &[3.0, inf, 5.0, inf], 1, "infinite is certain: the lowest id");
+    check(on, &[2.0], 0, "a vocabulary of one");
+    check(Params { top_k: 1, ..on }, &[1.0, 4.0, 4.0], 1, "top_k 1 is greedy");
+    check(Params { top_p: 1e-30, ..on }, &[1.0, 4.0, 3.9], 1, "a tiny top_p is greedy");
+    check(Params { min_p: 1.0, ..on }, &[1.0, 3.9, 4.0], 2, "min_p 1 is greedy");
+    check(Params { temperature: 1e-3, top_p: 1.0, ..on }, &[1.0, 3.9, 4.0], 2, "a low temperature is greedy");
+    check(Params::default(), &[-0.0, 0.0], 0, "zeros are equal");
+    check(Params { temperature: -1.0, ..on }, &[1.0, 2.0], 1, "no temperature is greedy");
+    let held = Params { min_tokens: 2, draws: 1, stop_ids: [1, 9, 9, 9, 9, 9, 9, 9], ..Params::default() };
+    check(held, &[1.0, 2.0, 0.0], 0, "a stop id before min_tokens");
+    check(Params { draws: 2, ..held }, &[1.0, 2.0, 0.0], 1, "a stop id after min_tokens");
+}
+
+#[test]
+fn penalties_and_bias() {
+    let cpu = Cpu::<bf16>::new();
+    let token = |params: Params, history: [u32; 3], bias: [f32; 3], logits: [f32; 3]| {
+        Call { params, history: history.to_vec(), bias: bias.to_vec(), logits: logits.to_vec() }.run(&cpu).0
+    };
+    let (off, none) = (Params::default(), [0.0; 3]);
+    let repetition = Params { repetition_penalty: 2.0, ..off };
+    assert_eq!(token(repetition, [1, IN_PROMPT, 0], none, [5.0, 5.5, 3.0]), 2, "prompt and answer are divided");
+    assert_eq!(token(repetition, [0, IN_PROMPT, 1], none, [-3.0, -2.0, -1.8]), 0, "negative logits are multiplied");
+    let frequency = Params { frequency_penalty: 1.0, ..off };
+    assert_eq!(token(frequency, [3, IN_PROMPT, 0], none, [5.0, 4.0, 3.0]), 1, "the answer's count, not the prompt");
+    let presence = Params { presence_penalty: 2.0, ..off };
+    assert_eq!(token(presence, [3, IN_PROMPT | 1, 0], none, [5.0, 4.5, 3.5]), 2, "once, whatever the count");
+    assert_eq!(token(off, [0; 3], [0.0, 2.0, f32::NEG_INFINITY], [4.0, 3.0, 9.0]), 1, "bias adds and forbids");
+}
+
+/// Draws with consecutive counters follow the softmax in f64, filtered as the options say: chi-square against its 99.9%
+/// quantile. Seeds are fixed, so the test always gives the same answer.
+#[test]
+fn draws_follow_the_filtered_softmax() {
+    let (cpu, draws) = (Cpu::<bf16>::new(), 4000u32);
+    let logits: Vec<f32> = (0..12).map(|i| (i * 7 % 12) as f32 * 0.31 - 1.0).collect(); // no ties
+    let options: [(f32, u32, f32, f32); 7] = [
+        (1.0, 0, 1.0, 0.0),
+        (0.5, 0, 1.0, 0.0),
+        (3.0, 0, 1.0, 0.0),
+        (1.0, 5, 1.0, 0.0),
+        (1.0, 0, 0.8, 0.0),
+        (1.0, 0, 1.0, 0.2),
+        (0.9, 9, 0.9, 0.15),
+    ];
+    for (seed, (temperature, top_k, top_p, min_p)) in options.into_iter().enumerate() {
+        // the distribution, from scratch
+        let max = logits.iter().copied().fold(f32::MIN, f32::max);
+        let mut p: Vec<(usize, f64)> =
+            logits.iter().map(|y| (f64::from(y - max) / f64::from(temperature)).exp()).enumerate().collect();
+        p.sort_by(|a, b| b.1.total_cmp(&a.1));
+        p.truncate(if top_k > 0 { top_k as usize } else { p.len() });
+        let total: f64 = p.iter().map(|p| p.1).sum();
+        let mut sum = 0.0;
+        p.retain(|p| {
+            let keep = sum < f64::from(top_p) * total;
+            sum += p.1;
+            keep && p.1 >= f64::from(min_p)
+        });
+        let total: f64 = p.iter().map(|p| p.1).sum();
+
+        let mut counts = [0u32; 12];
+        for draw in 0..draws {
+            let seed = seed as u64;
+            let params = Params { temperature, top_k, top_p, min_p, seed, draws: draw, ..Params::default() };
+            counts[Call::new(params, &logits).run(&cpu).0 as usize] += 1;
+        }
+        let drawn: u32 = p.iter().map(|p| counts[p.0]).sum();
+        assert_eq!(drawn, draws, "a filtered token was drawn: {counts:?}");
+        let chi: f64 = p
+            .iter()
+            .map(|(i, p)| {
+                let expected = p / total * f64::from(draws);
+                (f64::from(counts[*i]) - expected).powi(2) / expected
+            })
+            .sum();
+        // Wilson and Hilferty's approximation of the quantile
+        let n = (p.len() - 1) as f64;
+        let limit = n * (1.0 - 2.0 / (9.0 * n) + 3.0902 * (2.0 / (9.0 * n)).sqrt()).powi(3);
+        assert!(chi < limit, "chi-square {chi:.1} of {n} degrees of freedom, allowed {limit:.1}: {counts:?}");
+    }
+}
+
+/// The sizes of Llama-3-8B, on the CPU: the token is always one that the filters keep.
+#[test]
+fn a_large_vocabulary() {
+    let (cpu, vocab) = (Cpu::<bf16>::new(), 128_256);
+    let logits: Vec<f32> = aoji::ops::noise(vocab, 3).into_iter().map(|x| x * 12.0).collect();
+    let mut order: Vec<usize> = (0..vocab).collect();
+    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+    for seed in 0..5 {
+        let params = Params { temperature: 1.0, top_k: 1000, top_p: 0.7, seed, ..Params::default() };
+        let token = Call::new(params, &logits).run(&cpu).0 as usize;
+        assert!(order[..1000].contains(&token), "{token} is not among the first 1000");
+        let free = Call::new(Params { top_k: 0, top_p: 1.0, ..params }, &logits).run(&cpu).0 as usize;
+        assert!(logits[free] > 12.0 - 28.5, "{free} has no weight");
+    }
+}
