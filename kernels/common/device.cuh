@@ -156,6 +156,22 @@ DEV void ldmatrix_x4_trans(uint32_t (&r)[4], const void* p) {
                : "memory");
 }
 
+// --- reductions of a full warp ---------------------------------------------------------------------------------------
+
+// The sum over a full warp, in every lane, always in the same (butterfly) order.
+DEV float warp_sum(float v) {
+#pragma unroll
+  for (int o = 16; o; o >>= 1) v += __shfl_xor_sync(0xffffffffu, v, o);
+  return v;
+}
+
+// The maximum over a full warp, in every lane.
+DEV float warp_max(float v) {
+#pragma unroll
+  for (int o = 16; o; o >>= 1) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, o));
+  return v;
+}
+
 // --- programmatic dependent launch (nothing at all before sm_90) -----------------------------------------------------
 
 // Waits until the kernels this one depends on are complete and their writes visible.
@@ -305,20 +321,6 @@ DEV void unpack8(uint4 v, float (&f)[8]) {
 // Eight f32 rounded to nearest even, for a 16-byte store of bf16 in memory order.
 DEV uint4 pack8(const float (&f)[8]) {
   return make_uint4(pack_bf16(f[0], f[1]), pack_bf16(f[2], f[3]), pack_bf16(f[4], f[5]), pack_bf16(f[6], f[7]));
-}
-
-// The sum over a full warp, in every lane, always in the same (butterfly) order.
-DEV float warp_sum(float v) {
-#pragma unroll
-  for (int o = 16; o; o >>= 1) v += __shfl_xor_sync(0xffffffffu, v, o);
-  return v;
-}
-
-// The maximum over a full warp, in every lane.
-DEV float warp_max(float v) {
-#pragma unroll
-  for (int o = 16; o; o >>= 1) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, o));
-  return v;
 }
 
 // The sum over a block whose size is a multiple of 32, in every thread. All threads call it. scratch: 32 floats in

@@ -57,20 +57,22 @@ fn compile(b: &cc::Build, sources: &[(PathBuf, PathBuf)], headers: &[PathBuf], w
         headers.iter().chain([text]).for_each(|f| fs::read(f).unwrap_or_default().hash(&mut h));
         h.finish().to_string()
     };
-    // a stamp holds the key and the object's path
+    // a stamp holds the key, the object's size and time (nobody has replaced it), and its path
     let stamps = PathBuf::from(env::var_os("OUT_DIR").unwrap());
     let stamp = |f: &PathBuf| stamps.join(format!("{what}-{}.stamp", f.to_str().unwrap().replace('/', "_")));
+    let state = |object: &Path| fs::metadata(object).map(|m| format!("{} {:?}", m.len(), m.modified())).ok();
     let known = |text: &PathBuf| {
         let s = fs::read_to_string(stamp(text)).ok()?;
-        let (k, object) = s.split_once('\n')?;
-        (k == key(text) && Path::new(object).exists()).then(|| PathBuf::from(object))
+        let [k, size_and_time, object] = s.lines().collect::<Vec<_>>().try_into().ok()?;
+        let object = PathBuf::from(object);
+        (k == key(text) && state(&object)? == size_and_time).then_some(object)
     };
     let stale: Vec<_> = sources.iter().filter(|(_, text)| known(text).is_none()).collect();
     let keys: Vec<_> = stale.iter().map(|(_, t)| key(t)).collect(); // before compiling: an edit meanwhile is not built
     if !stale.is_empty() {
         let objects = b.clone().files(stale.iter().map(|(source, _)| source)).compile_intermediates();
         for (((_, text), k), object) in stale.iter().zip(keys).zip(objects) {
-            fs::write(stamp(text), format!("{k}\n{}", object.display())).unwrap();
+            fs::write(stamp(text), format!("{k}\n{}\n{}", state(&object).unwrap(), object.display())).unwrap();
         }
     }
     let object = |(_, t): &(PathBuf, PathBuf)| {

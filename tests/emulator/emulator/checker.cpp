@@ -132,6 +132,61 @@ static void host_access(const void* p, bool write) {  // not device, not this bl
   fail("out-of-bounds global %s of %u bytes, %ld bytes into an allocation of %ld (or of freed memory)", what, n,
        distance, size);
 }
+struct Access {  // one access, as far as it does not depend on the address
+  Block* b;
+  const void* p;
+  uint64_t me, recent;
+  unsigned bytes;
+  bool write, atomic, shared, async_issue;
+  const char *where, *what;
+};
+static inline void race(const Access& a, uint64_t before, const char* after) {
+  if (before < a.recent || !races(a.b, before, a.atomic, a.bytes, a.shared, a.p)) return;
+  fail("%s memory race: %s after unsynchronised %s by %s", a.where, a.what, after, who(a.b, before, a.shared).c_str());
+}
+static inline void update(const Access& a, Cell& x) {
+  if (!a.write && x.r0 == a.me) return;  // read again: nothing new
+  race(a, x.w, "write");
+  if (!a.write) {
+    if ((x.r0 ^ a.me) & 1023) x.r1 = x.r0;
+    x.r0 = a.me;
+    return;
+  }
+  race(a, x.r0, "read");
+  race(a, x.r1, "read");
+  if (!a.async_issue) x = {a.me, 0, 0};
+}
+static void refine(const Cell& coarse, Cell* fine, Grain& g, Grain to) {  // so that parts of 16 bytes may differ
+  for (int i = 0; i < 8; i++) fine[i] = g == G16 ? coarse : fine[i & ~1];
+  g = to;
+}
+// Bounds, initialisation, copies in flight.
+static void check_state(const Access& a, uint8_t* st, size_t off, unsigned bytes) {
+  bool reads = !a.write || a.atomic;
+  for (unsigned i = 0; i < (bytes + 1) / 2; i++) {
+    if (!(st[i] & ALLOC)) out_of_bounds(a.b, a.shared, off, bytes, i * 2, a.what);
+    if (!E.check) continue;
+    if (st[i] & ASYNC && !a.async_issue) {
+      fail("%s %s of memory with an asynchronous copy in flight (no wait)", a.where, a.what);
+    }
+    if (reads && !(st[i] & INIT)) fail("read of uninitialised %s memory", a.where);
+  }
+}
+template <class T> static inline bool all_plain(const uint8_t* st) {
+  T states;
+  memcpy(&states, st, sizeof states);
+  return states == (T)0x0303030303030303ull;  // ALLOC | INIT
+}
+static inline bool is_plain(const uint8_t* st, unsigned bytes) {  // allocated, initialised, nothing in flight
+  switch (bytes) {
+    case 16: return all_plain<uint64_t>(st);
+    case 8: return all_plain<uint32_t>(st);
+    case 4: return all_plain<uint16_t>(st);
+    case 2:
+    case 1: return all_plain<uint8_t>(st);
+    default: return false;
+  }
+}
 void check(const void* p, unsigned n, bool write, bool atomic, bool async_issue) {
   Fiber* f = E.f;
   if (!f || E.failed) return;
@@ -139,36 +194,45 @@ void check(const void* p, unsigned n, bool write, bool atomic, bool async_issue)
   size_t off = (const char*)p - dev;
   bool shared = off >= dev_size;
   if (shared && (off = (const char*)p - b->sh) >= SHARED_SLOT) return host_access(p, write);
-  Cell* c = (shared ? b->scell : dev_cell) + off / 2;
-  uint8_t* st = (shared ? b->sstate : dev_state) + off / 2;
-  const char *where = shared ? "shared" : "global", *what = write ? "write" : "read";
   unsigned bytes = n == 1 ? 1u << ((uintptr_t)p & 1) : 3;
-  uint64_t me = stamp_of(b, shared, bytes, atomic);
   // older accesses are ordered, or are another block's use of the memory
   uint64_t recent = (uint64_t)(shared ? b->sseq : E.other ? 0 : E.l->first_seq) << 32;
-  auto race = [&](uint64_t a, const char* after) {
-    if (a < recent || !races(b, a, atomic, bytes, shared, p)) return;
-    fail("%s memory race: %s after unsynchronised %s by %s", where, what, after, who(b, a, shared).c_str());
-  };
-  for (unsigned i = 0; i < (n + 1) / 2; i++) {
-    Cell& x = c[i];
-    if (!write && x.r0 == me && st[i] == (ALLOC | INIT)) continue;  // read again: nothing new
-    if (!(st[i] & ALLOC)) out_of_bounds(b, shared, off, n, i * 2, what);
-    if (!E.check) continue;
-    if (st[i] & ASYNC && !async_issue)
-      fail("%s %s of memory with an asynchronous copy in flight (no wait)", where, what);
-    if ((!write || atomic) && !(st[i] & INIT)) fail("read of uninitialised %s memory", where);
-    race(x.w, "write");
-    if (!write) {
-      if (x.r0 != me && (x.r0 ^ me) & 1023) x.r1 = x.r0;
-      x.r0 = me;
-      continue;
+  Access a{b,
+           p,
+           stamp_of(b, shared, bytes, atomic),
+           recent,
+           bytes,
+           write,
+           atomic,
+           shared,
+           async_issue,
+           shared ? "shared" : "global",
+           write ? "write" : "read"};
+  const Shadow& shadow = shared ? b->shadow : dev_shadow;
+  uint8_t* st = shadow.state + off / 2;
+  bool plain = is_plain(st, n);
+  if (!plain) check_state(a, st, off, n);
+  if (!E.check) return;
+
+  size_t first = off / 2, end = first + (n + 1) / 2;
+  for (size_t at = first; at < end;) {  // 16 bytes at a time
+    size_t base = at & ~size_t(7), stop = std::min(end, base + 8);
+    Cell &coarse = shadow.coarse[base / 8], *fine = shadow.fine + base;
+    Grain &g = shadow.grain[base / 8], mine = stop - at == 8 ? G16 : (at | stop) & 1 ? G2 : G4;
+    if (mine > g) refine(coarse, fine, g, mine);
+    if (g == G16) {
+      update(a, coarse);
+    } else {
+      for (size_t i = at - base; i < stop - base; i += g == G4 ? 2 : 1) update(a, fine[i]);
+      if (write && mine == G16 && !async_issue) {
+        g = G16;
+        coarse = {a.me, 0, 0};
+      }
     }
-    race(x.r0, "read");
-    race(x.r1, "read");
-    if (async_issue) continue;
-    st[i] |= INIT;
-    x = {me, 0, 0};
+    at = stop;
+  }
+  if (write && !async_issue && !plain) {
+    for (size_t i = 0; i < end - first; i++) st[i] |= INIT;
   }
 }
 void check_plain(const void* p, unsigned n, bool write) {
@@ -176,14 +240,15 @@ void check_plain(const void* p, unsigned n, bool write) {
   check(p, n, write);
 }
 void set_state(const void* p, size_t n, uint8_t set, uint8_t clear) {
-  uint8_t* s = E.f->b->sstate + ((const char*)p - E.f->b->sh) / 2;
+  uint8_t* s = E.f->b->shadow.state + ((const char*)p - E.f->b->sh) / 2;
   for (size_t i = 0; i < (n + 1) / 2; i++) s[i] = (s[i] & ~clear) | set;
 }
 void land_write(Block* b, const void* p, size_t n, uint64_t me) {
-  size_t o = ((const char*)p - b->sh) / 2;
-  for (size_t i = 0; i < n / 2; i++) {
-    b->sstate[o + i] = (b->sstate[o + i] & ~ASYNC) | INIT;
-    b->scell[o + i] = {me, 0, 0};
+  Shadow s = b->shadow.at((const char*)p - b->sh);  // both multiples of 16
+  for (size_t i = 0; i < n / 2; i++) s.state[i] = (s.state[i] & ~ASYNC) | INIT;
+  for (size_t i = 0; i < n / 16; i++) {
+    s.grain[i] = G16;
+    s.coarse[i] = {me, 0, 0};
   }
 }
 // --- fences and atomics: what passes between blocks

@@ -16,17 +16,31 @@ constexpr size_t STACK = (128 << 10) + 1088;
 constexpr size_t RED_ZONE = 512;
 constexpr unsigned MAX_THREADS = 1024, EARLY_BLOCKS = 64;
 
-// --- shadow memory: a state byte per 2 bytes, and a cell per 2 bytes that only kernels' accesses touch. An access is
-// packed as seq:32 | clock:19 | atomic:1 | bytes:2 | thread:10. seq names a block's run, clock counts its warp's sync
-// points.
+// --- shadow memory. An access is packed as seq:32 | clock:19 | atomic:1 | bytes:2 | thread:10. seq names a block's
+// run, clock counts its warp's sync points. Most memory is only ever accessed in pieces of 16 bytes: one cell stands
+// for them until a smaller access comes.
 enum : uint8_t { ALLOC = 1, INIT = 2, ASYNC = 4 };
+enum Grain : uint8_t { G16 = 0, G4 = 1, G2 = 2 };  // what one cell stands for, of the 16 bytes it belongs to
 struct Cell {
   uint64_t w, r0, r1;  // the last write, and the last reads by two different threads since
 };
+struct Shadow {
+  uint8_t* state = nullptr;  // per 2 bytes
+  Grain* grain = nullptr;    // per 16 bytes
+  Cell* coarse = nullptr;    // per 16 bytes
+  Cell* fine = nullptr;      // per 2 bytes; with G4 every other one is used
+
+  bool reserve(size_t bytes);  // address space, zero until it is touched; false: there is none
+  void release(size_t bytes);
+  void clear(size_t offset, size_t n);
+  Shadow at(size_t offset) const {
+    return {state + offset / 2, grain + offset / 16, coarse + offset / 16, fine + offset / 2};
+  }
+};
+void* reserve_pages(size_t n);  // nullptr: no address space
 extern char* dev;
-extern uint8_t* dev_state;
-extern Cell* dev_cell;
 extern size_t dev_size;
+extern Shadow dev_shadow;
 
 // --- happens-before knowledge about other blocks of the same launch, passed on by release and acquire
 struct Know {
@@ -113,8 +127,7 @@ struct Block {
   Warp warp[32];
   // shared memory and its shadow
   char* sh;
-  uint8_t* sstate;
-  Cell* scell;
+  Shadow shadow;
   size_t dyn_n = 0, st_top = 0;
   std::vector<Static> st;
   // clocks
@@ -141,8 +154,7 @@ struct Spec {
 };
 struct Arena {  // memory for the blocks that are live at once
   char* sh = nullptr;
-  uint8_t* sstate = nullptr;
-  Cell* scell = nullptr;
+  Shadow shadow;
   char* stacks = nullptr;
   size_t slots = 0, nstacks = 0;
   std::vector<std::unique_ptr<Block>> blocks;

@@ -41,33 +41,29 @@ std::vector<void*> unpack_args(const Kernel* k, const std::vector<uint64_t>& arg
 }
 
 // --- arenas
-static void* map(size_t n) {
-  void* p = mmap(nullptr, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (p == MAP_FAILED) {
-    perror("cuda-emulator: mmap");
-    abort();
-  }
-  return p;
+[[noreturn]] static void out_of_address_space() {
+  perror("cuda-emulator: mmap");
+  abort();
 }
 static void reserve(Arena& a, size_t slots, size_t threads) {
   if (a.slots < slots) {
     if (a.slots) {
       munmap(a.sh, a.slots * SHARED_SLOT);
-      munmap(a.sstate, a.slots * SHARED_SLOT / 2);
-      munmap(a.scell, a.slots * SHARED_SLOT / 2 * sizeof(Cell));
+      a.shadow.release(a.slots * SHARED_SLOT);
     }
     a.slots = slots;
-    a.sh = (char*)map(slots * SHARED_SLOT);
-    a.sstate = (uint8_t*)map(slots * SHARED_SLOT / 2);
-    a.scell = (Cell*)map(slots * SHARED_SLOT / 2 * sizeof(Cell));
+    a.sh = (char*)reserve_pages(slots * SHARED_SLOT);
+    if (!a.sh || !a.shadow.reserve(slots * SHARED_SLOT)) out_of_address_space();
     while (a.blocks.size() < slots) a.blocks.push_back(std::make_unique<Block>());
   }
   if (a.nstacks < slots * threads) {
     if (a.nstacks) munmap(a.stacks, a.nstacks * STACK);
     a.nstacks = std::max<size_t>(1024, slots * threads);
-    a.stacks = (char*)map(a.nstacks * STACK);
+    a.stacks = (char*)reserve_pages(a.nstacks * STACK);
+    if (!a.stacks) out_of_address_space();
   }
 }
+
 // --- launches
 Launch::Launch(const Spec& spec) : s(spec), total((size_t)spec.grid.x * spec.grid.y * spec.grid.z) {
   params = unpack_args(s.k, s.args);
@@ -86,10 +82,9 @@ static void init_block(Launch* l, Block& b, size_t slot, uint3 idx) {
   dim3 d = l->s.block;
   if (b.f.size() != nt) b.f.resize(nt);
   b.sh = l->arena->sh + slot * SHARED_SLOT;
-  b.sstate = l->arena->sstate + slot * SHARED_SLOT / 2;
-  b.scell = l->arena->scell + slot * SHARED_SLOT / 2;
-  memset(b.sstate, 0, b.st_top / 2 + 1);
-  memset(b.sstate + SHARED_DYN / 2, 0, (b.dyn_n + 1) / 2);  // what the slot's last block used
+  b.shadow = l->arena->shadow.at(slot * SHARED_SLOT);
+  memset(b.shadow.state, 0, b.st_top / 2 + 1);
+  memset(b.shadow.state + SHARED_DYN / 2, 0, (b.dyn_n + 1) / 2);  // what the slot's last block used
   b.mbar.clear();
   b.bulk.clear();
   b.st.clear();
@@ -107,7 +102,7 @@ static void init_block(Launch* l, Block& b, size_t slot, uint3 idx) {
     b.warp[w].done = b.warp[w].used = 0;
   }
   for (auto& r : b.bar) r = Bar();
-  memset(b.sstate + SHARED_DYN / 2, ALLOC, (smem + 1) / 2);
+  memset(b.shadow.state + SHARED_DYN / 2, ALLOC, (smem + 1) / 2);
   memset(b.sh + SHARED_DYN, 0xff, smem);  // NaN poison
   for (unsigned t = 0; t < nt; t++) {
     Fiber& f = b.f[t];

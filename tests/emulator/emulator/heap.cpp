@@ -7,9 +7,8 @@
 
 namespace emu {
 char* dev;
-uint8_t* dev_state;
-Cell* dev_cell;
 size_t dev_size;
+Shadow dev_shadow;
 
 // Offset to size. Addresses are handed out once, so that a use after free keeps being seen; holes are reused only when
 // fresh addresses run out.
@@ -19,6 +18,47 @@ static size_t top = 1 << 20;
 constexpr size_t PAGE = 4096, LARGE = 64 << 10;
 static size_t footprint(size_t n) { return (n + RED_ZONE + 511) & ~size_t(511); }
 
+// --- shadow memory
+void* reserve_pages(size_t n) {
+  void* p = mmap(nullptr, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  return p == MAP_FAILED ? nullptr : p;
+}
+static void zero(void* p, size_t n) {  // whole pages go back to the system
+  uintptr_t a = (uintptr_t)p, lo = (a + PAGE - 1) & ~(PAGE - 1), hi = (a + n) & ~(PAGE - 1);
+  if (n < LARGE) {
+    memset(p, 0, n);
+    return;
+  }
+  madvise((void*)lo, hi - lo, MADV_DONTNEED);
+  memset(p, 0, lo - a);
+  memset((void*)hi, 0, a + n - hi);
+}
+bool Shadow::reserve(size_t bytes) {
+  state = (uint8_t*)reserve_pages(bytes / 2);
+  grain = (Grain*)reserve_pages(bytes / 16);
+  coarse = (Cell*)reserve_pages(bytes / 16 * sizeof(Cell));
+  fine = (Cell*)reserve_pages(bytes / 2 * sizeof(Cell));
+  if (state && grain && coarse && fine) return true;
+  release(bytes);
+  return false;
+}
+void Shadow::release(size_t bytes) {
+  if (state) munmap(state, bytes / 2);
+  if (grain) munmap(grain, bytes / 16);
+  if (coarse) munmap(coarse, bytes / 16 * sizeof(Cell));
+  if (fine) munmap(fine, bytes / 2 * sizeof(Cell));
+  *this = {};
+}
+void Shadow::clear(size_t offset, size_t n) {
+  Shadow s = at(offset);
+  zero(s.state, (n + 1) / 2);
+  zero(s.grain, (n + 15) / 16);
+  zero(s.coarse, (n + 15) / 16 * sizeof(Cell));
+  // the fine cells are written before they are used
+  if (n >= LARGE) zero(s.fine, (n + 1) / 2 * sizeof(Cell));
+}
+
+// --- allocations
 void* dev_alloc(size_t n) {
   size_t need = footprint(n), off = top;
   if (off + need <= dev_size) {
@@ -35,18 +75,8 @@ void* dev_alloc(size_t n) {
   heap[off] = n;
   // 0xff is NaN in f32 and bf16; a large allocation stays untouched until it is used
   if (n <= 1 << 20 || !E.check) memset(dev + off, 0xff, n);
-  memset(dev_state + off / 2, ALLOC, (n + 1) / 2);
+  memset(dev_shadow.state + off / 2, ALLOC, (n + 1) / 2);
   return dev + off;
-}
-static void zero(void* p, size_t n) {  // whole pages go back to the system
-  uintptr_t a = (uintptr_t)p, lo = (a + PAGE - 1) & ~(PAGE - 1), hi = (a + n) & ~(PAGE - 1);
-  if (n < LARGE) {
-    memset(p, 0, n);
-    return;
-  }
-  madvise((void*)lo, hi - lo, MADV_DONTNEED);
-  memset(p, 0, lo - a);
-  memset((void*)hi, 0, a + n - hi);
 }
 bool dev_free(void* p) {
   size_t off = (char*)p - dev;
@@ -55,8 +85,7 @@ bool dev_free(void* p) {
   size_t n = it->second;
   heap.erase(it);
   holes[off] = footprint(n);
-  memset(dev_state + off / 2, 0, (n + 1) / 2);
-  zero(dev_cell + off / 2, (n + 1) / 2 * sizeof(Cell));
+  dev_shadow.clear(off, n);
   if (n >= LARGE) zero(dev + off, n);
   return true;
 }
@@ -83,29 +112,21 @@ void dev_near(size_t offset, long& distance, long& size) {
   distance = offset - it->first;
   size = it->second;
 }
-void dev_mark_init(void* p, size_t n) { memset(dev_state + ((char*)p - dev) / 2, ALLOC | INIT, (n + 1) / 2); }
+void dev_mark_init(void* p, size_t n) { memset(dev_shadow.state + ((char*)p - dev) / 2, ALLOC | INIT, (n + 1) / 2); }
 bool dev_is_init(const void* p, size_t n) {
-  const uint8_t* s = dev_state + ((const char*)p - dev) / 2;
+  const uint8_t* s = dev_shadow.state + ((const char*)p - dev) / 2;
   for (size_t i = 0; i < (n + 1) / 2; i++) {
     if (!(s[i] & INIT)) return false;
   }
   return true;
 }
 
-static void* map(size_t n) {
-  void* p = mmap(nullptr, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  return p == MAP_FAILED ? nullptr : p;
-}
 void init_engine() {
   if (dev) return;
   for (dev_size = 256ull << 30; dev_size >= 1ull << 30; dev_size /= 2) {  // address space only; less under ulimit -v
-    dev = (char*)map(dev_size);
-    dev_state = (uint8_t*)map(dev_size / 2);
-    dev_cell = (Cell*)map(dev_size / 2 * sizeof(Cell));
-    if (dev && dev_state && dev_cell) break;
+    dev = (char*)reserve_pages(dev_size);
+    if (dev && dev_shadow.reserve(dev_size)) break;
     if (dev) munmap(dev, dev_size);
-    if (dev_state) munmap(dev_state, dev_size / 2);
-    if (dev_cell) munmap(dev_cell, dev_size / 2 * sizeof(Cell));
     dev = nullptr;
   }
   if (!dev) {

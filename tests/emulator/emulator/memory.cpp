@@ -168,7 +168,7 @@ static int valid(const char* what, Ptr p, size_t n, int code = INVALID_VALUE) {
   if (!n || pinned((void*)p, n) || emu::dev_block((void*)p, n, &why)) return OK;
   return refuse(code, std::string(what) + " of " + std::to_string(n) + " bytes: " + why);
 }
-static uint8_t* state_of(Ptr p) { return emu::dev_state + ((char*)p - emu::dev) / 2; }
+static uint8_t* state_of(Ptr p) { return emu::dev_shadow.state + ((char*)p - emu::dev) / 2; }
 static int copy(Ptr d, Ptr s, size_t n) {  // when it is carried out; either side may be host memory
   if (on_device(d)) {
     if (int r = valid("copy to the device", d, n, ILLEGAL_ADDRESS)) return r;

@@ -1,6 +1,6 @@
 // emulated_wrappers.h - the wrappers of kernels/common/device.cuh; the contracts are there.
 #pragma once
-#include "emulated_engine.h"
+#include "emulated_warp.h"
 
 #define HAS_SM90A 1
 
@@ -52,6 +52,29 @@ template <class T> EMU_INLINE T atomic_add_acq_rel(T* p, T v) {
   return emu::atomic(p, [v](T o) { return o + v; }, emu::ACQ_REL);
 }
 #undef EMU_32BIT
+
+// --- reductions of a full warp: one rendezvous instead of five, in the same butterfly order
+namespace emu {
+template <class F> EMU_PLAIN inline float butterfly(const char* op, float v, Site s) {
+  Reduce<float> a{v, v};
+  auto all = [](unsigned, void* const* p) EMU_PLAIN {
+    float v[32], w[32];
+    for (int i = 0; i < 32; i++) v[i] = ((Reduce<float>*)p[i])->in;
+    for (int o = 16; o; o >>= 1) {
+      for (int i = 0; i < 32; i++) w[i] = F()(v[i], v[i ^ o]);
+      memcpy(v, w, sizeof v);
+    }
+    for (int i = 0; i < 32; i++) ((Reduce<float>*)p[i])->out = v[i];
+  };
+  warp_op(op, 0xffffffffu, s, all, &a);
+  return a.out;
+}
+struct Fmax {
+  float operator()(float a, float b) { return fmaxf(a, b); }
+};
+}  // namespace emu
+inline float warp_sum(float v, EMU_SITE) { return emu::butterfly<emu::Add>("warp_sum", v, EMU_AT); }
+inline float warp_max(float v, EMU_SITE) { return emu::butterfly<emu::Fmax>("warp_max", v, EMU_AT); }
 
 // --- barriers
 inline void named_barrier_sync(int id, int n, EMU_SITE) { emu::bar_sync(id, n, EMU_AT); }

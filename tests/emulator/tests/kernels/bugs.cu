@@ -79,6 +79,24 @@ KERNEL(ok_syncwarp) {
   __syncwarp();
   out[T] = s[T ^ 1];
 }
+// Accesses of 2 and of 16 bytes to the same memory, by different warps. BUG 1: no barrier before the wide reads; 2: none
+// before the narrow writes that follow them.
+template <int BUG> DEV void mixed_sizes(float* out) {
+  SHARED(bf16, s, 128);
+  if (T < 16) st128(s + T * 8, make_uint4(0, 0, 0, 0));
+  __syncthreads();
+  s[T] = __float2bfloat16((float)T);
+  if (BUG != 1) __syncthreads();
+  float f[8];
+  unpack8(ld128(s + T / 8 * 8 % 96 + (T < 96 ? 32 : 0)), f);
+  if (BUG != 2) __syncthreads();
+  s[T] = __float2bfloat16(f[T & 7]);
+  __syncthreads();
+  out[T] = __bfloat162float(s[T]);
+}
+KERNEL(ok_mixed_sizes) { mixed_sizes<0>(out); }
+KERNEL(b_wide_read_of_narrow_write) { mixed_sizes<1>(out); }
+KERNEL(b_narrow_write_after_wide_read) { mixed_sizes<2>(out); }
 KERNEL(b_named_barrier) {
   SHARED(float, s, 32);
   if (T < 32) {
