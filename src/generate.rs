@@ -89,6 +89,18 @@ impl Session {
     /// # Errors
     /// `Context` when the prompt leaves no room for a token; `Input` for options out of range.
     pub fn generate(&mut self, prompt: &[u32], options: &GenerateOptions) -> Result<Generation<'_>> {
+        let generation = self.generate_with(prompt, options, &mut |_, _| true)?;
+        Ok(generation.expect("nobody cancelled it"))
+    }
+
+    /// [`Session::generate`] that reports and can be cancelled before the first token as [`Session::sync_with`]; `None` is a
+    /// cancelled one.
+    pub fn generate_with(
+        &mut self,
+        prompt: &[u32],
+        options: &GenerateOptions,
+        go_on: &mut dyn FnMut(usize, usize) -> bool,
+    ) -> Result<Option<Generation<'_>>> {
         if prompt.len() >= self.max_tokens() {
             return Err(Error::Context { needed: prompt.len() + 1, max: self.max_tokens() });
         }
@@ -103,18 +115,26 @@ impl Session {
             stop_ids.extend(&self.engine().config().eos);
         }
         let begin = Instant::now();
-        let reused_tokens = self.sync(prompt)?;
+        let (reused_tokens, complete) = self.sync_with(prompt, go_on)?;
+        if !complete {
+            return Ok(None);
+        }
         let prompt_seconds = begin.elapsed().as_secs_f64();
         let room = self.max_tokens() - prompt.len();
         let left = options.max_tokens.unwrap_or(room).min(room);
         let timings = Timings { prompt_tokens: prompt.len(), reused_tokens, prompt_seconds, ..Timings::default() };
         let decode = self.decode(&options.sampling, &stop_ids)?;
         let queue = VecDeque::new();
-        Ok(Generation { decode, stop_ids, stream, stops, queue, begin, timings, left, done: false })
+        Ok(Some(Generation { decode, stop_ids, stream, stops, queue, begin, timings, left, done: false }))
     }
 }
 
 impl Generation<'_> {
+    /// Times and counts so far.
+    pub fn timings(&self) -> Timings {
+        self.timings
+    }
+
     /// Queues the events of one more token.
     fn advance(&mut self) -> Result<()> {
         if self.left == 0 {

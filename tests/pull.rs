@@ -211,7 +211,7 @@ impl Place {
             progress: false,
             backoff: Duration::ZERO,
         };
-        pull::run(repo, &options)
+        pull::fetch(repo, &options)
     }
 
     fn root(&self) -> PathBuf {

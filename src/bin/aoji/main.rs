@@ -1,2 +1,90 @@
 //! The `aoji` command.
-fn main() {}
+//!
+//! One module per command, each with its arguments and `run`. Results go to standard output; everything else, to
+//! standard error.
+
+mod common;
+mod completions;
+mod generate;
+mod pull;
+
+use aoji::Error;
+use clap::{ArgAction, Parser, Subcommand};
+use std::{
+    io::{self, ErrorKind, IsTerminal},
+    process::ExitCode,
+};
+
+const AFTER_HELP: &str = "\
+Models: --model takes a directory in Hugging Face layout, the name OWNER/NAME of a model in the local Hugging Face \
+cache (see `aoji pull`), or `demo`, the small model inside this program.
+
+Exit codes: 0 success, 1 failure, 2 wrong usage, 3 a verification found a difference, 130 ended by Ctrl-C.";
+
+/// Llama-architecture language models on one GPU, with the least latency.
+#[derive(Parser)]
+#[command(version, after_help = AFTER_HELP, arg_required_else_help = true)]
+struct Cli {
+    /// Say what happens on standard error; -vv says more
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+#[allow(clippy::large_enum_variant)] // one value, moved once
+enum Command {
+    /// Answer a question, or continue a text
+    Generate(generate::Args),
+    /// Download a model into the Hugging Face cache
+    Pull(pull::Args),
+    /// Print the completions of a shell
+    Completions(completions::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_log(cli.verbose);
+    let result = match cli.command {
+        Command::Generate(args) => generate::run(args),
+        Command::Pull(args) => pull::run(args),
+        Command::Completions(args) => completions::run(args),
+    };
+    exit_code(result)
+}
+
+/// Sends the library's log to standard error: warnings, with -v what happens, with -vv each detail.
+fn start_log(verbose: u8) {
+    let level = match verbose {
+        0 => tracing::Level::WARN,
+        1 => tracing::Level::INFO,
+        _ => tracing::Level::DEBUG,
+    };
+    let color = io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(io::stderr)
+        .with_ansi(color)
+        .with_target(false)
+        .without_time()
+        .init();
+}
+
+/// The one place where an error becomes a message and an exit code.
+fn exit_code(result: aoji::Result<()>) -> ExitCode {
+    let error = match result {
+        Ok(()) if common::interrupted() => return ExitCode::from(130),
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(error) => error,
+    };
+    // Who reads our output has enough, as `head` has: that is no failure.
+    if let Error::Io { path, source } = &error
+        && path.as_os_str() == common::STDOUT
+        && source.kind() == ErrorKind::BrokenPipe
+    {
+        return ExitCode::SUCCESS;
+    }
+    common::print_error(&error);
+    ExitCode::from(if matches!(error, Error::Disagree(_)) { 3 } else { 1 })
+}

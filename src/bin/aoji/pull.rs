@@ -32,6 +32,28 @@ const ATTEMPTS: u32 = 5;
 /// A server that sends nothing for this long is given up and asked again.
 const SILENCE: Duration = Duration::from_secs(60);
 
+/// Arguments of `aoji pull`.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Environment: HF_TOKEN (private and gated models), HF_HOME, HF_HUB_CACHE (where the cache is), \
+HF_ENDPOINT (another server)."
+)]
+pub struct Args {
+    /// The model's name, as in werty1248/Llama-3-Ko-8B-Instruct-AOG
+    #[arg(value_name = "OWNER/NAME")]
+    repo: String,
+    /// Branch, tag or commit
+    #[arg(long, default_value = "main")]
+    revision: String,
+}
+
+/// Downloads the model and prints its directory.
+pub fn run(args: Args) -> Result<()> {
+    let options = Options { revision: args.revision, ..Options::from_env()? };
+    let dir = fetch(&args.repo, &options)?;
+    writeln!(io::stdout(), "{}", dir.display()).map_err(io_error(Path::new("standard output")))
+}
+
 /// Where from and where to.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -73,7 +95,7 @@ impl Options {
 ///
 /// What is in the cache already is not fetched again, and an interrupted download goes on where it stopped. The
 /// reference that [`hub::resolve`] follows is written last, so that it never leads to half a model.
-pub fn run(repo: &str, options: &Options) -> Result<PathBuf> {
+pub fn fetch(repo: &str, options: &Options) -> Result<PathBuf> {
     let Some(repo) = Repo::parse(repo) else {
         return Err(Error::Input(format!("{repo:?} is not the name of a repository, expected OWNER/NAME")));
     };

@@ -1,0 +1,305 @@
+//! What the commands share: the model's arguments, sampling arguments, input, output, interruption.
+
+use aoji::{
+    Activations, Device, Engine, Error, Event, FinishReason, GenerateOptions, ModelFiles, Options, Result, Sampling,
+    Session, Template, Timings, Tokenizer, hub,
+};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use std::{
+    fs,
+    io::{self, IsTerminal, Read, Write},
+    num::NonZeroUsize,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+/// The path that errors of writing to standard output carry.
+pub const STDOUT: &str = "standard output";
+const STDIN: &str = "standard input";
+
+/// Which model, and where it runs.
+#[derive(clap::Args)]
+pub struct ModelArgs {
+    /// A directory in Hugging Face layout, OWNER/NAME in the local Hugging Face cache, or demo
+    #[arg(short, long, value_name = "NAME", default_value = "demo", env = "AOJI_MODEL")]
+    pub model: String,
+    /// Where it runs: auto (a GPU where there is one), cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    pub device: Device,
+    /// Activations on the CPU: bf16 as on a GPU, or f32
+    #[arg(long, value_name = "TYPE", default_value = "bf16")]
+    pub dtype: Activations,
+    /// Most tokens of prompt and answer together [default: the model's maximum, or as much of it as fits the GPU]
+    #[arg(long, value_name = "TOKENS")]
+    pub context: Option<usize>,
+}
+
+impl ModelArgs {
+    /// Opens the model, with a progress bar on a terminal.
+    pub fn open(&self) -> Result<Engine> {
+        let files = ModelFiles::open(&self.model)?;
+        let bar = bar(0, "loading", "{bytes}/{total_bytes} {bytes_per_sec}");
+        let options = Options { device: self.device, activations: self.dtype, context: self.context };
+        let engine = Engine::load(files, &options, &mut |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        })?;
+        bar.finish_and_clear();
+        let config = engine.config();
+        let token = |id: u32| describe_token(engine.tokenizer().ok(), id);
+        let bos = engine.tokenizer().ok().and_then(Tokenizer::bos).map_or("none".into(), token);
+        let eos: Vec<String> = config.eos.iter().copied().map(token).collect();
+        note(format_args!(
+            "{} on {}, context {}, rope_theta {}, BOS {bos}, eos {}",
+            self.model,
+            engine.device(),
+            engine.max_context(),
+            config.rope_theta,
+            if eos.is_empty() { "none".into() } else { eos.join(" ") },
+        ));
+        Ok(engine)
+    }
+
+    /// The template that `name` names, without one the model's own.
+    pub fn template(&self, engine: &Engine, name: Option<&str>) -> Result<Template> {
+        let Some(name) = name else { return Ok(engine.template().clone()) };
+        let dir = if self.model == "demo" { None } else { Some(hub::resolve(&self.model)?) };
+        Template::parse(name, dir.as_deref())
+    }
+}
+
+/// How tokens are chosen and when an answer ends. No flag has a default of clap's, so that `/set` of `aoji chat` can
+/// change one and leave the others.
+#[derive(clap::Args, Default)]
+pub struct SamplingArgs {
+    /// Most tokens of the answer [default: until the text ends or the context is full]
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<NonZeroUsize>,
+    /// Divides the logits; 0 always takes the most likely token (greedy) [default: 0]
+    #[arg(long, value_name = "X")]
+    temperature: Option<f32>,
+    /// Choose among the K most likely tokens; 0 is off [default: 0]
+    #[arg(long, value_name = "K")]
+    top_k: Option<u32>,
+    /// Choose among the most likely tokens that together have probability P; 1 is off [default: 1]
+    #[arg(long, value_name = "P")]
+    top_p: Option<f32>,
+    /// Choose among tokens with at least P times the most likely one's probability; 0 is off [default: 0]
+    #[arg(long, value_name = "P")]
+    min_p: Option<f32>,
+    /// Divides the logits of tokens in prompt and answer; 1 is off [default: 1]
+    #[arg(long, value_name = "X")]
+    repeat_penalty: Option<f32>,
+    /// Taken from a token's logit each time it is in the answer; 0 is off [default: 0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    frequency_penalty: Option<f32>,
+    /// Taken from the logits of tokens in the answer; 0 is off [default: 0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    presence_penalty: Option<f32>,
+    /// Add BIAS to the logit of token ID, -inf forbids it; repeatable
+    #[arg(long, value_name = "ID=BIAS", value_parser = parse_bias)]
+    logit_bias: Vec<(u32, f32)>,
+    /// The same seed and prompt give the same text [default: 0]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// The text does not end before N tokens [default: 0]
+    #[arg(long, value_name = "N")]
+    min_tokens: Option<u32>,
+    /// End the text before TEXT; repeatable
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Go on after the model's end-of-text tokens
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    ignore_eos: Option<bool>,
+}
+
+impl SamplingArgs {
+    /// What the library calls them.
+    pub fn options(&self) -> GenerateOptions {
+        let default = Sampling::default();
+        GenerateOptions {
+            sampling: Sampling {
+                temperature: self.temperature.unwrap_or(default.temperature),
+                top_k: self.top_k.unwrap_or(default.top_k),
+                top_p: self.top_p.unwrap_or(default.top_p),
+                min_p: self.min_p.unwrap_or(default.min_p),
+                repetition_penalty: self.repeat_penalty.unwrap_or(default.repetition_penalty),
+                frequency_penalty: self.frequency_penalty.unwrap_or(default.frequency_penalty),
+                presence_penalty: self.presence_penalty.unwrap_or(default.presence_penalty),
+                logit_bias: self.logit_bias.clone(),
+                seed: self.seed.unwrap_or(default.seed),
+                min_tokens: self.min_tokens.unwrap_or(default.min_tokens),
+            },
+            max_tokens: self.max_tokens.map(NonZeroUsize::get),
+            stop: self.stop.clone(),
+            stop_ids: Vec::new(),
+            ignore_eos: self.ignore_eos.unwrap_or(false),
+        }
+    }
+}
+
+fn parse_bias(text: &str) -> Result<(u32, f32), String> {
+    let pair = text.split_once('=').and_then(|(id, bias)| Some((id.parse().ok()?, bias.parse().ok()?)));
+    pair.ok_or_else(|| "expected ID=BIAS, as in 42=-1.5 or 42=-inf".into())
+}
+
+/// One answer, as `aoji generate --json` prints it.
+#[derive(Serialize)]
+pub struct Answer {
+    /// Everything that was shown.
+    pub text: String,
+    /// Ids of the prompt.
+    pub prompt_tokens: Vec<u32>,
+    /// Ids that were generated, with the one that ended the text.
+    pub token_ids: Vec<u32>,
+    /// `None` when Ctrl-C ended it.
+    pub finish_reason: Option<FinishReason>,
+    /// Absent when Ctrl-C came before the first token.
+    pub timings: Option<Timings>,
+}
+
+impl Answer {
+    /// Speeds and the reason of the end, in one line.
+    pub fn summary(&self) -> String {
+        let reason = match self.finish_reason {
+            Some(FinishReason::Stop) => "the text ended",
+            Some(FinishReason::Length) => "length limit",
+            None => "interrupted",
+        };
+        let Some(t) = self.timings else { return reason.into() };
+        let fresh = t.prompt_tokens - t.reused_tokens;
+        format!(
+            "prompt {} tokens ({} cached) {:.1} tokens/s | answer {} tokens {:.1} tokens/s, first after {:.3} s | {reason}",
+            t.prompt_tokens,
+            t.reused_tokens,
+            fresh as f64 / t.prompt_seconds.max(1e-9),
+            t.tokens,
+            t.tokens_per_second(),
+            t.first_token_seconds,
+        )
+    }
+}
+
+/// Continues `prompt` until the text ends or Ctrl-C is pressed; `show` gets the text as it comes.
+pub fn answer(
+    session: &mut Session,
+    prompt: &[u32],
+    options: &GenerateOptions,
+    show: &mut dyn FnMut(&str) -> Result<()>,
+) -> Result<Answer> {
+    let bar = bar(prompt.len() as u64, "reading the prompt", "{pos}/{len} tokens");
+    let generation = session.generate_with(prompt, options, &mut |done, _| {
+        if done > 0 {
+            bar.set_position(done as u64);
+        }
+        !interrupted()
+    })?;
+    bar.finish_and_clear();
+    let (text, prompt_tokens, token_ids) = (String::new(), prompt.to_vec(), Vec::new());
+    let mut answer = Answer { text, prompt_tokens, token_ids, finish_reason: None, timings: None };
+    let Some(mut generation) = generation else { return Ok(answer) };
+    while !interrupted()
+        && let Some(event) = generation.next()
+    {
+        match event? {
+            Event::Token(id) => answer.token_ids.push(id),
+            Event::Text(text) => {
+                show(&text)?;
+                answer.text.push_str(&text);
+            }
+            Event::Finish(reason, _) => answer.finish_reason = Some(reason),
+        }
+    }
+    answer.timings = Some(generation.timings());
+    Ok(answer)
+}
+
+/// The text of an argument: `-` is standard input.
+pub fn text_or_stdin(text: &str) -> Result<String> {
+    if text == "-" { read_file(Path::new("-")) } else { Ok(text.into()) }
+}
+
+/// The text of a file, to the last byte; `-` is standard input.
+pub fn read_file(path: &Path) -> Result<String> {
+    let stdin = path.as_os_str() == "-";
+    let path = if stdin { Path::new(STDIN) } else { path };
+    let mut bytes = Vec::new();
+    let read = match stdin {
+        true => io::stdin().read_to_end(&mut bytes).map(drop),
+        false => fs::read(path).map(|b| bytes = b),
+    };
+    read.map_err(|source| Error::Io { path: path.into(), source })?;
+    String::from_utf8(bytes).map_err(|e| {
+        let what = format!("byte {} is not UTF-8 text", e.utf8_error().valid_up_to());
+        Error::File { path: path.into(), what }
+    })
+}
+
+/// Writes to standard output at once.
+pub fn print(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|source| Error::Io { path: STDOUT.into(), source })
+}
+
+/// Writes one JSON value as one line to standard output.
+pub fn print_json(value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string(value).map_err(|e| Error::Input(format!("cannot be written as JSON: {e}")))?;
+    print(&format!("{text}\n"))
+}
+
+/// Says something about the work on standard error, where somebody reads it: on a terminal, or with -v.
+pub fn note(text: std::fmt::Arguments) {
+    if io::stderr().is_terminal() || tracing::enabled!(tracing::Level::INFO) {
+        eprintln!("{text}");
+    }
+}
+
+/// Writes an error and what can be done about it to standard error.
+pub fn print_error(error: &Error) {
+    eprintln!("error: {error}");
+    if let Some(hint) = error.hint() {
+        eprintln!("hint: {hint}");
+    }
+}
+
+/// A progress bar on standard error, hidden when that is no terminal; `numbers` is a template of indicatif's.
+pub fn bar(total: u64, message: &'static str, numbers: &str) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = format!("{{msg}} {{wide_bar}} {numbers}");
+    let style = ProgressStyle::with_template(&style).expect("a valid template");
+    ProgressBar::new(total).with_style(style).with_message(message)
+}
+
+/// `2047 "<|end_of_text|>"`
+pub fn describe_token(tokenizer: Option<&Tokenizer>, id: u32) -> String {
+    match tokenizer.and_then(|t| t.token(id)) {
+        Some(token) => format!("{id} {token:?}"),
+        None => id.to_string(),
+    }
+}
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// From now on Ctrl-C only sets [`interrupted`]; a second one ends the program.
+pub fn catch_interrupt() -> Result<()> {
+    let handler = || {
+        if INTERRUPTED.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    };
+    ctrlc::set_handler(handler).map_err(|e| Error::Input(format!("cannot watch for Ctrl-C: {e}")))
+}
+
+/// Whether Ctrl-C was pressed.
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// Forgets that Ctrl-C was pressed.
+pub fn clear_interrupt() {
+    INTERRUPTED.store(false, Ordering::Relaxed);
+}

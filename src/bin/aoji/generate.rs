@@ -1,0 +1,124 @@
+//! `aoji generate`: one prompt, one answer.
+
+use crate::{
+    Cli,
+    common::{self, ModelArgs, SamplingArgs},
+};
+use aoji::{Engine, Message, Result, Template};
+use clap::{ArgGroup, CommandFactory, error::ErrorKind};
+use std::path::PathBuf;
+
+const EXAMPLE: &str = "aoji generate \"피보나치 수열이 무엇인가요?\"";
+
+const AFTER_HELP: &str = "\
+The text goes to standard output as it is made. Tokens are chosen greedily unless --temperature is given.
+
+--json prints one object: {\"text\", \"prompt_tokens\": [ids], \"token_ids\": [ids], \"finish_reason\", \"timings\"}. \
+finish_reason is \"stop\" (end-of-text token or --stop), \"length\" (--max-tokens, or the context is full) or null \
+(Ctrl-C); token_ids has the token that ended the text.
+
+Example: aoji generate \"피보나치 수열이 무엇인가요?\"";
+
+/// Arguments of `aoji generate`.
+#[derive(clap::Args)]
+#[command(after_help = AFTER_HELP)]
+#[command(group = ArgGroup::new("input").args(["positional", "question", "prompt", "prompt_file", "tokens"]))]
+pub struct Args {
+    /// The question; - reads it from standard input
+    #[arg(value_name = "QUESTION")]
+    positional: Option<String>,
+    /// The same as QUESTION
+    #[arg(short, long, value_name = "TEXT")]
+    question: Option<String>,
+    /// What the model is told besides the question [default: the template's own]
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["prompt", "prompt_file", "tokens"])]
+    instruction: Option<String>,
+    /// Continue this text as it is, without a template; - reads it from standard input
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// Continue the text of a file as it is, without a template; - is standard input
+    #[arg(long, value_name = "FILE")]
+    prompt_file: Option<PathBuf>,
+    /// Continue these token ids as they are
+    #[arg(long, value_name = "ID,ID,...", value_delimiter = ',')]
+    tokens: Vec<u32>,
+    /// aog, aog-instruction-first, raw or a .jinja file [default: the model's own, else aog]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["prompt", "prompt_file", "tokens"])]
+    template: Option<String>,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// Print one JSON object with text, token ids, finish reason and timings
+    #[arg(long)]
+    json: bool,
+}
+
+/// What to continue.
+enum Input {
+    Question(String),
+    Prompt(String),
+    Tokens(Vec<u32>),
+}
+
+/// Streams the answer.
+pub fn run(args: Args) -> Result<()> {
+    // Read before the model is loaded: who mistyped a file's name hears it at once.
+    let input = args.input()?;
+    let engine = args.model.open()?;
+    if !args.json {
+        engine.tokenizer()?; // ids alone are no text
+    }
+    let prompt = args.prompt(&engine, input)?;
+    let options = args.sampling.options();
+    let room = options.max_tokens.unwrap_or(usize::MAX).saturating_add(prompt.len()).min(engine.max_context());
+    let mut session = engine.session(room)?;
+    common::catch_interrupt()?;
+    let answer = common::answer(&mut session, &prompt, &options, &mut |text| match args.json {
+        true => Ok(()),
+        false => common::print(text),
+    })?;
+    if args.json {
+        common::print_json(&answer)?;
+    } else if !answer.text.ends_with('\n') {
+        common::print("\n")?;
+    }
+    common::note(format_args!("{}", answer.summary()));
+    Ok(())
+}
+
+impl Args {
+    fn input(&self) -> Result<Input> {
+        if let Some(question) = self.question.as_ref().or(self.positional.as_ref()) {
+            let text = common::text_or_stdin(question)?;
+            let text = if question == "-" { text.trim_end_matches(['\n', '\r']) } else { &text };
+            return Ok(Input::Question(text.into()));
+        }
+        if let Some(prompt) = &self.prompt {
+            return common::text_or_stdin(prompt).map(Input::Prompt);
+        }
+        if let Some(path) = &self.prompt_file {
+            return common::read_file(path).map(Input::Prompt);
+        }
+        if !self.tokens.is_empty() {
+            return Ok(Input::Tokens(self.tokens.clone()));
+        }
+        let message = format!("there is nothing to answer; give a question, as in\n\n  {EXAMPLE}");
+        let mut command = Cli::command();
+        command.build();
+        let generate = command.find_subcommand_mut("generate").expect("this command");
+        generate.error(ErrorKind::MissingRequiredArgument, message).exit()
+    }
+
+    fn prompt(&self, engine: &Engine, input: Input) -> Result<Vec<u32>> {
+        match input {
+            Input::Tokens(ids) => Ok(ids),
+            Input::Prompt(text) => Template::Raw.encode(engine.tokenizer()?, &[Message::new("user", text)], None),
+            Input::Question(question) => {
+                let template = self.model.template(engine, self.template.as_deref())?;
+                let messages = [Message::new("user", question)];
+                template.encode(engine.tokenizer()?, &messages, self.instruction.as_deref())
+            }
+        }
+    }
+}
