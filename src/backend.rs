@@ -254,7 +254,7 @@ pub trait Backend: Sized + Send + Sync + 'static {
             let op = AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len };
             self.attn_decode(&op, &mut s.att, &mut s.attn_part, &mut s.attn_arrived, &s.qkv, k, v, &s.pos)
         } else {
-            let op = AttnPrefill { rows, n_heads, n_kv_heads, head_dim, max_seq };
+            let op = AttnPrefill { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len };
             self.attn_prefill(&op, &mut s.att, &s.qkv, k, v, &s.pos)
         }
     }

@@ -73,8 +73,10 @@ macro_rules! op_tests {
 op_tests! {
     embed: ops::Embed,
     rms_norm: ops::RmsNorm,
+    gemm: ops::Gemm,
     rope: ops::Rope,
     kv_append: ops::KvAppend,
+    attn_prefill: ops::AttnPrefill,
     swiglu: ops::Swiglu,
     argmax: ops::Argmax,
     sample: ops::Sample,

@@ -343,3 +343,12 @@ DEV float block_max(float v, float* scratch) {
   __syncthreads();
   return warp_max(lane < n_warps ? scratch[lane] : -INFINITY);
 }
+
+// The place of a 16-byte chunk in a shared tile whose rows are COLS bf16 (32, 64, 128, ...). Chunks are permuted by row, so
+// that eight rows at one chunk, which is what ldmatrix reads, and the chunks of a row, which is what copies write, lie in
+// different banks without padding. Rows that differ by a multiple of 8 are permuted alike.
+template <int COLS> DEV int tile_at(int row, int chunk) {
+  constexpr int CHUNKS = COLS / 8, ROWS = CHUNKS < 8 ? 8 / CHUNKS : 1;  // rows in 128 bytes, which are all banks
+  constexpr int MASK = CHUNKS < 8 ? CHUNKS - 1 : 7;
+  return row * COLS + (chunk ^ (row / ROWS & MASK)) * 8;
+}

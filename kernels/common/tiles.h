@@ -10,3 +10,12 @@
 #define SAMPLE_PARAMS 20         // sample: words of its parameters
 #define ATTN_SPLIT 128           // attn_decode: keys of one block, at fixed positions
 #define VECTOR_THREADS 128       // embed, rope, kv_append, swiglu: threads of a block, each with 8 elements of a row
+#define GEMM_LARGE_SIDE 128      // gemm, large tile: rows and columns of out
+#define GEMM_LARGE_DEPTH 32      // columns of k a stage
+#define GEMM_LARGE_THREADS 256   // threads of a block
+#define GEMM_SMALL_SIDE 64       // gemm, small tile: rows and columns of out
+#define GEMM_SMALL_DEPTH 64      // columns of k a stage
+#define GEMM_SMALL_THREADS 128   // threads of a block
+#define GEMM_STAGES 3            // gemm: stages of either tile
+#define PREFILL_ROWS 64          // attn_prefill: query rows of a block, 16 a warp
+#define PREFILL_KEYS 64          // attn_prefill: keys of a tile, at fixed positions

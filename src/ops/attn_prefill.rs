@@ -1,14 +1,15 @@
 //! Causal grouped-query attention: `out[r, h] = softmax_t(q[r, h] . k[g, t] / sqrt(head_dim)) v[g, t]` over `t <= pos[r]`, where
-//! `g = h / (n_heads / n_kv_heads)`; for many rows:
-//! flash attention (Dao 2023).
+//! `g = h / (n_heads / n_kv_heads)`; for many rows: FlashAttention-2 (Dao 2023).
 //!
 //! Shapes: `out` [rows, n_heads * head_dim]; `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim], of which q is read; `k`, `v`
 //! [n_kv_heads, max_seq, head_dim], which hold the rows' own keys already; `pos` [at least rows], consecutive:
-//! `pos[r] = pos[0] + r`.
-//! Rounding: scores and sums in f32, one rounding at the store.
+//! `pos[r] = pos[0] + r`, of which the kernel reads the first.
+//! Rounding: scores and sums in f32, one rounding at the store. The kernel also rounds the softmax's weights to bf16 before
+//! they meet `v`, as tensor cores take them; the definition does not.
+//! The kernel's bits of a row depend on its position, its query and the cache up to there: not on how the prompt was cut.
 
-use super::{Act, AttnDecode, expect};
-use crate::error::Result;
+use super::{Act, AttnDecode, Cost, Grid, Op, Tolerance, download, expect, noise, noise_buf, poison};
+use crate::{backend::Backend, error::Result, tiles};
 
 /// Sizes of one call.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,13 +22,14 @@ pub struct AttnPrefill {
     pub n_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Capacity of the cache; the caller proves that each position is below.
+    /// Capacity of the cache.
     pub max_seq: usize,
+    /// Positions of the cache in use, these rows' own included: `pos[0] + rows`, or a bound above it when the caller knows no
+    /// more. The caller proves that each position is below; the cost is counted by it.
+    pub kv_len: usize,
 }
 
 impl AttnPrefill {
-    const STEM: &'static str = "attn_prefill";
-
     /// Elements of a row of `qkv`.
     pub fn qkv_dim(&self) -> usize {
         (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
@@ -38,6 +40,9 @@ impl AttnPrefill {
         expect(Self::STEM, self.n_kv_heads > 0 && self.n_heads % self.n_kv_heads == 0, || {
             format!("{self:?}: n_heads must be a multiple of n_kv_heads")
         })?;
+        expect(Self::STEM, self.rows <= self.kv_len && self.kv_len <= self.max_seq, || {
+            format!("{self:?}: kv_len must be at least rows and at most max_seq")
+        })?;
         let cache = self.n_kv_heads * self.max_seq * self.head_dim;
         expect(Self::STEM, k >= cache && v >= cache, || format!("k has {k} elements and v {v}, {self:?}"))?;
         let q = self.rows * self.n_heads * self.head_dim;
@@ -46,10 +51,20 @@ impl AttnPrefill {
         })
     }
 
+    /// One block per head and [`tiles::PREFILL_ROWS`] rows. Stages of a tile of keys and one of values, two of each.
+    pub fn grid(&self) -> Grid {
+        let tile = tiles::PREFILL_KEYS * self.head_dim as u32 * size_of::<half::bf16>() as u32;
+        Grid {
+            blocks: [self.n_heads as u32, self.rows.div_ceil(tiles::PREFILL_ROWS as usize) as u32, 1],
+            threads: tiles::PREFILL_ROWS / 16 * 32,
+            shared: 4 * tile,
+        }
+    }
+
     /// The definition: that of the decode attention, whose rows are independent.
     pub fn reference<A: Act>(&self, out: &mut [A], qkv: &[A], k: &[A], v: &[A], pos: &[u32]) {
-        let Self { rows, n_heads, n_kv_heads, head_dim, max_seq } = *self;
-        let op = AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len: max_seq };
+        let Self { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len } = *self;
+        let op = AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len };
         op.reference(out, qkv, k, v, pos);
     }
 
@@ -57,13 +72,162 @@ impl AttnPrefill {
     #[cfg(feature = "cuda")]
     pub fn launch(
         &self,
-        _cu: &crate::cuda::Cuda,
-        _out: &mut crate::cuda::Buffer<half::bf16>,
-        _qkv: &crate::cuda::Buffer<half::bf16>,
-        _k: &crate::cuda::Buffer<half::bf16>,
-        _v: &crate::cuda::Buffer<half::bf16>,
-        _pos: &crate::cuda::Buffer<u32>,
+        cu: &crate::cuda::Cuda,
+        out: &mut crate::cuda::Buffer<half::bf16>,
+        qkv: &crate::cuda::Buffer<half::bf16>,
+        k: &crate::cuda::Buffer<half::bf16>,
+        v: &crate::cuda::Buffer<half::bf16>,
+        pos: &crate::cuda::Buffer<u32>,
     ) -> Result<()> {
-        Err(crate::error::Error::Op { op: Self::STEM, what: "has no kernel yet".into() })
+        self.check(out.len(), qkv.len(), k.len(), v.len(), pos.len())?;
+        let kernel = match self.head_dim {
+            64 => "attn_prefill_bf16_d64",
+            128 => "attn_prefill_bf16_d128",
+            d => return expect(Self::STEM, false, || format!("head_dim is {d}, the kernels are for 64 and 128")),
+        };
+        let grid = self.grid();
+        expect(Self::STEM, grid.blocks[1] <= 0xffff && self.max_seq <= 1 << 24, || {
+            format!("{self:?} is larger than the kernel's limits (rows about 4 million, max_seq 2^24)")
+        })?;
+        let scale = std::f32::consts::LOG2_E / (self.head_dim as f32).sqrt();
+        // SAFETY: check() proved that out and qkv hold `rows` rows, k and v the whole cache and pos a position; that positions
+        // pos[0]..pos[0] + rows are below kv_len, and so in the cache, is the caller's promise (`kv_len`). The arguments are
+        // those of the kernel, in order.
+        unsafe {
+            cu.launch(
+                kernel,
+                self,
+                grid,
+                &[
+                    out.into(),
+                    qkv.into(),
+                    k.into(),
+                    v.into(),
+                    pos.into(),
+                    self.rows.into(),
+                    self.n_heads.into(),
+                    self.n_kv_heads.into(),
+                    self.max_seq.into(),
+                    scale.into(),
+                ],
+            )
+        }
+    }
+}
+
+/// `out`, `qkv`, `k`, `v`, `pos` of one call.
+type Io<B> = (ActBuf<B>, ActBuf<B>, ActBuf<B>, ActBuf<B>, <B as Backend>::Buf<u32>);
+type ActBuf<B> = <B as Backend>::Buf<<B as Backend>::Act>;
+
+impl Op for AttnPrefill {
+    const STEM: &'static str = "attn_prefill";
+    type Io<B: Backend> = Io<B>;
+
+    fn cases() -> Vec<Self> {
+        let case = |rows, kv_len, (n_heads, n_kv_heads, head_dim), max_seq| AttnPrefill {
+            rows,
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            max_seq,
+            kv_len,
+        };
+        const DEMO: (usize, usize, usize) = (4, 2, 64);
+        const SMOLLM2: (usize, usize, usize) = (9, 3, 64);
+        const LLAMA3: (usize, usize, usize) = (32, 8, 128);
+        vec![
+            case(1, 1, (1, 1, 64), 1),
+            case(9, 9, DEMO, 80),            // less than a tile
+            case(65, 65, (3, 1, 64), 65),    // just past a tile, the cache full
+            case(70, 193, (2, 1, 128), 200), // a later chunk, whose rows cross tiles of keys
+            case(16, 144, SMOLLM2, 160),
+            case(130, 130, (2, 2, 64), 192),
+            case(512, 512, SMOLLM2, 2048),
+            case(512, 512, LLAMA3, 8192),
+            case(2048, 2048, LLAMA3, 8192),
+            case(512, 8192, LLAMA3, 8192),
+        ]
+    }
+
+    /// The products of each row with the keys that it sees, and no others: `4 * head_dim` for each row, head and key.
+    fn cost(&self) -> Cost {
+        let [rows, n_heads, n_kv_heads, head_dim, kv_len] =
+            [self.rows, self.n_heads, self.n_kv_heads, self.head_dim, self.kv_len].map(|n| n as u64);
+        let q = 2 * rows * n_heads * head_dim;
+        let seen = rows * (kv_len - rows) + rows * (rows + 1) / 2; // keys, summed over the rows
+        Cost { read: q + 2 * 2 * n_kv_heads * kv_len * head_dim + 4, write: q, flops: 4 * head_dim * n_heads * seen }
+    }
+
+    /// Rounding the softmax's weights to bf16 (up to 2^-9 of each) moves outputs by a relative L2 of 1.7e-3 and the worst by
+    /// 5.3e-3 over the small cases: allowed are 1.5 and 2 times that.
+    fn tolerance(&self) -> Tolerance {
+        Tolerance { l2: 2.5e-3, worst: 1.1e-2 }
+    }
+
+    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
+        let first = self.kv_len - self.rows;
+        // what lies past the last position is poisoned: it must neither be read nor leak through a weight of zero
+        let cache = |seed| {
+            let mut v: Vec<B::Act> =
+                noise(self.n_kv_heads * self.max_seq * self.head_dim, seed).into_iter().map(B::Act::from_f32).collect();
+            for head in v.chunks_exact_mut(self.max_seq * self.head_dim) {
+                head[self.kv_len * self.head_dim..].fill(B::Act::from_f32(f32::NAN));
+            }
+            b.upload(&v)
+        };
+        Ok((
+            poison(b, self.rows * self.n_heads * self.head_dim)?,
+            noise_buf(b, self.rows * self.qkv_dim(), seed, 6.0)?, // scores of standard deviation 2: neither flat nor one key
+            cache(seed + 1)?,
+            cache(seed + 2)?,
+            b.upload(&(first as u32..self.kv_len as u32).collect::<Vec<_>>())?,
+        ))
+    }
+
+    fn run<B: Backend>(&self, b: &B, (out, qkv, k, v, pos): &mut Self::Io<B>) -> Result<()> {
+        b.attn_prefill(self, out, qkv, k, v, pos)
+    }
+
+    fn outputs<B: Backend>(&self, b: &B, (out, ..): &Self::Io<B>) -> Result<Vec<f32>> {
+        download(b, out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OP: AttnPrefill =
+        AttnPrefill { rows: 65, n_heads: 4, n_kv_heads: 2, head_dim: 64, max_seq: 128, kv_len: 100 };
+
+    #[test]
+    fn blocks_cover_the_rows() {
+        assert_eq!(OP.grid(), Grid { blocks: [4, 2, 1], threads: 128, shared: 32 << 10 });
+        let large = AttnPrefill { head_dim: 128, rows: 64, ..OP };
+        assert_eq!(large.grid(), Grid { blocks: [4, 1, 1], threads: 128, shared: 64 << 10 });
+    }
+
+    #[test]
+    fn cost_counts_what_each_row_sees() {
+        let seen: u64 = (0..65).map(|r| 100 - 65 + r + 1).sum();
+        assert_eq!(OP.cost().flops, seen * 4 * 64 * 4); // a multiply-add for q k and one for p v, 4 heads
+        assert_eq!(OP.cost().write, 65 * 4 * 64 * 2);
+        let cache = 2 * 2 * 100 * 64 * 2; // k and v, 2 heads
+        assert_eq!(OP.cost().read, 65 * 4 * 64 * 2 + cache + 4);
+    }
+
+    #[test]
+    fn check_names_what_does_not_fit() {
+        let [q, qkv, cache] = [65 * 256, 65 * 512, 2 * 128 * 64];
+        assert!(OP.check(q, qkv, cache, cache, 65).is_ok());
+        let text = |op: &AttnPrefill, cache| op.check(q, qkv, cache, cache, 65).unwrap_err().to_string();
+        assert!(text(&OP, cache - 1).starts_with("attn_prefill: k has 16383 elements"), "{}", text(&OP, cache - 1));
+        assert!(
+            text(&AttnPrefill { kv_len: 129, ..OP }, cache)
+                .ends_with("kv_len must be at least rows and at most max_seq")
+        );
+        assert!(
+            text(&AttnPrefill { n_kv_heads: 3, ..OP }, cache).ends_with("n_heads must be a multiple of n_kv_heads")
+        );
     }
 }

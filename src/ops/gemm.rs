@@ -2,9 +2,14 @@
 //!
 //! Shapes: `out` [rows, n], `x` [rows, k], `w` [n, k]. The epilogue is the kind of [`Out`](crate::backend::Out).
 //! Rounding: sums in f32, one rounding at the store; the residual is added before it.
+//! The kernel's bits of a row depend on the row and the weights only: not on the tile, the other rows or the GPU's size.
 
-use super::expect;
-use crate::error::Result;
+use super::{Cost, Grid, Op, Tolerance, download, expect, noise_buf, noise_weight, poison};
+use crate::{
+    backend::{Backend, Out},
+    error::Result,
+    tiles,
+};
 
 /// Sizes of one call.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,9 +22,32 @@ pub struct Gemm {
     pub k: usize,
 }
 
-impl Gemm {
-    const STEM: &'static str = "gemm";
+/// What one block of the kernel computes.
+#[derive(Debug, PartialEq)]
+pub struct Tile {
+    /// Rows and columns of `out`.
+    pub side: u32,
+    /// Columns of `k` in a stage of the pipeline.
+    depth: u32,
+    threads: u32,
+    /// Symbols for the epilogues [`Out::Store`], [`Out::Add`], [`Out::F32`].
+    kernels: [&'static str; 3],
+}
 
+const LARGE: Tile = Tile {
+    side: tiles::GEMM_LARGE_SIDE,
+    depth: tiles::GEMM_LARGE_DEPTH,
+    threads: tiles::GEMM_LARGE_THREADS,
+    kernels: ["gemm_bf16_large_store", "gemm_bf16_large_add", "gemm_bf16_large_f32"],
+};
+const SMALL: Tile = Tile {
+    side: tiles::GEMM_SMALL_SIDE,
+    depth: tiles::GEMM_SMALL_DEPTH,
+    threads: tiles::GEMM_SMALL_THREADS,
+    kernels: ["gemm_bf16_small_store", "gemm_bf16_small_add", "gemm_bf16_small_f32"],
+};
+
+impl Gemm {
     /// Buffer lengths fit the sizes.
     pub fn check(&self, out: usize, x: usize, w: (usize, usize)) -> Result<()> {
         expect(Self::STEM, w == (self.n, self.k), || format!("w is {w:?}, {self:?}"))?;
@@ -28,15 +56,148 @@ impl Gemm {
         })
     }
 
+    /// The large tile where it gives each multiprocessor a block: half the traffic of the small one.
+    pub fn tile(&self, sm_count: u32) -> &'static Tile {
+        let [x, y, _] = self.grid(&LARGE).blocks;
+        if x * y >= sm_count { &LARGE } else { &SMALL }
+    }
+
+    /// One block per tile of `out`, row tiles fastest.
+    pub fn grid(&self, tile: &Tile) -> Grid {
+        let tiles_of = |n: usize| n.div_ceil(tile.side as usize) as u32;
+        let stage = 2 * tile.side * tile.depth * size_of::<half::bf16>() as u32;
+        Grid {
+            blocks: [tiles_of(self.rows), tiles_of(self.n), 1],
+            threads: tile.threads,
+            shared: tiles::GEMM_STAGES * stage,
+        }
+    }
+
     /// The kernel.
     #[cfg(feature = "cuda")]
     pub fn launch(
         &self,
-        _cu: &crate::cuda::Cuda,
-        _out: crate::backend::Out<'_, crate::cuda::Cuda>,
-        _x: &crate::cuda::Buffer<half::bf16>,
-        _w: &crate::cuda::Weight,
+        cu: &crate::cuda::Cuda,
+        out: Out<'_, crate::cuda::Cuda>,
+        x: &crate::cuda::Buffer<half::bf16>,
+        w: &crate::cuda::Weight,
     ) -> Result<()> {
-        Err(crate::error::Error::Op { op: Self::STEM, what: "has no kernel yet".into() })
+        use crate::cuda::Arg;
+        let (epilogue, len, out): (_, _, Arg) = match out {
+            Out::Store(out) => (0, out.len(), out.into()),
+            Out::Add(out) => (1, out.len(), out.into()),
+            Out::F32(out) => (2, out.len(), out.into()),
+        };
+        self.check(len, x.len(), (w.rows, w.cols))?;
+        expect(Self::STEM, self.k.is_multiple_of(8), || format!("{self:?}: the kernel needs k % 8 == 0"))?;
+        let tile = self.tile(cu.info().sm_count);
+        let grid = self.grid(tile);
+        expect(Self::STEM, grid.blocks[1] <= 0xffff && self.rows <= 1 << 24 && self.k <= 1 << 24, || {
+            format!("{self:?} is larger than the kernel's limits (n about 4 million, rows and k 2^24)")
+        })?;
+        // SAFETY: check() proved that x holds [rows, k], w [n, k] and out [rows, n] elements of the epilogue's type, and the
+        // sizes fit an int; the arguments are those of the kernel, in order.
+        unsafe {
+            cu.launch(
+                tile.kernels[epilogue],
+                self,
+                grid,
+                &[out, x.into(), (&w.data).into(), self.rows.into(), self.n.into(), self.k.into()],
+            )
+        }
+    }
+}
+
+/// The cases run [`Out::Store`]; `tests/gemm.rs` has the other epilogues.
+impl Op for Gemm {
+    const STEM: &'static str = "gemm";
+    type Io<B: Backend> = (B::Buf<B::Act>, B::Buf<B::Act>, B::Weight);
+
+    fn cases() -> Vec<Self> {
+        let case = |rows, n, k| Gemm { rows, n, k };
+        let mut cases = vec![
+            case(1, 3, 8),       // one chunk, an odd row length
+            case(9, 65, 40),     // just past a small tile, k no multiple of the depth
+            case(65, 129, 72),   // three small tiles in each direction, all ragged
+            case(129, 200, 264), // four large tiles
+            case(9, 512, 256),   // demo model
+            case(9, 256, 704),
+            case(17, 960, 576), // SmolLM2-135M
+            case(512, 3072, 576),
+            case(512, 576, 1536),
+        ];
+        for rows in [128, 512, 2048] {
+            cases.extend([(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)].map(|(n, k)| case(rows, n, k)));
+        }
+        cases
+    }
+
+    fn cost(&self) -> Cost {
+        let [rows, n, k] = [self.rows, self.n, self.k].map(|n| n as u64);
+        Cost { read: 2 * k * (rows + n), write: 2 * rows * n, flops: 2 * rows * n * k }
+    }
+
+    /// The f32 sums differ in their order only (relative error about 1e-6 of the terms' size), so few elements are rounded to
+    /// a neighbour.
+    fn tolerance(&self) -> Tolerance {
+        Tolerance::BF16
+    }
+
+    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
+        Ok((
+            poison(b, self.rows * self.n)?,
+            noise_buf(b, self.rows * self.k, seed, 1.0)?,
+            noise_weight(b, self.n, self.k, seed + 1, 0.5)?,
+        ))
+    }
+
+    fn run<B: Backend>(&self, b: &B, (out, x, w): &mut Self::Io<B>) -> Result<()> {
+        b.gemm(self, Out::Store(out), x, w)
+    }
+
+    fn outputs<B: Backend>(&self, b: &B, (out, ..): &Self::Io<B>) -> Result<Vec<f32>> {
+        download(b, out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_cover_the_output_and_share_a_multiprocessor() {
+        for (rows, n) in [(1, 1), (64, 128), (65, 129), (2048, 128_256)] {
+            let op = Gemm { rows, n, k: 64 };
+            for tile in [&LARGE, &SMALL] {
+                let grid = op.grid(tile);
+                let [x, y, z] = grid.blocks.map(|n| n as usize);
+                let side = tile.side as usize;
+                assert!(x * side >= rows && y * side >= n && z == 1, "{op:?}: {grid:?}");
+                assert!((x - 1) * side < rows && (y - 1) * side < n, "{op:?}: {grid:?} has idle blocks");
+                assert!(
+                    2 * (grid.shared + 1024) <= 100 << 10,
+                    "two blocks, each with its kilobyte, on an SM of 100 KiB"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_large_tile_is_taken_when_it_fills_the_device() {
+        assert_eq!(Gemm { rows: 2048, n: 4096, k: 4096 }.tile(132), &LARGE); // 16 * 32 blocks
+        assert_eq!(Gemm { rows: 128, n: 4096, k: 4096 }.tile(132), &SMALL); // 32
+        assert_eq!(Gemm { rows: 128, n: 28672, k: 4096 }.tile(132), &LARGE); // 224
+    }
+
+    #[test]
+    fn check_and_cost() {
+        let op = Gemm { rows: 3, n: 5, k: 8 };
+        assert!(op.check(15, 24, (5, 8)).is_ok());
+        assert_eq!(
+            op.check(15, 24, (8, 5)).unwrap_err().to_string(),
+            "gemm: w is (8, 5), Gemm { rows: 3, n: 5, k: 8 }"
+        );
+        assert!(op.check(14, 24, (5, 8)).unwrap_err().to_string().starts_with("gemm: x has 24 elements and out 14"));
+        assert_eq!(op.cost(), Cost { read: 2 * 8 * 8, write: 30, flops: 240 });
     }
 }

@@ -41,8 +41,10 @@ pub use swiglu::Swiglu;
 pub fn each(v: &mut impl Visitor) -> Result<()> {
     v.op::<Embed>()?;
     v.op::<RmsNorm>()?;
+    v.op::<Gemm>()?;
     v.op::<Rope>()?;
     v.op::<KvAppend>()?;
+    v.op::<AttnPrefill>()?;
     v.op::<Swiglu>()?;
     v.op::<Argmax>()?;
     v.op::<Sample>()

@@ -1,0 +1,116 @@
+//! What `tests/ops.rs` does not cover of the ops of a prefill: the epilogues of the matrix product, and that the bits of a row
+//! do not depend on how a prompt was cut into chunks.
+
+use aoji::{
+    backend::{Backend, Out},
+    cpu::Cpu,
+    cuda::Cuda,
+    ops::{AttnPrefill, Gemm, Op, Tolerance, noise},
+};
+use half::bf16;
+
+/// The GPU when `AOJI_TEST_GPU=1`, else the emulated one.
+fn device() -> Cuda {
+    if std::env::var_os("AOJI_TEST_GPU").is_none_or(|v| v != "1") {
+        cuda_emulator::install();
+    }
+    Cuda::open(0).expect("a device")
+}
+
+fn values(len: usize, seed: u64) -> Vec<bf16> {
+    noise(len, seed).into_iter().map(bf16::from_f32).collect()
+}
+
+/// `out` of all three epilogues; the residual that `Add` adds to is `noise` of seed 3.
+fn epilogues<B: Backend<Act = bf16>>(b: &B, op: &Gemm) -> [Vec<f32>; 3] {
+    let Gemm { rows, n, k } = *op;
+    let x = b.upload(&values(rows * k, 1)).unwrap();
+    let w = b.weight_from(n, k, &values(n * k, 2)).unwrap();
+    let nan = vec![bf16::NAN; rows * n];
+    let (mut store, mut add) = (b.upload(&nan).unwrap(), b.upload(&values(rows * n, 3)).unwrap());
+    let mut wide = b.upload(&vec![f32::NAN; rows * n]).unwrap();
+    b.gemm(op, Out::Store(&mut store), &x, &w).unwrap();
+    b.gemm(op, Out::Add(&mut add), &x, &w).unwrap();
+    b.gemm(op, Out::F32(&mut wide), &x, &w).unwrap();
+    let f32s = |v: Vec<bf16>| v.into_iter().map(bf16::to_f32).collect();
+    [f32s(b.download(&store).unwrap()), f32s(b.download(&add).unwrap()), b.download(&wide).unwrap()]
+}
+
+#[test]
+fn every_epilogue_of_both_tiles() {
+    let cuda = device();
+    // an odd and an even row length in each tile
+    for (rows, n, large) in [(200, 201, true), (200, 200, true), (70, 121, false), (70, 122, false)] {
+        let op = Gemm { rows, n, k: 72 };
+        if cuda.info().sm_count == 4 {
+            assert_eq!(op.tile(4).side == 128, large, "{op:?}: the emulated device has 4 multiprocessors");
+        }
+        let ([store, add, wide], [store_want, add_want, wide_want]) =
+            (epilogues(&cuda, &op), epilogues(&Cpu::<bf16>::new(), &op));
+        op.tolerance().compare(&store, &store_want).unwrap_or_else(|e| panic!("store, {op:?}: {e}"));
+        op.tolerance().compare(&add, &add_want).unwrap_or_else(|e| panic!("add, {op:?}: {e}"));
+        // no rounding hides the sums here: 72 products in another order differ by some 2^-24 of their size
+        let exact = Tolerance { l2: 1e-6, worst: 1e-6 };
+        exact.compare(&wide, &wide_want).unwrap_or_else(|e| panic!("f32, {op:?}: {e}"));
+        for i in 0..rows * n {
+            assert_eq!(store[i], bf16::from_f32(wide[i]).to_f32(), "{op:?}: store and f32 differ at {i}");
+        }
+    }
+}
+
+#[test]
+fn a_row_of_gemm_has_the_same_bits_in_every_call() {
+    let cuda = device();
+    let (n, k) = (200, 200);
+    let x = values(200 * k, 1);
+    let w = cuda.weight_from(n, k, &values(n * k, 2)).unwrap();
+    let run = |first: usize, rows: usize| -> Vec<u32> {
+        let x = cuda.upload(&x[first * k..][..rows * k]).unwrap();
+        let mut out = cuda.alloc::<f32>(rows * n).unwrap();
+        cuda.gemm(&Gemm { rows, n, k }, Out::F32(&mut out), &x, &w).unwrap();
+        cuda.download(&out).unwrap().into_iter().map(f32::to_bits).collect()
+    };
+    let all = run(0, 200);
+    for (first, rows) in [(0, 70), (70, 130), (199, 1), (3, 64)] {
+        assert_eq!(run(first, rows), all[first * n..][..rows * n], "rows {first}..{}", first + rows);
+    }
+}
+
+#[test]
+fn attention_has_the_same_bits_however_the_prompt_is_cut() {
+    let cuda = device();
+    for head_dim in [64, 128] {
+        let (rows, n_heads, n_kv_heads, max_seq) = (150, 2, 1, 150);
+        let op = |rows, kv_len| AttnPrefill { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len };
+        let width = op(rows, rows).qkv_dim();
+        let qkv: Vec<bf16> = values(rows * width, 1).into_iter().map(|x| x * bf16::from_f32(6.0)).collect();
+        let [k, v] = [2, 3].map(|seed| values(max_seq * head_dim, seed));
+        let run = |first: usize, kv_len: usize| -> Vec<u16> {
+            // the cache as it is when these rows are computed: nothing past them
+            let cache = |v: &[bf16]| {
+                let mut v = v.to_vec();
+                v[kv_len * head_dim..].fill(bf16::NAN);
+                cuda.upload(&v).unwrap()
+            };
+            let qkv = cuda.upload(&qkv[first * width..kv_len * width]).unwrap();
+            let pos = cuda.upload(&(first as u32..kv_len as u32).collect::<Vec<_>>()).unwrap();
+            let mut out = cuda.upload(&vec![bf16::NAN; (kv_len - first) * n_heads * head_dim]).unwrap();
+            cuda.attn_prefill(&op(kv_len - first, kv_len), &mut out, &qkv, &cache(&k), &cache(&v), &pos).unwrap();
+            cuda.download(&out).unwrap().into_iter().map(bf16::to_bits).collect()
+        };
+        let whole = run(0, rows);
+        for cuts in [[0, 64, 128, 150], [0, 1, 65, 150], [0, 100, 149, 150]] {
+            let pieces: Vec<u16> = cuts.windows(2).flat_map(|c| run(c[0], c[1])).collect();
+            assert_eq!(pieces, whole, "head_dim {head_dim}, cut at {cuts:?}");
+        }
+    }
+}
+
+#[test]
+fn attention_refuses_other_head_dims() {
+    let cuda = device();
+    let op = AttnPrefill { rows: 1, n_heads: 1, n_kv_heads: 1, head_dim: 8, max_seq: 1, kv_len: 1 };
+    let mut io = op.setup(&cuda, 1).unwrap();
+    let e = op.run(&cuda, &mut io).unwrap_err().to_string();
+    assert_eq!(e, "attn_prefill: head_dim is 8, the kernels are for 64 and 128");
+}
