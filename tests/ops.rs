@@ -6,7 +6,7 @@
 use aoji::{
     Result,
     cpu::Cpu,
-    cuda::Cuda,
+    cuda::{Cuda, GemmBy},
     ops::{self, Op, Visitor},
 };
 use half::bf16;
@@ -17,7 +17,9 @@ fn device() -> (Cuda, bool) {
     if !real {
         cuda_emulator::install();
     }
-    (Cuda::open(0).expect("a device"), real)
+    let mut cuda = Cuda::open(0).expect("a device");
+    cuda.set_gemm(GemmBy::Own); // our kernels are what is tested here; tests/prefill.rs runs cuBLAS
+    (cuda, real)
 }
 
 /// Runs all cases of an op on both backends, twice on the device: the same input gives the same bits.

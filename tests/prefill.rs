@@ -4,17 +4,23 @@
 use aoji::{
     backend::{Backend, Out},
     cpu::Cpu,
-    cuda::Cuda,
+    cuda::{Cuda, GemmBy, MANY_ROWS, cublas_version},
     ops::{AttnPrefill, Gemm, Op, Tolerance, noise},
 };
 use half::bf16;
 
-/// The GPU when `AOJI_TEST_GPU=1`, else the emulated one.
+fn real() -> bool {
+    std::env::var_os("AOJI_TEST_GPU").is_some_and(|v| v == "1")
+}
+
+/// The GPU when `AOJI_TEST_GPU=1`, else the emulated one; our own kernels.
 fn device() -> Cuda {
-    if std::env::var_os("AOJI_TEST_GPU").is_none_or(|v| v != "1") {
+    if !real() {
         cuda_emulator::install();
     }
-    Cuda::open(0).expect("a device")
+    let mut cuda = Cuda::open(0).expect("a device");
+    cuda.set_gemm(GemmBy::Own);
+    cuda
 }
 
 fn values(len: usize, seed: u64) -> Vec<bf16> {
@@ -113,4 +119,47 @@ fn attention_refuses_other_head_dims() {
     let mut io = op.setup(&cuda, 1).unwrap();
     let e = op.run(&cuda, &mut io).unwrap_err().to_string();
     assert_eq!(e, "attn_prefill: head_dim is 8, the kernels are for 64 and 128");
+}
+
+#[test]
+fn cublas_agrees_with_the_reference() {
+    let mut cuda = device();
+    match cublas_version() {
+        Ok(version) => println!("cuBLAS {version}"),
+        Err(e) if real() => return println!("skipped: {e}"),
+        Err(e) => panic!("the emulated cuBLAS: {e}"),
+    }
+    cuda.set_gemm(GemmBy::Cublas);
+    let op = Gemm { rows: 33, n: 50, k: 72 };
+    let (got, want) = (epilogues(&cuda, &op), epilogues(&Cpu::<bf16>::new(), &op));
+    for (i, tolerance) in [op.tolerance(), op.tolerance(), Tolerance { l2: 1e-6, worst: 1e-6 }].iter().enumerate() {
+        tolerance.compare(&got[i], &want[i]).unwrap_or_else(|e| panic!("epilogue {i}, {op:?}: {e}"));
+    }
+}
+
+/// The library is looked for once, so the test runs itself in a process of its own.
+#[test]
+fn without_cublas_ours_is_taken_unless_cublas_was_asked_for() {
+    if std::env::var("AOJI_CUBLAS_DIR").is_ok_and(|d| d == "/nowhere") {
+        return without_cublas();
+    }
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "without_cublas_ours_is_taken_unless_cublas_was_asked_for"])
+        .env("AOJI_CUBLAS_DIR", "/nowhere")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+fn without_cublas() {
+    let mut cuda = device();
+    let op = Gemm { rows: MANY_ROWS, n: 1, k: 8 };
+    cuda.set_gemm(GemmBy::Auto);
+    let (got, want) = (epilogues(&cuda, &op), epilogues(&Cpu::<bf16>::new(), &op));
+    op.tolerance().compare(&got[0], &want[0]).unwrap();
+    cuda.set_gemm(GemmBy::Cublas);
+    let mut io = op.setup(&cuda, 1).unwrap();
+    let e = op.run(&cuda, &mut io).unwrap_err().to_string();
+    assert!(e.starts_with("AOJI_GEMM=cublas: opening cuBLAS: no libcublas.so.13 or .12 in /nowhere"), "{e}");
 }

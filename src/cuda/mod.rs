@@ -4,11 +4,13 @@
 //! time, and its absence is an error, not a panic.
 
 mod backend;
+mod blas;
 mod buffer;
 mod graph;
 pub mod kernels;
 mod launch;
 
+pub use blas::{GemmBy, MANY_ROWS, cublas_version};
 pub use buffer::{Buffer, Weight};
 pub use graph::Graphs;
 pub use launch::Arg;
@@ -19,7 +21,7 @@ use cudarc::nvrtc::Ptx;
 use std::{
     collections::HashMap,
     ffi::c_void,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
 };
 
 /// CUDA version that the kernels need of the driver, as the driver counts: 13.0 is 13000.
@@ -27,6 +29,9 @@ const NEEDED: i32 = 13000;
 
 /// One GPU.
 pub struct Cuda {
+    /// Opened when first needed. Before stream and context, so that it is dropped while they are alive.
+    blas: OnceLock<Result<blas::Blas, String>>,
+    gemm_by: GemmBy,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     kernels: HashMap<String, launch::Kernel>,
@@ -101,10 +106,12 @@ impl Cuda {
         if kernels::MODULES.is_empty() {
             return Err(Error::NoGpu("this binary was built without GPU kernels (AOJI_SKIP_KERNELS)".into()));
         }
-        Self::start(ordinal, driver).map_err(|e| Error::Cuda { what: format!("opening GPU {ordinal}"), cause: e })
+        let gemm_by = GemmBy::from_env()?;
+        Self::start(ordinal, driver, gemm_by)
+            .map_err(|e| Error::Cuda { what: format!("opening GPU {ordinal}"), cause: e })
     }
 
-    fn start(ordinal: usize, driver: i32) -> Result<Cuda, String> {
+    fn start(ordinal: usize, driver: i32, gemm_by: GemmBy) -> Result<Cuda, String> {
         let text = |e: DriverError| e.to_string();
         let context = CudaContext::new(ordinal).map_err(text)?;
         // SAFETY: all work goes to one stream, so no slice needs events to order its uses. Must come before the stream and
@@ -138,7 +145,17 @@ impl Cuda {
             modules.push(module);
         }
         let sync = std::env::var_os("AOJI_SYNC").is_some_and(|v| v == "1");
-        Ok(Cuda { context, stream, kernels, _modules: modules, info, slots: Mutex::default(), sync })
+        Ok(Cuda {
+            blas: OnceLock::new(),
+            gemm_by,
+            context,
+            stream,
+            kernels,
+            _modules: modules,
+            info,
+            slots: Mutex::default(),
+            sync,
+        })
     }
 
     /// What the driver says of the GPU.

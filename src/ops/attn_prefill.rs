@@ -86,8 +86,9 @@ impl AttnPrefill {
             d => return expect(Self::STEM, false, || format!("head_dim is {d}, the kernels are for 64 and 128")),
         };
         let grid = self.grid();
-        expect(Self::STEM, grid.blocks[1] <= 0xffff && self.max_seq <= 1 << 24, || {
-            format!("{self:?} is larger than the kernel's limits (rows about 4 million, max_seq 2^24)")
+        super::expect_ints(Self::STEM, &[self.rows, self.n_heads, self.n_kv_heads, self.max_seq])?;
+        expect(Self::STEM, grid.blocks[1] <= 0xffff, || {
+            format!("{self:?}: rows are above the kernel's limit of 4 million")
         })?;
         let scale = std::f32::consts::LOG2_E / (self.head_dim as f32).sqrt();
         // SAFETY: check() proved that out and qkv hold `rows` rows, k and v the whole cache and pos a position; that positions

@@ -73,7 +73,7 @@ impl Gemm {
         }
     }
 
-    /// The kernel.
+    /// The kernel, or cuBLAS where [`GemmBy`](crate::cuda::GemmBy) says so.
     #[cfg(feature = "cuda")]
     pub fn launch(
         &self,
@@ -83,6 +83,9 @@ impl Gemm {
         w: &crate::cuda::Weight,
     ) -> Result<()> {
         use crate::cuda::Arg;
+        if let Some(blas) = cu.blas_for(self.rows)? {
+            return blas.gemm(self, &out, x, w);
+        }
         let (epilogue, len, out): (_, _, Arg) = match out {
             Out::Store(out) => (0, out.len(), out.into()),
             Out::Add(out) => (1, out.len(), out.into()),
@@ -92,8 +95,9 @@ impl Gemm {
         expect(Self::STEM, self.k.is_multiple_of(8), || format!("{self:?}: the kernel needs k % 8 == 0"))?;
         let tile = self.tile(cu.info().sm_count);
         let grid = self.grid(tile);
-        expect(Self::STEM, grid.blocks[1] <= 0xffff && self.rows <= 1 << 24 && self.k <= 1 << 24, || {
-            format!("{self:?} is larger than the kernel's limits (n about 4 million, rows and k 2^24)")
+        super::expect_ints(Self::STEM, &[self.rows, self.n, self.k])?;
+        expect(Self::STEM, grid.blocks[1] <= 0xffff, || {
+            format!("{self:?}: n is above the kernel's limit of 4 million")
         })?;
         // SAFETY: check() proved that x holds [rows, k], w [n, k] and out [rows, n] elements of the epilogue's type, and the
         // sizes fit an int; the arguments are those of the kernel, in order.
