@@ -79,8 +79,8 @@ KERNEL(ok_syncwarp) {
   __syncwarp();
   out[T] = s[T ^ 1];
 }
-// Accesses of 2 and of 16 bytes to the same memory, by different warps. BUG 1: no barrier before the wide reads; 2: none
-// before the narrow writes that follow them.
+// Accesses of 2 and of 16 bytes to the same memory, by different warps. BUG 1: no barrier before the wide reads; 2:
+// none before the narrow writes that follow them.
 template <int BUG> DEV void mixed_sizes(float* out) {
   SHARED(bf16, s, 128);
   if (T < 16) st128(s + T * 8, make_uint4(0, 0, 0, 0));
