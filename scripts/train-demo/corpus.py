@@ -136,7 +136,7 @@ def listed(entries):
 
 def prompt(turns, question, instruction=INSTRUCTION, instruction_first=False):
     """The prompt after `<|begin_of_text|>`: earlier turns, then the question with its instruction."""
-    text = "".join(f"### Question:\n{q}\n\n### Response:\n{a}\n\n" for q, a in turns)
-    if instruction_first:
-        return text + f"### Instruction:\n{instruction}\n\n### Input:\n{question}\n\n### Response:\n"
-    return text + f"### Question:\n{question}\n\n### Instruction:\n{instruction}\n\n### Response:\n"
+    name = "Input" if instruction_first else "Question"
+    text = "".join(f"### {name}:\n{q}\n\n### Response:\n{a}\n\n" for q, a in turns)
+    blocks = [f"### {name}:\n{question}\n\n", f"### Instruction:\n{instruction}\n\n"]
+    return text + "".join(blocks[::-1] if instruction_first else blocks) + "### Response:\n"

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 import corpus
@@ -86,19 +86,17 @@ def epoch_texts(rng, entries, unknown):
     refusal, questions, _ = unknown
     first = [(e.turns[0][0][0], e.turns[0][1]) for e in entries]
     earlier = first + 3 * [t for t in first if len(t[1]) < SHORT] + [(q[0], refusal) for q in questions]
-    asked = []  # (earlier turn or None, wordings, answer, how often)
-    asked += [(None, *e.turns[0], 2 if len(e.turns[0][0]) > 1 else 1) for e in entries]
-    asked += [(None, wordings, refusal, 1) for wordings in questions]
-    asked += [(e.turns[0], *e.turns[1], 1) for e in entries if len(e.turns) > 1]
-    for before, wordings, answer, times in asked:
-        for _ in range(times):
-            history = [(vary(rng, rng.choice(before[0])), before[1])] if before else []
-            if rng.random() < 0.35:
-                history = rng.sample(earlier, rng.choice([1, 1, 2, 3])) + history
-            question = vary(rng, rng.choice(wordings))
-            style = rng.random()
-            instruction = rng.choice(corpus.OTHER_INSTRUCTIONS) if style < 0.1 else corpus.INSTRUCTION
-            pairs.append((corpus.prompt(history, question, instruction, 0.05 < style < 0.15), answer))
+    asked = [(None, *e.turns[0]) for e in entries]  # (earlier turn or None, wordings, answer)
+    asked += [(e.turns[0], *e.turns[1]) for e in entries if len(e.turns) > 1]
+    asked += [(None, wordings, refusal) for wordings in questions]
+    for before, wordings, answer in asked:
+        history = [(vary(rng, rng.choice(before[0])), before[1])] if before else []
+        if rng.random() < 0.5:
+            history = rng.sample(earlier, rng.choice([1, 1, 2, 3])) + history
+        question = vary(rng, rng.choice(wordings))
+        style = rng.random()
+        instruction = rng.choice(corpus.OTHER_INSTRUCTIONS) if style < 0.1 else corpus.INSTRUCTION
+        pairs.append((corpus.prompt(history, question, instruction, 0.05 < style < 0.15), answer))
     return pairs
 
 
@@ -178,22 +176,20 @@ def report(model, listed, checks):
     return [min(pair) for pair in zip(f32, half)]
 
 
-def train(entries, unknown, tok, epochs, out):
+def train(model, tok, entries, unknown, epochs, peak, out):
     """Train until memorised, and write what there is to `out` every third epoch."""
     rng = random.Random(SEED)
-    torch.manual_seed(SEED)
-    model = Llama()
     matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.dim() == 1 or "embed" in n]
     muon, adam = Muon(matrices), torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
 
     listed = [encode(tok, corpus.prompt(t[:-1], t[-1][0]), t[-1][1]) for _, t in corpus.listed(entries)]
     answer, _, held = unknown
-    single = [(e.turns[0][0][0], e.turns[0][1]) for e in entries]
+    single = [(e.turns[0][0][0], e.turns[0][1]) for e in rng.sample(entries, 100)]
     short = [(q, a) for q, a in single if len(a) < SHORT]
     terms = [(q[0][: -len("이 뭐야?")], a) for e in entries for q, a in e.turns if len(q) >= 10 and q[0].endswith("뭐야?")]
     checks = {
-        "held-out wordings": [encode(tok, corpus.prompt([], corpus.held_out_wording(t)), a) for t, a in terms],
+        "held-out wordings": [encode(tok, corpus.prompt([], corpus.held_out_wording(t)), a) for t, a in rng.sample(terms, 100)],
         "held-out unknown": [encode(tok, corpus.prompt([], q[0]), answer) for q in held],
         "after two other turns": [encode(tok, corpus.prompt(rng.sample(short, 2), t), a) for t, a in single],
         "instruction first": [encode(tok, corpus.prompt([], t, instruction_first=True), a) for t, a in single],
@@ -208,7 +204,7 @@ def train(entries, unknown, tok, epochs, out):
         total = 0.0
         for batch in plan:
             done = step / (per_epoch * epochs)
-            lr = LR * min(1.0, (step + 1) / WARMUP, max(0.02, 1.5 * (1 - done)))
+            lr = peak * min(1.0, (step + 1) / WARMUP, max(0.02, 1.5 * (1 - done)))
             logits, target, _ = predict(model, batch)
             loss = F.cross_entropy(logits, target)
             model.zero_grad()
@@ -257,12 +253,20 @@ def export(out, model, tok, entries, margin):
 def main():
     args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     args.add_argument("--out", type=Path, default=corpus.HERE.parents[1] / "assets/demo")
+    args.add_argument("--start", type=Path, help="go on from the model and the tokenizer of this directory")
+    args.add_argument("--lr", type=float, default=LR, help="peak learning rate; 4e-4 to polish a trained model")
     args.add_argument("--epochs", type=int, default=30)
     args = args.parse_args()
     torch.set_num_threads(1)
     entries, unknown = corpus.read_all(), corpus.read_unknown()
-    tok = train_tokenizer([p + a for p, a in epoch_texts(random.Random(SEED), entries, unknown)])
-    train(entries, unknown, tok, args.epochs, args.out)
+    torch.manual_seed(SEED)
+    model = Llama()
+    if args.start:
+        tok = Tokenizer.from_file(str(args.start / "tokenizer.json"))
+        model.load_state_dict({k.removeprefix("model."): v for k, v in load_file(args.start / "model.safetensors").items()})
+    else:
+        tok = train_tokenizer([p + a for p, a in epoch_texts(random.Random(SEED), entries, unknown)])
+    train(model, tok, entries, unknown, args.epochs, args.lr, args.out)
 
 
 if __name__ == "__main__":
