@@ -76,6 +76,7 @@ op_tests! {
     embed: ops::Embed,
     rms_norm: ops::RmsNorm,
     gemm: ops::Gemm,
+    gemv: ops::Gemv,
     rope: ops::Rope,
     kv_append: ops::KvAppend,
     attn_prefill: ops::AttnPrefill,

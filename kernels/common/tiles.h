@@ -19,3 +19,6 @@
 #define GEMM_STAGES 3            // gemm: stages of either tile
 #define PREFILL_ROWS 64          // attn_prefill: query rows of a block, 16 a warp
 #define PREFILL_KEYS 64          // attn_prefill: keys of a tile, at fixed positions
+#define GEMV_TILE 16             // gemv: rows of w of one block
+#define GEMV_WARPS 4             // gemv: warps that share them
+#define GEMV_STAGES 4            // gemv: stages of 64 columns that a warp has in flight

@@ -1,15 +1,24 @@
-//! `out[r, i] (+)= sum_j x[r, j] * w[i, j]`, for a few rows (decode): the weights are read once and everything else is small, so its floor is their bytes.
+//! `out[r, i] (+)= sum_j x[r, j] * w[i, j]`, for a few rows (decode): the weights are read once and everything else is small,
+//! so its floor is their bytes.
 //!
-//! Shapes: `out` [rows, n], `x` [rows, k], `w` [n, k]. The epilogue is the kind of [`Out`](crate::backend::Out).
+//! Shapes: `out` [rows, n], `x` [rows, k], `w` [n, k]. The epilogue is the kind of [`Out`].
 //! Rounding: sums in f32, one rounding at the store; the residual is added before it.
+//! The kernel's bits of a row depend on the row and the weights only: not on the other rows, their number, n or the GPU.
 
-use super::{Act, expect};
-use crate::error::Result;
+use super::{Act, Cost, Grid, Op, Tolerance, download, expect, noise_buf, noise_weight, poison};
+use crate::{
+    backend::{Backend, DECODE_ROWS, Out},
+    error::Result,
+    tiles,
+};
+
+/// Largest n and k: the kernel adds a tile or a round of columns to them in an int.
+const MAX_SIZE: usize = 1 << 30;
 
 /// Sizes of one call.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gemv {
-    /// Rows of `x` and `out`.
+    /// Rows of `x` and `out`, at most [`DECODE_ROWS`].
     pub rows: usize,
     /// Rows of `w`, columns of `out`.
     pub n: usize,
@@ -18,14 +27,29 @@ pub struct Gemv {
 }
 
 impl Gemv {
-    const STEM: &'static str = "gemv";
-
-    /// Buffer lengths fit the sizes.
+    /// Buffer lengths fit the sizes, and the rows are few.
     pub fn check(&self, out: usize, x: usize, w: (usize, usize)) -> Result<()> {
         expect(Self::STEM, w == (self.n, self.k), || format!("w is {w:?}, {self:?}"))?;
-        expect(Self::STEM, self.rows > 0 && x >= self.rows * self.k && out >= self.rows * self.n, || {
+        expect(Self::STEM, (1..=DECODE_ROWS).contains(&self.rows), || {
+            format!("{self:?}: 1 to {DECODE_ROWS} rows, more go to gemm")
+        })?;
+        expect(Self::STEM, x >= self.rows * self.k && out >= self.rows * self.n, || {
             format!("x has {x} elements and out {out}, {self:?}")
         })
+    }
+
+    /// What the kernel asks for beyond [`Gemv::check`]: rows of `w` and `x` are read 16 bytes at a time.
+    pub fn check_kernel(&self) -> Result<()> {
+        expect(Self::STEM, self.n > 0 && self.k > 0 && self.k.is_multiple_of(8), || {
+            format!("{self:?}: the kernel needs k % 8 == 0")
+        })?;
+        expect(Self::STEM, self.n.max(self.k) <= MAX_SIZE, || format!("{self:?}: the kernel takes n and k up to 2^30"))
+    }
+
+    /// One block per `GEMV_TILE` rows of `w`.
+    pub fn grid(&self) -> Grid {
+        let blocks = self.n.div_ceil(tiles::GEMV_TILE as usize) as u32;
+        Grid { blocks: [blocks, 1, 1], threads: tiles::GEMV_WARPS * 32, shared: 0 }
     }
 
     /// The definition, before the epilogue: `out` [rows, n] in f32.
@@ -42,11 +66,110 @@ impl Gemv {
     #[cfg(feature = "cuda")]
     pub fn launch(
         &self,
-        _cu: &crate::cuda::Cuda,
-        _out: crate::backend::Out<'_, crate::cuda::Cuda>,
-        _x: &crate::cuda::Buffer<half::bf16>,
-        _w: &crate::cuda::Weight,
+        cu: &crate::cuda::Cuda,
+        out: Out<'_, crate::cuda::Cuda>,
+        x: &crate::cuda::Buffer<half::bf16>,
+        w: &crate::cuda::Weight,
     ) -> Result<()> {
-        Err(crate::error::Error::Op { op: Self::STEM, what: "has no kernel yet".into() })
+        use crate::cuda::Arg;
+        let (kernel, len, out): (_, _, Arg) = match out {
+            Out::Store(out) => ("gemv_bf16_store", out.len(), out.into()),
+            Out::Add(out) => ("gemv_bf16_add", out.len(), out.into()),
+            Out::F32(out) => ("gemv_bf16_f32", out.len(), out.into()),
+        };
+        self.check(len, x.len(), (w.rows, w.cols))?;
+        self.check_kernel()?;
+        let args = [out, x.into(), (&w.data).into(), self.rows.into(), self.n.into(), self.k.into()];
+        // SAFETY: check() proved that x holds [rows, k], w [n, k] and out [rows, n] elements of the epilogue's type, and
+        // check_kernel() that rows are 16-byte aligned and the sizes fit an int; the arguments are those of the kernel, in order.
+        unsafe { cu.launch(kernel, self, self.grid(), &args) }
+    }
+}
+
+/// The cases run [`Out::Store`]; `tests/decode.rs` has the other epilogues.
+impl Op for Gemv {
+    const STEM: &'static str = "gemv";
+    type Io<B: Backend> = (B::Buf<B::Act>, B::Buf<B::Act>, B::Weight);
+
+    fn cases() -> Vec<Self> {
+        let case = |(rows, n, k)| Gemv { rows, n, k };
+        let edges = [
+            (1, 1, 8),     // one row of w, one chunk of it
+            (3, 17, 72),   // just past a tile, just past a stage of 64 columns
+            (8, 31, 256),  // one stage a warp
+            (2, 16, 1032), // just past the first round of 1024 columns
+            (5, 5, 2056),  // full rounds and a rest
+        ];
+        let demo = [(1, 512, 256), (8, 1408, 256), (1, 256, 704)];
+        let smollm2_135m = [(1, 960, 576), (4, 576, 576), (1, 3072, 576), (1, 576, 1536), (1, 49152, 576)];
+        let llama3_8b = [(1, 6144, 4096), (1, 4096, 4096), (1, 28672, 4096), (1, 4096, 14336), (1, 128_256, 4096)];
+        let rows8 = [(8, 6144, 4096), (8, 4096, 14336)];
+        [&edges[..], &demo, &smollm2_135m, &llama3_8b, &rows8].concat().into_iter().map(case).collect()
+    }
+
+    /// Of [`Out::Store`].
+    fn cost(&self) -> Cost {
+        let [rows, n, k] = [self.rows, self.n, self.k].map(|n| n as u64);
+        Cost { read: 2 * k * (n + rows), write: 2 * rows * n, flops: 2 * rows * n * k }
+    }
+
+    /// The f32 sums differ in their order only (relative error about 1e-6 of the terms' size), so few elements are rounded to
+    /// a neighbour.
+    fn tolerance(&self) -> Tolerance {
+        Tolerance::BF16
+    }
+
+    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
+        Ok((
+            poison(b, self.rows * self.n)?,
+            noise_buf(b, self.rows * self.k, seed, 1.0)?,
+            noise_weight(b, self.n, self.k, seed + 1, 0.5)?,
+        ))
+    }
+
+    fn run<B: Backend>(&self, b: &B, (out, x, w): &mut Self::Io<B>) -> Result<()> {
+        b.gemv(self, Out::Store(out), x, w)
+    }
+
+    fn outputs<B: Backend>(&self, b: &B, (out, ..): &Self::Io<B>) -> Result<Vec<f32>> {
+        download(b, out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_cover_the_rows_and_fill_132_multiprocessors() {
+        for n in [1, 15, 16, 17, 49_152] {
+            let blocks = Gemv { rows: 1, n, k: 8 }.grid().blocks[0] as usize;
+            assert!(blocks * 16 >= n && (blocks - 1) * 16 < n, "{n} rows, {blocks} blocks");
+        }
+        // the matrices of Llama-3-8B: at most 3% of the block places of an H100 or H200 are idle in the last round
+        for n in [4096, 6144, 28_672, 128_256] {
+            let blocks = Gemv { rows: 1, n, k: 4096 }.grid().blocks[0];
+            let places = blocks.next_multiple_of(132);
+            assert!(f64::from(blocks) >= 0.969 * f64::from(places), "{n} rows: {blocks} blocks for {places} places");
+        }
+    }
+
+    #[test]
+    fn check_names_what_is_wrong() {
+        let op = Gemv { rows: 2, n: 5, k: 16 };
+        assert!(op.check(10, 32, (5, 16)).is_ok() && op.check_kernel().is_ok());
+        let text = |r: Result<()>| r.unwrap_err().to_string();
+        assert_eq!(text(op.check(10, 32, (16, 5))), "gemv: w is (16, 5), Gemv { rows: 2, n: 5, k: 16 }");
+        assert!(text(op.check(9, 32, (5, 16))).starts_with("gemv: x has 32 elements and out 9"));
+        let rows = |rows| text(Gemv { rows, ..op.clone() }.check(999, 999, (5, 16)));
+        assert!(rows(9).ends_with("1 to 8 rows, more go to gemm") && rows(0).contains("rows: 0"));
+        assert!(text(Gemv { k: 12, ..op.clone() }.check_kernel()).ends_with("the kernel needs k % 8 == 0"));
+        assert!(text(Gemv { n: (1 << 30) + 1, ..op }.check_kernel()).ends_with("up to 2^30"));
+    }
+
+    #[test]
+    fn cost_is_the_weights_and_little_else() {
+        let c = Gemv { rows: 1, n: 4096, k: 14_336 }.cost();
+        assert_eq!(c, Cost { read: 117_440_512 + 28_672, write: 8192, flops: 117_440_512 });
     }
 }

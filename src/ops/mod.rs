@@ -42,6 +42,7 @@ pub fn each(v: &mut impl Visitor) -> Result<()> {
     v.op::<Embed>()?;
     v.op::<RmsNorm>()?;
     v.op::<Gemm>()?;
+    v.op::<Gemv>()?;
     v.op::<Rope>()?;
     v.op::<KvAppend>()?;
     v.op::<AttnPrefill>()?;
