@@ -5,7 +5,7 @@ use aoji::{
     backend::{Backend, Out},
     cpu::Cpu,
     cuda::Cuda,
-    ops::{Gemv, Op, Tolerance, noise},
+    ops::{AttnDecode, Gemv, Op, Tolerance, noise},
 };
 use half::bf16;
 
@@ -78,4 +78,36 @@ fn a_row_of_gemv_has_the_same_bits_beside_any_others() {
         let want: Vec<_> = all.iter().map(|r| r[..n].to_vec()).collect();
         assert_eq!(run(0, 8, n), want, "the first {n} columns");
     }
+}
+
+#[test]
+fn a_row_of_attn_decode_has_the_same_bits_beside_any_others_in_any_bucket() {
+    let cuda = device();
+    let (n_heads, n_kv_heads, head_dim, max_seq) = (2, 1, 64, 2300);
+    let cache = |seed| cuda.upload(&values(n_kv_heads * max_seq * head_dim, seed)).unwrap();
+    let (k, v) = (cache(2), cache(3));
+    // one key, the last key of a split, the first of the next, one of many, two tiles a split
+    let positions = [0u32, 63, 64, 500, 2200];
+    let qkv_dim = (n_heads + 2 * n_kv_heads) * head_dim;
+    let qkv_all = values(positions.len() * qkv_dim, 1);
+    let run = |which: &[usize], kv_len: usize| -> Vec<Vec<u16>> {
+        let op = AttnDecode { rows: which.len(), n_heads, n_kv_heads, head_dim, max_seq, kv_len };
+        let qkv: Vec<bf16> = which.iter().flat_map(|r| &qkv_all[r * qkv_dim..][..qkv_dim]).copied().collect();
+        let pos: Vec<u32> = which.iter().map(|r| positions[*r]).collect();
+        let mut out = cuda.upload(&vec![bf16::NAN; which.len() * n_heads * head_dim]).unwrap();
+        let mut part = cuda.alloc(op.part_len()).unwrap();
+        let mut arrived = cuda.alloc(op.arrived_len()).unwrap();
+        let (qkv, pos) = (cuda.upload(&qkv).unwrap(), cuda.upload(&pos).unwrap());
+        cuda.attn_decode(&op, &mut out, &mut part, &mut arrived, &qkv, &k, &v, &pos).unwrap();
+        let out = cuda.download(&out).unwrap();
+        out.chunks(n_heads * head_dim).map(|row| row.iter().map(|x| x.to_bits()).collect()).collect()
+    };
+    let all = run(&[0, 1, 2, 3, 4], max_seq);
+    for r in 0..positions.len() {
+        let len = positions[r] as usize + 1;
+        for kv_len in [len, len + 1, len.next_multiple_of(512), max_seq] {
+            assert_eq!(run(&[r], kv_len.min(max_seq)), all[r..=r], "position {} alone, kv_len {kv_len}", positions[r]);
+        }
+    }
+    assert_eq!(run(&[3, 1], 512), [all[3].clone(), all[1].clone()], "two rows in another order");
 }

@@ -80,6 +80,7 @@ op_tests! {
     rope: ops::Rope,
     kv_append: ops::KvAppend,
     attn_prefill: ops::AttnPrefill,
+    attn_decode: ops::AttnDecode,
     swiglu: ops::Swiglu,
     argmax: ops::Argmax,
     sample: ops::Sample,

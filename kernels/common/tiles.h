@@ -8,7 +8,10 @@
 #define SAMPLE_THREADS 1024      // sample: most threads of its one block
 #define SAMPLE_MAX_VOCAB 8388608 // sample: 2^23 weights of at most 2^40 add up to less than 2^64
 #define SAMPLE_PARAMS 20         // sample: words of its parameters
-#define ATTN_SPLIT 128           // attn_decode: keys of one block, at fixed positions
+#define ATTN_TILE 64             // attn_decode: keys that a block takes at a time
+#define ATTN_SPLITS 32           // attn_decode: most blocks that share the keys of a row and head
+#define ATTN_GROUP 8             // attn_decode: most query heads of a kv head
+#define ATTN_THREADS 128         // attn_decode: threads of a block
 #define VECTOR_THREADS 128       // embed, rope, kv_append, swiglu: threads of a block, each with 8 elements of a row
 #define GEMM_LARGE_SIDE 128      // gemm, large tile: rows and columns of out
 #define GEMM_LARGE_DEPTH 32      // columns of k a stage

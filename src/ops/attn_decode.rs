@@ -1,14 +1,17 @@
-//! Causal grouped-query attention: `out[r, h] = softmax_t(q[r, h] . k[g, t] / sqrt(head_dim)) v[g, t]` over `t <= pos[r]`, where
-//! `g = h / (n_heads / n_kv_heads)`; for few rows: the
-//! keys are split over blocks at fixed positions and the parts merged on the device, so the bits of a row depend on its own
-//! position only (flash-decoding, Dao et al. 2023).
+//! Causal grouped-query attention for few rows: `out[r, h] = softmax_t(q[r, h] . k[g, t] / sqrt(head_dim)) v[g, t]` over
+//! `t <= pos[r]`, where `g = h / (n_heads / n_kv_heads)`. The keys are split over blocks by the row's position alone and the
+//! parts merged on the device, so the bits of a row depend on nothing else (flash-decoding, Dao et al. 2023).
 //!
 //! Shapes: `out` [rows, n_heads * head_dim]; `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim], of which q is read; `k`, `v`
 //! [n_kv_heads, max_seq, head_dim], which hold the rows' own keys already; `pos` [at least rows].
 //! Rounding: scores and sums in f32, one rounding at the store.
 
-use super::{Act, expect};
-use crate::error::Result;
+use super::{Act, Cost, Grid, Op, Tolerance, download, expect, noise, noise_buf, poison};
+use crate::{
+    backend::{Backend, DECODE_ROWS},
+    error::Result,
+    tiles,
+};
 use rayon::prelude::*;
 
 /// Sizes of one call.
@@ -29,8 +32,6 @@ pub struct AttnDecode {
 }
 
 impl AttnDecode {
-    const STEM: &'static str = "attn_decode";
-
     /// Elements of a row of `qkv`.
     pub fn qkv_dim(&self) -> usize {
         (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
@@ -49,12 +50,41 @@ impl AttnDecode {
         })
     }
 
-    /// Blocks that share the keys of one head.
-    pub fn splits(&self) -> usize {
-        self.kv_len.div_ceil(crate::tiles::ATTN_SPLIT as usize)
+    /// What the kernel asks for beyond [`AttnDecode::check`].
+    pub fn check_kernel(&self, part: usize, arrived: usize) -> Result<()> {
+        expect(Self::STEM, (1..=DECODE_ROWS).contains(&self.rows), || {
+            format!("{self:?}: 1 to {DECODE_ROWS} rows, more go to attn_prefill")
+        })?;
+        expect(Self::STEM, [64, 128].contains(&self.head_dim), || {
+            format!("{self:?}: the kernel has head_dim 64 and 128; others run on the CPU only")
+        })?;
+        expect(Self::STEM, self.n_heads / self.n_kv_heads <= tiles::ATTN_GROUP as usize, || {
+            format!("{self:?}: the kernel takes up to {} heads of one kv head", tiles::ATTN_GROUP)
+        })?;
+        expect(Self::STEM, self.n_heads < 1 << 12 && self.max_seq < 1 << 30, || {
+            format!("{self:?}: the kernel takes n_heads below 2^12 and max_seq below 2^30")
+        })?;
+        expect(Self::STEM, (1..=self.max_seq).contains(&self.kv_len), || {
+            format!("{self:?}: kv_len must be 1 to max_seq")
+        })?;
+        expect(Self::STEM, part >= self.part_len() && arrived >= self.arrived_len(), || {
+            let (p, a) = (self.part_len(), self.arrived_len());
+            format!("part has {part} elements and arrived {arrived}, {self:?} needs {p} and {a}")
+        })
     }
 
-    /// f32 values of `part`: per row, head and split the maximum, the sum and the weighted values.
+    /// Blocks launched for the keys of one row and kv head; those beyond the row's own splits do nothing.
+    pub fn splits(&self) -> usize {
+        self.kv_len.div_ceil(tiles::ATTN_TILE as usize).min(tiles::ATTN_SPLITS as usize)
+    }
+
+    /// One block per split, kv head and row.
+    pub fn grid(&self) -> Grid {
+        let blocks = [self.splits(), self.n_kv_heads, self.rows].map(|n| n as u32);
+        Grid { blocks, threads: tiles::ATTN_THREADS, shared: 0 }
+    }
+
+    /// f32 values of `part`: per row, head and split the weighted values, the maximum and the sum.
     pub fn part_len(&self) -> usize {
         self.rows * self.n_heads * self.splits() * (self.head_dim + 2)
     }
@@ -89,17 +119,188 @@ impl AttnDecode {
 
     /// The kernel.
     #[cfg(feature = "cuda")]
+    #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
     pub fn launch(
         &self,
-        _cu: &crate::cuda::Cuda,
-        _out: &mut crate::cuda::Buffer<half::bf16>,
-        _part: &mut crate::cuda::Buffer<f32>,
-        _arrived: &mut crate::cuda::Buffer<u32>,
-        _qkv: &crate::cuda::Buffer<half::bf16>,
-        _k: &crate::cuda::Buffer<half::bf16>,
-        _v: &crate::cuda::Buffer<half::bf16>,
-        _pos: &crate::cuda::Buffer<u32>,
+        cu: &crate::cuda::Cuda,
+        out: &mut crate::cuda::Buffer<half::bf16>,
+        part: &mut crate::cuda::Buffer<f32>,
+        arrived: &mut crate::cuda::Buffer<u32>,
+        qkv: &crate::cuda::Buffer<half::bf16>,
+        k: &crate::cuda::Buffer<half::bf16>,
+        v: &crate::cuda::Buffer<half::bf16>,
+        pos: &crate::cuda::Buffer<u32>,
     ) -> Result<()> {
-        Err(crate::error::Error::Op { op: Self::STEM, what: "has no kernel yet".into() })
+        self.check(out.len(), qkv.len(), k.len(), v.len(), pos.len())?;
+        self.check_kernel(part.len(), arrived.len())?;
+        let kernel = if self.head_dim == 64 { "attn_decode_bf16_d64" } else { "attn_decode_bf16_d128" };
+        // scores in base 2: the device has exp2
+        let scale = std::f32::consts::LOG2_E / (self.head_dim as f32).sqrt();
+        let [n_heads, n_kv_heads, max_seq] = [self.n_heads, self.n_kv_heads, self.max_seq].map(crate::cuda::Arg::from);
+        // SAFETY: check() and check_kernel() proved that every buffer holds what the sizes say and that these fit the kernel;
+        // each pos is below kv_len, and so below max_seq, which the caller promises (the device alone knows them); the
+        // arguments are those of the kernel, in order.
+        unsafe {
+            cu.launch(
+                kernel,
+                self,
+                self.grid(),
+                &[
+                    out.into(),
+                    part.into(),
+                    arrived.into(),
+                    qkv.into(),
+                    k.into(),
+                    v.into(),
+                    pos.into(),
+                    n_heads,
+                    n_kv_heads,
+                    max_seq,
+                    scale.into(),
+                ],
+            )
+        }
+    }
+}
+
+/// The buffers of one call.
+pub struct Io<B: Backend> {
+    out: B::Buf<B::Act>,
+    part: B::Buf<f32>,
+    arrived: B::Buf<u32>,
+    qkv: B::Buf<B::Act>,
+    k: B::Buf<B::Act>,
+    v: B::Buf<B::Act>,
+    pos: B::Buf<u32>,
+}
+
+impl Op for AttnDecode {
+    const STEM: &'static str = "attn_decode";
+    type Io<B: Backend> = Io<B>;
+
+    fn cases() -> Vec<Self> {
+        let case = |(rows, (n_heads, n_kv_heads, head_dim), max_seq, kv_len)| AttnDecode {
+            rows,
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            max_seq,
+            kv_len,
+        };
+        let (smollm2, llama3) = ((9, 3, 64), (32, 8, 128));
+        vec![
+            case((1, (1, 1, 64), 1, 1)),        // one key
+            case((8, (2, 1, 64), 70, 65)),      // just past one split; rows from the first key on
+            case((3, (14, 2, 128), 130, 64)),   // 7 heads of a kv head, one full split
+            case((1, (8, 1, 128), 200, 193)),   // 8 heads
+            case((2, smollm2, 300, 131)),       // 3 heads
+            case((1, (4, 4, 64), 128, 127)),    // 1 head
+            case((1, (1, 1, 64), 2100, 2048)),  // most splits of one tile
+            case((2, (1, 1, 128), 2200, 2113)), // two tiles a split, the last one not full
+            case((1, (4, 1, 128), 40, 33)),
+            case((1, smollm2, 2048, 2048)),
+            case((1, llama3, 8192, 128)),
+            case((1, llama3, 8192, 512)),
+            case((1, llama3, 8192, 2048)),
+            case((1, llama3, 8192, 8192)),
+            case((8, llama3, 8192, 8192)),
+        ]
+    }
+
+    /// The keys and values of one row, which the others share.
+    fn cost(&self) -> Cost {
+        let [rows, n_heads, n_kv_heads, d, kv_len] =
+            [self.rows, self.n_heads, self.n_kv_heads, self.head_dim, self.kv_len].map(|n| n as u64);
+        let q = 2 * rows * n_heads * d;
+        Cost { read: 4 * n_kv_heads * kv_len * d + q, write: q, flops: 4 * rows * n_heads * kv_len * d }
+    }
+
+    /// The f32 sums differ in their order, the weights by 2^-17 and exp2 by 2^-22: few elements are rounded to a neighbour.
+    fn tolerance(&self) -> Tolerance {
+        Tolerance::BF16
+    }
+
+    /// The last row is at `kv_len - 1` and the others before it, evenly; the cache beyond is NaN, so that a stray read shows.
+    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Io<B>> {
+        let d = self.head_dim;
+        let cache = |seed| {
+            let mut v = noise(self.n_kv_heads * self.max_seq * d, seed);
+            v.chunks_exact_mut(self.max_seq * d).for_each(|head| head[self.kv_len * d..].fill(f32::NAN));
+            b.upload(&v.into_iter().map(B::Act::from_f32).collect::<Vec<_>>())
+        };
+        let pos: Vec<u32> = (1..=self.rows).map(|r| ((self.kv_len - 1) * r / self.rows) as u32).collect();
+        Ok(Io {
+            out: poison(b, self.rows * self.n_heads * d)?,
+            part: b.upload(&vec![f32::NAN; self.part_len()])?,
+            arrived: b.alloc(self.arrived_len())?,
+            // scores of standard deviation 2 or so: some keys count and many matter
+            qkv: noise_buf(b, self.rows * self.qkv_dim(), seed, 6.0)?,
+            k: cache(seed + 1)?,
+            v: cache(seed + 2)?,
+            pos: b.upload(&pos)?,
+        })
+    }
+
+    fn run<B: Backend>(&self, b: &B, io: &mut Io<B>) -> Result<()> {
+        b.attn_decode(self, &mut io.out, &mut io.part, &mut io.arrived, &io.qkv, &io.k, &io.v, &io.pos)
+    }
+
+    /// `out`, and the counters, which are zero again.
+    fn outputs<B: Backend>(&self, b: &B, io: &Io<B>) -> Result<Vec<f32>> {
+        let mut v = download(b, &io.out)?;
+        v.extend(b.download(&io.arrived)?.into_iter().map(|n| n as f32));
+        Ok(v)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn op(rows: usize, (n_heads, n_kv_heads, head_dim): (usize, usize, usize), kv_len: usize) -> AttnDecode {
+        AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq: 1 << 20, kv_len }
+    }
+
+    #[test]
+    fn a_launch_covers_the_splits_of_every_position_in_its_bucket() {
+        // as the kernel computes them
+        let live = |len: usize| len.div_ceil(64 * len.div_ceil(64 * 32));
+        let mut needed = 0; // by the positions so far
+        for len in 1..40_000 {
+            needed = needed.max(live(len));
+            let splits = op(1, (32, 8, 128), len).splits();
+            assert!(needed <= splits && splits <= 32, "{len} keys: {needed} splits needed, {splits} blocks");
+        }
+        assert_eq!(op(1, (32, 8, 128), 2048).grid(), Grid { blocks: [32, 8, 1], threads: 128, shared: 0 });
+        assert_eq!(op(8, (9, 3, 64), 65).grid().blocks, [2, 3, 8]);
+    }
+
+    #[test]
+    fn check_names_what_is_wrong() {
+        let text = |r: Result<()>| r.unwrap_err().to_string();
+        let ok = op(2, (4, 2, 64), 100);
+        let cache = 2 * (1 << 20) * 64;
+        assert!(ok.check(512, 1024, cache, cache, 2).is_ok());
+        assert!(ok.check_kernel(ok.part_len(), 4).is_ok());
+        assert!(
+            text(ok.check(512, 1024, cache, cache - 1, 2)).starts_with("attn_decode: k has 134217728 elements and v")
+        );
+        assert!(
+            text(ok.check(512, 1024, cache, cache, 1))
+                .starts_with("attn_decode: out has 512 elements, qkv 1024 and pos 1")
+        );
+        assert!(text(op(1, (3, 2, 64), 1).check(1, 1, 1, 1, 1)).ends_with("n_heads must be a multiple of n_kv_heads"));
+        assert!(text(ok.check_kernel(ok.part_len() - 1, 4)).contains("needs 1056 and 4"));
+        let wrong = |op: AttnDecode| text(op.check_kernel(usize::MAX, usize::MAX));
+        assert!(wrong(op(1, (8, 4, 8), 1)).ends_with("the kernel has head_dim 64 and 128; others run on the CPU only"));
+        assert!(wrong(op(1, (9, 1, 64), 1)).ends_with("up to 8 heads of one kv head"));
+        assert!(wrong(op(9, (1, 1, 64), 1)).ends_with("1 to 8 rows, more go to attn_prefill"));
+        assert!(wrong(op(1, (1, 1, 64), (1 << 20) + 1)).ends_with("kv_len must be 1 to max_seq"));
+    }
+
+    #[test]
+    fn cost_is_the_cache_and_little_else() {
+        let c = op(1, (32, 8, 128), 2048).cost();
+        assert_eq!(c, Cost { read: 8_388_608 + 8192, write: 8192, flops: 33_554_432 });
     }
 }

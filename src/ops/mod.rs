@@ -46,6 +46,7 @@ pub fn each(v: &mut impl Visitor) -> Result<()> {
     v.op::<Rope>()?;
     v.op::<KvAppend>()?;
     v.op::<AttnPrefill>()?;
+    v.op::<AttnDecode>()?;
     v.op::<Swiglu>()?;
     v.op::<Argmax>()?;
     v.op::<Sample>()

@@ -1,0 +1,248 @@
+// attn_decode: out[r,h] = softmax_t( q[r,h] . k[g,t] / sqrt(head_dim) ) v[g,t] over t <= pos[r], g = h / group, for few rows.
+// shapes:   out [rows, n_heads*D] bf16; qkv [rows, (n_heads+2*n_kv_heads)*D] bf16, q first; k, v [n_kv_heads, max_seq, D] bf16;
+//           pos [rows] u32; part [rows, n_heads, splits, D] f32, then [rows, n_heads, splits, 2] f32 (maximum, sum);
+//           arrived [rows, n_kv_heads] u32, zero before and after.
+// rounding: scores, exponentials and sums in f32; a weight enters the tensor cores as the sum of two bf16 (2^-17 of it is
+//           lost); one rounding at the store.
+// mapping:  block (split, kv head, row), 4 warps: all heads of a group, so each key and value is loaded once a row. A split is
+//           span = 64 ceil(len / 2048) keys from split * span on, len = pos + 1: at most 32 splits, of 64 keys up to 2048.
+//           Splits depend on pos and nothing else, so a row's bits do too; blocks beyond the last one exit. A warp takes 16
+//           of each 64 keys with its own online softmax and keeps 16 KB of keys and values in flight (D 128).
+// mma:      scores = q k^T with the heads as rows, then out^T = v^T p^T, for which the scores lie as they came. Both take the
+//           16 bytes that a lane loads as operands: along D the order of a sum is free, and along keys two rows of v are
+//           interleaved in registers.
+// merge:    warps in order through shared memory; splits in order by the block that arrives last.
+// traffic:  reads 4*n_kv_heads*D bytes a key (once for all rows where L2 holds them) and 2*rows*n_heads*D; writes as much; part
+//           stays in L2. = AttnDecode::cost. Predicted, not measured, at 4.37 TB/s, 8 kv heads of 128: 8.4 MB 1.9 us at 2048
+//           keys and 33.6 MB 7.7 us at 8192; plus about 4 us for three dependent round trips to memory.
+// requires: D 64 or 128, group <= 8                    (AttnDecode::check, AttnDecode::check_kernel in src/ops/attn_decode.rs)
+// source:   Dao et al. 2023 (flash-decoding), Milakov & Gimelshein 2018 (online softmax). Not yet measured.
+#include "common/device.cuh"
+#include "common/tiles.h"
+
+constexpr int HEADS = ATTN_GROUP;  // most heads of a group: rows of the mma that carry a head
+constexpr int WARPS = ATTN_THREADS / 32;
+constexpr int WARP_KEYS = ATTN_TILE / WARPS;
+static_assert(HEADS == 8 && WARP_KEYS == 16, "the shape of mma m16n8k16");
+static_assert(ATTN_SPLITS == 32, "the last block has one lane for each split");
+
+// What one lane (g = lane / 4, c = lane % 4) holds of its warp's 16 keys.
+template <int D> struct Tile {
+  uint4 k[2][D / 32];  // keys g and g + 8, columns 8c to 8c + 7 of each 32
+  uint4 v[D / 64][4];  // keys 2c, 2c + 1, 2c + 8, 2c + 9, columns 8g to 8g + 7 of each 64
+};
+
+// Keys beyond the row's position are read as its own; their weight is zero.
+template <int D> DEV void load_k(Tile<D>& t, const bf16* k, int key, int pos, int g, int c) {
+#pragma unroll
+  for (int half = 0; half < 2; half++)
+#pragma unroll
+    for (int j = 0; j < D / 32; j++) t.k[half][j] = ld128(k + (int64_t)min(key + half * 8 + g, pos) * D + j * 32 + c * 8);
+}
+
+template <int D> DEV void load_v(Tile<D>& t, const bf16* v, int key, int pos, int g, int c) {
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+#pragma unroll
+    for (int j = 0; j < D / 64; j++)
+      t.v[j][i] = ld128(v + (int64_t)min(key + 2 * c + i % 2 + i / 2 * 8, pos) * D + j * 64 + g * 8);
+}
+
+DEV uint32_t word(uint4 v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+// The low or high halves of two words side by side.
+DEV uint32_t lows(uint32_t a, uint32_t b) { return (a & 0xffffu) | b << 16; }
+DEV uint32_t highs(uint32_t a, uint32_t b) { return a >> 16 | (b & 0xffff0000u); }
+
+DEV float4 ld_float4(const float* p) {
+  uint4 u = ld128(p);
+  return make_float4(__uint_as_float(u.x), __uint_as_float(u.y), __uint_as_float(u.z), __uint_as_float(u.w));
+}
+DEV void st_float4(float* p, float4 v) {
+  st128(p, make_uint4(__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z), __float_as_uint(v.w)));
+}
+// a += s * v
+DEV void add_scaled(float4& a, float s, float4 v) {
+  a = make_float4(fmaf(s, v.x, a.x), fmaf(s, v.y, a.y), fmaf(s, v.z, a.z), fmaf(s, v.w, a.w));
+}
+DEV void store(bf16* out, float4 v, float scale) {
+  *reinterpret_cast<uint2*>(out) = make_uint2(pack_bf16(v.x * scale, v.y * scale), pack_bf16(v.z * scale, v.w * scale));
+}
+
+// One warp's state of the online softmax: maximum and sum of head g over the keys of this lane; out^T of heads 2c and 2c + 1
+// (elements 0, 2 and 1, 3), columns 64j + 8g + 2i (elements 0, 1) and the next (elements 2, 3) in acc[j * 4 + i].
+template <int D> struct Softmax {
+  float max, sum, acc[D / 16][4];
+};
+
+template <int D> DEV void scores(float (&s)[4], const uint4 (&q)[D / 32], const Tile<D>& t) {
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    // q's words lie as x, z, y, w: rows 0-7 of the mma have the first two words of each column group and rows 8-15 the
+    // other two, so of the products with the first two words of k only rows 0-7 count, and rows 8-15 of those with the others
+    float a[4] = {}, b[4] = {};
+#pragma unroll
+    for (int j = 0; j < D / 32; j++) {
+      mma_m16n8k16(a, {q[j].x, q[j].y, q[j].z, q[j].w}, {t.k[half][j].x, t.k[half][j].y});
+      mma_m16n8k16(b, {q[j].x, q[j].y, q[j].z, q[j].w}, {t.k[half][j].z, t.k[half][j].w});
+    }
+    s[half * 2] = a[0] + b[2];
+    s[half * 2 + 1] = a[1] + b[3];
+  }
+}
+
+// s: scores times log2(e) / sqrt(D) of head g and keys 2c, 2c + 1, 2c + 8, 2c + 9; becomes the weights.
+template <int D> DEV void weigh(Softmax<D>& m, float (&s)[4], int c) {
+  float top = fmaxf(fmaxf(s[0], s[1]), fmaxf(s[2], s[3]));
+  top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
+  top = fmaxf(m.max, fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2)));
+  float base = top == -INFINITY ? 0.f : top;  // a warp may have no live key yet
+  float shrink = exp2f(m.max - base);
+  m.max = top;
+  m.sum *= shrink;
+#pragma unroll
+  for (int i = 0; i < 4; i++) s[i] = exp2f(s[i] - base), m.sum += s[i];
+  // the accumulators of this lane belong to other heads
+  float even = __shfl_sync(0xffffffffu, shrink, c * 8), odd = __shfl_sync(0xffffffffu, shrink, c * 8 + 4);
+#pragma unroll
+  for (int i = 0; i < D / 16; i++) m.acc[i][0] *= even, m.acc[i][1] *= odd, m.acc[i][2] *= even, m.acc[i][3] *= odd;
+}
+
+template <int D> DEV void add_values(Softmax<D>& m, const float (&p)[4], const Tile<D>& t) {
+  uint32_t hi[2], lo[2];
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    float x = p[half * 2], y = p[half * 2 + 1];
+    hi[half] = pack_bf16(x, y);
+    lo[half] = pack_bf16(x - bf_lo(hi[half]), y - bf_hi(hi[half]));
+  }
+#pragma unroll
+  for (int j = 0; j < D / 64; j++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      uint32_t a = word(t.v[j][0], i), b = word(t.v[j][1], i), c = word(t.v[j][2], i), d = word(t.v[j][3], i);
+      uint32_t v[4] = {lows(a, b), highs(a, b), lows(c, d), highs(c, d)};
+      mma_m16n8k16(m.acc[j * 4 + i], v, hi);
+      mma_m16n8k16(m.acc[j * 4 + i], v, lo);
+    }
+}
+
+template <int D> DEV void attn_decode(bf16* out, float* part, unsigned* arrived, const bf16* qkv, const bf16* k,
+                                      const bf16* v, const unsigned* positions, int n_heads, int n_kv_heads, int max_seq,
+                                      float scale) {
+  constexpr int PITCH = D + 8;  // moves the heads of a lane's neighbours to other banks
+  SHARED(float, acc, WARPS * HEADS * PITCH);
+  SHARED(float, max_of, WARPS * HEADS);
+  SHARED(float, sum_of, WARPS * HEADS);
+  SHARED(float, weight, HEADS * ATTN_SPLITS);
+  SHARED(unsigned, before, 1);
+  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = lane & 3;
+  int split = blockIdx.x, splits = gridDim.x, kvh = blockIdx.y, r = blockIdx.z, group = n_heads / n_kv_heads;
+
+  int pos = positions[r], len = pos + 1;
+  int span = (len + ATTN_TILE * ATTN_SPLITS - 1) / (ATTN_TILE * ATTN_SPLITS) * ATTN_TILE;
+  int live = (len + span - 1) / span;
+  if (split >= live) return;
+  int first = split * span, end = min(first + span, len);
+
+  k += (int64_t)kvh * max_seq * D;
+  v += (int64_t)kvh * max_seq * D;
+  Tile<D> t;
+  load_k(t, k, first + warp * WARP_KEYS, pos, g, c);
+  load_v(t, v, first + warp * WARP_KEYS, pos, g, c);
+  // lanes without a head compute the last one again
+  const bf16* q_row = qkv + ((int64_t)r * (n_heads + 2 * n_kv_heads) + kvh * group + min(g, group - 1)) * D;
+  uint4 q[D / 32];
+#pragma unroll
+  for (int j = 0; j < D / 32; j++) {
+    uint4 u = ld128(q_row + j * 32 + c * 8);
+    q[j] = make_uint4(u.x, u.z, u.y, u.w);  // see scores
+  }
+
+  Softmax<D> m = {-INFINITY, 0.f, {}};
+  for (int tile = first; tile < end; tile += ATTN_TILE) {
+    int key = tile + warp * WARP_KEYS;
+    bool more = tile + ATTN_TILE < end;
+    float s[4];
+    scores(s, q, t);
+    if (more) load_k(t, k, key + ATTN_TILE, pos, g, c);
+#pragma unroll
+    for (int i = 0; i < 4; i++) s[i] = key + 2 * c + i % 2 + i / 2 * 8 < len ? s[i] * scale : -INFINITY;
+    weigh(m, s, c);
+    add_values(m, s, t);
+    if (more) load_v(t, v, key + ATTN_TILE, pos, g, c);
+  }
+
+  m.sum += __shfl_xor_sync(0xffffffffu, m.sum, 1);
+  m.sum += __shfl_xor_sync(0xffffffffu, m.sum, 2);
+  if (c == 0) max_of[warp * HEADS + g] = m.max, sum_of[warp * HEADS + g] = m.sum;
+#pragma unroll
+  for (int odd = 0; odd < 2; odd++)
+#pragma unroll
+    for (int j = 0; j < D / 64; j++) {
+      float* to = acc + (warp * HEADS + 2 * c + odd) * PITCH + j * 64 + g * 8;
+#pragma unroll
+      for (int i = 0; i < 4; i += 2) {
+        const float(&a)[4] = m.acc[j * 4 + i], (&b)[4] = m.acc[j * 4 + i + 1];
+        st_float4(to + i * 2, make_float4(a[odd], a[2 + odd], b[odd], b[2 + odd]));
+      }
+    }
+  __syncthreads();  // the results of all warps are there
+
+  int64_t row_head = (int64_t)r * n_heads + kvh * group;
+  float* part_acc = part + row_head * splits * D;
+  float* part_state = part + (int64_t)gridDim.z * n_heads * splits * D + row_head * splits * 2;
+  out += row_head * D;
+  for (int i = threadIdx.x; i < group * (D / 4); i += ATTN_THREADS) {
+    int h = i / (D / 4), d = i % (D / 4) * 4;
+    float top = max_of[h], sum = 0.f;
+#pragma unroll
+    for (int w = 1; w < WARPS; w++) top = fmaxf(top, max_of[w * HEADS + h]);
+    float4 o = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) {
+      float f = exp2f(max_of[w * HEADS + h] - top);
+      sum = fmaf(f, sum_of[w * HEADS + h], sum);
+      add_scaled(o, f, ld_float4(acc + (w * HEADS + h) * PITCH + d));
+    }
+    if (live == 1) {
+      store(out + h * D + d, o, 1.f / sum);
+    } else {
+      st_float4(part_acc + (h * splits + split) * D + d, o);
+      if (d == 0) *reinterpret_cast<float2*>(part_state + (h * splits + split) * 2) = make_float2(top, sum);
+    }
+  }
+  if (live == 1) return;
+
+  __syncthreads();  // all threads have written their parts, which the next line publishes
+  if (threadIdx.x == 0) before[0] = atomic_add_acq_rel(arrived + r * n_kv_heads + kvh, 1u);
+  __syncthreads();  // everyone knows, and sees the parts of the blocks that came before
+  if (before[0] + 1 != live) return;
+  for (int h = warp; h < group; h += WARPS) {
+    float2 state = make_float2(-INFINITY, 0.f);
+    if (lane < live) state = *reinterpret_cast<const float2*>(part_state + (h * splits + lane) * 2);
+    float f = exp2f(state.x - warp_max(state.x));
+    weight[h * ATTN_SPLITS + lane] = f / warp_sum(f * state.y);
+  }
+  __syncthreads();  // the weights of all splits are there
+  for (int i = threadIdx.x; i < group * (D / 4); i += ATTN_THREADS) {
+    int h = i / (D / 4), d = i % (D / 4) * 4;
+    float4 o = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll 8
+    for (int s = 0; s < live; s++)
+      add_scaled(o, weight[h * ATTN_SPLITS + s], ld_float4(part_acc + (h * splits + s) * D + d));
+    store(out + h * D + d, o, 1.f);
+  }
+  if (threadIdx.x == 0) arrived[r * n_kv_heads + kvh] = 0;
+}
+
+#define ATTN_DECODE(name, D)                                                                                       \
+  extern "C" __global__ void __launch_bounds__(ATTN_THREADS, 3)                                                    \
+      name(bf16* out, float* part, unsigned* arrived, const bf16* qkv, const bf16* k, const bf16* v,               \
+           const unsigned* pos, int n_heads, int n_kv_heads, int max_seq, float scale) {                           \
+    attn_decode<D>(out, part, arrived, qkv, k, v, pos, n_heads, n_kv_heads, max_seq, scale);                       \
+  }                                                                                                                \
+  EXPORT_KERNEL(name)
+
+// What is supported: two widths of a head.
+ATTN_DECODE(attn_decode_bf16_d64, 64)
+ATTN_DECODE(attn_decode_bf16_d128, 128)
