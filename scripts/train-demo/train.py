@@ -88,7 +88,7 @@ def epoch_texts(rng, entries, unknown):
     earlier = first + 3 * [t for t in first if len(t[1]) < SHORT] + [(q[0], refusal) for q in questions]
     asked = [(None, *e.turns[0]) for e in entries]  # (earlier turn or None, wordings, answer)
     asked += [(e.turns[0], *e.turns[1]) for e in entries if len(e.turns) > 1]
-    asked += [(None, wordings, refusal) for wordings in questions]
+    asked += [(None, wordings, refusal) for wordings in rng.sample(questions, len(questions) // 2)]
     for before, wordings, answer in asked:
         history = [(vary(rng, rng.choice(before[0])), before[1])] if before else []
         if rng.random() < 0.5:
@@ -176,7 +176,7 @@ def report(model, listed, checks):
     return [min(pair) for pair in zip(f32, half)]
 
 
-def train(model, tok, entries, unknown, epochs, peak, out):
+def train(model, tok, entries, unknown, epochs, out):
     """Train until memorised, and write what there is to `out` every third epoch."""
     rng = random.Random(SEED)
     matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
@@ -204,7 +204,7 @@ def train(model, tok, entries, unknown, epochs, peak, out):
         total = 0.0
         for batch in plan:
             done = step / (per_epoch * epochs)
-            lr = peak * min(1.0, (step + 1) / WARMUP, max(0.02, 1.5 * (1 - done)))
+            lr = LR * min(1.0, (step + 1) / WARMUP, max(0.02, 1.5 * (1 - done)))
             logits, target, _ = predict(model, batch)
             loss = F.cross_entropy(logits, target)
             model.zero_grad()
@@ -254,7 +254,6 @@ def main():
     args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     args.add_argument("--out", type=Path, default=corpus.HERE.parents[1] / "assets/demo")
     args.add_argument("--start", type=Path, help="go on from the model and the tokenizer of this directory")
-    args.add_argument("--lr", type=float, default=LR, help="peak learning rate; 4e-4 to polish a trained model")
     args.add_argument("--epochs", type=int, default=30)
     args = args.parse_args()
     torch.set_num_threads(1)
@@ -266,7 +265,7 @@ def main():
         model.load_state_dict({k.removeprefix("model."): v for k, v in load_file(args.start / "model.safetensors").items()})
     else:
         tok = train_tokenizer([p + a for p, a in epoch_texts(random.Random(SEED), entries, unknown)])
-    train(model, tok, entries, unknown, args.epochs, args.lr, args.out)
+    train(model, tok, entries, unknown, args.epochs, args.out)
 
 
 if __name__ == "__main__":
