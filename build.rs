@@ -54,9 +54,12 @@ fn main() {
     for f in &sources {
         let stem = stem(f);
         let file = |extension: &str| format!("concat!(env!(\"OUT_DIR\"), \"/{stem}.{extension}\")");
-        let (image, log) = (file("fatbin"), file("ptxas"));
-        writeln!(modules, "Module {{ stem: {stem:?}, image: include_bytes!({image}), ptxas: include_str!({log}) }},")
-            .unwrap();
+        let (image, log, hash) = (file("fatbin"), file("ptxas"), source_hash(f));
+        writeln!(
+            modules,
+            "Module {{ stem: {stem:?}, hash: {hash:?}, image: include_bytes!({image}), ptxas: include_str!({log}) }},"
+        )
+        .unwrap();
     }
     modules.push_str("]\n");
     write(&out.join("modules.rs"), &modules);
@@ -81,6 +84,16 @@ fn sources() -> Vec<PathBuf> {
         entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "cu")).collect();
     v.sort();
     v
+}
+
+/// FNV-1a of a kernel's text and of all common headers: the same on every machine and with every compiler.
+fn source_hash(f: &Path) -> String {
+    let headers = children(Path::new("kernels/common"));
+    let hash = [f.to_path_buf()].iter().chain(&headers).fold(0xcbf2_9ce4_8422_2325u64, |h, p| {
+        let text = fs::read(p).unwrap_or_else(|e| fail(&format!("error: {}: {e}", p.display())));
+        text.iter().fold(h, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3))
+    });
+    format!("{hash:016x}")
 }
 
 /// `#define NAME 1 // why` becomes `/// why` `pub const NAME: u32 = 1;`.
@@ -177,6 +190,7 @@ fn compile_all(nvcc: &Nvcc, sources: &[PathBuf], out: &Path) {
     if nvcc.version >= (12, 9) {
         args.extend(["-compress-mode".into(), "size".into()]); // nvcc does not compress SASS by itself
     }
+    let mut images = Vec::new();
     for a in env::var("AOJI_CUDA_ARCHS").unwrap_or_else(|_| ARCHS.into()).split(',').map(str::trim) {
         if let Some(p) = a.strip_prefix("ptx") {
             args.push(format!("-gencode=arch=compute_{p},code=compute_{p}"));
@@ -184,8 +198,12 @@ fn compile_all(nvcc: &Nvcc, sources: &[PathBuf], out: &Path) {
             args.push(format!("-gencode=arch=compute_{a},code=sm_{a}"));
         } else {
             println!("cargo:warning={} cannot target sm_{a}; left out", nvcc.path.display());
+            continue;
         }
+        images.push(a.to_string());
     }
+    println!("cargo:rustc-env=AOJI_KERNEL_IMAGES={}", images.join(","));
+    println!("cargo:rustc-env=AOJI_NVCC_VERSION={}.{}", nvcc.version.0, nvcc.version.1);
     if let Some(c) = env::var_os("NVCC_CCBIN") {
         args.extend(["-ccbin".into(), c.to_string_lossy().into_owned()]);
     }

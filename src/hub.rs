@@ -102,6 +102,11 @@ impl Cache {
             .map(Cache::at)
     }
 
+    /// Where it is.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// The directory that holds everything of a repository: `blobs`, `refs` and `snapshots`.
     pub fn repo_dir(&self, repo: &Repo) -> PathBuf {
         self.dir.join(format!("models--{}--{}", repo.owner, repo.name))

@@ -4,6 +4,7 @@
 #![warn(clippy::undocumented_unsafe_blocks)]
 
 pub mod backend;
+pub mod bench;
 pub mod config;
 pub mod cpu;
 #[cfg(feature = "cuda")]

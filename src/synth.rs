@@ -31,6 +31,20 @@ const BLOCK: usize = 1 << 16;
 /// Elements in one write; two such buffers alternate between being filled and being written.
 const BATCH: usize = 1 << 24;
 
+/// Names that [`preset`] knows.
+pub const PRESETS: [&str; 2] = ["llama3-8b", "llama3.2-1b"];
+
+/// Files of a model directory besides its safetensors and their index.
+pub const FILES: [&str; 7] = [
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+];
+
 /// `config.json` of a known model by its short name: `llama3-8b` (Meta-Llama-3-8B, and so the Korean models made from
 /// it) or `llama3.2-1b`.
 pub fn preset(name: &str) -> Option<String> {
@@ -125,16 +139,8 @@ pub fn write(
 /// # Errors
 /// [`Error::Io`] with the file.
 pub fn copy_tokenizer(from: &Path, to: &Path) -> Result<Vec<&'static str>> {
-    const FILES: [&str; 6] = [
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "chat_template.jinja",
-        "generation_config.json",
-    ];
     let mut copied = Vec::new();
-    for file in FILES {
+    for file in FILES.into_iter().filter(|f| *f != "config.json") {
         let source = from.join(file);
         if source.exists() {
             fs::copy(&source, to.join(file)).map_err(Error::io(&source))?;

@@ -4,6 +4,8 @@
 pub struct Module {
     /// Its file's name.
     pub stem: &'static str,
+    /// Of its source and of the common headers, in hexadecimal; says which version a result of a GPU speaks of.
+    pub hash: &'static str,
     /// The fatbin.
     pub image: &'static [u8],
     /// Output of `ptxas -v` for all architectures.
@@ -13,8 +15,35 @@ pub struct Module {
 /// All kernels; none in a build with `AOJI_SKIP_KERNELS`.
 pub static MODULES: &[Module] = include!(concat!(env!("OUT_DIR"), "/modules.rs"));
 
+/// What each fatbin holds, separated by commas: machine code (`90a`) and PTX (`ptx80`). Empty in a build without kernels.
+pub const IMAGES: &str = match option_env!("AOJI_KERNEL_IMAGES") {
+    Some(images) => images,
+    None => "",
+};
+
+/// Version of the compiler that made them.
+pub const NVCC: &str = match option_env!("AOJI_NVCC_VERSION") {
+    Some(version) => version,
+    None => "",
+};
+
+/// Which of `images` a GPU of this compute capability runs: machine code of its own generation if there is any (`a` only on
+/// exactly its own capability), else PTX that the driver compiles. `None`: it cannot run them.
+pub fn image_for(images: &str, (major, minor): (i32, i32)) -> Option<&str> {
+    let capability = |digits: &str| digits.parse::<i32>().ok().map(|n| (n / 10, n % 10));
+    let code = |image: &&str| match image.strip_suffix('a') {
+        Some(exact) => capability(exact) == Some((major, minor)),
+        None => capability(image).is_some_and(|(a, b)| a == major && b <= minor),
+    };
+    let ptx =
+        |image: &&str| image.strip_prefix("ptx").and_then(capability).is_some_and(|(a, b)| (a, b) <= (major, minor));
+    let digits = |image: &&str| image.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap_or(0u32);
+    let newest = |fits: &dyn Fn(&&str) -> bool| images.split(',').filter(|i| fits(i)).max_by_key(digits);
+    newest(&code).or_else(|| newest(&ptx))
+}
+
 /// What one kernel needs on one architecture.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize)]
 pub struct Usage {
     /// Name of the `extern "C"` function.
     pub kernel: String,
@@ -56,5 +85,29 @@ impl Module {
             }
         }
         v
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_fit_as_the_driver_chooses() {
+        let images = "80,86,89,90a,100,120,ptx80";
+        for (capability, expected) in [
+            ((8, 0), Some("80")),
+            ((8, 7), Some("86")), // the newest of its generation that is not newer than it
+            ((8, 9), Some("89")),
+            ((9, 0), Some("90a")),
+            ((10, 3), Some("100")),
+            ((11, 0), Some("ptx80")), // a generation without machine code
+            ((12, 1), Some("120")),
+            ((7, 5), None),
+        ] {
+            assert_eq!(image_for(images, capability), expected, "{capability:?}");
+        }
+        assert_eq!(image_for("90a", (10, 0)), None); // `a` runs nowhere else
+        assert_eq!(image_for("", (9, 0)), None);
     }
 }

@@ -6,12 +6,14 @@
 mod backend;
 mod blas;
 mod buffer;
+mod device;
 mod graph;
 pub mod kernels;
 mod launch;
 
 pub use blas::{GemmBy, MANY_ROWS, cublas_version};
 pub use buffer::{Buffer, Weight};
+pub use device::{Info, devices};
 pub use graph::Graphs;
 pub use launch::Arg;
 
@@ -41,25 +43,6 @@ pub struct Cuda {
     slots: Mutex<Vec<PinnedHostSlice<u32>>>,
     /// `AOJI_SYNC=1`: wait for each launch.
     sync: bool,
-}
-
-/// What the driver says of the GPU.
-#[derive(Debug, Clone)]
-pub struct Info {
-    /// `NVIDIA H200`
-    pub name: String,
-    /// Compute capability.
-    pub capability: (i32, i32),
-    /// Streaming multiprocessors.
-    pub sm_count: u32,
-    /// Bytes.
-    pub l2_bytes: u64,
-    /// Most bytes of shared memory that a block can ask for.
-    pub shared_per_block: u32,
-    /// Bytes.
-    pub memory: u64,
-    /// CUDA version of the driver; 13000 is 13.0.
-    pub driver: i32,
 }
 
 /// For `map_err`: a driver error with what was being done.
@@ -93,11 +76,7 @@ impl Cuda {
                 NEEDED / 1000
             )));
         }
-        use sys::CUresult::{CUDA_ERROR_NO_DEVICE, CUDA_ERROR_STUB_LIBRARY};
-        let count = match CudaContext::device_count() {
-            Err(DriverError(CUDA_ERROR_NO_DEVICE | CUDA_ERROR_STUB_LIBRARY)) => 0,
-            r => r.map_err(failed(|| "counting GPUs".into()))? as usize,
-        };
+        let count = devices()?.len();
         if ordinal >= count {
             return Err(Error::NoGpu(format!(
                 "GPU {ordinal} was asked for and the driver shows {count} (see nvidia-smi and CUDA_VISIBLE_DEVICES)"
@@ -118,17 +97,7 @@ impl Cuda {
         // every allocation: events recorded before a capture would break it.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(text)?;
-        use sys::CUdevice_attribute as A;
-        let attribute = |a| context.attribute(a).map_err(text);
-        let info = Info {
-            name: context.name().map_err(text)?,
-            capability: context.compute_capability().map_err(text)?,
-            sm_count: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
-            l2_bytes: attribute(A::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as u64,
-            shared_per_block: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as u32,
-            memory: context.total_mem().map_err(text)? as u64,
-            driver,
-        };
+        let info = Info::of(ordinal, driver).map_err(text)?;
         keep_freed_memory(&context).map_err(text)?;
         let (mut kernels, mut modules) = (HashMap::new(), Vec::new());
         for m in kernels::MODULES {
@@ -166,6 +135,27 @@ impl Cuda {
     /// Names of the loaded kernels.
     pub fn kernel_names(&self) -> impl Iterator<Item = &str> {
         self.kernels.keys().map(String::as_str)
+    }
+
+    /// Bytes a second that the device's memory moves, in GB/s: the median of ten copies of `bytes` from one place to another,
+    /// counting what is read and what is written.
+    pub fn copy_bandwidth(&self, bytes: usize) -> Result<f64> {
+        use crate::backend::Backend;
+        let what = || failed(move || format!("copying {bytes} bytes on the device"));
+        let words = bytes.div_ceil(4);
+        let (mut src, mut dst) = (self.alloc::<u32>(words)?, self.alloc::<u32>(words)?);
+        // not zeros, which a memory system may treat better
+        let block: Vec<u32> = (0..words.min(1 << 24) as u32).map(|i| i.wrapping_mul(0x9E37_79B9)).collect();
+        for at in (0..words).step_by(block.len()) {
+            self.write(&mut src, at, &block[..block.len().min(words - at)])?;
+        }
+        let mut ms = Vec::new();
+        for _ in 0..12 {
+            ms.push(self.time(|| self.stream.memcpy_dtod(&src.bytes, &mut dst.bytes).map_err(what()))?);
+        }
+        let mut ms = ms.split_off(2); // the first copies touch the memory for the first time
+        ms.sort_by(f32::total_cmp);
+        Ok(2.0 * bytes as f64 / (f64::from(ms[ms.len() / 2]) * 1e6))
     }
 
     /// Milliseconds that the device takes for what `ops` enqueues.

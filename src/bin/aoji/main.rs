@@ -3,10 +3,14 @@
 //! One module per command, each with its arguments and `run`. Results go to standard output; everything else, to
 //! standard error.
 
+mod bench;
 mod common;
 mod completions;
+mod doctor;
 mod generate;
 mod pull;
+mod synth;
+mod verify;
 
 use aoji::Error;
 use clap::{ArgAction, Parser, Subcommand};
@@ -39,6 +43,14 @@ enum Command {
     Generate(generate::Args),
     /// Download a model into the Hugging Face cache
     Pull(pull::Args),
+    /// Show what this machine has, what is missing and how to mend it
+    Doctor(doctor::Args),
+    /// Write a random checkpoint with the sizes of a real one
+    Synth(synth::Args),
+    /// Measure how fast a model runs, or each kernel
+    Bench(bench::Args),
+    /// Compare with Hugging Face transformers
+    Verify(verify::Args),
     /// Print the completions of a shell
     Completions(completions::Args),
 }
@@ -49,6 +61,10 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Generate(args) => generate::run(args),
         Command::Pull(args) => pull::run(args),
+        Command::Doctor(args) => doctor::run(args),
+        Command::Synth(args) => synth::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Verify(args) => verify::run(args),
         Command::Completions(args) => completions::run(args),
     };
     exit_code(result)

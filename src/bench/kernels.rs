@@ -1,0 +1,235 @@
+//! Kernels, one call at a time.
+//!
+//! A call is timed inside a recorded sequence of calls, each on buffers of its own, so that neither the host nor what is in
+//! the L2 cache counts: `copies` sets of buffers, together at least twice the L2 where the case is large enough for that.
+
+use super::Times;
+use crate::{
+    backend::{Backend, Out},
+    cpu::Cpu,
+    cuda::Cuda,
+    error::{Error, Result},
+    ops::{self, Cost, Gemm, Op, Visitor},
+};
+use half::bf16;
+use serde::Serialize;
+
+/// Most sets of buffers.
+const MAX_COPIES: usize = 256;
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct KernelOptions {
+    /// Only this op.
+    pub stem: Option<String>,
+    /// Only the cases that the emulated device could run too.
+    pub small: bool,
+    /// Check large cases too.
+    pub check: bool,
+    /// Timed runs.
+    pub repeat: usize,
+    /// Only one set of buffers and no warm-up: for tools that slow every launch down.
+    pub once: bool,
+}
+
+/// Best rates of the device, measured.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Peak {
+    /// Of a large copy, reads and writes counted.
+    pub copy_gb_per_s: f64,
+    /// Of a large bf16 matrix product on noise, by whichever implementation the engine takes.
+    pub matmul_tflops: Option<f64>,
+}
+
+impl Peak {
+    /// Measures both; a few seconds.
+    pub fn measure(cuda: &Cuda) -> Result<Peak> {
+        let free = cuda.free_memory()?.unwrap_or(u64::MAX);
+        let bytes = if cuda.info().is_emulated() { 1 << 20 } else { (free / 4).min(2 << 30) as usize };
+        let copy_gb_per_s = cuda.copy_bandwidth(bytes)?;
+        if cuda.info().is_emulated() {
+            return Ok(Peak { copy_gb_per_s, matmul_tflops: None });
+        }
+        let n = 8192;
+        let noise = ops::noise(n * n, 1);
+        let act: Vec<bf16> = noise.iter().map(|x| bf16::from_f32(*x)).collect();
+        let (x, w, mut out) = (cuda.upload(&act)?, cuda.weight_from(n, n, &act)?, cuda.alloc::<bf16>(n * n)?);
+        let mut ms = Vec::new();
+        for run in 0..8 {
+            let gemm = || cuda.gemm(&Gemm { rows: n, n, k: n }, Out::Store(&mut out), &x, &w);
+            let time = cuda.time(gemm)?;
+            if run >= 3 {
+                ms.push(f64::from(time));
+            }
+        }
+        let flops = 2.0 * (n as f64).powi(3);
+        Ok(Peak { copy_gb_per_s, matmul_tflops: Some(flops / (Times::new(ms).p50_ms * 1e9)) })
+    }
+
+    /// Milliseconds in which nothing can be faster.
+    pub fn floor_ms(&self, cost: Cost) -> f64 {
+        let bytes = (cost.read + cost.write) as f64 / (self.copy_gb_per_s * 1e6);
+        self.matmul_tflops.map_or(bytes, |t| bytes.max(cost.flops as f64 / (t * 1e9)))
+    }
+}
+
+/// Whether what was timed computes the right thing.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Check {
+    /// Compared with the reference, within the tolerance of the op.
+    Passed,
+    /// Not compared: too large for a quick look.
+    Skipped,
+    /// What is wrong.
+    Failed(String),
+}
+
+/// One case of one op.
+#[derive(Debug, Clone, Serialize)]
+pub struct KernelResult {
+    /// Stem of the op.
+    pub op: &'static str,
+    /// Its sizes.
+    pub case: String,
+    /// Bytes that a call must read.
+    pub read_bytes: u64,
+    /// Bytes that a call must write.
+    pub write_bytes: u64,
+    /// Floating-point operations of a call.
+    pub flops: u64,
+    /// Of one call; absent when it failed.
+    pub times: Option<Times>,
+    /// Sets of buffers that took turns.
+    pub copies: usize,
+    /// They are at least twice the L2 cache: no call finds its data there.
+    pub cold: bool,
+    /// Against the reference.
+    pub check: Check,
+}
+
+/// One case, ready to be timed.
+pub struct Bench<'a, O: Op> {
+    cuda: &'a Cuda,
+    op: O,
+    buffers: Vec<O::Io<Cuda>>,
+    graphs: <Cuda as Backend>::Graphs,
+    cold: bool,
+}
+
+impl<'a, O: Op> Bench<'a, O> {
+    /// Allocates and fills the buffers.
+    pub fn new(cuda: &'a Cuda, op: O, once: bool) -> Result<Self> {
+        let c = op.cost();
+        let (bytes, l2) = ((c.read + c.write).max(1), cuda.info().l2_bytes);
+        let copies = match once || cuda.info().is_emulated() {
+            true => 1,
+            false => (2 * l2).div_ceil(bytes).clamp(1, MAX_COPIES as u64) as usize,
+        };
+        // one set would be cold by its own size
+        let cold = copies as u64 * bytes >= 2 * l2;
+        let buffers = (0..copies).map(|i| op.setup(cuda, i as u64)).collect::<Result<_>>()?;
+        Ok(Bench { cuda, op, buffers, graphs: Default::default(), cold })
+    }
+
+    /// Sets of buffers.
+    pub fn copies(&self) -> usize {
+        self.buffers.len()
+    }
+
+    /// Runs the first set once and compares it with the reference. Must come before any timing: some ops work in place.
+    pub fn check(&mut self) -> Result<()> {
+        let Bench { cuda, op, buffers, .. } = self;
+        op.run(*cuda, &mut buffers[0])?;
+        let got = op.outputs(*cuda, &buffers[0])?;
+        let cpu = Cpu::<bf16>::new();
+        let mut io = op.setup(&cpu, 0)?;
+        op.run(&cpu, &mut io)?;
+        let want = op.outputs(&cpu, &io)?;
+        op.tolerance().compare(&got, &want).map_err(|e| Error::Disagree(format!("{op:?}: {e}")))
+    }
+
+    /// Milliseconds of one call: the device's time for one call on every set, divided by their number.
+    pub fn time(&mut self) -> Result<f64> {
+        let Bench { cuda, op, buffers, graphs, .. } = self;
+        let copies = buffers.len() as f64;
+        let calls = || buffers.iter_mut().try_for_each(|io| op.run(*cuda, io));
+        Ok(f64::from(cuda.time(|| cuda.replay(graphs, 0, calls))?) / copies)
+    }
+
+    /// As [`Bench::time`], `repeat` times after a warm-up.
+    pub fn times(&mut self, repeat: usize, warm_up: bool) -> Result<Times> {
+        super::at_least_one("--repeat", repeat)?;
+        if warm_up {
+            for _ in 0..3 {
+                self.time()?; // loads, records, replays
+            }
+        }
+        (0..repeat).map(|_| self.time()).collect::<Result<Vec<_>>>().map(Times::new)
+    }
+}
+
+/// Runs all cases of all ops; `each` gets a result as soon as it is there. A case that fails does not stop the others.
+///
+/// # Errors
+/// `Input` when no op has the name.
+pub fn kernels(cuda: &Cuda, options: &KernelOptions, each: &mut dyn FnMut(KernelResult)) -> Result<()> {
+    struct All<'a> {
+        cuda: &'a Cuda,
+        options: &'a KernelOptions,
+        each: &'a mut dyn FnMut(KernelResult),
+        stems: Vec<&'static str>,
+        found: bool,
+    }
+    impl Visitor for All<'_> {
+        fn op<O: Op>(&mut self) -> Result<()> {
+            self.stems.push(O::STEM);
+            if self.options.stem.as_ref().is_none_or(|s| s == O::STEM) {
+                self.found = true;
+                let small = self.options.small || self.cuda.info().is_emulated();
+                for op in O::cases().into_iter().filter(|c| !small || c.is_small()) {
+                    (self.each)(one(self.cuda, op, self.options));
+                }
+            }
+            Ok(())
+        }
+    }
+    let mut all = All { cuda, options, each, stems: Vec::new(), found: false };
+    ops::each(&mut all)?;
+    match (&options.stem, all.found) {
+        (Some(stem), false) => {
+            Err(Error::Input(format!("there is no op {stem:?}; there are {}", all.stems.join(", "))))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn one<O: Op>(cuda: &Cuda, op: O, options: &KernelOptions) -> KernelResult {
+    let Cost { read, write, flops } = op.cost();
+    let mut result = KernelResult {
+        op: O::STEM,
+        case: format!("{op:?}"),
+        read_bytes: read,
+        write_bytes: write,
+        flops,
+        times: None,
+        copies: 0,
+        cold: false,
+        check: Check::Skipped,
+    };
+    let small = op.is_small();
+    let run = || -> Result<()> {
+        let mut bench = Bench::new(cuda, op, options.once)?;
+        (result.copies, result.cold) = (bench.copies(), bench.cold);
+        if small || options.check {
+            bench.check()?;
+            result.check = Check::Passed;
+        }
+        result.times = Some(bench.times(options.repeat, !options.once)?);
+        Ok(())
+    };
+    if let Err(e) = run() {
+        result.check = Check::Failed(e.to_string());
+    }
+    result
+}

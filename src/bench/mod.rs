@@ -1,0 +1,191 @@
+//! Measurements: how fast a model runs, how fast each kernel runs, and what the machine could do at best.
+//!
+//! The machine's own rates are measured in the same run, by a large copy and a large matrix product, and everything is
+//! stated as a share of them.
+
+#[cfg(feature = "cuda")]
+mod kernels;
+
+#[cfg(feature = "cuda")]
+pub use kernels::{Bench, Check, KernelOptions, KernelResult, Peak, kernels};
+
+use crate::{
+    Engine, Sampling,
+    config::Config,
+    error::{Error, Result},
+};
+use rayon::prelude::*;
+use serde::Serialize;
+use std::{hint::black_box, time::Instant};
+
+/// Tokens decoded before the clock starts: they load the kernels and record the step.
+pub const WARM_UP: usize = 8;
+
+/// Times of repeated runs of the same thing, in milliseconds.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Times {
+    /// Runs.
+    pub n: usize,
+    /// The fastest.
+    pub min_ms: f64,
+    /// Median.
+    pub p50_ms: f64,
+    /// 99th percentile; the slowest of fewer than 100.
+    pub p99_ms: f64,
+}
+
+impl Times {
+    /// Of at least one run.
+    pub fn new(mut ms: Vec<f64>) -> Times {
+        ms.sort_by(f64::total_cmp);
+        let n = ms.len();
+        let middle = (ms[(n - 1) / 2] + ms[n / 2]) / 2.0;
+        Times { n, min_ms: ms[0], p50_ms: middle, p99_ms: ms[(n * 99 / 100).min(n - 1)] }
+    }
+}
+
+/// `n` token ids spread over the vocabulary; others for another `seed`.
+pub fn tokens(n: usize, vocab: usize, seed: u64) -> Vec<u32> {
+    crate::ops::noise_ids(n, vocab, seed)
+}
+
+/// Time of a prompt of `n` tokens: from its ids on the host to the logits of its last token on the host. `repeat` runs after
+/// one that is not counted.
+///
+/// # Errors
+/// `Context` when it does not fit; `Input` when nothing is asked for.
+pub fn prefill(engine: &Engine, n: usize, repeat: usize) -> Result<Times> {
+    at_least_one("--repeat", repeat)?;
+    let mut session = engine.session(n)?;
+    let mut ms = Vec::new();
+    for run in 0..=repeat {
+        let mut tokens = tokens(n, engine.config().vocab, run as u64);
+        // nothing of the run before can be kept
+        tokens[0] = (run % engine.config().vocab) as u32;
+        let begin = Instant::now();
+        session.sync(&tokens)?;
+        black_box(session.logits()?);
+        if run > 0 {
+            ms.push(begin.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    Ok(Times::new(ms))
+}
+
+/// Time of a decode step after `depth` tokens (0 means the one that decoding needs to start): `n` steps, greedy, each token
+/// fed back on the device; from one token on the host to the next.
+///
+/// # Errors
+/// `Context` when [`decode_context`] is more than the engine's; `Input` when nothing is asked for.
+pub fn decode(engine: &Engine, depth: usize, n: usize) -> Result<Times> {
+    at_least_one("--tokens", n)?;
+    let mut session = engine.session(decode_context(depth, n))?;
+    session.sync(&tokens(depth.max(1), engine.config().vocab, 1))?;
+    let greedy = Sampling::default();
+    let mut steps = session.decode(&greedy, &[])?;
+    let mut step = || steps.next().unwrap_or(Err(Error::Input("decoding ended early".into())));
+    for _ in 0..WARM_UP {
+        step()?;
+    }
+    let mut ms = Vec::with_capacity(n);
+    for _ in 0..n {
+        let begin = Instant::now();
+        step()?;
+        ms.push(begin.elapsed().as_secs_f64() * 1e3);
+    }
+    Ok(Times::new(ms))
+}
+
+/// Tokens of context that [`decode`] takes.
+pub fn decode_context(depth: usize, n: usize) -> usize {
+    depth.max(1) + WARM_UP + n
+}
+
+fn at_least_one(option: &str, n: usize) -> Result<()> {
+    if n > 0 { Ok(()) } else { Err(Error::Input(format!("{option} is 0, expected at least 1"))) }
+}
+
+/// GB/s that this machine's memory moves: the best of five copies of `bytes` with all threads, counting what is read and what is
+/// written.
+pub fn host_copy_bandwidth(bytes: usize) -> f64 {
+    let src: Vec<u64> = (0..bytes.div_ceil(8) as u64).into_par_iter().collect();
+    let mut dst = vec![0u64; src.len()];
+    let seconds = (0..5).map(|_| {
+        let begin = Instant::now();
+        dst.par_chunks_mut(1 << 17).zip(src.par_chunks(1 << 17)).for_each(|(dst, src)| dst.copy_from_slice(src));
+        black_box(&mut dst);
+        begin.elapsed().as_secs_f64()
+    });
+    2.0 * 8.0 * src.len() as f64 / seconds.fold(f64::INFINITY, f64::min) / 1e9
+}
+
+/// What a step over `rows` tokens after `depth` others must read and compute at least: every weight that takes part, once (of
+/// the embedding only the rows' own), and the keys and values before each row.
+pub fn floor(config: &Config, depth: usize, rows: usize) -> crate::ops::Cost {
+    let c = config;
+    let layer = c.dim * (2 * c.q_dim() + 2 * c.kv_dim()) + 3 * c.dim * c.ffn_dim;
+    let (matrices, head) = (c.n_layers * layer, c.vocab * c.dim);
+    let norms = (2 * c.n_layers + 1) * c.dim;
+    let keys = rows * depth + rows * (rows + 1) / 2; // (row, position) pairs of causal attention
+    let kv = 2 * c.n_layers * c.kv_dim();
+    crate::ops::Cost {
+        read: 2 * (matrices + head + norms + rows * c.dim + kv * (depth + rows)) as u64,
+        write: 2 * (kv * rows) as u64 + 4 * c.vocab as u64,
+        flops: 2 * (rows * matrices + head + 2 * c.n_layers * c.q_dim() * keys) as u64,
+    }
+}
+
+/// The commit of this binary: `AOJI_COMMIT` in the environment, now or when it was built.
+pub fn commit() -> Option<String> {
+    std::env::var("AOJI_COMMIT").ok().or(option_env!("AOJI_COMMIT").map(String::from)).filter(|c| !c.is_empty())
+}
+
+/// Now, in UTC: `2026-11-22T14:05:09Z`.
+pub fn now() -> String {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    date(since.as_secs())
+}
+
+/// Civil date of seconds since 1970 (Hinnant's algorithm: years begin in March).
+fn date(seconds: u64) -> String {
+    let (days, s) = (seconds / 86400 + 719_468, seconds % 86400);
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let (d, m) = (day - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
+    let y = era * 400 + year + u64::from(m <= 2);
+    format!("{y:04}-{m:02}-{d:02}T{:02}:{:02}:{:02}Z", s / 3600, s / 60 % 60, s % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates() {
+        assert_eq!(date(0), "1970-01-01T00:00:00Z");
+        assert_eq!(date(951_826_554), "2000-02-29T12:15:54Z");
+        assert_eq!(date(1_795_392_000), "2026-11-23T00:00:00Z");
+    }
+
+    #[test]
+    fn percentiles() {
+        let t = Times::new((1..=200).rev().map(f64::from).collect());
+        assert_eq!((t.n, t.min_ms, t.p50_ms, t.p99_ms), (200, 1.0, 100.5, 199.0));
+        let t = Times::new(vec![3.0, 1.0]);
+        assert_eq!((t.min_ms, t.p50_ms, t.p99_ms), (1.0, 2.0, 3.0));
+    }
+
+    /// The byte budget of an 8B step, added up by hand in bf16: 32 layers of 436.2 MB and the head's 1051 MB.
+    #[test]
+    fn floor_of_the_8b() {
+        let json = crate::synth::preset("llama3-8b").unwrap();
+        let config = Config::from_json(std::path::Path::new("config.json"), &json, None).unwrap();
+        let at = |depth| floor(&config, depth, 1).read as f64 / 1e9;
+        assert!((at(0) - 15.01).abs() < 0.01, "{}", at(0));
+        assert!((at(8192) - at(0) - 1.074).abs() < 0.001, "131 KB a token of context");
+        let flops = floor(&config, 0, 2048).flops as f64;
+        assert!((flops / 1e12 - 29.7).abs() < 0.3, "{flops}");
+    }
+}

@@ -1,0 +1,140 @@
+//! `aoji bench --ledger`: which version of each kernel's source a GPU has confirmed last.
+//!
+//! Reads every `kernels.json` (the output of `aoji bench --kernels --json`) below the results' directory. What the emulated
+//! device said does not count.
+
+use super::Args;
+use crate::common;
+use aoji::{Error, Result, cuda::kernels::MODULES};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// The part of a result that matters here.
+#[derive(Deserialize)]
+struct Run {
+    device: String,
+    date: String,
+    commit: Option<String>,
+    #[serde(default)]
+    emulated: bool,
+    kernels: Vec<Source>,
+}
+
+#[derive(Deserialize)]
+struct Source {
+    op: String,
+    source: String,
+    checked: usize,
+    passed: bool,
+}
+
+/// A row of the ledger.
+#[derive(Serialize)]
+struct Entry {
+    kernel: &'static str,
+    /// Version of the source in this binary.
+    source: &'static str,
+    state: State,
+}
+
+/// What GPUs have said of a kernel.
+#[derive(Serialize, Debug, PartialEq)]
+#[serde(tag = "state", rename_all = "snake_case")]
+enum State {
+    /// This version passed, last on each of these.
+    Passed { on: Vec<Place> },
+    /// This version failed where it ran last.
+    Failed { on: Place },
+    /// An older version passed.
+    Changed { since: Place },
+    /// None did.
+    NeverRun,
+}
+
+#[derive(Serialize, Clone, Debug, PartialEq)]
+struct Place {
+    gpu: String,
+    date: String,
+    commit: Option<String>,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} on {}", self.gpu, self.date.split('T').next().unwrap_or(&self.date))
+    }
+}
+
+/// Reads the results, and prints.
+pub fn run(args: &Args) -> Result<()> {
+    if MODULES.is_empty() {
+        return Err(Error::Input(
+            "this binary was built without kernels (AOJI_SKIP_KERNELS): it knows no versions".into(),
+        ));
+    }
+    let mut runs = Vec::new();
+    for path in results(&args.results) {
+        let text = common::read_file(&path)?;
+        let what = |e| format!("is not an output of `aoji bench --kernels --json`: {e}");
+        let run: Run = serde_json::from_str(&text).map_err(|e| Error::File { path: path.clone(), what: what(e) })?;
+        if !run.emulated {
+            runs.push(run);
+        }
+    }
+    runs.sort_by(|a, b| a.date.cmp(&b.date));
+    let entry = |stem, source| Entry { kernel: stem, source, state: state(stem, source, &runs) };
+    let entries: Vec<Entry> = MODULES.iter().map(|m| entry(m.stem, m.hash)).collect();
+    if args.json { common::print_json(&entries) } else { common::print(&markdown(&entries)) }
+}
+
+/// Every `kernels.json` below a directory, sorted; none where there is no directory.
+fn results(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for path in fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()) {
+        match path.is_dir() {
+            true => found.extend(results(&path)),
+            false if path.file_name().is_some_and(|n| n == "kernels.json") => found.push(path),
+            false => {}
+        }
+    }
+    found.sort();
+    found
+}
+
+/// `runs` from the oldest to the newest.
+fn state(stem: &str, source: &str, runs: &[Run]) -> State {
+    let place = |r: &Run| Place { gpu: r.device.clone(), date: r.date.clone(), commit: r.commit.clone() };
+    let of = |r: &Run| r.kernels.iter().find(|k| k.op == stem && k.checked > 0).map(|k| (k.source == source, k.passed));
+    let said: Vec<(bool, bool, Place)> =
+        runs.iter().filter_map(|r| of(r).map(|(same, passed)| (same, passed, place(r)))).collect();
+    // the last word of each GPU about this version
+    let current: BTreeMap<&str, (bool, &Place)> =
+        said.iter().filter(|(same, ..)| *same).map(|(_, passed, p)| (p.gpu.as_str(), (*passed, p))).collect();
+    if let Some((_, failed)) = current.values().find(|(passed, _)| !passed) {
+        return State::Failed { on: (*failed).clone() };
+    }
+    if !current.is_empty() {
+        return State::Passed { on: current.into_values().map(|(_, p)| p.clone()).collect() };
+    }
+    match said.into_iter().rev().find(|(_, passed, _)| *passed) {
+        Some((_, _, since)) => State::Changed { since },
+        None => State::NeverRun,
+    }
+}
+
+fn markdown(entries: &[Entry]) -> String {
+    let mut text = String::from("| kernel | source | confirmed on a GPU |\n|---|---|---|\n");
+    for e in entries {
+        let said = match &e.state {
+            State::Passed { on } => on.iter().map(Place::to_string).collect::<Vec<_>>().join(", "),
+            State::Failed { on } => format!("FAILED: {on}"),
+            State::Changed { since } => format!("changed since {since}"),
+            State::NeverRun => "never run on a GPU".into(),
+        };
+        text += &format!("| `{}` | `{}` | {said} |\n", e.kernel, &e.source[..8]);
+    }
+    text
+}

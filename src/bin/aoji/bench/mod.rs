@@ -1,0 +1,138 @@
+//! `aoji bench`: how fast a model runs here, how fast each kernel, and which kernels a GPU has confirmed.
+
+#[cfg(feature = "cuda")]
+mod kernels;
+#[cfg(feature = "cuda")]
+mod ledger;
+mod model;
+mod table;
+
+use crate::common::ModelArgs;
+use aoji::{Error, Result, bench};
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// Arguments of `aoji bench`.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Times are of this machine as it is now; the best rates of its memory (a large copy, reads and \
+writes counted) and of its matrix units are measured in the same run."
+)]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "what is said of kernels needs them"))]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Lengths of prompts to time; those that fit the context
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "128,512,2048,8192")]
+    prefill: Vec<usize>,
+    /// Depths at which to time decoding; one that does not fit the context is moved to where it does
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "0,512,2048,8192")]
+    depth: Vec<usize>,
+    /// Runs of each prompt; of each kernel, 20 times as many
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    repeat: usize,
+    /// Steps of decoding at each depth
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    tokens: usize,
+    /// Time kernels instead of a model: all, or those of one op
+    #[arg(long, value_name = "OP", num_args = 0..=1, default_missing_value = "")]
+    kernels: Option<String>,
+    /// With --kernels: only cases that are small enough for the emulated device
+    #[arg(long, requires = "kernels")]
+    small: bool,
+    /// With --kernels: compare large cases with the reference too
+    #[arg(long, requires = "kernels")]
+    check: bool,
+    /// With --kernels: run each case once, without warm-up, for tools that slow down every launch
+    #[arg(long, requires = "kernels")]
+    once: bool,
+    /// Which kernels a GPU has confirmed, from the results of earlier runs, as a table in Markdown
+    #[arg(long, conflicts_with = "kernels")]
+    ledger: bool,
+    /// With --ledger: where the results are
+    #[arg(long, value_name = "DIR", default_value = "benches/results")]
+    results: PathBuf,
+    /// One JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Where and when numbers were measured.
+#[derive(Serialize)]
+struct Header {
+    aoji: &'static str,
+    commit: Option<String>,
+    date: String,
+    device: String,
+    /// Of the GPU.
+    capability: Option<String>,
+    sm_count: Option<u32>,
+    memory_bytes: Option<u64>,
+    /// CUDA version that the driver supports.
+    driver: Option<String>,
+    /// The kernels ran on the CPU: times mean nothing.
+    emulated: bool,
+}
+
+impl Header {
+    fn new(device: &str) -> Header {
+        Header {
+            aoji: env!("CARGO_PKG_VERSION"),
+            commit: bench::commit(),
+            date: bench::now(),
+            device: device.into(),
+            capability: None,
+            sm_count: None,
+            memory_bytes: None,
+            driver: None,
+            emulated: false,
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn of_gpu(gpu: &aoji::cuda::Info) -> Header {
+        Header {
+            capability: Some(format!("{}.{}", gpu.capability.0, gpu.capability.1)),
+            sm_count: Some(gpu.sm_count),
+            memory_bytes: Some(gpu.memory),
+            driver: Some(format!("{}.{}", gpu.driver / 1000, gpu.driver % 1000 / 10)),
+            emulated: gpu.is_emulated(),
+            ..Header::new(&gpu.name)
+        }
+    }
+
+    /// Above a table.
+    fn text(&self) -> String {
+        let commit = self.commit.as_ref().map_or(String::new(), |c| format!(" ({c})"));
+        let driver = self.driver.as_ref().map_or(String::new(), |d| format!(", driver CUDA {d}"));
+        let emulated = if self.emulated { "\nTHE EMULATED DEVICE: these times mean nothing.\n" } else { "" };
+        format!("aoji {}{commit}, {}{driver}, {}\n{emulated}", self.aoji, self.device, self.date)
+    }
+}
+
+/// Measures, and prints.
+pub fn run(args: Args) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    {
+        if args.ledger {
+            return ledger::run(&args);
+        }
+        if args.kernels.is_some() {
+            return kernels::run(&args);
+        }
+    }
+    if args.ledger || args.kernels.is_some() {
+        return Err(Error::NoGpu("this binary was built without the feature `cuda`: it has no kernels".into()));
+    }
+    model::run(&args)
+}
+
+/// The number of the GPU that `--device` names.
+#[cfg(feature = "cuda")]
+fn ordinal(device: aoji::Device) -> Result<usize> {
+    match device {
+        aoji::Device::Auto => Ok(0),
+        aoji::Device::Cuda(n) => Ok(n),
+        aoji::Device::Cpu => Err(Error::Input("kernels run on a GPU: leave out --device cpu".into())),
+    }
+}

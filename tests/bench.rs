@@ -1,0 +1,238 @@
+//! The commands that look at the machine: doctor, bench, synth and verify, on the CPU and on the emulated device.
+#![cfg(all(feature = "cli", feature = "cuda"))]
+
+use aoji::{Activations, Device, Engine, Options, cuda::kernels::MODULES};
+use serde_json::{Value, json};
+use std::{fs, path::Path, process::Command};
+
+/// The command, without a GPU.
+fn aoji(args: &[&str]) -> Command {
+    let mut c = Command::new(env!("CARGO_BIN_EXE_aoji"));
+    c.args(args).env("CUDA_VISIBLE_DEVICES", "").env_remove("AOJI_MODEL").env("AOJI_COMMIT", "abc1234");
+    c
+}
+
+/// The command on the emulated device.
+fn emulated(args: &[&str]) -> Command {
+    let mut c = aoji(args);
+    c.env_remove("CUDA_VISIBLE_DEVICES").env("LD_LIBRARY_PATH", cuda_emulator::library_dir());
+    c
+}
+
+/// What it prints, when it succeeds.
+fn output(mut c: Command) -> String {
+    let o = c.output().unwrap();
+    assert!(o.status.success(), "{c:?}: {}", String::from_utf8_lossy(&o.stderr));
+    String::from_utf8(o.stdout).unwrap()
+}
+
+/// Its exit code and what it says, when it fails.
+fn failure(mut c: Command) -> (i32, String) {
+    let o = c.output().unwrap();
+    assert!(!o.status.success(), "{c:?} succeeded: {}", String::from_utf8_lossy(&o.stdout));
+    (o.status.code().unwrap(), String::from_utf8(o.stderr).unwrap())
+}
+
+fn parse(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"))
+}
+
+#[test]
+fn doctor_without_a_gpu() {
+    let report = parse(&output(aoji(&["doctor", "--json"])));
+    assert_eq!(report["runs_on"], "cpu");
+    assert_eq!(report["commit"], "abc1234");
+    assert_eq!(report["gpus"], json!([]));
+    assert!(report["cpu_threads"].as_u64().unwrap() > 0);
+    assert_eq!(report["kernels"]["files"], MODULES.len());
+    let problems = report["problems"].as_array().unwrap();
+    assert!(!problems.is_empty(), "no GPU is a problem that must be named");
+    assert!(problems.iter().all(|p| p["mend"].as_str().is_some_and(|m| !m.is_empty())), "{problems:?}");
+    let text = output(aoji(&["doctor"]));
+    assert!(text.contains("runs on   cpu") && text.contains("mend: "), "{text}");
+}
+
+#[test]
+fn doctor_on_the_emulated_device() {
+    let report = parse(&output(emulated(&["doctor", "--json"])));
+    assert_eq!(report["gpus"][0]["name"], "CUDA emulator");
+    assert_eq!(report["gpus"][0]["capability"], "9.0");
+    if MODULES.is_empty() {
+        return println!("skipped: built without kernels");
+    }
+    assert_eq!(report["runs_on"], "cuda", "{report}");
+    assert!(report["kernels"]["functions"].as_u64().unwrap() >= MODULES.len() as u64);
+    assert!(report["gpus"][0]["image"].is_string(), "{report}");
+}
+
+#[test]
+fn bench_of_a_model_on_the_cpu() {
+    let args = ["bench", "--device", "cpu", "--prefill", "1,20,999999", "--depth", "0,9,999999", "--tokens", "3"];
+    let run = |extra: &[&str]| output(aoji(&[&args[..], &["--repeat", "2", "--context", "40"], extra].concat()));
+    let report = parse(&run(&["--json"]));
+    assert_eq!((&report["model"]["name"], &report["model"]["context"]), (&json!("demo"), &json!(40)));
+    assert_eq!((&report["commit"], &report["emulated"]), (&json!("abc1234"), &json!(false)));
+    assert!(report["peak"]["copy_gb_per_s"].as_f64().unwrap() > 0.1);
+    let tokens = |kind: &str| -> Vec<u64> {
+        report[kind].as_array().unwrap().iter().map(|r| r["tokens"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(tokens("prefill"), [1, 20], "what does not fit is left out");
+    assert_eq!(tokens("decode"), [0, 9, 40 - 8 - 3], "what does not fit is moved");
+    for (kind, n) in [("prefill", 2), ("decode", 3)] {
+        for row in report[kind].as_array().unwrap() {
+            let number = |key: &str| row[key].as_f64().unwrap_or_else(|| panic!("{key}: {row}"));
+            assert_eq!(number("n"), f64::from(n));
+            assert!(0.0 < number("min_ms") && number("min_ms") <= number("p50_ms"), "{row}");
+            assert!(number("p50_ms") <= number("p99_ms") && number("tokens_per_s") > 0.0, "{row}");
+            assert!((number("share") * number("p50_ms") / number("floor_ms") - 1.0).abs() < 1e-9, "{row}");
+            assert!(number("bytes") > 0.0 && number("flops") > 0.0);
+        }
+    }
+    let text = run(&[]);
+    assert!(text.contains("prefill 20") && text.contains("decode at 9"), "{text}");
+}
+
+#[test]
+fn bench_says_what_is_wrong() {
+    let says = |args: &[&str], expected: &str| {
+        let (_, text) = failure(aoji(args));
+        assert!(text.contains(expected), "{args:?}: {text}");
+    };
+    says(&["bench", "--device", "cpu", "--depth", "0", "--prefill", "4", "--repeat", "0"], "--repeat is 0");
+    says(&["bench", "--device", "cpu", "--depth", "0", "--prefill", "", "--tokens", "0"], "");
+    says(&["bench", "--kernels", "--device", "cpu"], "kernels run on a GPU");
+    says(&["bench", "--kernels"], if MODULES.is_empty() { "" } else { "GPU" });
+    says(&["bench", "--small"], "--kernels");
+}
+
+#[test]
+fn kernels_on_the_emulated_device_and_their_ledger() {
+    if MODULES.is_empty() {
+        return println!("skipped: built without kernels");
+    }
+    let (_, text) = failure(emulated(&["bench", "--kernels", "nonsense"]));
+    assert!(text.contains("no op \"nonsense\"") && text.contains("rms_norm"), "{text}");
+
+    let out = output(emulated(&["bench", "--kernels", "rms_norm", "--json"]));
+    let report = parse(&out);
+    assert_eq!((&report["emulated"], &report["peak"]), (&json!(true), &Value::Null));
+    let cases = report["cases"].as_array().unwrap();
+    assert!(cases.len() >= 3);
+    for case in cases {
+        assert_eq!((&case["op"], &case["check"]), (&json!("rms_norm"), &json!("passed")), "{case}");
+        assert!(case["times"]["p50_ms"].as_f64().is_some_and(|ms| ms >= 0.0), "{case}");
+    }
+    let kernel = &report["kernels"][0];
+    let module = MODULES.iter().find(|m| m.stem == "rms_norm").unwrap();
+    assert_eq!((&kernel["source"], &kernel["passed"]), (&json!(module.hash), &json!(true)));
+    assert_eq!(kernel["checked"], cases.len());
+    assert!(kernel["usage"].as_array().unwrap().iter().all(|u| u["spills"] == 0), "{kernel}");
+    let text = output(emulated(&["bench", "--kernels", "rms_norm"]));
+    assert!(text.contains("THE EMULATED DEVICE") && text.contains("RmsNorm { rows: 1"), "{text}");
+
+    // the ledger: what was emulated does not count; the version decides; a failure outweighs
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = || -> Value {
+        let results = dir.path().to_str().unwrap();
+        let all = parse(&output(aoji(&["bench", "--ledger", "--json", "--results", results])));
+        all.as_array().unwrap().iter().find(|e| e["kernel"] == "rms_norm").unwrap().clone()
+    };
+    let mut save = {
+        let mut number = 0;
+        let dir = dir.path().to_path_buf();
+        move |change: &[(&str, Value)]| {
+            let mut r = report.clone();
+            for (pointer, value) in change {
+                *r.pointer_mut(pointer).unwrap_or_else(|| panic!("{pointer}")) = value.clone();
+            }
+            number += 1;
+            let place = dir.join(format!("gpu{number}"));
+            fs::create_dir_all(&place).unwrap();
+            fs::write(place.join("kernels.json"), r.to_string()).unwrap();
+        }
+    };
+    assert_eq!(ledger()["state"]["state"], "never_run");
+    save(&[]);
+    assert_eq!(ledger()["state"]["state"], "never_run");
+    let real = |date: &str| vec![("/emulated", json!(false)), ("/device", json!("NVIDIA X")), ("/date", json!(date))];
+    save(&[&real("2026-01-01T00:00:00Z")[..], &[("/kernels/0/source", json!("0123456789abcdef"))]].concat());
+    assert_eq!(ledger()["state"]["state"], "changed");
+    save(&real("2026-01-02T00:00:00Z"));
+    let passed = ledger()["state"].clone();
+    assert_eq!((&passed["state"], &passed["on"][0]["gpu"]), (&json!("passed"), &json!("NVIDIA X")));
+    assert_eq!(passed["on"].as_array().unwrap().len(), 1);
+    let text = output(aoji(&["bench", "--ledger", "--results", dir.path().to_str().unwrap()]));
+    assert!(text.contains(&format!("| `rms_norm` | `{}` | NVIDIA X on 2026-01-02 |", &module.hash[..8])), "{text}");
+    save(&[&real("2026-01-03T00:00:00Z")[..], &[("/kernels/0/passed", json!(false))]].concat());
+    assert_eq!(ledger()["state"]["state"], "failed");
+    fs::write(dir.path().join("kernels.json"), "{}").unwrap();
+    let (code, text) = failure(aoji(&["bench", "--ledger", "--results", dir.path().to_str().unwrap()]));
+    assert!(code == 1 && text.contains("kernels.json: is not an output of"), "{text}");
+}
+
+const TINY: &str = r#"{"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64, "vocab_size": 100, "torch_dtype": "bfloat16",
+    "tie_word_embeddings": false, "max_position_embeddings": 64}"#;
+
+fn synth(config: &Path, out: &Path, extra: &[&str]) -> Command {
+    let (config, out) = (config.to_str().unwrap(), out.to_str().unwrap());
+    aoji(&[&["synth", "--like", config, "--seed", "7", out], extra].concat())
+}
+
+#[test]
+fn synth_writes_a_model_that_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, out) = (dir.path().join("config.json"), dir.path().join("model"));
+    fs::write(&config, TINY).unwrap();
+    let printed = output(synth(&config, &out, &["--layers", "2", "--shard-size", "20K"]));
+    assert_eq!(printed.trim(), out.to_str().unwrap());
+    assert!(out.join("model.safetensors.index.json").exists());
+    let read = |name: &str| fs::read(out.join(name)).unwrap();
+    assert_eq!(parse(&String::from_utf8(read("config.json")).unwrap())["num_hidden_layers"], 2);
+
+    let (code, text) = failure(synth(&config, &out, &[]));
+    assert!(code == 1 && text.contains("not empty"), "{text}");
+    output(synth(&config, &out, &["--force"]));
+    assert!(!out.join("model.safetensors.index.json").exists(), "the old model is gone");
+    assert_eq!(parse(&String::from_utf8(read("config.json")).unwrap())["num_hidden_layers"], 3);
+    fs::write(out.join("notes.txt"), "mine").unwrap();
+    assert!(failure(synth(&config, &out, &["--force"])).1.contains("not empty"));
+    assert!(out.join("notes.txt").exists(), "--force removes only a model's files");
+
+    let like = |like: &str| failure(synth(Path::new(like), &dir.path().join("new"), &[])).1;
+    assert!(like("gpt2").contains("neither one of llama3-8b"));
+    fs::write(&config, "[]").unwrap();
+    assert!(!like(config.to_str().unwrap()).is_empty());
+    assert_eq!(failure(synth(&config, &out, &["--shard-size", "0"])).0, 2);
+}
+
+#[test]
+fn verify_says_whether_it_agrees() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, out) = (dir.path().join("config.json"), dir.path().join("model"));
+    fs::write(&config, TINY).unwrap();
+    output(synth(&config, &out, &[]));
+    let model = out.to_str().unwrap();
+    let options = Options { device: Device::Cpu, activations: Activations::F32, context: None };
+    let engine = Engine::open(model, &options).unwrap();
+    let ids = [3u32, 14, 15, 92, 65];
+    let mut step = Vec::new();
+    let mut session = engine.session(16).unwrap();
+    session.logits_of(&ids, 4, &mut |_, logits| step = logits.to_vec()).unwrap();
+    let best = aoji::verify::argmax(&step);
+    let golden = |logit: f32| {
+        json!({"model": "tiny", "cases": [{
+            "prompt": "x", "prompt_ids": ids, "generated_ids": [best],
+            "steps": [{"top5": [[best, logit]], "margin": 1.0}]}]})
+        .to_string()
+    };
+    let verify = || aoji(&["verify", "--model", model, "--device", "cpu", "--dtype", "f32", "--json"]);
+    assert!(failure(verify()).1.contains("golden.json"));
+    fs::write(out.join("golden.json"), golden(step[best as usize])).unwrap();
+    let report = parse(&output(verify()));
+    assert_eq!((&report["passed"], &report["steps"]), (&json!(true), &json!(1)));
+    fs::write(out.join("golden.json"), golden(step[best as usize] + 1.0)).unwrap();
+    let (code, text) = failure(verify());
+    assert!(code == 3 && text.contains("logit error"), "{code} {text}");
+    assert!(failure(aoji(&["verify"])).1.contains("--golden"));
+}
