@@ -37,7 +37,7 @@ impl AttnPrefill {
 
     /// Buffer lengths fit the sizes.
     pub fn check(&self, out: usize, qkv: usize, k: usize, v: usize, pos: usize) -> Result<()> {
-        expect(Self::STEM, self.n_kv_heads > 0 && self.n_heads % self.n_kv_heads == 0, || {
+        expect(Self::STEM, self.n_kv_heads > 0 && self.n_heads.is_multiple_of(self.n_kv_heads), || {
             format!("{self:?}: n_heads must be a multiple of n_kv_heads")
         })?;
         expect(Self::STEM, self.rows <= self.kv_len && self.kv_len <= self.max_seq, || {

@@ -3,6 +3,7 @@
 //! Shapes: `out` [rows, n], `x` [rows, k], `w` [n, k]. The epilogue is the kind of [`Out`](crate::backend::Out).
 //! Rounding: sums in f32, one rounding at the store; the residual is added before it.
 //! The kernel's bits of a row depend on the row and the weights only: not on the tile, the other rows or the GPU's size.
+//! Where cuBLAS computes the product, it orders the sums in its own way, which may change with `rows`.
 
 use super::{Cost, Grid, Op, Tolerance, download, expect, noise_buf, noise_weight, poison};
 use crate::{
