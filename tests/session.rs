@@ -1,0 +1,204 @@
+//! Sessions on a tiny random model: what a caller may rely on, the same on the CPU and on the device (emulated without a GPU).
+
+mod common;
+
+use aoji::{Device, Engine, Error, Event, FinishReason, GenerateOptions, Options, Sampling, Session};
+use std::path::Path;
+
+const CONFIG: &str = r#"{
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+    "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 64, "vocab_size": 320, "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": false
+}"#;
+
+fn write_model(dir: &Path) {
+    aoji::synth::write(CONFIG, 7, aoji::Dtype::Bf16, 1 << 30, dir, |_, _| {}).unwrap();
+}
+
+fn engines() -> Vec<Engine> {
+    let dir = tempfile::tempdir().unwrap();
+    write_model(dir.path());
+    let mut devices = vec![Device::Cpu];
+    #[cfg(feature = "cuda")]
+    {
+        cuda_emulator::install();
+        devices.push(Device::Cuda(0));
+    }
+    let open = |device| {
+        let options = Options { device, ..Options::default() };
+        Engine::open(dir.path().to_str().unwrap(), &options).unwrap_or_else(|e| panic!("{device:?}: {e}"))
+    };
+    devices.into_iter().map(open).collect()
+}
+
+/// Token ids of a prompt that differs with `salt`.
+fn prompt(len: usize, salt: u32) -> Vec<u32> {
+    (0..len as u32).map(|i| (i * 37 + salt * 11 + i * i) % 320).collect()
+}
+
+fn tokens(session: &mut Session, prompt: &[u32], n: usize, sampling: &Sampling) -> Vec<u32> {
+    let options = GenerateOptions {
+        sampling: sampling.clone(),
+        max_tokens: Some(n),
+        ignore_eos: true,
+        ..GenerateOptions::default()
+    };
+    let events = session.generate(prompt, &options).unwrap().map(|e| e.unwrap());
+    events.filter_map(|e| if let Event::Token(t) = e { Some(t) } else { None }).collect()
+}
+
+/// Largest distance, in units of the logits' standard deviation.
+fn distance(a: &[f32], b: &[f32]) -> f32 {
+    let mean = b.iter().sum::<f32>() / b.len() as f32;
+    let deviation = (b.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / b.len() as f32).sqrt();
+    assert!(a.iter().chain(b).all(|x| x.is_finite()), "logits are not finite");
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / deviation
+}
+
+/// bf16 logits of two orders of summation: about 1% of their spread after two layers.
+const CLOSE: f32 = 0.06;
+
+#[test]
+fn prefill_and_decode_agree_on_every_backend() {
+    let engines = engines();
+    let all = prompt(75, 1); // more than a tile of keys and of queries
+    let mut logits = Vec::new();
+    for engine in &engines {
+        let mut s = engine.session(200).unwrap();
+        s.sync(&all).unwrap();
+        let at_once = s.logits().unwrap();
+        let mut s = engine.session(200).unwrap();
+        s.sync(&all[..60]).unwrap();
+        all[60..].iter().for_each(|t| s.step(*t).unwrap());
+        let one_by_one = s.logits().unwrap();
+        let d = distance(&one_by_one, &at_once);
+        assert!(d < CLOSE, "{}: prefill and decode differ by {d}", engine.device());
+        logits.push(at_once);
+    }
+    for (engine, l) in engines.iter().zip(&logits).skip(1) {
+        let d = distance(l, &logits[0]);
+        assert!(d < CLOSE, "{} differs from the reference by {d}", engine.device());
+    }
+}
+
+#[test]
+fn sync_keeps_the_common_prefix_and_nothing_else() {
+    for engine in engines() {
+        let mut s = engine.session(128).unwrap();
+        let (a, b) = (prompt(40, 1), [prompt(30, 1), prompt(20, 9)].concat());
+        assert_eq!(s.sync(&a).unwrap(), 0);
+        assert_eq!(s.sync(&a).unwrap(), 40, "nothing to do");
+        let reused = s.sync(&b).unwrap();
+        assert!((30..40).contains(&reused), "{reused}");
+        let kept = s.logits().unwrap();
+        let mut fresh = engine.session(128).unwrap();
+        fresh.sync(&b).unwrap();
+        let d = distance(&kept, &fresh.logits().unwrap());
+        assert!(d < CLOSE, "{}: a reused prefix changes the logits by {d}", engine.device());
+        assert_eq!(s.sync(&b[..10]).unwrap(), 9, "the last token's logits are computed");
+        assert_eq!(s.tokens(), &b[..10]);
+    }
+}
+
+#[test]
+fn decoding_equals_stepping_by_hand() {
+    for engine in engines() {
+        let start = prompt(12, 3);
+        let got = tokens(&mut engine.session(64).unwrap(), &start, 20, &Sampling::default());
+        assert_eq!(got.len(), 20);
+        let (mut s, mut all) = (engine.session(64).unwrap(), start.clone());
+        for t in &got {
+            s.sync(&all).unwrap();
+            assert_eq!(aoji::verify::argmax(&s.logits().unwrap()), *t, "{}", engine.device());
+            all.push(*t);
+        }
+    }
+}
+
+#[test]
+fn a_session_goes_on_after_a_cancelled_generation() {
+    for engine in engines() {
+        let start = prompt(12, 5);
+        let want = tokens(&mut engine.session(64).unwrap(), &start, 12, &Sampling::default());
+        let mut s = engine.session(64).unwrap();
+        let options = GenerateOptions { ignore_eos: true, ..GenerateOptions::default() };
+        let taken = s.generate(&start, &options).unwrap().take(5).count(); // dropped while steps are under way
+        assert_eq!(taken, 5);
+        let so_far = s.tokens().to_vec();
+        assert_eq!(so_far[12..], want[..so_far.len() - 12]);
+        let rest = tokens(&mut s, &so_far, 24 - so_far.len(), &Sampling::default());
+        assert_eq!([&so_far[12..], &rest].concat(), want, "{}", engine.device());
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_tokens() {
+    let sampling = |seed| Sampling {
+        temperature: 1.5,
+        top_p: 0.95,
+        top_k: 50,
+        repetition_penalty: 1.1,
+        frequency_penalty: 0.2,
+        seed,
+        ..Sampling::default()
+    };
+    for engine in engines() {
+        let start = prompt(9, 2);
+        let mut s = engine.session(64).unwrap();
+        let a = tokens(&mut s, &start, 24, &sampling(1));
+        tokens(&mut s, &prompt(20, 8), 3, &sampling(5)); // something else in between
+        assert_eq!(a, tokens(&mut s, &start, 24, &sampling(1)), "{}", engine.device());
+        assert_ne!(a, tokens(&mut s, &start, 24, &sampling(2)), "{}", engine.device());
+    }
+}
+
+#[test]
+fn the_context_ends_with_a_reason() {
+    for engine in engines() {
+        let mut s = engine.session(24).unwrap();
+        let options = GenerateOptions { ignore_eos: true, ..GenerateOptions::default() };
+        let events: Vec<Event> = s.generate(&prompt(20, 1), &options).unwrap().map(|e| e.unwrap()).collect();
+        let Some(Event::Finish(reason, timings)) = events.last() else { panic!("{events:?}") };
+        assert_eq!((*reason, timings.tokens), (FinishReason::Length, 4), "{}", engine.device());
+        assert_eq!(s.tokens().len(), 24);
+        assert!(matches!(s.generate(&prompt(24, 1), &options).err(), Some(Error::Context { needed: 25, max: 24 })));
+        assert!(matches!(s.sync(&prompt(25, 1)), Err(Error::Context { needed: 25, max: 24 })));
+        assert!(matches!(s.sync(&[320]), Err(Error::Input(_))));
+        assert!(matches!(s.sync(&[]), Err(Error::Input(_))));
+        assert!(matches!(engine.session(257), Err(Error::Context { needed: 257, max: 256 })));
+    }
+}
+
+#[test]
+fn logits_of_gives_the_logits_of_each_token() {
+    for engine in engines() {
+        let all = prompt(37, 4);
+        let (mut s, mut rows) = (engine.session(64).unwrap(), Vec::new());
+        s.logits_of(&all, 5, &mut |i, logits| rows.push((i, logits.to_vec()))).unwrap();
+        assert_eq!(rows.iter().map(|(i, _)| *i).collect::<Vec<_>>(), (5..37).collect::<Vec<_>>());
+        for i in [5, 20, 36] {
+            let mut s = engine.session(64).unwrap();
+            s.sync(&all[..=i]).unwrap();
+            let d = distance(&rows[i - 5].1, &s.logits().unwrap());
+            assert!(d < CLOSE, "{}: token {i}: {d}", engine.device());
+        }
+    }
+}
+
+#[test]
+fn min_tokens_holds_the_end_back() {
+    for engine in engines() {
+        let mut s = engine.session(64).unwrap();
+        let eos = engine.config().eos[0];
+        let likely = |min_tokens| GenerateOptions {
+            sampling: Sampling { logit_bias: vec![(eos, 50.0)], min_tokens, ..Sampling::default() },
+            ..GenerateOptions::default()
+        };
+        for (min_tokens, want) in [(0, 1), (6, 7)] {
+            let events = s.generate(&prompt(8, 1), &likely(min_tokens)).unwrap().map(|e| e.unwrap());
+            let Some(Event::Finish(reason, t)) = events.last() else { panic!("no end") };
+            assert_eq!((reason, t.tokens), (FinishReason::Stop, want), "{}", engine.device());
+        }
+    }
+}
