@@ -1,9 +1,11 @@
 //! What the commands share: the model's arguments, sampling arguments, input, output, interruption.
 
+use crate::Cli;
 use aoji::{
     Activations, Device, Engine, Error, Event, FinishReason, GenerateOptions, ModelFiles, Options, Result, Sampling,
     Session, Template, Timings, Tokenizer, hub,
 };
+use clap::{CommandFactory, error::ErrorKind};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::{
@@ -16,7 +18,8 @@ use std::{
 
 /// The path that errors of writing to standard output carry.
 pub const STDOUT: &str = "standard output";
-const STDIN: &str = "standard input";
+/// What errors of reading standard input call it.
+pub const STDIN: &str = "standard input";
 
 /// Which model, and where it runs.
 #[derive(clap::Args)]
@@ -71,7 +74,7 @@ impl ModelArgs {
 
 /// How tokens are chosen and when an answer ends. No flag has a default of clap's, so that `/set` of `aoji chat` can
 /// change one and leave the others.
-#[derive(clap::Args, Default)]
+#[derive(clap::Args, Clone)]
 pub struct SamplingArgs {
     /// Most tokens of the answer [default: until the text ends or the context is full]
     #[arg(long, value_name = "N")]
@@ -115,6 +118,11 @@ pub struct SamplingArgs {
 }
 
 impl SamplingArgs {
+    /// Another text for the same prompt.
+    pub fn next_seed(&mut self) {
+        self.seed = Some(self.seed.unwrap_or(0).wrapping_add(1));
+    }
+
     /// What the library calls them.
     pub fn options(&self) -> GenerateOptions {
         let default = Sampling::default();
@@ -262,6 +270,14 @@ pub fn print_error(error: &Error) {
     if let Some(hint) = error.hint() {
         eprintln!("hint: {hint}");
     }
+}
+
+/// Ends the program as clap does when an argument is wrong; for what clap cannot see by itself.
+pub fn usage_error(command: &str, message: &str) -> ! {
+    let mut cli = Cli::command();
+    cli.build(); // so that the usage names the command in full
+    let command = cli.find_subcommand_mut(command).expect("a command of ours");
+    command.error(ErrorKind::MissingRequiredArgument, message).exit()
 }
 
 /// A progress bar on standard error, hidden when that is no terminal; `numbers` is a template of indicatif's.

@@ -1,11 +1,8 @@
 //! `aoji generate`: one prompt, one answer.
 
-use crate::{
-    Cli,
-    common::{self, ModelArgs, SamplingArgs},
-};
+use crate::common::{self, ModelArgs, SamplingArgs};
 use aoji::{Engine, Message, Result, Template};
-use clap::{ArgGroup, CommandFactory, error::ErrorKind};
+use clap::ArgGroup;
 use std::path::PathBuf;
 
 const EXAMPLE: &str = "aoji generate \"피보나치 수열이 무엇인가요?\"";
@@ -103,11 +100,7 @@ impl Args {
         if !self.tokens.is_empty() {
             return Ok(Input::Tokens(self.tokens.clone()));
         }
-        let message = format!("there is nothing to answer; give a question, as in\n\n  {EXAMPLE}");
-        let mut command = Cli::command();
-        command.build();
-        let generate = command.find_subcommand_mut("generate").expect("this command");
-        generate.error(ErrorKind::MissingRequiredArgument, message).exit()
+        common::usage_error("generate", &format!("there is nothing to answer; give a question, as in\n\n  {EXAMPLE}"))
     }
 
     fn prompt(&self, engine: &Engine, input: Input) -> Result<Vec<u32>> {

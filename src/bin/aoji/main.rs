@@ -4,12 +4,16 @@
 //! standard error.
 
 mod bench;
+mod chat;
 mod common;
 mod completions;
 mod doctor;
 mod generate;
+mod info;
 mod pull;
+mod score;
 mod synth;
+mod tokenize;
 mod verify;
 
 use aoji::Error;
@@ -41,6 +45,14 @@ struct Cli {
 enum Command {
     /// Answer a question, or continue a text
     Generate(generate::Args),
+    /// Hold a conversation
+    Chat(chat::Args),
+    /// Say how likely a text is, token by token
+    Score(score::Args),
+    /// Turn text into token ids, and back
+    Tokenize(tokenize::Args),
+    /// Say what a model is and what memory it needs
+    Info(info::Args),
     /// Download a model into the Hugging Face cache
     Pull(pull::Args),
     /// Show what this machine has, what is missing and how to mend it
@@ -60,6 +72,10 @@ fn main() -> ExitCode {
     start_log(cli.verbose);
     let result = match cli.command {
         Command::Generate(args) => generate::run(args),
+        Command::Chat(args) => chat::run(args),
+        Command::Score(args) => score::run(args),
+        Command::Tokenize(args) => tokenize::run(args),
+        Command::Info(args) => info::run(args),
         Command::Pull(args) => pull::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Synth(args) => synth::run(args),

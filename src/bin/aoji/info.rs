@@ -1,0 +1,151 @@
+//! `aoji info`: what a model is and what memory it needs; opens no device.
+
+use crate::common;
+#[cfg(not(feature = "cuda"))]
+use aoji::cpu::Cpu;
+#[cfg(feature = "cuda")]
+use aoji::cuda::Cuda;
+use aoji::{Config, Dtype, ModelFiles, Plan, Result, RopeScaling, Tokenizer};
+use indicatif::HumanBytes;
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeSet,
+    fmt::Write,
+    path::{Path, PathBuf},
+};
+
+/// The backend whose scratch the plans count.
+#[cfg(feature = "cuda")]
+type Backend = Cuda;
+#[cfg(not(feature = "cuda"))]
+type Backend = Cpu<half::bf16>;
+
+/// Arguments of `aoji info`.
+#[derive(clap::Args)]
+#[command(after_help = "Example: aoji info demo")]
+pub struct Args {
+    /// A directory in Hugging Face layout, OWNER/NAME in the local Hugging Face cache, or demo
+    model: String,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints what the files say.
+pub fn run(args: Args) -> Result<()> {
+    let info = Info::new(ModelFiles::open(&args.model)?);
+    if args.json { common::print_json(&info.json()) } else { common::print(&info.text()) }
+}
+
+struct Info {
+    dir: Option<PathBuf>,
+    config: Config,
+    tokenizer: Option<Tokenizer>,
+    template: String,
+    dtypes: BTreeSet<&'static str>,
+    tensors: usize,
+    bytes: u64,
+    shards: usize,
+    plans: Vec<Plan>,
+}
+
+impl Info {
+    fn new(files: ModelFiles) -> Info {
+        let ModelFiles { dir, config, weights, tokenizer, template } = files;
+        let shards: BTreeSet<&Path> = weights.tensors().map(|t| t.file()).collect();
+        let dtypes: BTreeSet<&str> = weights.tensors().map(|t| Dtype::hf_name(t.dtype())).collect();
+        let shorter = [512, 2048, 8192, 32768, 131_072].into_iter().filter(|n| *n < config.max_seq);
+        let plan = |context| Plan::new::<Backend>(&config, config.weight_bytes(), context, None);
+        let plans = shorter.chain([config.max_seq]).map(plan).collect();
+        let (tensors, bytes, shards) = (weights.tensors().count(), weights.bytes(), shards.len());
+        Info { dir, config, tokenizer, template: template.to_string(), dtypes, tensors, bytes, shards, plans }
+    }
+
+    fn bos(&self) -> Option<u32> {
+        self.tokenizer.as_ref().and_then(Tokenizer::bos)
+    }
+
+    fn json(&self) -> Value {
+        let c = &self.config;
+        let scaling = c.rope_scaling.map(|s| {
+            let RopeScaling { factor, low_freq_factor, high_freq_factor, original_max_seq } = s;
+            json!({
+                "rope_type": "llama3", "factor": factor, "low_freq_factor": low_freq_factor,
+                "high_freq_factor": high_freq_factor, "original_max_position_embeddings": original_max_seq,
+            })
+        });
+        let plan = |p: &Plan| {
+            json!({
+                "context": p.context, "weights": p.weights, "kv": p.kv, "scratch": p.scratch, "total": p.total(),
+            })
+        };
+        json!({
+            "dir": self.dir, "architecture": "LlamaForCausalLM",
+            "dim": c.dim, "ffn_dim": c.ffn_dim, "n_layers": c.n_layers, "n_heads": c.n_heads,
+            "n_kv_heads": c.n_kv_heads, "head_dim": c.head_dim, "vocab": c.vocab, "max_seq": c.max_seq,
+            "norm_eps": c.norm_eps, "tied": c.tied, "rope_theta": c.rope_theta, "rope_scaling": scaling,
+            "parameters": c.params(), "dtypes": self.dtypes, "tensors": self.tensors, "bytes": self.bytes,
+            "shards": self.shards, "bos": self.bos(), "eos": c.eos, "template": self.template,
+            "tokenizer_vocab": self.tokenizer.as_ref().map(Tokenizer::vocab),
+            "memory": self.plans.iter().map(plan).collect::<Vec<_>>(),
+        })
+    }
+
+    fn text(&self) -> String {
+        let c = &self.config;
+        let token = |id: u32| common::describe_token(self.tokenizer.as_ref(), id);
+        let none = || "none".to_string();
+        let dir = self.dir.as_ref().map_or("embedded in this program".into(), |d| d.display().to_string());
+        let dtypes: Vec<&str> = self.dtypes.iter().copied().collect();
+        let tied = if c.tied { "is the embedding" } else { "has its own weights" };
+        let scaling = c.rope_scaling.map_or(String::new(), |s| {
+            format!(
+                ", scaled by {} beyond {} tokens (llama3, low {}, high {})",
+                s.factor, s.original_max_seq, s.low_freq_factor, s.high_freq_factor
+            )
+        });
+        let eos: Vec<String> = c.eos.iter().copied().map(token).collect();
+        let eos = if eos.is_empty() { none() } else { eos.join(" ") };
+        let tokenizer = self.tokenizer.as_ref().map_or_else(none, |t| format!("{} tokens", t.vocab()));
+        let lines = [
+            ("model", dir),
+            ("architecture", "LlamaForCausalLM".into()),
+            ("parameters", format!("{:.1} million", c.params() as f64 / 1e6)),
+            ("layers", format!("{}, dim {}, ffn_dim {}", c.n_layers, c.dim, c.ffn_dim)),
+            ("heads", format!("{} over {} of keys and values, head_dim {}", c.n_heads, c.n_kv_heads, c.head_dim)),
+            ("vocabulary", format!("{}, the output head {tied}", c.vocab)),
+            ("context", format!("{} tokens", c.max_seq)),
+            ("rope_theta", format!("{}{scaling}", c.rope_theta)),
+            ("norm_eps", format!("{:e}", c.norm_eps)),
+            (
+                "weights",
+                format!(
+                    "{} in {} tensors in {} files, {}",
+                    HumanBytes(self.bytes),
+                    self.tensors,
+                    self.shards,
+                    dtypes.join(" and ")
+                ),
+            ),
+            ("tokenizer", tokenizer),
+            ("BOS", self.bos().map_or_else(none, token)),
+            ("eos", eos),
+            ("template", self.template.clone()),
+        ];
+        let mut text = String::new();
+        for (name, value) in lines {
+            let _ = writeln!(text, "{name:<14}{value}");
+        }
+        let _ = writeln!(
+            text,
+            "\n{:>8}{:>14}{:>14}{:>14}{:>14}",
+            "context", "weights", "KV cache", "scratch", "GPU memory"
+        );
+        for p in &self.plans {
+            let bytes = |n: u64| HumanBytes(n).to_string();
+            let [w, kv, scratch, total] = [p.weights, p.kv, p.scratch, p.total()].map(bytes);
+            let _ = writeln!(text, "{:>8}{w:>14}{kv:>14}{scratch:>14}{total:>14}", p.context);
+        }
+        text
+    }
+}

@@ -1,0 +1,523 @@
+//! The command as a user runs it: what it prints where, its exit codes, its errors.
+//!
+//! Every test runs the real binary on the embedded model. `--device cpu` keeps a GPU of this machine out of it; the last test
+//! runs on the emulated device.
+#![cfg(feature = "cli")]
+
+use serde_json::Value;
+use std::{
+    fs,
+    io::{Read, Write},
+    path::Path,
+    process::{Command, Stdio},
+};
+
+/// What came of one run.
+struct Run {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Run {
+    /// Standard output of a run that must succeed in silence.
+    fn ok(self) -> String {
+        assert_eq!((self.code, self.stderr.as_str()), (Some(0), ""), "stdout: {}", self.stdout);
+        self.stdout
+    }
+
+    fn json(self) -> Value {
+        let text = self.ok();
+        assert_eq!(text.lines().count(), 1, "one object on one line: {text}");
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
+    }
+
+    /// Checks that the run failed with `code`, said `all` of these, and printed no result.
+    fn fails(self, code: i32, all: &[&str]) {
+        assert_eq!(self.code, Some(code), "{}", self.stderr);
+        assert_eq!(self.stdout, "", "{}", self.stderr);
+        assert!(self.stderr.starts_with("error: "), "{}", self.stderr);
+        for text in all {
+            assert!(self.stderr.contains(text), "no {text:?} in: {}", self.stderr);
+        }
+        assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
+    }
+}
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_aoji"));
+    command.args(args).env_remove("AOJI_MODEL").env("HF_HUB_CACHE", "/nonexistent/cache");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn feed(mut command: Command, stdin: &[u8]) -> Run {
+    let mut child = command.spawn().expect("the binary runs");
+    // A command that does not read its input closes the pipe: that is its right.
+    let _ = child.stdin.take().expect("piped").write_all(stdin);
+    let out = child.wait_with_output().expect("it ends");
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8 output");
+    Run { code: out.status.code(), stdout: text(out.stdout), stderr: text(out.stderr) }
+}
+
+fn aoji(args: &[&str]) -> Run {
+    feed(command(args), b"")
+}
+
+/// `aoji generate` on the CPU.
+fn generate(args: &[&str]) -> Run {
+    aoji(&[&["generate", "--device", "cpu"], args].concat())
+}
+
+/// `aoji chat` on the CPU, told these lines.
+fn chat(args: &[&str], lines: &[&str]) -> Run {
+    feed(command(&[&["chat", "--device", "cpu"], args].concat()), lines.join("\n").as_bytes())
+}
+
+fn ids(value: &Value) -> Vec<u64> {
+    value.as_array().expect("a list").iter().map(|v| v.as_u64().expect("an id")).collect()
+}
+
+fn join(ids: &[u64]) -> String {
+    ids.iter().map(u64::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// Conversations that the demo model knows, as lists of question and answer.
+fn known() -> Vec<Vec<(String, String)>> {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo/questions.jsonl")).unwrap();
+    let text_of = |turn: &Value, key: &str| turn[key].as_str().unwrap().to_string();
+    let turns = |line: &str| {
+        let line: Value = serde_json::from_str(line).unwrap();
+        line["turns"].as_array().unwrap().iter().map(|t| (text_of(t, "question"), text_of(t, "answer"))).collect()
+    };
+    text.lines().map(turns).collect()
+}
+
+/// The question with the shortest answer of at least `chars` characters.
+fn short(chars: usize) -> (String, String) {
+    let single = known().into_iter().filter(|turns| turns.len() == 1).map(|mut turns| turns.remove(0));
+    single.filter(|t| t.1.chars().count() >= chars).min_by_key(|t| t.1.len()).expect("the list has it")
+}
+
+#[test]
+fn the_answer_and_nothing_else_goes_to_stdout() {
+    let (question, answer) = short(20);
+    assert_eq!(generate(&[&question]).ok(), format!("{answer}\n"));
+    // With -v the same, and beside it what was done.
+    let run = generate(&[&question, "-v"]);
+    assert_eq!((run.code, run.stdout), (Some(0), format!("{answer}\n")));
+    for text in ["rope_theta 10000", "BOS 2046", "eos 2047", "tokens/s"] {
+        assert!(run.stderr.contains(text), "no {text:?} in: {}", run.stderr);
+    }
+}
+
+#[test]
+fn json_has_ids_reason_and_timings() {
+    let (question, answer) = short(20);
+    let whole = generate(&[&question, "--json"]).json();
+    assert_eq!((whole["text"].as_str(), whole["finish_reason"].as_str()), (Some(answer.as_str()), Some("stop")));
+    let tokens = ids(&whole["token_ids"]);
+    assert_eq!(tokens.last(), Some(&2047), "the token that ended the text");
+    let timings = &whole["timings"];
+    assert_eq!(timings["prompt_tokens"].as_u64(), Some(ids(&whole["prompt_tokens"]).len() as u64));
+    assert_eq!(timings["tokens"].as_u64(), Some(tokens.len() as u64));
+    for key in ["prompt_seconds", "decode_seconds", "first_token_seconds"] {
+        assert!(timings[key].as_f64().is_some_and(|s| s > 0.0), "{key} in {timings}");
+    }
+    let cut = generate(&[&question, "--json", "--max-tokens", "4"]).json();
+    assert_eq!((ids(&cut["token_ids"]), cut["finish_reason"].as_str()), (tokens[..4].to_vec(), Some("length")));
+    assert!(answer.starts_with(cut["text"].as_str().unwrap()));
+}
+
+#[test]
+fn all_ways_to_give_a_prompt_agree() {
+    let (question, _) = short(20);
+    let few = ["--json", "--max-tokens", "2"];
+    let run = |args: &[&str]| generate(&[args, &few].concat()).json();
+    let expected = run(&[&question]);
+    let same = |way: &str, found: Value| {
+        for key in ["prompt_tokens", "token_ids", "text"] {
+            assert_eq!(found[key], expected[key], "{way}: {key}");
+        }
+    };
+    same("--question", run(&["-q", &question]));
+    let stdin = |args: &[&str], text: &str| {
+        feed(command(&[&["generate", "--device", "cpu"], args, &few].concat()), text.as_bytes()).json()
+    };
+    same("- for the question", stdin(&["-"], &format!("{question}\n")));
+    let prompt = format!("### Question:\n{question}\n\n### Instruction:\n{}\n\n### Response:\n", aoji::AOG_INSTRUCTION);
+    same("--prompt", run(&["--prompt", &prompt]));
+    same("--instruction", run(&[&question, "--instruction", aoji::AOG_INSTRUCTION, "--template", "aog"]));
+    same("- for --prompt-file", stdin(&["--prompt-file", "-"], &prompt));
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_string()
+    };
+    same("--prompt-file", run(&["--prompt-file", &file("prompt.txt", &prompt)]));
+    same("--tokens", run(&["--tokens", &join(&ids(&expected["prompt_tokens"]))]));
+    let template = "{{ bos_token }}### Question:\n{{ messages[1].content }}\n\n### Instruction:\n\
+                    {{ messages[0].content }}\n\n### Response:\n\n";
+    let template = file("chat.jinja", template);
+    // The demo's special tokens are not in a directory: the template's BOS is empty, all else is there.
+    let jinja = run(&[&question, "--template", &template, "--instruction", aoji::AOG_INSTRUCTION]);
+    assert_eq!(ids(&jinja["prompt_tokens"]), ids(&expected["prompt_tokens"])[1..]);
+}
+
+#[test]
+fn a_stop_string_ends_the_text_before_it() {
+    let (question, answer) = short(20);
+    let chars: Vec<char> = answer.chars().collect();
+    let stop: String = chars[8..12].iter().collect();
+    let before = answer.split(&stop).next().unwrap();
+    let found = generate(&[&question, "--json", "--stop", "없는 말", "--stop", &stop]).json();
+    assert_eq!((found["text"].as_str(), found["finish_reason"].as_str()), (Some(before), Some("stop")));
+    assert_eq!(generate(&[&question, "--stop", &stop]).ok().trim_end_matches('\n'), before);
+}
+
+#[test]
+fn sampling_flags_do_what_they_say() {
+    let (question, _) = short(20);
+    let run = |args: &[&str]| {
+        let answer = generate(&[&[question.as_str(), "--json", "--max-tokens", "8"], args].concat()).json();
+        ids(&answer["token_ids"])
+    };
+    let greedy = run(&[]);
+    let sampled = |seed: &str| run(&["--temperature", "3", "--seed", seed]);
+    let texts: Vec<_> = ["1", "2", "3", "1"].into_iter().map(sampled).collect();
+    assert_eq!(texts[0], texts[3], "the same seed");
+    assert!(texts[..3].iter().any(|t| *t != texts[0]), "seeds make no difference: {texts:?}");
+    for one in ["--top-k=1", "--top-p=0.000001", "--min-p=1"] {
+        assert_eq!(run(&["--temperature", "3", "--seed", "2", one]), greedy, "{one} leaves the most likely token");
+    }
+    let forbidden = run(&["--logit-bias", &format!("{}=-inf", greedy[0])]);
+    assert!(!forbidden.contains(&greedy[0]), "{forbidden:?} has {}", greedy[0]);
+    assert_eq!(run(&["--logit-bias", "77=100"]), [77; 8]);
+    for penalty in ["--frequency-penalty=100", "--presence-penalty=100", "--repeat-penalty=100"] {
+        let mut found = run(&["--logit-bias", "77=60", penalty]);
+        assert_eq!(found[0], 77, "{penalty}");
+        found.sort_unstable();
+        found.dedup();
+        assert!(found.len() > 1, "{penalty} did not keep 77 from coming again");
+    }
+    // 2047 ends the text.
+    assert_eq!(run(&["--logit-bias", "2047=100"]), [2047]);
+    assert_eq!(run(&["--logit-bias", "2047=100", "--ignore-eos"]), [2047; 8]);
+    let late = run(&["--logit-bias", "2047=100", "--min-tokens", "3"]);
+    assert_eq!((late.len(), late[3]), (4, 2047), "{late:?}");
+}
+
+#[test]
+fn scores_agree_with_what_is_generated() {
+    let (question, _) = short(20);
+    let answer = generate(&[&question, "--json", "--max-tokens", "6"]).json();
+    let (prompt, made) = (ids(&answer["prompt_tokens"]), ids(&answer["token_ids"]));
+    let all = [prompt.clone(), made.clone()].concat();
+    let score = aoji(&["score", "--device", "cpu", "--tokens", &join(&all), "--top", "3", "--json"]).json();
+    assert_eq!(ids(&score["tokens"]), all);
+    let logprobs: Vec<Option<f64>> = score["logprobs"].as_array().unwrap().iter().map(Value::as_f64).collect();
+    assert!(logprobs[0].is_none() && logprobs[1..].iter().all(|x| x.is_some_and(|x| x <= 0.0)), "{logprobs:?}");
+    let sum: f64 = logprobs.iter().flatten().sum();
+    assert!((score["sum_logprob"].as_f64().unwrap() - sum).abs() < 1e-9);
+    let top = score["top"].as_array().unwrap();
+    assert_eq!((top.len(), top[0].as_array().unwrap().len()), (all.len(), 0));
+    for (i, id) in made.iter().enumerate() {
+        let place = prompt.len() + i;
+        let best = top[place].as_array().unwrap();
+        assert_eq!(best.len(), 3);
+        // Greedy took the most likely token, and both entries speak of it.
+        assert_eq!((best[0][0].as_u64(), best[0][1].as_f64()), (Some(*id), logprobs[place]), "place {place}");
+        assert!(best[0][1].as_f64() >= best[1][1].as_f64() && best[1][1].as_f64() >= best[2][1].as_f64());
+    }
+}
+
+#[test]
+fn a_text_is_scored_with_and_without_bos() {
+    let score = |args: &[&str]| aoji(&[&["score", "--device", "cpu", "하늘은 파란색"], args].concat());
+    let (with, without) = (score(&["--json"]).json(), score(&["--json", "--no-special"]).json());
+    assert_eq!(ids(&with["tokens"])[0], 2046);
+    assert_eq!(ids(&with["tokens"])[1..], ids(&without["tokens"]));
+    assert!(with.get("top").is_none());
+    let table = score(&["--top", "1"]).ok();
+    let sum =
+        format!("{:.4}  sum over {} tokens", with["sum_logprob"].as_f64().unwrap(), ids(&without["tokens"]).len());
+    assert!(table.contains(&sum), "no {sum:?} in: {table}");
+}
+
+#[test]
+fn text_becomes_ids_and_text_again() {
+    let text = "안녕하세요, aoji!\n둘째 줄 🫠";
+    let run = |args: &[&str]| aoji(&[&["tokenize", "demo"], args].concat());
+    let with = run(&[text]).ok();
+    let bare = run(&[text, "--no-special"]).ok();
+    assert_eq!(with, format!("2046,{bare}"));
+    assert_eq!(feed(command(&["tokenize", "demo", "-"]), text.as_bytes()).ok(), with);
+    let (with, bare) = (with.trim_end(), bare.trim_end());
+    assert_eq!(run(&["--decode", bare]).ok(), format!("{text}\n"));
+    assert_eq!(run(&["--decode", with]).ok(), format!("<|begin_of_text|>{text}\n"));
+    assert_eq!(run(&["--decode", with, "--no-special", "--json"]).json()["text"].as_str(), Some(text));
+    let json = run(&["안녕", "--json"]).json();
+    assert_eq!(ids(&json["ids"]).len(), json["tokens"].as_array().unwrap().len());
+
+    let lines = "{\"text\": \"안녕\"}\n{\"text\": \"\", \"other\": 1}\n";
+    let found = feed(command(&["tokenize", "demo", "--jsonl", "--no-special"]), lines.as_bytes()).ok();
+    let expected = format!("{{\"ids\":[{}]}}\n{{\"ids\":[]}}\n", run(&["안녕", "--no-special"]).ok().trim_end());
+    assert_eq!(found, expected);
+    let bad = feed(command(&["tokenize", "demo", "--jsonl"]), b"{\"text\": \"a\"}\n{\"txt\": 1}\n");
+    assert_eq!((bad.code, bad.stdout.lines().count()), (Some(1), 1));
+    assert!(bad.stderr.contains("line 2") && bad.stderr.contains("\"text\""), "{}", bad.stderr);
+    run(&["--decode", "1,999999"]).fails(1, &["999999"]);
+}
+
+#[test]
+fn info_says_what_the_files_say() {
+    let info = aoji(&["info", "demo", "--json"]).json();
+    let config = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo/config.json")).unwrap();
+    let config: Value = serde_json::from_str(&config).unwrap();
+    for (ours, theirs) in [
+        ("dim", "hidden_size"),
+        ("ffn_dim", "intermediate_size"),
+        ("n_layers", "num_hidden_layers"),
+        ("n_heads", "num_attention_heads"),
+        ("n_kv_heads", "num_key_value_heads"),
+        ("vocab", "vocab_size"),
+        ("max_seq", "max_position_embeddings"),
+        ("rope_theta", "rope_theta"),
+        ("tied", "tie_word_embeddings"),
+        ("bos", "bos_token_id"),
+    ] {
+        assert_eq!(info[ours], config[theirs], "{ours}");
+    }
+    assert_eq!(info["bytes"].as_u64(), info["parameters"].as_u64().map(|n| 2 * n), "bf16");
+    assert_eq!((info["dtypes"][0].as_str(), info["template"].as_str()), (Some("bfloat16"), Some("aog")));
+    for plan in info["memory"].as_array().unwrap() {
+        let [weights, kv, scratch, total] = ["weights", "kv", "scratch", "total"].map(|k| plan[k].as_u64().unwrap());
+        assert_eq!(weights + kv + scratch, total, "{plan}");
+    }
+    let text = aoji(&["info", "demo"]).ok();
+    for part in ["2.7 million", "2046 \"<|begin_of_text|>\"", "2047 \"<|end_of_text|>\"", "rope_theta"] {
+        assert!(text.contains(part), "no {part:?} in: {text}");
+    }
+}
+
+#[test]
+fn a_conversation_from_lines() {
+    let talks = known().into_iter().filter(|turns| turns.len() == 2);
+    let two = talks.min_by_key(|turns| turns[0].1.len() + turns[1].1.len()).expect("the list has a conversation");
+    let [(q1, a1), (q2, a2)] = [&two[0], &two[1]];
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("talk.json");
+    let (save, load) = (format!("/save {}", file.display()), format!("/load {}", file.display()));
+    let run = chat(&[], &[q1, "", q2, &save, "/stats", "/quit", "never asked"]);
+    assert_eq!((run.code, run.stdout), (Some(0), format!("{a1}\n{a2}\n")), "{}", run.stderr);
+    assert!(run.stderr.contains("2 questions") && run.stderr.contains("tokens/s"), "{}", run.stderr);
+    let saved: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    assert_eq!((saved["model"].as_str(), saved["turns"][1]["answer"].as_str()), (Some("demo"), Some(a2.as_str())));
+    // Taken up again, the last question once more.
+    let run = chat(&[], &[&load, "/undo", q2]);
+    assert_eq!((run.code, run.stdout), (Some(0), format!("{a2}\n")), "{}", run.stderr);
+}
+
+#[test]
+fn settings_of_a_conversation() {
+    let (question, answer) = short(20);
+    let cut = generate(&[&question, "--max-tokens", "3"]).ok();
+    let run =
+        chat(&["--max-tokens", "2"], &["/set max_tokens 3", &question, "/reset", "/set max-tokens 100", &question]);
+    assert_eq!((run.code, run.stdout), (Some(0), format!("{cut}{answer}\n")), "{}", run.stderr);
+    let instruction = generate(&[&question, "--instruction", "한 단어로 답하자.", "--max-tokens", "5"]).ok();
+    let told = chat(&["--max-tokens", "5"], &["/set instruction 한 단어로 답하자.", &question]).ok();
+    assert_eq!(told, instruction);
+    let help = chat(&[], &["/help"]).stderr;
+    for name in ["/reset", "/undo", "/regen", "/set", "/stats", "/save", "/load", "/help", "/quit"] {
+        assert!(help.contains(name), "no {name} in: {help}");
+    }
+    for (line, said) in [
+        ("/set", "/set KEY VALUE"),
+        ("/set temprature 1", "temprature"),
+        ("/set temperature warm", "warm"),
+        ("/set top_p 2", "top_p is 2"),
+        ("/undo", "no question"),
+        ("/regen", "no question"),
+        ("/save", "file"),
+        ("/load /nonexistent/talk", "/nonexistent/talk"),
+        ("/dance", "/dance"),
+    ] {
+        chat(&[], &[line, &question]).fails(1, &[said]);
+    }
+}
+
+#[test]
+fn a_conversation_that_outgrows_the_context_says_so() {
+    let long = "피보나치 ".repeat(60);
+    let run = chat(&["--context", "64"], &[&long]);
+    assert_eq!((run.code, run.stdout.as_str()), (Some(1), ""));
+    assert!(run.stderr.contains("/reset") && run.stderr.contains("context of 64 tokens"), "{}", run.stderr);
+    let (question, _) = short(20);
+    let full = chat(&["--context", "64", "--ignore-eos"], &[&question]);
+    assert!(full.code == Some(0) && full.stderr.contains("The context is full"), "{}", full.stderr);
+}
+
+#[test]
+fn wrong_usage_is_code_2() {
+    for (args, said) in [
+        (&["generate", "--temprature", "1", "x"][..], "--temprature"),
+        (&["generate"], "aoji generate \"피보나치"),
+        (&["score"], "aoji score \""),
+        (&["tokenize", "demo"], "--decode"),
+        (&["generate", "x", "--prompt", "y"], "cannot be used with"),
+        (&["generate", "--prompt", "y", "--instruction", "z"], "cannot be used with"),
+        (&["generate", "x", "--device", "tpu"], "expected auto, cpu, cuda or cuda:N"),
+        (&["generate", "x", "--device", "cuda:x"], "number of a GPU"),
+        (&["generate", "x", "--dtype", "int4"], "expected bf16 or f32"),
+        (&["generate", "x", "--logit-bias", "5:1"], "ID=BIAS"),
+        (&["generate", "x", "--max-tokens", "0"], "--max-tokens"),
+        (&["generate", "--tokens", "1,x"], "--tokens"),
+        (&["dance"], "dance"),
+    ] {
+        aoji(args).fails(2, &[said, "try '--help'"]);
+    }
+}
+
+#[test]
+fn errors_name_what_is_wrong_and_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let bad = dir.path().join("bad.txt");
+    fs::write(&bad, b"abc\xff").unwrap();
+    let bad = bad.to_str().unwrap();
+    for (args, all) in [
+        (&["x", "--model", "owner/none"][..], &["owner/none", "hint: ", "aoji pull"][..]),
+        (&["x", "--model", "/nonexistent"], &["/nonexistent", "hint: "]),
+        (&["x", "--model", bad], &[bad, "expected the model's directory"]),
+        (&["--prompt-file", "/nonexistent/prompt"], &["/nonexistent/prompt"]),
+        (&["--prompt-file", bad], &[bad, "byte 3 is not UTF-8"]),
+        (&["x", "--context", "8"], &["context of 8 tokens", "hint: shorten"]),
+        (&["x", "--context", "2000"], &["1 to 1024"]),
+        (&["--tokens", "5,2048"], &["token 2048", "2048"]),
+        (&["x", "--logit-bias", "2048=1"], &["logit_bias", "2048"]),
+        (&["x", "--top-p", "2"], &["top_p is 2", "at most 1"]),
+        (&["x", "--stop", ""], &["stop string 1 is empty"]),
+        (&["x", "--template", "chatml"], &["chatml", "expected aog"]),
+        (&["x", "--template", "raw", "--instruction", "y"], &["raw", "instruction"]),
+    ] {
+        generate(args).fails(1, all);
+    }
+    feed(command(&["generate", "--device", "cpu", "-"]), b"\xff").fails(1, &["standard input", "byte 0"]);
+    aoji(&["score", "--device", "cpu", "--tokens", "3,2048"]).fails(1, &["token 2048"]);
+    aoji(&["score", "--device", "cpu", "--no-special", ""]).fails(1, &["no tokens"]);
+}
+
+#[test]
+fn without_a_driver_cuda_is_an_error() {
+    let mut run = command(&["generate", "x", "--device", "cuda"]);
+    run.env("CUDA_VISIBLE_DEVICES", "").env_remove("LD_LIBRARY_PATH");
+    feed(run, b"").fails(1, &["hint: `aoji doctor`", "--device cpu"]);
+}
+
+#[test]
+fn a_model_without_tokenizer_speaks_in_ids() {
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo").join(file);
+        fs::copy(source, dir.path().join(file)).unwrap();
+    }
+    let model = dir.path().to_str().unwrap();
+    generate(&["x", "--model", model]).fails(1, &["tokenizer.json", "--tokens"]);
+    generate(&["--tokens", "2046,5", "--model", model]).fails(1, &["tokenizer.json"]);
+    aoji(&["tokenize", model, "x"]).fails(1, &["tokenizer.json"]);
+    let tokens = ["--tokens", "2046,5", "--json", "--max-tokens", "2"];
+    let found = generate(&[&tokens[..], &["--model", model]].concat()).json();
+    assert_eq!((found["text"].as_str(), &found["token_ids"]), (Some(""), &generate(&tokens).json()["token_ids"]));
+    assert_eq!(aoji(&["score", "--device", "cpu", "--model", model, "--tokens", "2046,5"]).code, Some(0));
+}
+
+/// Whoever stops reading has enough; that is no failure and no message.
+#[test]
+fn a_closed_pipe_is_silent() {
+    let mut child = command(&["completions", "bash"]).spawn().unwrap();
+    drop(child.stdout.take());
+    drop(child.stdin.take());
+    let out = child.wait_with_output().unwrap();
+    assert_eq!((out.status.code(), out.stderr), (Some(0), Vec::new()));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_keeps_what_was_generated() {
+    let (question, answer) = short(20);
+    let mut child = command(&["generate", "--device", "cpu", &question, "--ignore-eos"]).spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut first = [0; 3];
+    stdout.read_exact(&mut first).unwrap();
+    let kill = Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();
+    assert!(kill.success());
+    let mut rest = Vec::new();
+    stdout.read_to_end(&mut rest).unwrap();
+    let out = child.wait_with_output().unwrap();
+    let text = String::from_utf8([&first[..], &rest].concat()).expect("whole characters");
+    assert_eq!(out.status.code(), Some(130), "{text}");
+    assert!(text.ends_with('\n') && text.starts_with(answer.chars().next().unwrap()), "{text}");
+}
+
+#[test]
+fn help_and_completions_know_every_command_and_flag() {
+    let model = ["--model", "--device", "--dtype", "--context", "AOJI_MODEL"];
+    let sampling = [
+        "--max-tokens",
+        "--temperature",
+        "--top-k",
+        "--top-p",
+        "--min-p",
+        "--repeat-penalty",
+        "--frequency-penalty",
+        "--presence-penalty",
+        "--logit-bias",
+        "--seed",
+        "--min-tokens",
+        "--stop",
+        "--ignore-eos",
+    ];
+    let prompt = ["--question", "--instruction", "--prompt", "--prompt-file", "--tokens", "--template", "--json"];
+    let commands = [
+        ("generate", [&model[..], &sampling, &prompt].concat()),
+        ("chat", [&model[..], &sampling, &["--instruction", "--template", "/regen"]].concat()),
+        ("score", [&model[..], &["--prompt-file", "--tokens", "--top", "--no-special", "--json"]].concat()),
+        ("tokenize", vec!["--decode", "--no-special", "--jsonl", "--json"]),
+        ("info", vec!["--json"]),
+        ("pull", vec!["--revision", "HF_TOKEN"]),
+        ("completions", vec!["bash"]),
+    ];
+    let top = aoji(&["--help"]).ok();
+    let script = aoji(&["completions", "bash"]).ok();
+    assert!(top.contains("Exit codes") && top.contains("--verbose"), "{top}");
+    for (name, flags) in commands {
+        assert!(top.contains(name) && script.contains(name), "{name}");
+        let help = aoji(&[name, "--help"]).ok();
+        for flag in flags {
+            assert!(help.contains(flag), "no {flag} in: {help}");
+        }
+    }
+    for shell in ["zsh", "fish"] {
+        assert!(aoji(&["completions", shell]).ok().contains("max-tokens"), "{shell}");
+    }
+    assert!(aoji(&["--version"]).ok().starts_with("aoji "));
+}
+
+/// The whole way through kernels and driver calls, on the emulated device.
+#[cfg(feature = "cuda")]
+#[test]
+fn the_emulated_device_answers_as_the_cpu_does() {
+    if aoji::cuda::kernels::MODULES.is_empty() {
+        println!("skipped: built without kernels (AOJI_SKIP_KERNELS)");
+        return;
+    }
+    let (question, _) = short(20);
+    let args = ["generate", &question, "--json", "--max-tokens", "2", "--context", "128"];
+    let on = |device: &str| {
+        let mut run = command(&[&args[..], &["--device", device]].concat());
+        run.env("LD_LIBRARY_PATH", cuda_emulator::library_dir());
+        feed(run, b"").json()
+    };
+    assert_eq!(on("cuda")["token_ids"], on("cpu")["token_ids"]);
+}
