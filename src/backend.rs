@@ -40,7 +40,7 @@ impl<T: Element> Buffer for Vec<T> {
 }
 
 /// Where a matrix product goes, and what happens to it on the way: its epilogue.
-pub enum Out<'a, B: Backend + ?Sized> {
+pub enum Out<'a, B: Backend> {
     /// Rounded to the activation type.
     Store(&'a mut B::Buf<B::Act>),
     /// Added to what is there in f32, then rounded once: a residual connection.
@@ -55,16 +55,16 @@ pub trait Shaped: Send + Sync {
     fn shape(&self) -> (usize, usize);
 }
 
-/// What the sampler keeps on the device between steps; made by [`crate::session`].
-pub struct SamplerState<B: Backend + ?Sized> {
+/// What the sampler keeps on the device between steps; made by a session.
+pub struct SamplerState<B: Backend> {
     /// See [`crate::ops::sample::Params`]: temperature, filters, penalties, seed and draw counter, as 32-bit words.
     pub params: B::Buf<u32>,
-    /// Per token id: how often it was generated, with the top bit set when it is in the prompt. [vocab]
+    /// Per token id: how often it was generated, with the top bit set when it is in the prompt. `[vocab]`
     pub history: B::Buf<u32>,
-    /// Added to the logits; `-inf` forbids. [vocab]
+    /// Added to the logits; `-inf` forbids. `[vocab]`
     pub bias: B::Buf<f32>,
     /// Adjusted logits of `sample`, partial results of `argmax`. Its first word is 0 before and after each of them.
-    /// [max(vocab, [`Argmax::scratch()`])]
+    /// `vocab` words, or [`Argmax::scratch`] if more.
     pub scratch: B::Buf<f32>,
 }
 

@@ -105,9 +105,9 @@ impl<B: Backend> Model<B> {
 
 /// Activations of one session, allocated once.
 pub struct Scratch<B: Backend> {
-    /// Token ids of the rows. [rows]
+    /// Token ids of the rows. `[rows]`
     pub tokens: B::Buf<u32>,
-    /// Their positions. [rows]
+    /// Their positions. `[rows]`
     pub pos: B::Buf<u32>,
     /// Residual stream. [rows, dim]
     pub x: B::Buf<B::Act>,

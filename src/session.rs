@@ -94,7 +94,7 @@ impl Session {
         self.sync(&tokens).map(drop)
     }
 
-    /// Logits after the last token. [vocab] f32
+    /// Logits after the last token, f32 `[vocab]`.
     pub fn logits(&mut self) -> Result<Vec<f32>> {
         if !self.has_logits {
             let tokens = self.tokens.clone();

@@ -42,7 +42,7 @@ pub(crate) trait AnyTimeline: Send {
     fn extend(&mut self, tokens: &[u32], pos: usize, head: bool) -> Result<()>;
     /// Computes `tokens` at positions from `pos` on and gives the logits after each.
     fn extend_each(&mut self, tokens: &[u32], pos: usize, each: &mut dyn FnMut(usize, &[f32])) -> Result<()>;
-    /// The logits of the last `extend` with `head`. [vocab]
+    /// The logits of the last `extend` with `head`, `[vocab]`.
     fn logits(&mut self) -> Result<Vec<f32>>;
     /// Prepares to decode after `prompt`, whose last logits are computed.
     fn start(&mut self, prompt: &[u32], sampling: &Sampling, stop_ids: &[u32]) -> Result<()>;
@@ -97,8 +97,7 @@ impl<B: Backend> Timeline<B> {
         let positions: Vec<u32> = (pos..pos + tokens.len()).map(|p| p as u32).collect();
         b.write(&mut self.s.tokens, 0, tokens)?;
         b.write(&mut self.s.pos, 0, &positions)?;
-        let kv_len = bucket(pos + tokens.len(), self.kv.max_seq);
-        model.forward(b, &mut self.s, &mut self.kv, tokens.len(), kv_len)
+        model.forward(b, &mut self.s, &mut self.kv, tokens.len(), pos + tokens.len())
     }
 
     /// Chooses from the logits of row 0 and feeds the token back.

@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use cudarc::driver::{CudaContext, CudaModule, CudaStream, DriverError, PinnedHostSlice, result, sys};
 use cudarc::nvrtc::Ptx;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     ffi::c_void,
     sync::{Arc, Mutex, OnceLock},
 };
@@ -106,9 +106,10 @@ impl Cuda {
                 format!("kernels/{}.cu on {} (sm_{a}{b}): {e}; aoji needs Ampere (sm_80) or newer", m.stem, info.name)
             })?;
             for name in m.usage().into_iter().map(|u| u.kernel) {
-                if !kernels.contains_key(&name) {
-                    let function = module.load_function(&name).map_err(|e| format!("{name}: {e}"))?;
-                    kernels.insert(name, launch::Kernel::new(function));
+                if let Entry::Vacant(place) = kernels.entry(name) {
+                    let name = place.key();
+                    let function = module.load_function(name).map_err(|e| format!("{name}: {e}"))?;
+                    place.insert(launch::Kernel::new(function));
                 }
             }
             modules.push(module);

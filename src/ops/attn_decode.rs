@@ -39,7 +39,7 @@ impl AttnDecode {
 
     /// Buffer lengths fit the sizes.
     pub fn check(&self, out: usize, qkv: usize, k: usize, v: usize, pos: usize) -> Result<()> {
-        expect(Self::STEM, self.n_kv_heads > 0 && self.n_heads % self.n_kv_heads == 0, || {
+        expect(Self::STEM, self.n_kv_heads > 0 && self.n_heads.is_multiple_of(self.n_kv_heads), || {
             format!("{self:?}: n_heads must be a multiple of n_kv_heads")
         })?;
         let cache = self.n_kv_heads * self.max_seq * self.head_dim;

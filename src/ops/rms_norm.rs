@@ -58,7 +58,7 @@ impl RmsNorm {
         w: &crate::cuda::Buffer<half::bf16>,
     ) -> Result<()> {
         self.check(out.len(), x.len(), w.len())?;
-        expect(Self::STEM, self.dim % 8 == 0, || format!("{self:?}: the kernel needs dim % 8 == 0"))?;
+        expect(Self::STEM, self.dim.is_multiple_of(8), || format!("{self:?}: the kernel needs dim % 8 == 0"))?;
         // SAFETY: check() proved that rows [first, first + rows) of x, rows [0, rows) of out and dim elements of w exist; the
         // arguments are those of the kernel, in order.
         unsafe {
