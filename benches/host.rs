@@ -1,0 +1,92 @@
+//! What the host does: sampling, tokenizing, checking a model's files, and enqueuing a decode step.
+//!
+//! The step is enqueued to the emulated driver with its kernels off, so that only this program's own work and the calls into
+//! the driver are timed. A real driver's calls take other times.
+
+use aoji::{
+    Device, Engine, ModelFiles, Options, Sampling,
+    ops::{Sample, noise, sample::Params},
+};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use std::{
+    hint::black_box,
+    time::{Duration, Instant},
+};
+
+/// The sampler's reference over the vocabulary of Llama 3.
+fn sampler(c: &mut Criterion) {
+    let vocab = 128_256;
+    let logits: Vec<f32> = noise(vocab, 1).into_iter().map(|x| 10.0 * x).collect();
+    let params = Params {
+        temperature: 0.8,
+        top_k: 40,
+        top_p: 0.95,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        frequency_penalty: 0.0,
+        presence_penalty: 0.0,
+        seed: 1,
+        draws: 0,
+        min_tokens: 0,
+        stop_ids: [u32::MAX; 8],
+    };
+    let mut state = params.words();
+    let (mut token, mut pos, mut history, bias) = ([0], [0], vec![0; vocab], vec![0.0; vocab]);
+    c.bench_function("sampler reference, 128256 logits", |b| {
+        b.iter(|| {
+            let op = Sample { vocab };
+            op.reference(&mut token, &mut pos, &mut state, &mut history, &bias, black_box(&logits));
+        });
+    });
+}
+
+/// Korean text through the demo model's tokenizer.
+fn tokenizer(c: &mut Criterion) {
+    let files = ModelFiles::open("demo").expect("the embedded model");
+    let tokenizer = files.tokenizer.expect("its tokenizer");
+    let text = "피보나치 수열은 앞의 두 수를 더해 다음 수를 만드는 수열입니다.\n".repeat(64);
+    let ids = tokenizer.encode(&text, false).expect("plain text");
+    let mut group = c.benchmark_group("tokenizer");
+    group.throughput(Throughput::Bytes(text.len() as u64));
+    group.bench_function("encode", |b| b.iter(|| tokenizer.encode(black_box(&text), false)));
+    group.bench_function("decode", |b| b.iter(|| tokenizer.decode(black_box(&ids), true)));
+    group.finish();
+}
+
+/// Opening and checking the embedded model: configuration, weights, tokenizer.
+fn files(c: &mut Criterion) {
+    c.bench_function("open and check the demo model's files", |b| b.iter(|| ModelFiles::open(black_box("demo"))));
+}
+
+/// One decode step of the demo model: what the host does for it.
+fn step(c: &mut Criterion) {
+    cuda_emulator::install();
+    cuda_emulator::set_kernels(false);
+    let options = Options { device: Device::Cuda(0), ..Options::default() };
+    let engine = match Engine::open("demo", &options) {
+        Ok(engine) => engine,
+        Err(e) => return println!("one decode step: skipped: {e}"),
+    };
+    let mut session = engine.session(engine.max_context()).expect("its own context");
+    let greedy = Sampling::default();
+    c.bench_function("enqueue one decode step (emulated driver, kernels off)", |b| {
+        b.iter_custom(|n| {
+            let (mut left, mut time) = (n, Duration::ZERO);
+            while left > 0 {
+                session.sync(&[1]).expect("a token");
+                let mut steps = session.decode(&greedy, &[]).expect("greedy");
+                // the first two steps load kernels and record
+                steps.by_ref().take(4).for_each(drop);
+                let begin = Instant::now();
+                let done = steps.by_ref().take(left as usize).filter(Result::is_ok).count();
+                time += begin.elapsed();
+                assert!(done > 0, "decoding fails");
+                left -= done as u64;
+            }
+            time
+        });
+    });
+}
+
+criterion_group!(benches, sampler, tokenizer, files, step);
+criterion_main!(benches);
