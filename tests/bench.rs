@@ -236,3 +236,47 @@ fn verify_says_whether_it_agrees() {
     assert!(code == 3 && text.contains("logit error"), "{code} {text}");
     assert!(failure(aoji(&["verify"])).1.contains("--golden"));
 }
+
+/// The whole of `scripts/gpu-check run`, as far as it goes without a GPU: each step is recorded, none stops the rest.
+#[test]
+fn gpu_check_runs_dry() {
+    if MODULES.is_empty() {
+        return println!("skipped: built without kernels");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (from, out) = (dir.path().join("carried"), dir.path().join("out"));
+    fs::create_dir_all(from.join("tests")).unwrap();
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_aoji"), from.join("aoji")).unwrap();
+    fs::write(from.join("commit"), "abc1234\n").unwrap();
+    let mut c = Command::new("bash");
+    c.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/gpu-check"));
+    c.args(["run", "--emulated", "--part", "all"]).arg("--from").arg(&from).arg("--out").arg(&out);
+    c.env_remove("OUT").env("LD_LIBRARY_PATH", cuda_emulator::library_dir());
+    let text = output(c);
+    let check = parse(&fs::read_to_string(out.join("check.json")).unwrap());
+    assert_eq!((&check["emulated"], &check["commit"]), (&json!(true), &json!("abc1234")));
+    let steps = check["steps"].as_array().unwrap();
+    let state = |name: &str| {
+        let step = steps.iter().find(|s| s["step"] == name).unwrap_or_else(|| panic!("no step {name}: {text}"));
+        step["state"].as_str().unwrap().to_string()
+    };
+    for name in ["doctor", "kernels", "synth 1B", "synth 8B", "bench"] {
+        assert_eq!(state(name), "passed", "{name}: {text}");
+    }
+    for name in ["kernel tests", "memcheck", "racecheck", "peers"] {
+        assert_eq!(state(name), "skipped", "{name}: {text}");
+    }
+    for name in ["lockstep", "Hugging Face"] {
+        assert_ne!(state(name), "failed", "{name}: {text}");
+    }
+    assert_eq!(parse(&fs::read_to_string(out.join("bench.json")).unwrap())["emulated"], true);
+    let table = fs::read_to_string(out.join("check.md")).unwrap();
+    assert!(table.contains("nothing here was measured on a GPU") && text.contains(&table), "{table}");
+
+    // what is missing is said at once
+    let mut c = Command::new("bash");
+    c.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/gpu-check"))
+        .args(["run", "--part", "1", "--from", "/nowhere"]);
+    let (code, said) = failure(c);
+    assert!(code == 2 && said.contains("scripts/gpu-check build"), "{said}");
+}
