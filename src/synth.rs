@@ -2,7 +2,8 @@
 //!
 //! The statistics keep a forward pass finite and its logits spread, at any size: a matrix is normal with standard
 //! deviation 1/sqrt(in), so that it keeps the scale of its input; the two that add to the residual stream are smaller
-//! by sqrt(2 n_layers) (GPT-2's rule), so that it grows by a constant factor over all layers; norm gains lie around 1.
+//! by sqrt(2 n_layers) (GPT-2's rule), so that it grows by a constant factor over all layers; norm gains lie around 1,
+//! but for the last one, which sets the spread of the logits.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -23,9 +24,12 @@ pub const SHARD_BYTES: u64 = 5_000_000_000;
 
 /// Standard deviation of the norm gains around 1.
 const NORM_STD: f32 = 0.05;
-/// Logits of an untied head get this standard deviation, so that the best tokens stand out as in a trained model. A
-/// tied head cannot have it: the embedding would drown the layers, and every token would predict itself.
+/// Standard deviation of the logits, brought about by the gain of the last norm, so that the best tokens stand out
+/// as in a trained model.
 const LOGIT_STD: f32 = 3.0;
+/// Scale of the embedding. Below 1, so that the layers outweigh it: where it is the head as well, every token would
+/// otherwise predict itself.
+const EMBED_SCALE: f32 = 0.5;
 /// Elements that one task generates.
 const BLOCK: usize = 1 << 16;
 /// Elements in one write; two such buffers alternate between being filled and being written.
@@ -243,9 +247,10 @@ fn plan(config: &Config, dtype: Dtype) -> Vec<Planned> {
         tensors[layer.wo].std /= depth;
         tensors[layer.w_down].std /= depth;
     }
-    if !config.tied {
-        tensors[number.lm_head].std *= LOGIT_STD;
-    }
+    tensors[number.embed].std *= EMBED_SCALE;
+    let gain = LOGIT_STD / if config.tied { EMBED_SCALE } else { 1.0 };
+    let final_norm = &mut tensors[number.final_norm];
+    (final_norm.mean, final_norm.std) = (gain, NORM_STD * gain);
     tensors
 }
 

@@ -106,7 +106,7 @@ fn statistics() {
         let layer = &weights.layers[2];
         let depth = 6f64.sqrt();
         let expected = [
-            (&weights.embed, 0.0, 1.0 / 16.0),
+            (&weights.embed, 0.0, 0.5 / 16.0),
             (&layer.wq, 0.0, 1.0 / 16.0),
             (&layer.wk, 0.0, 1.0 / 16.0),
             (&layer.wv, 0.0, 1.0 / 16.0),
@@ -115,8 +115,8 @@ fn statistics() {
             (&layer.w_up, 0.0, 1.0 / 16.0),
             (&layer.w_down, 0.0, 1.0 / 512f64.sqrt() / depth),
             (&layer.attn_norm, 1.0, 0.05),
-            (&weights.final_norm, 1.0, 0.05),
-            (&weights.lm_head, 0.0, 3.0 / 16.0),
+            (&weights.final_norm, 3.0, 0.15),
+            (&weights.lm_head, 0.0, 1.0 / 16.0),
         ];
         for (tensor, mean, std) in expected {
             let values = values(tensor);
