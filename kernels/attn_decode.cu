@@ -1,21 +1,23 @@
-// attn_decode: out[r,h] = softmax_t( q[r,h] . k[g,t] / sqrt(head_dim) ) v[g,t] over t <= pos[r], g = h / group, for few rows.
-// shapes:   out [rows, n_heads*D] bf16; qkv [rows, (n_heads+2*n_kv_heads)*D] bf16, q first; k, v [n_kv_heads, max_seq, D] bf16;
-//           pos [rows] u32; part [rows, n_heads, splits, D] f32, then [rows, n_heads, splits, 2] f32 (maximum, sum);
-//           arrived [rows, n_kv_heads] u32, zero before and after.
-// rounding: scores, exponentials and sums in f32; a weight enters the tensor cores as the sum of two bf16 (2^-17 of it is
-//           lost); one rounding at the store.
-// mapping:  block (split, kv head, row), 4 warps: all heads of a group, so each key and value is loaded once a row. A split is
-//           span = 64 ceil(len / 2048) keys from split * span on, len = pos + 1: at most 32 splits, of 64 keys up to 2048.
-//           Splits depend on pos and nothing else, so a row's bits do too; blocks beyond the last one exit. A warp takes 16
-//           of each 64 keys with its own online softmax and keeps 16 KB of keys and values in flight (D 128).
-// mma:      scores = q k^T with the heads as rows, then out^T = v^T p^T, for which the scores lie as they came. Both take the
-//           16 bytes that a lane loads as operands: along D the order of a sum is free, and along keys two rows of v are
-//           interleaved in registers.
+// attn_decode: out[r,h] = softmax_t( q[r,h] . k[g,t] / sqrt(D) ) v[g,t] over t <= pos[r], g = h / group; few rows.
+// shapes:   out [rows, n_heads*D] bf16; qkv [rows, (n_heads+2*n_kv_heads)*D] bf16, q first; k, v [n_kv_heads, max_seq,
+//           D] bf16; pos [rows] u32; part [rows, n_heads, splits, D] f32, then [rows, n_heads, splits, 2] f32
+//           (maximum, sum); arrived [rows, n_kv_heads] u32, zero before and after.
+// rounding: scores, exponentials and sums in f32; a weight enters the tensor cores as the sum of two bf16 (2^-17 of it
+//           is lost); one rounding at the store.
+// mapping:  block (split, kv head, row), 4 warps: all heads of a group, so each key and value is loaded once a row. A
+//           split is span = 64 ceil(len / 2048) keys from split * span on, len = pos + 1: at most 32 splits, of 64
+//           keys up to 2048. Splits depend on pos and nothing else, so a row's bits do too; blocks beyond the last one
+//           exit. A warp takes 16 of each 64 keys with its own online softmax and has 8 KB of keys and values in
+//           flight (D 128).
+// mma:      scores = q k^T with the heads as rows, then out^T = v^T p^T, for which the scores lie as they came. Both
+//           take the 16 bytes that a lane loads as operands: along D the order of a sum is free, and along keys two
+//           rows of v are interleaved in registers.
 // merge:    warps in order through shared memory; splits in order by the block that arrives last.
-// traffic:  reads 4*n_kv_heads*D bytes a key (once for all rows where L2 holds them) and 2*rows*n_heads*D; writes as much; part
-//           stays in L2. = AttnDecode::cost. Predicted, not measured, at 4.37 TB/s, 8 kv heads of 128: 8.4 MB 1.9 us at 2048
-//           keys and 33.6 MB 7.7 us at 8192; plus about 4 us for three dependent round trips to memory.
-// requires: D 64 or 128, group <= 8                    (AttnDecode::check, AttnDecode::check_kernel in src/ops/attn_decode.rs)
+// traffic:  reads 4*n_kv_heads*D bytes a key (once for all rows where L2 holds them) and 2*rows*n_heads*D; writes as
+//           much; part stays in L2. = AttnDecode::cost. Predicted, not measured, at 4.37 TB/s, 8 kv heads of 128: 8.4
+//           MB 1.9 us at 2048 keys and 33.6 MB 7.7 us at 8192; plus about 4 us for three dependent round trips to
+//           memory.
+// requires: D 64 or 128, group <= 8 (AttnDecode::check, AttnDecode::check_kernel in src/ops/attn_decode.rs)
 // source:   Dao et al. 2023 (flash-decoding), Milakov & Gimelshein 2018 (online softmax). Not yet measured.
 #include "common/device.cuh"
 #include "common/tiles.h"
@@ -37,7 +39,8 @@ template <int D> DEV void load_k(Tile<D>& t, const bf16* k, int key, int pos, in
 #pragma unroll
   for (int half = 0; half < 2; half++)
 #pragma unroll
-    for (int j = 0; j < D / 32; j++) t.k[half][j] = ld128(k + (int64_t)min(key + half * 8 + g, pos) * D + j * 32 + c * 8);
+    for (int j = 0; j < D / 32; j++)
+      t.k[half][j] = ld128(k + (int64_t)min(key + half * 8 + g, pos) * D + j * 32 + c * 8);
 }
 
 template <int D> DEV void load_v(Tile<D>& t, const bf16* v, int key, int pos, int g, int c) {
@@ -68,8 +71,8 @@ DEV void store(bf16* out, float4 v, float scale) {
   *reinterpret_cast<uint2*>(out) = make_uint2(pack_bf16(v.x * scale, v.y * scale), pack_bf16(v.z * scale, v.w * scale));
 }
 
-// One warp's state of the online softmax: maximum and sum of head g over the keys of this lane; out^T of heads 2c and 2c + 1
-// (elements 0, 2 and 1, 3), columns 64j + 8g + 2i (elements 0, 1) and the next (elements 2, 3) in acc[j * 4 + i].
+// One warp's state of the online softmax: maximum and sum of head g over the keys of this lane; out^T of heads 2c and
+// 2c + 1 (elements 0, 2 and 1, 3), columns 64j + 8g + 2i (elements 0, 1) and the next (2, 3) in acc[j * 4 + i].
 template <int D> struct Softmax {
   float max, sum, acc[D / 16][4];
 };
@@ -78,7 +81,7 @@ template <int D> DEV void scores(float (&s)[4], const uint4 (&q)[D / 32], const 
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     // q's words lie as x, z, y, w: rows 0-7 of the mma have the first two words of each column group and rows 8-15 the
-    // other two, so of the products with the first two words of k only rows 0-7 count, and rows 8-15 of those with the others
+    // other two, so only rows 0-7 of the products with k's first two words count, and rows 8-15 of the others
     float a[4] = {}, b[4] = {};
 #pragma unroll
     for (int j = 0; j < D / 32; j++) {
@@ -127,8 +130,8 @@ template <int D> DEV void add_values(Softmax<D>& m, const float (&p)[4], const T
 }
 
 template <int D> DEV void attn_decode(bf16* out, float* part, unsigned* arrived, const bf16* qkv, const bf16* k,
-                                      const bf16* v, const unsigned* positions, int n_heads, int n_kv_heads, int max_seq,
-                                      float scale) {
+                                      const bf16* v, const unsigned* positions, int n_heads, int n_kv_heads,
+                                      int max_seq, float scale) {
   constexpr int PITCH = D + 8;  // moves the heads of a lane's neighbours to other banks
   SHARED(float, acc, WARPS * HEADS * PITCH);
   SHARED(float, max_of, WARPS * HEADS);
@@ -136,19 +139,19 @@ template <int D> DEV void attn_decode(bf16* out, float* part, unsigned* arrived,
   SHARED(float, weight, HEADS * ATTN_SPLITS);
   SHARED(unsigned, before, 1);
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = lane & 3;
-  int split = blockIdx.x, splits = gridDim.x, kvh = blockIdx.y, r = blockIdx.z, group = n_heads / n_kv_heads;
+  int split = blockIdx.x, splits = gridDim.x, kvh = blockIdx.y, r = blockIdx.z;
 
   int pos = positions[r], len = pos + 1;
   int span = (len + ATTN_TILE * ATTN_SPLITS - 1) / (ATTN_TILE * ATTN_SPLITS) * ATTN_TILE;
-  int live = (len + span - 1) / span;
-  if (split >= live) return;
   int first = split * span, end = min(first + span, len);
+  if (first >= len) return;
 
   k += (int64_t)kvh * max_seq * D;
   v += (int64_t)kvh * max_seq * D;
   Tile<D> t;
   load_k(t, k, first + warp * WARP_KEYS, pos, g, c);
   load_v(t, v, first + warp * WARP_KEYS, pos, g, c);
+  int live = (len + span - 1) / span, group = n_heads / n_kv_heads;  // after the loads: divisions take a while
   // lanes without a head compute the last one again
   const bf16* q_row = qkv + ((int64_t)r * (n_heads + 2 * n_kv_heads) + kvh * group + min(g, group - 1)) * D;
   uint4 q[D / 32];

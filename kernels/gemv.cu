@@ -1,20 +1,21 @@
-// gemv: out[r,i] = epilogue( sum_j x[r,j] * w[i,j] ) for 1 to 8 rows of x: store as bf16, add to the bf16 of out, or keep f32.
+// gemv: out[r,i] = epilogue( sum_j x[r,j] * w[i,j] ), 1 to 8 rows of x; store as bf16, add to bf16, or keep f32.
 // shapes:   out [rows, n] bf16 or f32; x [rows, k] bf16; w [n, k] bf16.
 // rounding: products exact, sums in f32 on tensor cores, one rounding at the store (after the residual's addition).
-// mapping:  a block owns GEMV_TILE = 16 rows of w, which its GEMV_WARPS warps share by columns: warp v takes the 64-column
-//           stages v, v + GEMV_WARPS, ..., of which the next GEMV_STAGES are in flight: 8 KB a warp, 128 KB an SM with the
-//           4 blocks that fit. The grid is n / 16 blocks: on 132 SMs 1.94, 2.91, 13.6 and 60.7 blocks an SM for the 4096,
-//           6144, 28672 and 128256 rows of Llama-3-8B, at least 97% of what whole rounds would hold.
-// mma:      w is the 16-row operand and x, padded with zero rows, the 8-column one: the cost is that of one row whatever
-//           rows is, and a row's bits depend on nothing but that row. The 16 bytes that a lane loads from w and from x hold
-//           the same 8 columns, so the operands are used as they arrive, without a shuffle; only the order in which columns
-//           are summed differs from memory's.
+// mapping:  a block owns GEMV_TILE = 16 rows of w, which its GEMV_WARPS warps share by columns: warp v takes the
+//           64-column stages v, v + GEMV_WARPS, ..., of which the next GEMV_STAGES are in flight: 8 KB a warp, 128 KB
+//           an SM with the 4 blocks that fit. The grid is n / 16 blocks: on 132 SMs 1.94, 2.91, 13.6 and 60.7 blocks
+//           an SM for the 4096, 6144, 28672 and 128256 rows of Llama-3-8B, at least 97% of what whole rounds would
+//           hold.
+// mma:      w is the 16-row operand and x, filled up with copies of its last row, the 8-column one: the cost is that
+//           of one row whatever rows is, and a row's bits depend on nothing but that row. The 16 bytes that a lane
+//           loads from w and from x hold the same 8 columns, so the operands are used as they arrive, without a
+//           shuffle; only the order in which columns are summed differs from memory's.
 // order:    columns within a stage by mma, stages of a warp in order, warps in order. Fixed by k alone.
-// traffic:  reads 2*n*k + 2*rows*k (x from L2 once per block, usually from L1) and for add 2*rows*n; writes 2 (f32: 4) *rows*n.
-//           = Gemv::cost. Predicted, not measured, at 4.37 TB/s: 6144x4096 50.3 MB 11.5 us; 4096x4096 33.6 MB 7.7 us;
-//           28672x4096 234.9 MB 53.7 us; 4096x14336 117.4 MB 26.9 us; 128256x4096 1051 MB 240 us; plus about 2 us to fill
-//           and drain.
-// requires: k % 8 == 0, rows <= DECODE_ROWS, n and k below 2^31        (Gemv::check, Gemv::launch in src/ops/gemv.rs)
+// traffic:  reads 2*n*k + 2*rows*k (x from L2 once per block, usually from L1) and for add 2*rows*n; writes 2*rows*n,
+//           for f32 4. = Gemv::cost (store). Predicted, not measured, at 4.37 TB/s: 6144x4096 50.3 MB 11.5 us;
+//           4096x4096 33.6 MB 7.7 us; 28672x4096 234.9 MB 53.7 us; 4096x14336 117.4 MB 26.9 us; 128256x4096 1051 MB
+//           240 us; plus about 2 us to fill and drain.
+// requires: k % 8 == 0, rows <= DECODE_ROWS, n and k up to 2^30   (Gemv::check, Gemv::check_kernel in src/ops/gemv.rs)
 // source:   ours; weights as the large operand of mma is common practice for few rows ("swap-AB"). Not yet measured.
 #include "common/device.cuh"
 #include "common/tiles.h"

@@ -1,5 +1,5 @@
-//! What `tests/ops.rs` does not cover of the ops of a decode step: the epilogues of the matrix-vector product, and that the
-//! bits of a row do not depend on the other rows or on how the launch was sized.
+//! What `tests/ops.rs` does not cover of the ops of a decode step: the epilogues of the matrix-vector product, and
+//! that the bits of a row do not depend on the other rows or on how the launch was sized.
 
 use aoji::{
     backend::{Backend, Out},
@@ -44,7 +44,7 @@ fn gemv_in_every_epilogue() {
         let ([store, add, wide], [_, add_want, wide_want]) =
             (epilogues(&cuda, &op), epilogues(&Cpu::<bf16>::new(), &op));
         op.tolerance().compare(&add, &add_want).unwrap_or_else(|e| panic!("add, {op:?}: {e}"));
-        // no rounding hides the sums here: about a thousand products in another order differ by some 2^-23 of their size
+        // no rounding hides the sums here: a thousand products in another order differ by some 2^-23 of their size
         let exact = Tolerance { l2: 1e-6, worst: 2e-6 };
         exact.compare(&wide, &wide_want).unwrap_or_else(|e| panic!("f32, {op:?}: {e}"));
         let residual = noise(rows * n, 3);

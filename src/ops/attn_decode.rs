@@ -1,9 +1,10 @@
-//! Causal grouped-query attention for few rows: `out[r, h] = softmax_t(q[r, h] . k[g, t] / sqrt(head_dim)) v[g, t]` over
-//! `t <= pos[r]`, where `g = h / (n_heads / n_kv_heads)`. The keys are split over blocks by the row's position alone and the
-//! parts merged on the device, so the bits of a row depend on nothing else (flash-decoding, Dao et al. 2023).
+//! Causal grouped-query attention for few rows: `out[r, h] = softmax_t(q[r, h] . k[g, t] / sqrt(head_dim)) v[g, t]`
+//! over `t <= pos[r]`, where `g = h / (n_heads / n_kv_heads)`. The keys are split over blocks by the row's position
+//! alone and the parts merged on the device, so the bits of a row depend on nothing else (flash-decoding, Dao et al.
+//! 2023).
 //!
-//! Shapes: `out` [rows, n_heads * head_dim]; `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim], of which q is read; `k`, `v`
-//! [n_kv_heads, max_seq, head_dim], which hold the rows' own keys already; `pos` [at least rows].
+//! Shapes: `out` [rows, n_heads * head_dim]; `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim], of which q is read;
+//! `k`, `v` [n_kv_heads, max_seq, head_dim], which hold the rows' own keys already; `pos` [at least rows].
 //! Rounding: scores and sums in f32, one rounding at the store.
 
 use super::{Act, Cost, Grid, Op, Tolerance, download, expect, noise, noise_buf, poison};
@@ -27,7 +28,7 @@ pub struct AttnDecode {
     pub head_dim: usize,
     /// Capacity of the cache; the caller proves that each position is below.
     pub max_seq: usize,
-    /// Positions that the launch covers: every `pos[r]` is below. A captured launch serves all steps of a length bucket.
+    /// Positions that the launch covers: every `pos[r]` is below. A captured launch serves a whole bucket.
     pub kv_len: usize,
 }
 
@@ -137,9 +138,9 @@ impl AttnDecode {
         // scores in base 2: the device has exp2
         let scale = std::f32::consts::LOG2_E / (self.head_dim as f32).sqrt();
         let [n_heads, n_kv_heads, max_seq] = [self.n_heads, self.n_kv_heads, self.max_seq].map(crate::cuda::Arg::from);
-        // SAFETY: check() and check_kernel() proved that every buffer holds what the sizes say and that these fit the kernel;
-        // each pos is below kv_len, and so below max_seq, which the caller promises (the device alone knows them); the
-        // arguments are those of the kernel, in order.
+        // SAFETY: check() and check_kernel() proved that every buffer holds what the sizes say and that these fit the
+        // kernel; each pos is below kv_len, and so below max_seq, which the caller promises (the device alone knows
+        // them); the arguments are those of the kernel, in order.
         unsafe {
             cu.launch(
                 kernel,
@@ -198,7 +199,7 @@ impl Op for AttnDecode {
             case((1, (1, 1, 64), 2100, 2048)),  // most splits of one tile
             case((2, (1, 1, 128), 2200, 2113)), // two tiles a split, the last one not full
             case((1, (4, 1, 128), 40, 33)),
-            case((1, smollm2, 2048, 2048)),
+            case((1, smollm2, 8192, 8192)),
             case((1, llama3, 8192, 128)),
             case((1, llama3, 8192, 512)),
             case((1, llama3, 8192, 2048)),
@@ -215,12 +216,12 @@ impl Op for AttnDecode {
         Cost { read: 4 * n_kv_heads * kv_len * d + q, write: q, flops: 4 * rows * n_heads * kv_len * d }
     }
 
-    /// The f32 sums differ in their order, the weights by 2^-17 and exp2 by 2^-22: few elements are rounded to a neighbour.
+    /// The f32 sums differ in their order, weights by 2^-17, exp2 by 2^-22: few elements are rounded to a neighbour.
     fn tolerance(&self) -> Tolerance {
         Tolerance::BF16
     }
 
-    /// The last row is at `kv_len - 1` and the others before it, evenly; the cache beyond is NaN, so that a stray read shows.
+    /// The last row is at `kv_len - 1` and the others before it, evenly; the cache beyond is NaN: a stray read shows.
     fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Io<B>> {
         let d = self.head_dim;
         let cache = |seed| {

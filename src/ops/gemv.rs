@@ -1,9 +1,9 @@
-//! `out[r, i] (+)= sum_j x[r, j] * w[i, j]`, for a few rows (decode): the weights are read once and everything else is small,
-//! so its floor is their bytes.
+//! `out[r, i] (+)= sum_j x[r, j] * w[i, j]`, for a few rows (decode): the weights are read once and everything else is
+//! small, so its floor is their bytes.
 //!
 //! Shapes: `out` [rows, n], `x` [rows, k], `w` [n, k]. The epilogue is the kind of [`Out`].
 //! Rounding: sums in f32, one rounding at the store; the residual is added before it.
-//! The kernel's bits of a row depend on the row and the weights only: not on the other rows, their number, n or the GPU.
+//! The kernel's bits of a row depend on the row and the weights only: not on the other rows, their number or n.
 
 use super::{Act, Cost, Grid, Op, Tolerance, download, expect, noise_buf, noise_weight, poison};
 use crate::{
@@ -80,8 +80,9 @@ impl Gemv {
         self.check(len, x.len(), (w.rows, w.cols))?;
         self.check_kernel()?;
         let args = [out, x.into(), (&w.data).into(), self.rows.into(), self.n.into(), self.k.into()];
-        // SAFETY: check() proved that x holds [rows, k], w [n, k] and out [rows, n] elements of the epilogue's type, and
-        // check_kernel() that rows are 16-byte aligned and the sizes fit an int; the arguments are those of the kernel, in order.
+        // SAFETY: check() proved that x holds [rows, k], w [n, k] and out [rows, n] elements of the epilogue's type,
+        // and check_kernel() that rows are 16-byte aligned and the sizes fit an int; the arguments are those of the
+        // kernel, in order.
         unsafe { cu.launch(kernel, self, self.grid(), &args) }
     }
 }
@@ -113,8 +114,8 @@ impl Op for Gemv {
         Cost { read: 2 * k * (n + rows), write: 2 * rows * n, flops: 2 * rows * n * k }
     }
 
-    /// The f32 sums differ in their order only (relative error about 1e-6 of the terms' size), so few elements are rounded to
-    /// a neighbour.
+    /// The f32 sums differ in their order only (relative error about 1e-6 of the terms' size), so few elements are
+    /// rounded to a neighbour.
     fn tolerance(&self) -> Tolerance {
         Tolerance::BF16
     }
