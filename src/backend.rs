@@ -15,7 +15,10 @@ use crate::{
     error::Result,
     kv::Kv,
     model::{Model, Scratch},
-    ops::{Act, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, RmsNorm, Rope, Sample, Swiglu},
+    ops::{
+        Act, AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, RmsNorm, Rope, Sample,
+        Swiglu,
+    },
     weights::Tensor,
 };
 use half::bf16;
@@ -144,6 +147,15 @@ pub trait Backend: Sized + Send + Sync + 'static {
         x: &Self::Buf<Self::Act>,
         w: &Self::Weight,
     ) -> Result<()>;
+    /// `x += d`, then `out = norm(x) * w`
+    fn add_rms_norm(
+        &self,
+        op: &AddRmsNorm,
+        out: &mut Self::Buf<Self::Act>,
+        x: &mut Self::Buf<Self::Act>,
+        d: &Self::Buf<Self::Act>,
+        w: &Self::Weight,
+    ) -> Result<()>;
     /// `out (+)= x w^T` for at most [`DECODE_ROWS`] rows.
     fn gemv(&self, op: &Gemv, out: Out<'_, Self>, x: &Self::Buf<Self::Act>, w: &Self::Weight) -> Result<()>;
     /// `out (+)= x w^T`
@@ -228,14 +240,7 @@ pub trait Backend: Sized + Send + Sync + 'static {
         l: usize,
         rows: usize,
     ) -> Result<()> {
-        let Config { n_heads, n_kv_heads, head_dim, .. } = m.config;
-        let w = &m.layers[l];
-        self.rms_norm(&m.norm(rows, 0), &mut s.xb, &s.x, &w.attn_norm)?;
-        self.matmul(rows, Out::Store(&mut s.qkv), &s.xb, &w.wqkv)?;
-        let rope = Rope { rows, n_heads, n_kv_heads, head_dim, max_seq: m.max_seq };
-        self.rope(&rope, &mut s.qkv, &s.pos, &m.rope_table)?;
-        let append = KvAppend { rows, n_heads, n_kv_heads, head_dim, max_seq: kv.max_seq };
-        self.kv_append(&append, &mut kv.k[l], &mut kv.v[l], &s.qkv, &s.pos)
+        definition::norm_qkv_rope_append(self, m, s, kv, l, rows)
     }
 
     /// `att = attention(q, cache)`
@@ -248,22 +253,67 @@ pub trait Backend: Sized + Send + Sync + 'static {
         rows: usize,
         kv_len: usize,
     ) -> Result<()> {
-        let Config { n_heads, n_kv_heads, head_dim, .. } = m.config;
-        let (max_seq, k, v) = (kv.max_seq, &kv.k[l], &kv.v[l]);
-        if rows <= DECODE_ROWS {
-            let op = AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len };
-            self.attn_decode(&op, &mut s.att, &mut s.attn_part, &mut s.attn_arrived, &s.qkv, k, v, &s.pos)
-        } else {
-            let op = AttnPrefill { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len };
-            self.attn_prefill(&op, &mut s.att, &s.qkv, k, v, &s.pos)
-        }
+        definition::attn(self, m, s, kv, l, rows, kv_len)
     }
 
     /// `hb = silu(norm(x) w_gate^T) * (norm(x) w_up^T)`
     fn norm_gate_up(&self, m: &Model<Self>, s: &mut Scratch<Self>, l: usize, rows: usize) -> Result<()> {
+        definition::norm_gate_up(self, m, s, l, rows)
+    }
+}
+
+pub mod definition {
+    //! What the fused ops compute, in terms of the others. A backend that overrides one is compared with this by
+    //! [`crate::lockstep`].
+    use super::{
+        AttnDecode, AttnPrefill, Backend, Config, DECODE_ROWS, Kv, KvAppend, Model, Out, Result, Rope, Scratch, Swiglu,
+    };
+
+    /// `qkv = norm(x) wqkv^T`, q and k rotated, k and v appended to the cache.
+    pub fn norm_qkv_rope_append<B: Backend>(
+        b: &B,
+        m: &Model<B>,
+        s: &mut Scratch<B>,
+        kv: &mut Kv<B>,
+        l: usize,
+        rows: usize,
+    ) -> Result<()> {
+        let Config { n_heads, n_kv_heads, head_dim, .. } = m.config;
         let w = &m.layers[l];
-        self.rms_norm(&m.norm(rows, 0), &mut s.xb, &s.x, &w.ffn_norm)?;
-        self.matmul(rows, Out::Store(&mut s.gate_up), &s.xb, &w.w_gate_up)?;
-        self.swiglu(&Swiglu { rows, ffn_dim: m.config.ffn_dim }, &mut s.hb, &s.gate_up)
+        b.rms_norm(&m.norm(rows, 0), &mut s.xb, &s.x, &w.attn_norm)?;
+        b.matmul(rows, Out::Store(&mut s.qkv), &s.xb, &w.wqkv)?;
+        let rope = Rope { rows, n_heads, n_kv_heads, head_dim, max_seq: m.max_seq };
+        b.rope(&rope, &mut s.qkv, &s.pos, &m.rope_table)?;
+        let append = KvAppend { rows, n_heads, n_kv_heads, head_dim, max_seq: kv.max_seq };
+        b.kv_append(&append, &mut kv.k[l], &mut kv.v[l], &s.qkv, &s.pos)
+    }
+
+    /// `att = attention(q, cache)`
+    pub fn attn<B: Backend>(
+        b: &B,
+        m: &Model<B>,
+        s: &mut Scratch<B>,
+        kv: &Kv<B>,
+        l: usize,
+        rows: usize,
+        kv_len: usize,
+    ) -> Result<()> {
+        let Config { n_heads, n_kv_heads, head_dim, .. } = m.config;
+        let (max_seq, k, v) = (kv.max_seq, &kv.k[l], &kv.v[l]);
+        if rows <= DECODE_ROWS {
+            let op = AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len };
+            b.attn_decode(&op, &mut s.att, &mut s.attn_part, &mut s.attn_arrived, &s.qkv, k, v, &s.pos)
+        } else {
+            let op = AttnPrefill { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len };
+            b.attn_prefill(&op, &mut s.att, &s.qkv, k, v, &s.pos)
+        }
+    }
+
+    /// `hb = silu(norm(x) w_gate^T) * (norm(x) w_up^T)`
+    pub fn norm_gate_up<B: Backend>(b: &B, m: &Model<B>, s: &mut Scratch<B>, l: usize, rows: usize) -> Result<()> {
+        let w = &m.layers[l];
+        b.rms_norm(&m.norm(rows, 0), &mut s.xb, &s.x, &w.ffn_norm)?;
+        b.matmul(rows, Out::Store(&mut s.gate_up), &s.xb, &w.w_gate_up)?;
+        b.swiglu(&Swiglu { rows, ffn_dim: m.config.ffn_dim }, &mut s.hb, &s.gate_up)
     }
 }

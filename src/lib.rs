@@ -6,6 +6,7 @@
 pub mod backend;
 pub mod bench;
 pub mod config;
+pub mod count;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -14,6 +15,7 @@ mod error;
 mod generate;
 pub mod hub;
 pub mod kv;
+pub mod lockstep;
 pub mod model;
 pub mod ops;
 mod sampler;

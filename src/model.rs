@@ -8,21 +8,22 @@ use crate::{
     ops::{AttnDecode, Embed, RmsNorm, Rope},
     weights::{LayerTensors, Tensor, Weights},
 };
+use std::sync::Arc;
 
-/// Weights of one layer on a backend.
+/// Weights of one layer on a backend. Shared: [`crate::lockstep`] makes a second model of them.
 pub struct Layer<B: Backend> {
     /// [1, dim]
-    pub attn_norm: B::Weight,
+    pub attn_norm: Arc<B::Weight>,
     /// q, k and v stacked by rows. [q_dim + 2 kv_dim, dim]
-    pub wqkv: B::Weight,
+    pub wqkv: Arc<B::Weight>,
     /// [dim, q_dim]
-    pub wo: B::Weight,
+    pub wo: Arc<B::Weight>,
     /// [1, dim]
-    pub ffn_norm: B::Weight,
+    pub ffn_norm: Arc<B::Weight>,
     /// gate and up stacked by rows. [2 ffn_dim, dim]
-    pub w_gate_up: B::Weight,
+    pub w_gate_up: Arc<B::Weight>,
     /// [dim, ffn_dim]
-    pub w_down: B::Weight,
+    pub w_down: Arc<B::Weight>,
 }
 
 /// A model on a backend.
@@ -30,13 +31,13 @@ pub struct Model<B: Backend> {
     /// Sizes.
     pub config: Config,
     /// [vocab, dim]
-    pub embed: B::Weight,
+    pub embed: Arc<B::Weight>,
     /// In order.
     pub layers: Vec<Layer<B>>,
     /// [1, dim]
-    pub final_norm: B::Weight,
+    pub final_norm: Arc<B::Weight>,
     /// [vocab, dim]; `None` when tied to `embed`.
-    pub lm_head: Option<B::Weight>,
+    pub lm_head: Option<Arc<B::Weight>>,
     /// Cosines and sines. [max_seq, head_dim]
     pub rope_table: B::Buf<f32>,
     /// Positions in `rope_table`.
@@ -52,14 +53,28 @@ impl<B: Backend> Model<B> {
         max_seq: usize,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self> {
-        let mut load = |parts: &[&Tensor]| {
+        let load = |parts: &[&Tensor]| {
             let parts: Vec<Tensor> = parts.iter().map(|t| (*t).clone()).collect();
             let w = b.weight(&parts)?;
             progress(parts.iter().map(|t| t.bytes().len() as u64).sum());
             Ok(w)
         };
+        let rope_table = b.upload(&Rope::table(&config.rope_inv_freq(), max_seq))?;
+        Self::bind(config, weights, rope_table, max_seq, load)
+    }
+
+    /// A model of what `load` makes of each weight, which is one tensor or several stacked by rows. A tensor is whatever
+    /// `weights` has of it: its data, or only its shape.
+    pub fn bind<T>(
+        config: &Config,
+        weights: &Weights<T>,
+        rope_table: B::Buf<f32>,
+        max_seq: usize,
+        mut load: impl FnMut(&[&T]) -> Result<B::Weight>,
+    ) -> Result<Self> {
+        let mut load = |parts: &[&T]| load(parts).map(Arc::new);
         let embed = load(&[&weights.embed])?;
-        let mut layer = |t: &LayerTensors| {
+        let mut layer = |t: &LayerTensors<T>| {
             Ok(Layer {
                 attn_norm: load(&[&t.attn_norm])?,
                 wqkv: load(&[&t.wq, &t.wk, &t.wv])?,
@@ -72,7 +87,6 @@ impl<B: Backend> Model<B> {
         let layers = weights.layers.iter().map(&mut layer).collect::<Result<_>>()?;
         let final_norm = load(&[&weights.final_norm])?;
         let lm_head = if config.tied { None } else { Some(load(&[&weights.lm_head])?) };
-        let rope_table = b.upload(&Rope::table(&config.rope_inv_freq(), max_seq))?;
         Ok(Model { config: config.clone(), embed, layers, final_norm, lm_head, rope_table, max_seq })
     }
 

@@ -75,6 +75,7 @@ macro_rules! op_tests {
 op_tests! {
     embed: ops::Embed,
     rms_norm: ops::RmsNorm,
+    add_rms_norm: ops::AddRmsNorm,
     gemm: ops::Gemm,
     gemv: ops::Gemv,
     rope: ops::Rope,

@@ -11,7 +11,10 @@ pub use weight::Weight;
 use crate::{
     backend::{Backend, Out, SamplerState},
     error::Result,
-    ops::{Act, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, RmsNorm, Rope, Sample, Swiglu},
+    ops::{
+        Act, AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, RmsNorm, Rope, Sample,
+        Swiglu,
+    },
     weights::Tensor,
 };
 use half::bf16;
@@ -89,6 +92,11 @@ impl<A: Act> Backend for Cpu<A> {
     fn rms_norm(&self, op: &RmsNorm, out: &mut Vec<A>, x: &Vec<A>, w: &Weight) -> Result<()> {
         op.check(out.len(), x.len(), w.len())?;
         with_elements!(w, |w| op.reference(out, x, w));
+        Ok(())
+    }
+    fn add_rms_norm(&self, op: &AddRmsNorm, out: &mut Vec<A>, x: &mut Vec<A>, d: &Vec<A>, w: &Weight) -> Result<()> {
+        op.check(out.len(), x.len(), d.len(), w.len())?;
+        with_elements!(w, |w| op.reference(out, x, d, w));
         Ok(())
     }
     fn gemv(&self, op: &Gemv, out: Out<'_, Self>, x: &Vec<A>, w: &Weight) -> Result<()> {

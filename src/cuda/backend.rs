@@ -5,7 +5,10 @@ use crate::{
     backend::{Backend, Out, SamplerState},
     config::Dtype,
     error::{Error, Result},
-    ops::{Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, RmsNorm, Rope, Sample, Swiglu},
+    ops::{
+        AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, RmsNorm, Rope, Sample,
+        Swiglu,
+    },
     weights::Tensor,
 };
 use cudarc::driver::{CudaEvent, DevicePtr, DriverError, PinnedHostSlice, result, sys};
@@ -156,6 +159,16 @@ impl Backend for Cuda {
     }
     fn rms_norm(&self, op: &RmsNorm, out: &mut Buffer<bf16>, x: &Buffer<bf16>, w: &Weight) -> Result<()> {
         op.launch(self, out, x, &w.data)
+    }
+    fn add_rms_norm(
+        &self,
+        op: &AddRmsNorm,
+        out: &mut Buffer<bf16>,
+        x: &mut Buffer<bf16>,
+        d: &Buffer<bf16>,
+        w: &Weight,
+    ) -> Result<()> {
+        op.launch(self, out, x, d, &w.data)
     }
     fn gemv(&self, op: &Gemv, out: Out<'_, Self>, x: &Buffer<bf16>, w: &Weight) -> Result<()> {
         op.launch(self, out, x, w)

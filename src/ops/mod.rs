@@ -13,6 +13,7 @@ use crate::{
 };
 use half::bf16;
 
+mod add_rms_norm;
 mod argmax;
 mod attn_decode;
 mod attn_prefill;
@@ -25,6 +26,7 @@ mod rope;
 pub mod sample;
 mod swiglu;
 
+pub use add_rms_norm::AddRmsNorm;
 pub use argmax::Argmax;
 pub use attn_decode::AttnDecode;
 pub use attn_prefill::AttnPrefill;
@@ -41,6 +43,7 @@ pub use swiglu::Swiglu;
 pub fn each(v: &mut impl Visitor) -> Result<()> {
     v.op::<Embed>()?;
     v.op::<RmsNorm>()?;
+    v.op::<AddRmsNorm>()?;
     v.op::<Gemm>()?;
     v.op::<Gemv>()?;
     v.op::<Rope>()?;

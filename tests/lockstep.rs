@@ -1,0 +1,318 @@
+//! The lockstep backend passes where both sides agree and names the op where they do not.
+
+use aoji::{
+    Config, Error, Result, Tensor, Weights,
+    backend::{Backend, Out, SamplerState, definition},
+    cpu::{Cpu, Weight},
+    cuda::Cuda,
+    kv::Kv,
+    lockstep::Lockstep,
+    model::{Model, Scratch},
+    ops::{
+        AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, RmsNorm, Rope, Sample,
+        Swiglu, noise, sample::Params,
+    },
+};
+use half::bf16;
+use std::{path::Path, sync::Arc};
+
+const MAX_SEQ: usize = 40;
+
+fn config() -> Config {
+    let json = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 128, "intermediate_size": 192,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64, "vocab_size": 96,
+        "max_position_embeddings": 40, "torch_dtype": "bfloat16"}"#;
+    Config::from_json(Path::new("config.json"), json, None).unwrap()
+}
+
+/// A model of random weights, a session's buffers, and a prompt of 12 tokens and two more in them.
+struct Run<D: Backend<Act = bf16>> {
+    b: Lockstep<D>,
+    model: Model<Lockstep<D>>,
+    s: Scratch<Lockstep<D>>,
+    kv: Kv<Lockstep<D>>,
+    sampler: SamplerState<Lockstep<D>>,
+}
+
+impl<D: Backend<Act = bf16>> Run<D> {
+    fn new(device: D) -> Self {
+        let (b, c) = (Lockstep::new(device), config());
+        let shapes =
+            Weights::table(&c, |_, shape| Ok((shape[..shape.len() - 1].iter().product(), shape[shape.len() - 1])));
+        let table = b.upload(&Rope::table(&c.rope_inv_freq(), MAX_SEQ)).unwrap();
+        let mut seed = 0;
+        let model = Model::bind(&c, &shapes.unwrap(), table, MAX_SEQ, |parts: &[&(usize, usize)]| {
+            let (rows, cols): (usize, usize) = (parts.iter().map(|p| p.0).sum(), parts[0].1);
+            seed += 1;
+            let scale = if rows == 1 { 1.0 } else { 0.15 };
+            let data: Vec<bf16> = noise(rows * cols, seed).into_iter().map(|x| bf16::from_f32(x * scale)).collect();
+            b.weight_from(rows, cols, &data)
+        })
+        .unwrap();
+        let s = Scratch::new(&b, &c, 12, 1, MAX_SEQ).unwrap();
+        let kv = Kv::new(&b, &c, MAX_SEQ).unwrap();
+        let params = Params { temperature: 0.9, top_k: 20, top_p: 0.9, seed: 5, ..Params::default() };
+        let sampler = SamplerState {
+            params: b.upload(&params.words()).unwrap(),
+            history: b.alloc(c.vocab).unwrap(),
+            bias: b.alloc(c.vocab).unwrap(),
+            scratch: b.alloc(c.vocab.max(Argmax::scratch())).unwrap(),
+        };
+        Run { b, model, s, kv, sampler }
+    }
+
+    fn all(&mut self) -> Result<()> {
+        let Run { b, model, s, kv, sampler } = self;
+        let vocab = model.config.vocab;
+        let prompt: Vec<u32> = (0..12).map(|i| i * 7 % 96).collect();
+        b.write(&mut s.tokens, 0, &prompt)?;
+        b.write(&mut s.pos, 0, &(0..12).collect::<Vec<u32>>())?;
+        model.forward(b, s, kv, 12, 12)?;
+        model.head(b, s, 11, 1)?;
+        b.write(&mut s.pos, 0, &[11])?;
+        b.argmax(&Argmax { vocab }, &mut s.tokens, &mut s.pos, sampler, &s.logits)?;
+        model.forward(b, s, kv, 1, 13)?;
+        model.head(b, s, 0, 1)?;
+        b.sample(&Sample { vocab }, &mut s.tokens, &mut s.pos, sampler, &s.logits)?;
+        model.forward(b, s, kv, 1, 14)
+    }
+
+    fn disagreement(&mut self) -> String {
+        match self.all() {
+            Err(Error::Disagree(what)) => what,
+            other => panic!("expected a disagreement, got {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn the_emulated_device_agrees() {
+    cuda_emulator::install();
+    let mut run = Run::new(Cuda::open(0).unwrap());
+    run.all().unwrap_or_else(|e| panic!("{e}\n{:?}", cuda_emulator::last_fault()));
+    assert_eq!(cuda_emulator::last_fault(), None);
+}
+
+#[test]
+fn a_corrupt_weight_is_named_by_the_op_that_uses_it() {
+    let mut run = Run::new(Cpu::<bf16>::new());
+    let data: Vec<bf16> = noise(128 * 192, 99).into_iter().map(bf16::from_f32).collect();
+    let wrong = Arc::new(run.b.device().weight_from(128, 192, &data).unwrap());
+    Arc::get_mut(&mut run.model.layers[1].w_down).unwrap().device = wrong;
+    let what = run.disagreement();
+    // embed; norm, product, rope, append, attention, product, norm, product, swiglu, product of layer 0; the same of layer 1
+    assert!(
+        what.starts_with("op 21, in or after norm_gate_up of layer 1: Gemm { rows: 12, n: 128, k: 192 }: Add:"),
+        "{what}"
+    );
+    assert!(what.contains("worst") && what.contains("at output"), "{what}");
+}
+
+#[test]
+fn a_corrupt_input_is_named() {
+    let mut run = Run::new(Cpu::<bf16>::new());
+    run.s.gate_up.device_mut()[5] = bf16::from_f32(3.0);
+    run.s.gate_up.device_mut()[192 + 5] = bf16::from_f32(3.0);
+    let (b, s) = (&run.b, &mut run.s);
+    let what = b.swiglu(&Swiglu { rows: 1, ffn_dim: 192 }, &mut s.hb, &s.gate_up).unwrap_err().to_string();
+    assert!(what.starts_with("op 1: Swiglu { rows: 1, ffn_dim: 192 }: hb:") && what.contains("at output 5:"), "{what}");
+}
+
+#[test]
+fn a_wrong_op_is_named() {
+    let what = Run::new(Wrong(Cpu::new(), "swiglu")).disagreement();
+    assert!(
+        what.starts_with("op 10, in or after norm_gate_up of layer 0: Swiglu { rows: 12, ffn_dim: 192 }"),
+        "{what}"
+    );
+}
+
+#[test]
+fn a_wrong_fused_op_is_named() {
+    let fused = |name| Run::new(Wrong(Cpu::new(), name)).disagreement();
+    let what = fused("norm_gate_up");
+    assert!(what.contains("norm_gate_up(12 rows, layer 0), fused: hb:"), "{what}");
+    let what = fused("norm_qkv_rope_append");
+    assert!(what.contains("norm_qkv_rope_append(12 rows, layer 0), fused: k:"), "{what}");
+    let what = fused("attn");
+    assert!(what.contains("attn(1 rows, layer 0, 13 positions), fused: att:"), "{what}");
+    Run::new(Wrong(Cpu::new(), "nothing")).all().unwrap();
+}
+
+/// The reference with one op wrong.
+struct Wrong(Cpu<bf16>, &'static str);
+
+impl Wrong {
+    /// Spoils an output of the op with that name.
+    fn spoil(&self, op: &str, out: &mut [bf16]) {
+        if self.1 == op {
+            out[3] = bf16::from_f32(out[3].to_f32() + 1.0);
+        }
+    }
+}
+
+fn inner<'a>(out: Out<'a, Wrong>) -> Out<'a, Cpu<bf16>> {
+    match out {
+        Out::Store(o) => Out::Store(o),
+        Out::Add(o) => Out::Add(o),
+        Out::F32(o) => Out::F32(o),
+    }
+}
+
+/// Lends a sampler's buffers.
+fn with_sampler(s: &mut SamplerState<Wrong>, f: impl FnOnce(&mut SamplerState<Cpu<bf16>>) -> Result<()>) -> Result<()> {
+    let [params, history] = [&mut s.params, &mut s.history].map(std::mem::take);
+    let [bias, scratch] = [&mut s.bias, &mut s.scratch].map(std::mem::take);
+    let mut lent = SamplerState { params, history, bias, scratch };
+    let result = f(&mut lent);
+    *s = SamplerState { params: lent.params, history: lent.history, bias: lent.bias, scratch: lent.scratch };
+    result
+}
+
+type Acts = Vec<bf16>;
+type Words = Vec<u32>;
+
+impl Backend for Wrong {
+    type Act = bf16;
+    type Buf<T: Element> = Vec<T>;
+    type Weight = Weight;
+    type Graphs = ();
+    type Fetch = u32;
+    const LOOKAHEAD: usize = 0;
+    const CHUNK: usize = 128;
+    const IS_GPU: bool = false;
+
+    fn name(&self) -> String {
+        format!("wrong {}", self.1)
+    }
+    fn free_memory(&self) -> Result<Option<u64>> {
+        self.0.free_memory()
+    }
+    fn alloc<T: Element>(&self, len: usize) -> Result<Vec<T>> {
+        self.0.alloc(len)
+    }
+    fn write<T: Element>(&self, dst: &mut Vec<T>, at: usize, src: &[T]) -> Result<()> {
+        self.0.write(dst, at, src)
+    }
+    fn read<T: Element>(&self, dst: &mut [T], src: &Vec<T>, at: usize) -> Result<()> {
+        self.0.read(dst, src, at)
+    }
+    fn weight(&self, parts: &[Tensor]) -> Result<Weight> {
+        self.0.weight(parts)
+    }
+    fn weight_from(&self, rows: usize, cols: usize, data: &[bf16]) -> Result<Weight> {
+        self.0.weight_from(rows, cols, data)
+    }
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+    fn fetch(&self, src: &Words) -> Result<u32> {
+        self.0.fetch(src)
+    }
+    fn fetched(&self, fetch: u32) -> Result<u32> {
+        self.0.fetched(fetch)
+    }
+    fn embed(&self, op: &Embed, x: &mut Acts, tokens: &Words, table: &Weight) -> Result<()> {
+        self.0.embed(op, x, tokens, table)
+    }
+    fn rms_norm(&self, op: &RmsNorm, out: &mut Acts, x: &Acts, w: &Weight) -> Result<()> {
+        self.0.rms_norm(op, out, x, w)
+    }
+    fn add_rms_norm(&self, op: &AddRmsNorm, out: &mut Acts, x: &mut Acts, d: &Acts, w: &Weight) -> Result<()> {
+        self.0.add_rms_norm(op, out, x, d, w)
+    }
+    fn gemv(&self, op: &Gemv, out: Out<'_, Self>, x: &Acts, w: &Weight) -> Result<()> {
+        self.0.gemv(op, inner(out), x, w)
+    }
+    fn gemm(&self, op: &Gemm, out: Out<'_, Self>, x: &Acts, w: &Weight) -> Result<()> {
+        self.0.gemm(op, inner(out), x, w)
+    }
+    fn rope(&self, op: &Rope, qkv: &mut Acts, pos: &Words, table: &Vec<f32>) -> Result<()> {
+        self.0.rope(op, qkv, pos, table)
+    }
+    fn kv_append(&self, op: &KvAppend, k: &mut Acts, v: &mut Acts, qkv: &Acts, pos: &Words) -> Result<()> {
+        self.0.kv_append(op, k, v, qkv, pos)
+    }
+    fn attn_prefill(
+        &self,
+        op: &AttnPrefill,
+        out: &mut Acts,
+        qkv: &Acts,
+        k: &Acts,
+        v: &Acts,
+        pos: &Words,
+    ) -> Result<()> {
+        self.0.attn_prefill(op, out, qkv, k, v, pos)
+    }
+    fn attn_decode(
+        &self,
+        op: &AttnDecode,
+        out: &mut Acts,
+        part: &mut Vec<f32>,
+        arrived: &mut Words,
+        qkv: &Acts,
+        k: &Acts,
+        v: &Acts,
+        pos: &Words,
+    ) -> Result<()> {
+        self.0.attn_decode(op, out, part, arrived, qkv, k, v, pos)
+    }
+    fn swiglu(&self, op: &Swiglu, hb: &mut Acts, gate_up: &Acts) -> Result<()> {
+        self.0.swiglu(op, hb, gate_up)?;
+        self.spoil("swiglu", hb);
+        Ok(())
+    }
+    fn argmax(
+        &self,
+        op: &Argmax,
+        token: &mut Words,
+        pos: &mut Words,
+        state: &mut SamplerState<Self>,
+        logits: &Vec<f32>,
+    ) -> Result<()> {
+        with_sampler(state, |s| self.0.argmax(op, token, pos, s, logits))
+    }
+    fn sample(
+        &self,
+        op: &Sample,
+        token: &mut Words,
+        pos: &mut Words,
+        state: &mut SamplerState<Self>,
+        logits: &Vec<f32>,
+    ) -> Result<()> {
+        with_sampler(state, |s| self.0.sample(op, token, pos, s, logits))
+    }
+
+    fn norm_qkv_rope_append(
+        &self,
+        m: &Model<Self>,
+        s: &mut Scratch<Self>,
+        kv: &mut Kv<Self>,
+        l: usize,
+        rows: usize,
+    ) -> Result<()> {
+        definition::norm_qkv_rope_append(self, m, s, kv, l, rows)?;
+        self.spoil("norm_qkv_rope_append", &mut kv.k[l]);
+        Ok(())
+    }
+    fn attn(
+        &self,
+        m: &Model<Self>,
+        s: &mut Scratch<Self>,
+        kv: &Kv<Self>,
+        l: usize,
+        rows: usize,
+        kv_len: usize,
+    ) -> Result<()> {
+        definition::attn(self, m, s, kv, l, rows, kv_len)?;
+        if rows == 1 {
+            self.spoil("attn", &mut s.att);
+        }
+        Ok(())
+    }
+    fn norm_gate_up(&self, m: &Model<Self>, s: &mut Scratch<Self>, l: usize, rows: usize) -> Result<()> {
+        definition::norm_gate_up(self, m, s, l, rows)?;
+        self.spoil("norm_gate_up", &mut s.hb);
+        Ok(())
+    }
+}
