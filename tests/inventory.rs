@@ -1,0 +1,85 @@
+//! What must fit together fits: kernel sources, ops, loaded kernels, and what ptxas said of them.
+
+use aoji::{
+    Result,
+    cuda::{Cuda, kernels::MODULES},
+    ops::{self, Op, Visitor},
+};
+use std::{collections::BTreeSet, fs, path::Path};
+
+/// `(stem, text)` of each kernels/*.cu.
+fn sources() -> Vec<(String, String)> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let files = fs::read_dir(dir).unwrap().map(|f| f.unwrap().path());
+    let mut v: Vec<_> = files
+        .filter(|f| f.extension().is_some_and(|e| e == "cu"))
+        .map(|f| (f.file_stem().unwrap().to_str().unwrap().to_owned(), fs::read_to_string(&f).unwrap()))
+        .collect();
+    v.sort();
+    v
+}
+
+#[test]
+fn each_op_has_its_kernel_and_its_cases() {
+    struct Stems(BTreeSet<String>);
+    impl Visitor for Stems {
+        fn op<O: Op>(&mut self) -> Result<()> {
+            assert!(self.0.insert(O::STEM.into()), "{} is listed twice", O::STEM);
+            assert!(O::cases().len() >= 3, "{} has {} cases", O::STEM, O::cases().len());
+            let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("src/ops/{}.rs", O::STEM));
+            assert!(unit.is_file(), "no {}", unit.display());
+            Ok(())
+        }
+    }
+    let mut stems = Stems(BTreeSet::new());
+    ops::each(&mut stems).unwrap();
+    assert_eq!(stems.0, sources().into_iter().map(|(stem, _)| stem).collect(), "ops and kernels/*.cu");
+}
+
+#[test]
+fn each_kernel_says_what_it_is() {
+    for (stem, text) in sources() {
+        let header: Vec<&str> = text.lines().take_while(|l| l.starts_with("//")).collect();
+        assert!(header[0].starts_with(&format!("// {stem}:")), "kernels/{stem}.cu: its first line is not its formula");
+        for field in ["shapes:", "mapping:", "traffic:", "requires:", "source:"] {
+            let found = header.iter().any(|l| l.trim_start_matches("// ").starts_with(field));
+            assert!(found, "kernels/{stem}.cu: its header has no `{field}`");
+        }
+    }
+}
+
+/// The emulated device knows a kernel by its EXPORT_KERNEL, so opening it fails where that is missing.
+#[test]
+fn each_kernel_is_loaded_under_its_stem() {
+    cuda_emulator::install();
+    let cuda = Cuda::open(0).unwrap();
+    let mut loaded: BTreeSet<String> = cuda.kernel_names().map(String::from).collect();
+    assert_eq!(MODULES.len(), sources().len(), "a module for each kernels/*.cu");
+    for m in MODULES {
+        let names: BTreeSet<String> = m.usage().into_iter().map(|u| u.kernel).collect();
+        assert!(!names.is_empty(), "kernels/{}.cu has no kernel", m.stem);
+        for name in names {
+            assert!(name.starts_with(&format!("{}_", m.stem)), "kernels/{}.cu has {name}, of another stem", m.stem);
+            assert!(loaded.remove(&name), "{name} is not loaded");
+        }
+    }
+    assert_eq!(loaded, BTreeSet::new(), "loaded, of no module");
+}
+
+/// A spill is traffic to memory that no cost counts; a stack is an array that was meant to be in registers.
+#[test]
+fn no_kernel_spills() {
+    let mut seen = BTreeSet::new();
+    for m in MODULES {
+        let usage = m.usage();
+        assert!(!usage.is_empty(), "kernels/{}.cu: ptxas reported nothing", m.stem);
+        for u in usage {
+            let what = format!("{} for {}: {u:?}", u.kernel, u.arch);
+            assert!(u.registers > 0 && u.registers <= 255, "{what}");
+            assert_eq!((u.spills, u.stack), (0, 0), "{what}");
+            seen.insert((m.stem, u.arch));
+        }
+    }
+    let archs: BTreeSet<&str> = seen.iter().map(|(_, arch)| arch.as_str()).collect();
+    assert_eq!(seen.len(), archs.len() * MODULES.len(), "every module for every architecture: {seen:?}");
+}
