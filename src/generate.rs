@@ -119,6 +119,7 @@ impl Session {
         if !complete {
             return Ok(None);
         }
+        self.wait()?; // a device computes behind the host's back, and the time is the prompt's
         let prompt_seconds = begin.elapsed().as_secs_f64();
         let room = self.max_tokens() - prompt.len();
         let left = options.max_tokens.unwrap_or(room).min(room);

@@ -87,6 +87,11 @@ impl Session {
         Ok((reused, true))
     }
 
+    /// Waits for everything asked of the device.
+    pub(crate) fn wait(&self) -> Result<()> {
+        self.timeline.wait()
+    }
+
     /// Appends one token.
     pub fn step(&mut self, token: u32) -> Result<()> {
         let mut tokens = self.tokens.clone();

@@ -44,6 +44,8 @@ pub(crate) trait AnyTimeline: Send {
     fn extend_each(&mut self, tokens: &[u32], pos: usize, each: &mut dyn FnMut(usize, &[f32])) -> Result<()>;
     /// The logits of the last `extend` with `head`, `[vocab]`.
     fn logits(&mut self) -> Result<Vec<f32>>;
+    /// Waits for everything asked of the device.
+    fn wait(&self) -> Result<()>;
     /// Prepares to decode after `prompt`, whose last logits are computed.
     fn start(&mut self, prompt: &[u32], sampling: &Sampling, stop_ids: &[u32]) -> Result<()>;
     /// The next token. Work goes on in the background up to the capacity.
@@ -157,6 +159,10 @@ impl<B: Backend> AnyTimeline for Timeline<B> {
             logits.chunks_exact(vocab).take(rows).enumerate().for_each(|(r, logits)| each(first + r, logits));
         }
         Ok(())
+    }
+
+    fn wait(&self) -> Result<()> {
+        self.loaded.b.synchronize()
     }
 
     fn logits(&mut self) -> Result<Vec<f32>> {

@@ -486,6 +486,10 @@ fn help_and_completions_know_every_command_and_flag() {
         ("tokenize", vec!["--decode", "--no-special", "--jsonl", "--json"]),
         ("info", vec!["--json"]),
         ("pull", vec!["--revision", "HF_TOKEN"]),
+        ("doctor", vec!["--json"]),
+        ("synth", vec!["--like", "--seed", "--dtype", "--shard-size"]),
+        ("bench", vec!["--kernels", "--json"]),
+        ("verify", vec!["--golden", "--json"]),
         ("completions", vec!["bash"]),
     ];
     let top = aoji(&["--help"]).ok();
