@@ -254,7 +254,8 @@ impl Engine {
         }
     }
 
-    fn load_on<B: Backend>(
+    /// Brings a model to a backend of whatever kind.
+    pub(crate) fn load_on<B: Backend>(
         b: B,
         files: ModelFiles,
         options: &Options,

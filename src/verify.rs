@@ -11,6 +11,11 @@ use crate::{
     engine::Engine,
     error::{Error, Result},
 };
+#[cfg(feature = "cuda")]
+use crate::{
+    engine::{ModelFiles, Options},
+    sampler::Sampling,
+};
 use serde::{Deserialize, Serialize};
 use std::{fmt, fs, path::Path};
 
@@ -209,6 +214,33 @@ pub fn verify(engine: &Engine, golden: &Path, progress: &mut dyn FnMut(usize, us
         max_sum_error,
         disagreements,
     })
+}
+
+/// Runs the model on GPU `gpu` beside the CPU reference, comparing what every op computes: a prompt of random tokens, then
+/// `steps` greedy and `steps` drawn ones. Returns the name of the GPU.
+///
+/// # Errors
+/// `Disagree` names the first op whose output differs by more than its tolerance, with its sizes and the element; `Context` when
+/// prompt and steps do not fit the model's context; and those of opening the GPU.
+#[cfg(feature = "cuda")]
+pub fn lockstep(files: ModelFiles, gpu: usize, prompt: usize, steps: usize) -> Result<String> {
+    let max = files.config.max_seq;
+    let needed = prompt + steps;
+    if prompt == 0 || needed > max {
+        return Err(Error::Context { needed, max });
+    }
+    let vocab = files.config.vocab;
+    let both = crate::lockstep::Lockstep::new(crate::cuda::Cuda::open(gpu)?);
+    let name = both.device().info().name.clone();
+    let options = Options { context: Some(needed), ..Options::default() };
+    let engine = Engine::load_on(both, files, &options, &mut |_, _| {})?;
+    let drawn = Sampling { temperature: 0.8, top_k: 40, repetition_penalty: 1.1, seed: 1, ..Sampling::default() };
+    for (seed, sampling) in [Sampling::default(), drawn].into_iter().enumerate() {
+        let mut session = engine.session(needed)?;
+        session.sync(&crate::bench::tokens(prompt, vocab, seed as u64))?;
+        session.decode(&sampling, &[])?.take(steps).try_for_each(|token| token.map(drop))?;
+    }
+    Ok(name)
 }
 
 /// The lowest id of the largest logit.

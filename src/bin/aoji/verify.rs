@@ -17,6 +17,18 @@ pub struct Args {
     /// Goldens of Hugging Face transformers in float32 [default: golden.json in the model's directory]
     #[arg(long, value_name = "FILE")]
     golden: Option<PathBuf>,
+    /// Run the model on the GPU and on the CPU side by side instead, and name the first op that computes something else
+    #[arg(long, conflicts_with = "golden")]
+    lockstep: bool,
+    /// With --lockstep: steps of decoding, greedy and then drawn
+    #[arg(long, value_name = "N", default_value_t = 8, requires = "lockstep")]
+    tokens: usize,
+    /// With --lockstep: tokens of the prompt, which are random
+    #[arg(long, value_name = "N", default_value_t = 20, requires = "lockstep")]
+    prompt: usize,
+    /// With --lockstep: only the first N layers
+    #[arg(long, value_name = "N", requires = "lockstep")]
+    layers: Option<std::num::NonZeroUsize>,
     /// One JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -34,6 +46,9 @@ struct Answer {
 
 /// Compares, prints, and fails when something is outside its limit.
 pub fn run(args: Args) -> Result<()> {
+    if args.lockstep {
+        return lockstep(&args);
+    }
     let golden = match args.golden {
         Some(path) => path,
         None if args.model.model == "demo" => {
@@ -57,4 +72,44 @@ pub fn run(args: Args) -> Result<()> {
         common::print(&format!("{report}\n"))?;
     }
     failure.map_or(Ok(()), |what| Err(Error::Disagree(what)))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn lockstep(_: &Args) -> Result<()> {
+    Err(Error::NoGpu("this binary was built without the feature `cuda`".into()))
+}
+
+/// Runs both side by side, prints, and fails at the first difference.
+#[cfg(feature = "cuda")]
+fn lockstep(args: &Args) -> Result<()> {
+    let mut files = aoji::ModelFiles::open(&args.model.model)?;
+    let layers = args.layers.map_or(files.config.n_layers, |n| n.get().min(files.config.n_layers));
+    files.config.n_layers = layers;
+    files.weights.layers.truncate(layers);
+    let gpu = match args.model.device {
+        aoji::Device::Cuda(n) => n,
+        aoji::Device::Auto => 0,
+        aoji::Device::Cpu => {
+            return Err(Error::Input("lockstep needs a GPU beside the CPU: leave out --device cpu".into()));
+        }
+    };
+    let said = verify::lockstep(files, gpu, args.prompt, args.tokens);
+    let failure = match &said {
+        Ok(_) => None,
+        Err(Error::Disagree(what)) => Some(what),
+        Err(_) => return said.map(drop),
+    };
+    if args.json {
+        let (prompt, steps) = (args.prompt, args.tokens);
+        common::print_json(&serde_json::json!({
+            "passed": failure.is_none(), "failure": failure, "device": said.as_ref().ok(), "model": args.model.model,
+            "layers": layers, "prompt_tokens": prompt, "steps": steps,
+        }))?;
+    } else if let Ok(device) = &said {
+        common::print(&format!(
+            "{} on {device} beside the CPU, {layers} layers: a prompt of {} tokens and twice {} steps agree, op by op\n",
+            args.model.model, args.prompt, args.tokens
+        ))?;
+    }
+    said.map(drop)
 }

@@ -56,7 +56,7 @@ struct Row {
     times: Times,
     /// At the median.
     tokens_per_s: f64,
-    /// That must be moved: each weight once, and the cache.
+    /// That its ops must move at least: each weight once, the cache, and activations.
     bytes: u64,
     flops: u64,
     /// At the median.
@@ -69,14 +69,14 @@ struct Row {
 }
 
 impl Row {
-    fn new(config: &Config, depth: usize, rows: usize, times: Times, peak: Option<Peak>) -> Row {
-        let cost = bench::floor(config, depth, rows);
+    fn new(config: &Config, depth: usize, rows: usize, times: Times, peak: Option<Peak>) -> Result<Row> {
+        let cost = bench::floor(config, depth, rows)?;
         let (bytes, flops, ms) = (cost.read + cost.write, cost.flops, times.p50_ms);
         let floor_ms = peak.map(|p| {
             let memory = bytes as f64 / (p.copy_gb_per_s * 1e6);
             p.matmul_tflops.map_or(memory, |t| memory.max(flops as f64 / (t * 1e9)))
         });
-        Row {
+        Ok(Row {
             tokens: if depth > 0 { depth } else { rows },
             tokens_per_s: rows as f64 * 1e3 / ms,
             bytes,
@@ -86,7 +86,7 @@ impl Row {
             floor_ms,
             share: floor_ms.map(|f| f / ms),
             times,
-        }
+        })
     }
 
     fn cells(&self, name: String) -> Vec<String> {
@@ -113,13 +113,13 @@ pub fn run(args: &Args) -> Result<()> {
     for &n in args.prefill.iter().filter(|n| (1..=max).contains(*n)) {
         common::note(format_args!("prefill {n}"));
         let times = bench::prefill(&engine, n, args.repeat)?;
-        prefill.push(Row::new(config, 0, n, times, peak));
+        prefill.push(Row::new(config, 0, n, times, peak)?);
     }
     for depth in depths(&args.depth, max, args.tokens) {
         common::note(format_args!("decode at depth {depth}"));
         let times = bench::decode(&engine, depth, args.tokens)?;
         let middle = depth.max(1) + bench::WARM_UP + args.tokens / 2; // the depth grows as it runs
-        decode.push(Row { tokens: depth, ..Row::new(config, middle, 1, times, peak) });
+        decode.push(Row { tokens: depth, ..Row::new(config, middle, 1, times, peak)? });
     }
     let sizes = Sizes {
         dim: config.dim,
