@@ -1,7 +1,5 @@
 //! `config.json`: what is read, what is refused, and with which words.
 
-mod common;
-
 use std::path::Path;
 
 use aoji::{Config, Dtype, Error, Result, RopeScaling};
@@ -315,7 +313,7 @@ fn rotary_frequencies_equal_pytorch() {
 
 #[test]
 fn published_llama3_8b() {
-    let Some(dir) = common::data("llama3-8b-published") else { return };
+    let Some(dir) = crate::common::data("llama3-8b-published") else { return };
     let config = Config::from_dir(&dir).unwrap();
     assert_eq!((config.dim, config.ffn_dim, config.n_layers, config.vocab), (4096, 14336, 32, 128256));
     assert_eq!((config.n_heads, config.n_kv_heads, config.head_dim, config.max_seq), (32, 8, 128, 8192));

@@ -1,13 +1,9 @@
 //! Tokenizer, streaming decoder and stop strings: small tokenizers made here, real ones where the data is present.
 
-mod common;
-#[path = "common/tokenizers.rs"]
-mod tokenizers;
-
 use std::sync::LazyLock;
 
 use aoji::{Error, StopStrings, TokenStream, Tokenizer};
-use common::data;
+use crate::{common::data, tokenizers};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

@@ -1,7 +1,5 @@
 //! Checkpoints on disk: every way in which one can be wrong is refused with file, tensor, expected and found.
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -462,7 +460,7 @@ fn tensor_in_two_shards() {
 
 #[test]
 fn stories260k() {
-    let Some(dir) = common::data("stories260K") else { return };
+    let Some(dir) = crate::common::data("stories260K") else { return };
     let config = Config::from_dir(&dir).unwrap();
     let weights = Weights::open(&dir, &config).unwrap();
     assert_eq!((weights.layers.len(), weights.embed.rows(), weights.embed.cols()), (5, 512, 64));

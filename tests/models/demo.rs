@@ -14,7 +14,7 @@ struct Entry {
 }
 
 fn entries() -> Vec<Entry> {
-    let text = include_str!("../assets/demo/questions.jsonl");
+    let text = include_str!("../../assets/demo/questions.jsonl");
     text.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{l}: {e}"))).collect()
 }
 

@@ -1,7 +1,5 @@
 //! Random checkpoints: the layout of published ones, the same bytes every time, and sane statistics.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -46,7 +44,7 @@ fn mean_and_std(x: &[f64]) -> (f64, f64) {
 
 #[test]
 fn layout_of_the_published_8b() {
-    let Some(dir) = common::data("llama3-8b-published") else { return };
+    let Some(dir) = crate::common::data("llama3-8b-published") else { return };
     let config = Config::from_dir(&dir).unwrap();
     let layout = Layout::new(&config, Dtype::Bf16, synth::SHARD_BYTES);
     let published = fs::read_to_string(dir.join("model.safetensors.index.json")).unwrap();
@@ -64,7 +62,7 @@ fn presets_are_the_published_models() {
     assert_eq!(synth::preset("llama4"), None);
     let eight = parse(&synth::preset("llama3-8b").unwrap());
     assert_eq!(eight.params(), 8_030_261_248);
-    let Some(dir) = common::data("llama3-8b-published") else { return };
+    let Some(dir) = crate::common::data("llama3-8b-published") else { return };
     assert_eq!(eight, Config::from_dir(&dir).unwrap());
 }
 

@@ -1,13 +1,9 @@
 //! Prompts: the card's presets, chat templates as published checkpoints write them, BOS, and hostile messages.
 
-mod common;
-#[path = "common/tokenizers.rs"]
-mod tokenizers;
-
 use std::path::Path;
 
 use aoji::{AOG_INSTRUCTION, Error, Message, Template, Tokenizer, Turn};
-use common::data;
+use crate::{common::data, tokenizers};
 use serde_json::{Value, json};
 
 /// The forms of published templates, each in its own manner: concatenation and `trim` (Llama 3), whitespace control,

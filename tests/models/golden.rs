@@ -3,8 +3,6 @@
 //! Oracle: `golden.json` of the test data, made by HF in float32. Why teacher forcing: HF's own bf16 and f32 texts differ on half
 //! of the prompts within 64 tokens, so free-running text proves nothing. Each limit states its floor in `aoji::verify::Limits`.
 
-mod common;
-
 use aoji::{
     Activations, Device, Engine, GenerateOptions, Options,
     verify::{self, Limits},
@@ -17,7 +15,7 @@ fn open(dir: PathBuf, activations: Activations) -> Engine {
 }
 
 fn compare(model: &str, activations: Activations, limits: Limits) {
-    let (Some(dir), Some(golden)) = (common::model(model), common::data(&format!("{model}/golden.json"))) else {
+    let (Some(dir), Some(golden)) = (crate::common::model(model), crate::common::data(&format!("{model}/golden.json"))) else {
         return;
     };
     let report = verify::verify(&open(dir, activations), &golden, &mut |_, _| {}).unwrap_or_else(|e| panic!("{e}"));
@@ -50,7 +48,7 @@ fn smollm2_in_bf16() {
 #[test]
 fn greedy_tokens_are_those_of_hf() {
     for model in ["stories260K", "smollm2-135m"] {
-        let (Some(dir), Some(path)) = (common::model(model), common::data(&format!("{model}/golden.json"))) else {
+        let (Some(dir), Some(path)) = (crate::common::model(model), crate::common::data(&format!("{model}/golden.json"))) else {
             return;
         };
         let golden: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();

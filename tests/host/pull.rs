@@ -1,7 +1,5 @@
 //! `aoji pull` against a server on this machine that behaves as the hub does, or misbehaves.
-#![cfg(feature = "cli")]
-
-#[path = "../src/bin/aoji/pull.rs"]
+#[path = "../../src/bin/aoji/pull.rs"]
 #[allow(dead_code)] // the environment's part is for the command
 mod pull;
 

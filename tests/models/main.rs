@@ -1,0 +1,6 @@
+//! Real models: against Hugging Face, and the embedded one against its list of answers.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod demo;
+mod golden;
