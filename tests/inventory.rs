@@ -37,6 +37,15 @@ fn each_op_has_its_kernel_and_its_cases() {
 }
 
 #[test]
+fn the_readme_lists_each_kernel() {
+    let readme = include_str!("../README.md");
+    let table =
+        readme.split_once("\n## Kernels\n").and_then(|(_, s)| s.split("\n## ").next()).expect("a section Kernels");
+    let rows = table.lines().filter_map(|l| l.strip_prefix("| `")?.split('`').next());
+    assert_eq!(rows.map(String::from).collect::<BTreeSet<_>>(), sources().into_iter().map(|(stem, _)| stem).collect());
+}
+
+#[test]
 fn each_kernel_says_what_it_is() {
     for (stem, text) in sources() {
         let header: Vec<&str> = text.lines().take_while(|l| l.starts_with("//")).collect();

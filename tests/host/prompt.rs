@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use aoji::{AOG_INSTRUCTION, Error, Message, Template, Tokenizer, Turn};
 use crate::{common::data, tokenizers};
+use aoji::{AOG_INSTRUCTION, Error, Message, Template, Tokenizer, Turn};
 use serde_json::{Value, json};
 
 /// The forms of published templates, each in its own manner: concatenation and `trim` (Llama 3), whitespace control,

@@ -2,8 +2,8 @@
 
 use std::sync::LazyLock;
 
-use aoji::{Error, StopStrings, TokenStream, Tokenizer};
 use crate::{common::data, tokenizers};
+use aoji::{Error, StopStrings, TokenStream, Tokenizer};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

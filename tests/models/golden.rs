@@ -15,7 +15,8 @@ fn open(dir: PathBuf, activations: Activations) -> Engine {
 }
 
 fn compare(model: &str, activations: Activations, limits: Limits) {
-    let (Some(dir), Some(golden)) = (crate::common::model(model), crate::common::data(&format!("{model}/golden.json"))) else {
+    let (Some(dir), Some(golden)) = (crate::common::model(model), crate::common::data(&format!("{model}/golden.json")))
+    else {
         return;
     };
     let report = verify::verify(&open(dir, activations), &golden, &mut |_, _| {}).unwrap_or_else(|e| panic!("{e}"));
@@ -48,7 +49,9 @@ fn smollm2_in_bf16() {
 #[test]
 fn greedy_tokens_are_those_of_hf() {
     for model in ["stories260K", "smollm2-135m"] {
-        let (Some(dir), Some(path)) = (crate::common::model(model), crate::common::data(&format!("{model}/golden.json"))) else {
+        let (Some(dir), Some(path)) =
+            (crate::common::model(model), crate::common::data(&format!("{model}/golden.json")))
+        else {
             return;
         };
         let golden: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
