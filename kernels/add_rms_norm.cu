@@ -2,7 +2,8 @@
 // shapes:   out, x, d [rows, dim] bf16; w [dim] bf16.
 // rounding: of the sum at its store, and the norm is of the rounded sum; then as rms_norm: one rounding at the store.
 // mapping:  one block per row, NORM_THREADS threads, 8 elements (16 bytes) per thread per pass.
-// traffic:  reads 4*rows*dim + 2*dim bytes (the second pass comes from the caches), writes 4*rows*dim. = AddRmsNorm::cost
+// traffic:  reads 4*rows*dim + 2*dim bytes (the second pass comes from the caches), writes 4*rows*dim.
+//           = AddRmsNorm::cost
 // requires: dim % 8 == 0                                           (AddRmsNorm::launch in src/ops/add_rms_norm.rs)
 // source:   ours. Not yet measured.
 #include "common/device.cuh"

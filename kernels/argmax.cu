@@ -1,10 +1,11 @@
 // argmax: token[0] = argmax_i logits[i], the lowest id of equals; pos[0] += 1
 // shapes:   token, pos [1] u32; scratch [2*ARGMAX_BLOCKS + 2] u32; logits [vocab] f32.
 // rounding: none. NaN is smaller than everything; -0 equals 0.
-// mapping:  up to ARGMAX_BLOCKS blocks of ARGMAX_THREADS threads stride over the logits, 4 (16 bytes) a thread; each leaves
-//           its best in scratch, and the block that arrives last takes the best of these.
+// mapping:  up to ARGMAX_BLOCKS blocks of ARGMAX_THREADS threads stride over the logits, 4 (16 bytes) a thread; each
+//           leaves its best in scratch, and the block that arrives last takes the best of these.
 // traffic:  reads 4*vocab bytes; the partial results stay in the L2 cache. = Argmax::cost
-// requires: scratch[0] is 0: the counter of arrived blocks, 0 again when the kernel is done  (Argmax::launch in src/ops/argmax.rs)
+// requires: scratch[0] is 0: the counter of arrived blocks, 0 again when the kernel is done
+//                                                                          (Argmax::launch in src/ops/argmax.rs)
 // source:   ours. Not yet measured.
 #include "common/order.cuh"
 #include "common/tiles.h"

@@ -1,8 +1,9 @@
 // kv_append: k[h,pos[r],:] = k head h of row r of qkv, v likewise
-// shapes:   k, v [n_kv_heads, max_seq, head_dim] bf16; qkv [rows, n_heads + 2*n_kv_heads, head_dim] bf16; pos [rows] u32.
+// shapes:   k, v [n_kv_heads, max_seq, head_dim] bf16; qkv [rows, n_heads + 2*n_kv_heads, head_dim] bf16;
+//           pos [rows] u32.
 // rounding: none.
-// mapping:  block (r, c) copies elements c * 8 * VECTOR_THREADS onwards of the k heads and of the v heads of row r, 8 of each
-//           (16 bytes) a thread.
+// mapping:  block (r, c) copies elements c * 8 * VECTOR_THREADS onwards of the k heads and of the v heads of row r,
+//           8 of each (16 bytes) a thread.
 // traffic:  reads 4*rows*n_kv_heads*head_dim + 4*rows bytes, writes 4*rows*n_kv_heads*head_dim. = KvAppend::cost
 // requires: head_dim % 8 == 0; positions < max_seq and different           (KvAppend::launch in src/ops/kv_append.rs)
 // source:   ours. Not yet measured.

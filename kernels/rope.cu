@@ -1,11 +1,14 @@
 // rope: (a, b) = (a c - b s, b c + a s) for a = h[i], b = h[i + head_dim/2], i < head_dim/2, in place, for each q and k
-//       head h of a row; c, s = cos, sin of pos[r] * inv_freq[i]. Half-split (Hugging Face), not interleaved (Su et al. 2021).
+//       head h of a row; c, s = cos, sin of pos[r] * inv_freq[i].
+//       Half-split (Hugging Face), not interleaved (Su et al. 2021).
 // shapes:   qkv [rows, n_heads + 2*n_kv_heads, head_dim] bf16, of which the v heads stay; pos [rows] u32;
 //           table [max_seq, head_dim] f32, cosines then sines of a position.
-// rounding: each f32 operation by itself (no fused multiply-add), so the bits are those of Rope::reference; one at the store.
-// mapping:  block (r, c) rotates the pairs from c * 8 * VECTOR_THREADS onwards of row r, 8 pairs (2 x 16 bytes) a thread.
-// traffic:  reads 2*rows*rot + 4*rows*head_dim + 4*rows bytes, writes 2*rows*rot, rot = (n_heads + n_kv_heads) * head_dim.
-//           = Rope::cost
+// rounding: each f32 operation by itself (no fused multiply-add), so the bits are those of Rope::reference;
+//           one at the store.
+// mapping:  block (r, c) rotates the pairs from c * 8 * VECTOR_THREADS onwards of row r, 8 pairs (2 x 16 bytes) a
+//           thread.
+// traffic:  reads 2*rows*rot + 4*rows*head_dim + 4*rows bytes, writes 2*rows*rot,
+//           rot = (n_heads + n_kv_heads) * head_dim. = Rope::cost
 // requires: head_dim % 16 == 0; each position < max_seq                      (Rope::launch in src/ops/rope.rs)
 // source:   ours. Not yet measured.
 #include "common/device.cuh"

@@ -1,15 +1,17 @@
 // sample: token[0] drawn from logits as params say; pos[0] += 1, params.draws += 1, history[token] += 1
-// The definition is the text of src/ops/sample.rs; this is the same choice, bit for bit: each f32 operation is rounded by
-// itself, everything after the weights is integers, and sums of integers do not depend on their order.
-// shapes:   token, pos [1] u32; params [SAMPLE_PARAMS] u32; history [vocab] u32; y [vocab] f32, scratch for the adjusted
-//           logits, whose first word is 0 afterwards (argmax keeps its counter there); bias, logits [vocab] f32.
+// The definition is the text of src/ops/sample.rs; this is the same choice, bit for bit: each f32 operation is rounded
+// by itself, everything after the weights is integers, and sums of integers do not depend on their order.
+// shapes:   token, pos [1] u32; params [SAMPLE_PARAMS] u32; history [vocab] u32; y [vocab] f32, scratch for the
+//           adjusted logits, whose first word is 0 afterwards (argmax keeps its counter there); bias, logits [vocab]
+//           f32.
 // mapping:  one block; each warp owns a contiguous range of ids, so the order of ids is that of warps, steps and lanes.
-// traffic:  reads 12*vocab bytes, writes 4*vocab. = Sample::cost. Then it passes over y (L2 cache): once for the final sum, 3
-//           times more for top_k, 4 for top_p, once for each of these whose threshold has ties; part of a pass for the pick.
+// traffic:  reads 12*vocab bytes, writes 4*vocab. = Sample::cost. Then it passes over y (L2 cache): once for the final
+//           sum, 3 times more for top_k, 4 for top_p, once for each of these whose threshold has ties; part of a pass
+//           for the pick.
 //           All that is the work of one SM; spreading the passes over the GPU is what there is to gain.
 // method:   radix select of the threshold key of top_k (by count) and top_p (by weight), 11 bits a pass.
-// requires: blockDim.x a power of two from 32 to SAMPLE_THREADS; vocab <= SAMPLE_MAX_VOCAB, so that sums of weights fit 64
-//           bits                                                             (Sample::launch in src/ops/sample.rs)
+// requires: blockDim.x a power of two from 32 to SAMPLE_THREADS; vocab <= SAMPLE_MAX_VOCAB, so that sums of weights fit
+//           64 bits                                                          (Sample::launch in src/ops/sample.rs)
 // source:   ours. Not yet measured.
 #include "common/order.cuh"
 #include "common/tiles.h"
@@ -19,7 +21,9 @@ constexpr int DIGIT = 11, BINS = 1 << DIGIT;
 static_assert(SAMPLE_THREADS <= BINS, "each thread adds up the same number of bins");
 
 // params, in the order of Params::words.
-enum { TEMPERATURE, TOP_K, TOP_P, MIN_P, REPETITION, FREQUENCY, PRESENCE, SEED_LO, SEED_HI, DRAWS, MIN_TOKENS, STOP_IDS };
+enum {
+  TEMPERATURE, TOP_K, TOP_P, MIN_P, REPETITION, FREQUENCY, PRESENCE, SEED_LO, SEED_HI, DRAWS, MIN_TOKENS, STOP_IDS
+};
 constexpr int MAX_STOP_IDS = 8;
 
 // Step 1 for one token.
@@ -89,8 +93,8 @@ struct Row {
     return warp_sum(exchange(warp_sum(s), warps));
   }
 
-  // The first id at which the running sum of f(id, y) exceeds r. Directly after sum(f), which found more than r and left
-  // each warp's share in warps.
+  // The first id at which the running sum of f(id, y) exceeds r. Directly after sum(f), which found more than r and
+  // left each warp's share in warps.
   template <class F> DEV int first_above(F f, u64 r) const {
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     u64 share = lane < (int)(blockDim.x >> 5) ? warps[lane] : 0, upto = warp_scan(share);
@@ -112,8 +116,8 @@ struct Row {
 
   DEV u64 bin(int b) const { return (u64)bins_hi[b] << 32 | bins_lo[b]; }
 
-  // The key at which the sum of f(id, y) in the order of falling keys reaches target, which is at least 1 and at most the
-  // whole sum; `above` becomes the sum over the larger keys, `at` that over the key itself.
+  // The key at which the sum of f(id, y) in the order of falling keys reaches target, which is at least 1 and at most
+  // the whole sum; `above` becomes the sum over the larger keys, `at` that over the key itself.
   template <class F> DEV uint32_t select(F f, u64 target, u64& above, u64& at) const {
     uint32_t prefix = 0;
     above = 0;

@@ -1,6 +1,6 @@
-// swiglu: hb[r,i] = bf16( silu(gate[r,i]) * up[r,i] ), silu(g) = g / (1 + exp(-g))                         (Shazeer 2020)
+// swiglu: hb[r,i] = bf16( silu(gate[r,i]) * up[r,i] ), silu(g) = g / (1 + exp(-g))                       (Shazeer 2020)
 // shapes:   hb [rows, ffn_dim] bf16; gate_up [rows, 2*ffn_dim] bf16, gate then up in each row.
-// rounding: f32, one rounding at the store; __expf errs by 2 + 1.2 |g| ulp of f32 (CUDA programming guide), far below it.
+// rounding: f32, one rounding at the store; __expf errs by 2 + 1.2 |g| ulp of f32 (CUDA guide), far below it.
 // mapping:  block (r, c) computes elements c * 8 * VECTOR_THREADS onwards of row r, 8 (16 bytes) a thread.
 // traffic:  reads 4*rows*ffn_dim bytes, writes 2*rows*ffn_dim. = Swiglu::cost
 // requires: ffn_dim % 8 == 0                                                 (Swiglu::launch in src/ops/swiglu.rs)

@@ -45,7 +45,7 @@ DEV u64 warp_scan(u64 v) {
 }
 
 // One value of each warp, for all: lane l gets that of warp l, and 0 beyond the last. All threads call it. scratch: 32
-// words in shared memory, free again for the next call because the leading barrier waits for the readers of the last one.
+// words in shared memory, free again for the next call because the leading barrier waits for the readers of the last.
 DEV u64 exchange(u64 v, u64* scratch) {
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n_warps = blockDim.x >> 5;
   __syncthreads();
