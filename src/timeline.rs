@@ -130,6 +130,12 @@ impl<B: Backend> Timeline<B> {
     }
 }
 
+impl<B: Backend> Drop for Timeline<B> {
+    fn drop(&mut self) {
+        let _ = self.loaded.b.synchronize(); // a recorded step must not be destroyed while it runs
+    }
+}
+
 /// Positions that a recorded step covers: a step is recorded once for each power of two from 512 on.
 fn bucket(len: usize, max_seq: usize) -> usize {
     len.next_power_of_two().max(512).min(max_seq)

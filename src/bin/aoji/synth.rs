@@ -9,7 +9,7 @@ use std::{
 
 /// Arguments of `aoji synth`.
 #[derive(clap::Args)]
-#[command(after_help = "Example: aoji synth --like llama3-8b --seed 1 /tmp/random-8b (16 GB)")]
+#[command(after_help = "Example: aoji synth --like llama3-8b --seed 1 random-8b   (16 GB)")]
 pub struct Args {
     /// Whose sizes: llama3-8b, llama3.2-1b, a model directory, or a config.json
     #[arg(long, value_name = "NAME|DIR|FILE")]
