@@ -3,10 +3,10 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod config;
+#[cfg(feature = "cli")]
+mod download;
 mod files;
 mod prompt;
-#[cfg(feature = "cli")]
-mod pull;
 mod synth;
 mod text;
 mod tokenizers;
