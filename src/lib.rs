@@ -1,4 +1,26 @@
 //! Low-latency inference of Llama-architecture models on one GPU.
+//!
+//! An [`Engine`] is a loaded model, immutable and shared; a [`Session`] is one timeline of tokens with its KV cache;
+//! [`Session::generate`] is an iterator of events. The README has the picture of how the modules stand to each other.
+//!
+//! ```
+//! use aoji::{Device, Engine, Event, GenerateOptions, Message, Options};
+//!
+//! # fn main() -> aoji::Result<()> {
+//! let options = Options { device: Device::Cpu, ..Options::default() };
+//! let engine = Engine::open("demo", &options)?;
+//! let prompt = engine.template().encode(engine.tokenizer()?, &[Message::new("user", "넌 누구니?")], None)?;
+//! let mut session = engine.session(prompt.len() + 100)?;
+//! let mut answer = String::new();
+//! for event in session.generate(&prompt, &GenerateOptions::default())? {
+//!     if let Event::Text(piece) = event? {
+//!         answer.push_str(&piece);
+//!     }
+//! }
+//! assert!(answer.contains("데모 모델"));
+//! # Ok(())
+//! # }
+//! ```
 #![deny(missing_docs)]
 #![deny(unsafe_op_in_unsafe_fn)]
 #![warn(clippy::undocumented_unsafe_blocks)]

@@ -105,8 +105,9 @@ pub struct Limits {
 impl Limits {
     /// f32 against f32: only the order of sums differs. Floor: two f32 implementations differ by about 1e-5 of logits of 20.
     pub const F32: Limits = Limits { mean_error: 1e-4, p99_error: 1e-3, tie: 1e-3 };
-    /// bf16 activations against f32: floor is HF's own bf16 run, whose logits of SmolLM2 are off by about 0.1 on average.
-    pub const BF16: Limits = Limits { mean_error: 0.15, p99_error: 0.6, tie: 0.6 };
+    /// bf16 activations against f32. Floor: the CPU reference on SmolLM2 has mean 0.092, p99 0.43 and chooses another token at
+    /// margins up to 0.051 (stories260K: 0.033, 0.12, 0.071); each limit is about 1.5 times, the tie twice that.
+    pub const BF16: Limits = Limits { mean_error: 0.14, p99_error: 0.65, tie: 0.15 };
 }
 
 impl Report {
