@@ -16,8 +16,8 @@ use crate::{
     kv::Kv,
     model::{Model, Scratch},
     ops::{
-        Act, AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, RmsNorm, Rope, Sample,
-        Swiglu,
+        Act, AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, LogProb, RmsNorm, Rope,
+        Sample, Swiglu,
     },
     weights::Tensor,
 };
@@ -219,6 +219,15 @@ pub trait Backend: Sized + Send + Sync + 'static {
         pos: &mut Self::Buf<u32>,
         state: &mut SamplerState<Self>,
         logits: &Self::Buf<f32>,
+    ) -> Result<()>;
+    /// `out = ln softmax(logits)[target]`, and whether each target is the greedy choice.
+    fn log_prob(
+        &self,
+        op: &LogProb,
+        out: &mut Self::Buf<f32>,
+        greedy: &mut Self::Buf<u32>,
+        logits: &Self::Buf<f32>,
+        target: &Self::Buf<u32>,
     ) -> Result<()>;
 
     /// `out (+)= x w^T`: `x` [rows, k], `w` [n, k], `out` [rows, n].

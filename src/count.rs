@@ -10,8 +10,8 @@ use crate::{
     kv::Kv,
     model::{Model, Scratch},
     ops::{
-        AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Cost, Element, Embed, Gemm, Gemv, KvAppend, Op, RmsNorm, Rope,
-        Sample, Swiglu,
+        AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Cost, Element, Embed, Gemm, Gemv, KvAppend, LogProb, Op, RmsNorm,
+        Rope, Sample, Swiglu,
     },
     weights::{Tensor, Weights},
 };
@@ -256,6 +256,16 @@ impl Backend for Count {
         _pos: &mut Buf<u32>,
         _state: &mut SamplerState<Self>,
         _logits: &Buf<f32>,
+    ) -> Result<()> {
+        self.op(op)
+    }
+    fn log_prob(
+        &self,
+        op: &LogProb,
+        _out: &mut Buf<f32>,
+        _greedy: &mut Buf<u32>,
+        _logits: &Buf<f32>,
+        _target: &Buf<u32>,
     ) -> Result<()> {
         self.op(op)
     }

@@ -8,6 +8,7 @@ use crate::{
     hub,
     kv::Kv,
     model::{Model, Scratch},
+    score::Scores,
     session::Session,
     text::{Template, Tokenizer},
     timeline::{AnyLoaded, LOGIT_ROWS, Loaded},
@@ -282,6 +283,12 @@ impl Engine {
             return Err(Error::Context { needed: max_tokens, max: self.max_context() });
         }
         Ok(Session::new(self.clone(), self.0.loaded.clone().timeline(max_tokens)?, max_tokens))
+    }
+
+    /// [`Session::score`] in a session of its own.
+    pub fn score<T: AsRef<[u32]>>(&self, prefix: &[u32], continuations: &[T]) -> Result<Scores> {
+        let longest = continuations.iter().map(|c| c.as_ref().len()).max().unwrap_or(0);
+        self.session((prefix.len() + longest.saturating_sub(1)).max(1))?.score(prefix, continuations)
     }
 
     /// Sizes of the model.

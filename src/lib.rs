@@ -41,6 +41,7 @@ pub mod lockstep;
 pub mod model;
 pub mod ops;
 mod sampler;
+pub mod score;
 mod session;
 pub mod synth;
 mod text;

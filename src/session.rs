@@ -4,6 +4,7 @@ use crate::{
     engine::Engine,
     error::{Error, Result},
     sampler::Sampling,
+    score::{Scores, Trie},
     timeline::AnyTimeline,
 };
 
@@ -41,11 +42,16 @@ impl Session {
         self.max_tokens
     }
 
-    fn check(&self, tokens: &[u32]) -> Result<()> {
+    fn check_ids(&self, tokens: &[u32]) -> Result<()> {
         let vocab = self.engine.config().vocab;
-        if let Some(t) = tokens.iter().find(|t| **t as usize >= vocab) {
-            return Err(Error::Input(format!("token {t} is not below the vocabulary's {vocab}")));
+        match tokens.iter().find(|t| **t as usize >= vocab) {
+            Some(t) => Err(Error::Input(format!("token {t} is not below the vocabulary's {vocab}"))),
+            None => Ok(()),
         }
+    }
+
+    fn check(&self, tokens: &[u32]) -> Result<()> {
+        self.check_ids(tokens)?;
         match tokens.len() {
             0 => Err(Error::Input("no tokens: a sequence needs at least one".into())),
             n if n > self.max_tokens => Err(Error::Context { needed: n, max: self.max_tokens }),
@@ -127,6 +133,54 @@ impl Session {
             self.computed += chunk.len();
         }
         Ok(())
+    }
+
+    /// Log-probabilities of each continuation after `prefix`. The prefix is computed once, as far as the session does not
+    /// hold it already, and tokens that continuations begin with in common are computed once as well; the last token of a
+    /// continuation is only looked up, so one of a single token costs nothing of its own.
+    ///
+    /// # Errors
+    /// `Context` when the prefix and a continuation but for its last token do not fit, `Input` for an empty prefix or an id
+    /// outside the vocabulary; the session is then unchanged.
+    pub fn score<T: AsRef<[u32]>>(&mut self, prefix: &[u32], continuations: &[T]) -> Result<Scores> {
+        self.check(prefix)?;
+        for c in continuations.iter().map(AsRef::as_ref).filter(|c| !c.is_empty()) {
+            self.check_ids(c)?;
+            let needed = prefix.len() + c.len() - 1;
+            if needed > self.max_tokens {
+                return Err(Error::Context { needed, max: self.max_tokens });
+            }
+        }
+        let mut trie = Trie::new(continuations);
+        let mut computed = 0;
+        for chain in trie.chains() {
+            // the tokens of the chain's nodes, and before them what is missing of the prefix
+            let mut tokens: Vec<u32> = trie.tokens(&chain);
+            let start = match trie.depth(chain[0]) {
+                0 => {
+                    let same = self.tokens.iter().zip(prefix).take_while(|(a, b)| a == b).count();
+                    let start = same.min(self.computed).min(prefix.len() - 1); // the last token's logits are wanted
+                    tokens.splice(..0, prefix[start..].iter().copied());
+                    start
+                }
+                depth => prefix.len() - 1 + depth,
+            };
+            computed += tokens.len();
+            self.tokens.truncate(start);
+            (self.computed, self.has_logits) = (start, false);
+            let targets: Vec<Vec<u32>> = chain.iter().map(|&node| trie.targets(node)).collect();
+            let unscored = tokens.len() - targets.len();
+            let (mut scores, mut at) = (Vec::new(), 0);
+            for chunk in tokens.chunks(self.timeline.chunk()) {
+                let (from, to) = (at.max(unscored) - unscored, (at + chunk.len()).max(unscored) - unscored);
+                scores.extend(self.timeline.extend_score(chunk, self.computed, &targets[from..to])?);
+                self.tokens.extend(chunk);
+                self.computed += chunk.len();
+                at += chunk.len();
+            }
+            chain.iter().zip(scores).for_each(|(&node, scores)| trie.set(node, &scores));
+        }
+        Ok(Scores { continuations: trie.scores(continuations), computed })
     }
 
     /// The tokens that follow, one by one, chosen and fed back on the device. Stop ids only matter for `min_tokens`: whoever

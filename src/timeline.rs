@@ -6,15 +6,18 @@ use crate::{
     kv::Kv,
     model::{Model, Scratch},
     ops::{
-        Argmax, Sample,
+        Argmax, LogProb, Sample,
         sample::{IN_PROMPT, Params},
     },
     sampler::Sampling,
+    score::TokenScore,
 };
 use std::{collections::VecDeque, sync::Arc};
 
 /// Most rows of logits that are computed at once.
 pub(crate) const LOGIT_ROWS: usize = 16;
+/// Most targets of a row that one call of `log_prob` takes.
+const LOG_PROB_TARGETS: usize = 8;
 
 /// A model on its backend, shared by all sessions.
 pub(crate) struct Loaded<B: Backend> {
@@ -42,6 +45,9 @@ pub(crate) trait AnyTimeline: Send {
     fn extend(&mut self, tokens: &[u32], pos: usize, head: bool) -> Result<()>;
     /// Computes `tokens` at positions from `pos` on and gives the logits after each.
     fn extend_each(&mut self, tokens: &[u32], pos: usize, each: &mut dyn FnMut(usize, &[f32])) -> Result<()>;
+    /// Computes `tokens` at positions from `pos` on and scores what may follow: `targets` are those of the last
+    /// `targets.len()` rows. The scores come in the order of the targets.
+    fn extend_score(&mut self, tokens: &[u32], pos: usize, targets: &[Vec<u32>]) -> Result<Vec<Vec<TokenScore>>>;
     /// The logits of the last `extend` with `head`, `[vocab]`.
     fn logits(&mut self) -> Result<Vec<f32>>;
     /// Waits for everything asked of the device.
@@ -60,6 +66,8 @@ struct Timeline<B: Backend> {
     s: Scratch<B>,
     kv: Kv<B>,
     sampler: SamplerState<B>,
+    /// Targets of `log_prob`, its log-probabilities and flags. `[LOGIT_ROWS, LOG_PROB_TARGETS]`
+    scores: (B::Buf<u32>, B::Buf<f32>, B::Buf<u32>),
     graphs: B::Graphs,
     decoding: Decoding,
     /// Tokens on their way, oldest first.
@@ -89,8 +97,10 @@ impl<B: Backend> Timeline<B> {
             bias: b.alloc(c.vocab)?,
             scratch: b.alloc(c.vocab.max(Argmax::scratch()))?,
         };
+        let n = LOGIT_ROWS * LOG_PROB_TARGETS;
+        let scores = (b.alloc(n)?, b.alloc(n)?, b.alloc(n)?);
         let (graphs, pending) = (B::Graphs::default(), VecDeque::new());
-        Ok(Timeline { loaded, s, kv, sampler, graphs, decoding: Decoding::default(), pending })
+        Ok(Timeline { loaded, s, kv, sampler, scores, graphs, decoding: Decoding::default(), pending })
     }
 
     /// `s.x` of `tokens`, at most a chunk.
@@ -100,6 +110,33 @@ impl<B: Backend> Timeline<B> {
         b.write(&mut self.s.tokens, 0, tokens)?;
         b.write(&mut self.s.pos, 0, &positions)?;
         model.forward(b, &mut self.s, &mut self.kv, tokens.len(), pos + tokens.len())
+    }
+
+    /// The scores of each row's targets by the rows of `s.logits`.
+    fn log_probs(&mut self, targets: &[Vec<u32>]) -> Result<Vec<Vec<TokenScore>>> {
+        let Loaded { b, model } = &*self.loaded;
+        let (ids, out, greedy) = &mut self.scores;
+        let mut all: Vec<Vec<TokenScore>> = targets.iter().map(|t| Vec::with_capacity(t.len())).collect();
+        let most = targets.iter().map(Vec::len).max().unwrap_or(0);
+        for at in (0..most).step_by(LOG_PROB_TARGETS) {
+            let op =
+                LogProb { rows: targets.len(), targets: LOG_PROB_TARGETS.min(most - at), vocab: model.config.vocab };
+            // a row with fewer targets than another is filled up with token 0
+            let padded =
+                |t: &Vec<u32>| (at..at + op.targets).map(|i| t.get(i).copied().unwrap_or(0)).collect::<Vec<_>>();
+            let words: Vec<u32> = targets.iter().flat_map(padded).collect();
+            b.write(ids, 0, &words)?;
+            b.log_prob(&op, out, greedy, &self.s.logits, ids)?;
+            let (mut logprobs, mut flags) = (vec![0f32; words.len()], vec![0u32; words.len()]);
+            b.read(&mut logprobs, out, 0)?;
+            b.read(&mut flags, greedy, 0)?;
+            let scores = logprobs.iter().zip(flags).map(|(&logprob, flag)| TokenScore { logprob, greedy: flag != 0 });
+            let scores: Vec<TokenScore> = scores.collect();
+            for ((all, t), scores) in all.iter_mut().zip(targets).zip(scores.chunks_exact(op.targets)) {
+                all.extend(&scores[..op.targets.min(t.len().saturating_sub(at))]);
+            }
+        }
+        Ok(all)
     }
 
     /// Chooses from the logits of row 0 and feeds the token back.
@@ -165,6 +202,17 @@ impl<B: Backend> AnyTimeline for Timeline<B> {
             logits.chunks_exact(vocab).take(rows).enumerate().for_each(|(r, logits)| each(first + r, logits));
         }
         Ok(())
+    }
+
+    fn extend_score(&mut self, tokens: &[u32], pos: usize, targets: &[Vec<u32>]) -> Result<Vec<Vec<TokenScore>>> {
+        self.forward(tokens, pos)?;
+        let mut all = Vec::with_capacity(targets.len());
+        let first = tokens.len() - targets.len();
+        for (i, rows) in targets.chunks(LOGIT_ROWS).enumerate() {
+            self.loaded.model.head(&self.loaded.b, &mut self.s, first + i * LOGIT_ROWS, rows.len())?;
+            all.extend(self.log_probs(rows)?);
+        }
+        Ok(all)
     }
 
     fn wait(&self) -> Result<()> {

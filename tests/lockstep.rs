@@ -9,8 +9,8 @@ use aoji::{
     lockstep::Lockstep,
     model::{Model, Scratch},
     ops::{
-        AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, RmsNorm, Rope, Sample,
-        Swiglu, noise, sample::Params,
+        AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, LogProb, RmsNorm, Rope,
+        Sample, Swiglu, noise, sample::Params,
     },
 };
 use half::bf16;
@@ -281,6 +281,16 @@ impl Backend for Wrong {
         logits: &Vec<f32>,
     ) -> Result<()> {
         with_sampler(state, |s| self.0.sample(op, token, pos, s, logits))
+    }
+    fn log_prob(
+        &self,
+        op: &LogProb,
+        out: &mut Vec<f32>,
+        greedy: &mut Words,
+        logits: &Vec<f32>,
+        target: &Words,
+    ) -> Result<()> {
+        self.0.log_prob(op, out, greedy, logits, target)
     }
 
     fn norm_qkv_rope_append(

@@ -85,4 +85,5 @@ op_tests! {
     swiglu: ops::Swiglu,
     argmax: ops::Argmax,
     sample: ops::Sample,
+    log_prob: ops::LogProb,
 }

@@ -202,3 +202,56 @@ fn min_tokens_holds_the_end_back() {
         }
     }
 }
+
+/// Scores of continuations that share a prefix and beginnings are those of each sequence by itself.
+#[test]
+fn continuations_are_scored_as_if_alone() {
+    for engine in engines() {
+        let name = engine.device();
+        let prefix = prompt(70, 1);
+        let mut s = engine.session(120).unwrap();
+        s.sync(&prefix).unwrap();
+        let likely = aoji::verify::argmax(&s.logits().unwrap());
+        let long: Vec<u32> = [vec![likely, 6], prompt(30, 4)].concat(); // more rows than are scored at once
+        let wide = (100..120).map(|t| vec![t]); // more targets of one row than one call takes
+        let mut conts =
+            vec![long.clone(), vec![likely, 9], vec![11], [&long[..4], &[7, 3]].concat(), vec![], vec![likely]];
+        conts.extend(wide);
+        let mut s = engine.session(120).unwrap();
+        let scores = s.score(&prefix, &conts).unwrap();
+        // the prefix, the first continuation but for its last token, and the one token of the fourth that is its own
+        assert_eq!(scores.computed, 70 + 31 + 1, "{name}");
+        for (c, got) in conts.iter().zip(&scores.continuations) {
+            assert_eq!(got.0.len(), c.len());
+            let (all, mut sum) = ([prefix.as_slice(), c].concat(), 0.0);
+            let mut alone = engine.session(120).unwrap();
+            let each = &mut |i: usize, logits: &[f32]| {
+                let (Some(&next), Some(t)) = (all.get(i + 1), got.0.get(i + 1 - prefix.len())) else { return };
+                let want = aoji::verify::log_softmax(logits, next);
+                assert!((f64::from(t.logprob) - want).abs() < 0.05, "{name}: {c:?}: {t:?}, alone {want}");
+                let best = logits[aoji::verify::argmax(logits) as usize];
+                let close = best - logits[next as usize];
+                assert!(t.greedy == (close == 0.0) || close < 0.05, "{name}: {c:?}: {t:?}, {close} below the best");
+                sum += want;
+            };
+            alone.logits_of(&all, prefix.len() - 1, each).unwrap();
+            assert!((got.sum() - sum).abs() < 0.05 * (1.0 + sum.abs()), "{name}: {} {sum}", got.sum());
+        }
+        assert!(
+            scores.continuations[5].greedy() && scores.continuations[4].greedy() && !scores.continuations[1].greedy()
+        );
+        // what the session holds is not computed again, but for the token whose logits are wanted
+        let again = s.score(&prefix, &conts[2..3]).unwrap();
+        assert_eq!(again.computed, 1, "{name}");
+        let d = again.continuations[0].sum() - scores.continuations[2].sum();
+        assert!(d.abs() < 0.05, "{name}: {d}");
+        let own = engine.score(&prefix, &conts[2..3]).unwrap();
+        assert_eq!(own.computed, 70);
+
+        let needed = s.score(&prompt(100, 1), &[prompt(22, 2)]).map(drop);
+        assert!(matches!(needed, Err(Error::Context { needed: 121, max: 120 })), "{needed:?}");
+        assert!(s.score(&prompt(100, 1), &[prompt(21, 2)]).is_ok(), "the last token is not an input");
+        assert!(matches!(s.score(&prefix, &[[320]]), Err(Error::Input(_))));
+        assert!(matches!(s.score(&[], &[[1]]), Err(Error::Input(_))));
+    }
+}

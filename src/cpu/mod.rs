@@ -12,8 +12,8 @@ use crate::{
     backend::{Backend, Out, SamplerState},
     error::Result,
     ops::{
-        Act, AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, RmsNorm, Rope, Sample,
-        Swiglu,
+        Act, AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, LogProb, RmsNorm, Rope,
+        Sample, Swiglu,
     },
     weights::Tensor,
 };
@@ -175,6 +175,18 @@ impl<A: Act> Backend for Cpu<A> {
         let lens = [s.params.len(), s.history.len(), s.bias.len(), s.scratch.len()];
         op.check(token.len(), pos.len(), lens[0], lens[1], lens[2], lens[3], logits.len())?;
         op.reference(token, pos, &mut s.params, &mut s.history, &s.bias, logits);
+        Ok(())
+    }
+    fn log_prob(
+        &self,
+        op: &LogProb,
+        out: &mut Vec<f32>,
+        greedy: &mut Vec<u32>,
+        logits: &Vec<f32>,
+        target: &Vec<u32>,
+    ) -> Result<()> {
+        op.check(out.len(), greedy.len(), logits.len(), target.len())?;
+        op.reference(out, greedy, logits, target);
         Ok(())
     }
 }

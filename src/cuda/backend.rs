@@ -6,8 +6,8 @@ use crate::{
     config::Dtype,
     error::{Error, Result},
     ops::{
-        AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, RmsNorm, Rope, Sample,
-        Swiglu,
+        AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, LogProb, RmsNorm, Rope,
+        Sample, Swiglu,
     },
     weights::Tensor,
 };
@@ -235,5 +235,15 @@ impl Backend for Cuda {
         logits: &Buffer<f32>,
     ) -> Result<()> {
         op.launch(self, token, pos, state, logits)
+    }
+    fn log_prob(
+        &self,
+        op: &LogProb,
+        out: &mut Buffer<f32>,
+        greedy: &mut Buffer<u32>,
+        logits: &Buffer<f32>,
+        target: &Buffer<u32>,
+    ) -> Result<()> {
+        op.launch(self, out, greedy, logits, target)
     }
 }

@@ -14,8 +14,8 @@ use crate::{
     kv::Kv,
     model::{Model, Scratch},
     ops::{
-        AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, Op, RmsNorm, Rope, Sample,
-        Swiglu, Tolerance,
+        AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, LogProb, Op, RmsNorm, Rope,
+        Sample, Swiglu, Tolerance,
     },
     weights::Tensor,
 };
@@ -386,6 +386,21 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         self.return_sampler(state, host, device);
         result?;
         self.settle_choice(op, token, pos, state)
+    }
+    fn log_prob(
+        &self,
+        op: &LogProb,
+        out: &mut Both<f32, D>,
+        greedy: &mut Both<u32, D>,
+        logits: &Both<f32, D>,
+        target: &Both<u32, D>,
+    ) -> Result<()> {
+        self.count_op();
+        let ((ho, d_o), (hg, dg)) = (out.halves(), greedy.halves());
+        self.host.log_prob(op, ho, hg, &logits.host, &target.host)?;
+        self.device.log_prob(op, d_o, dg, &logits.device(), &target.device())?;
+        self.settle(op, "out", op.tolerance(), out, op.rows * op.targets)?;
+        self.settle_words(op, "greedy", greedy)
     }
 
     fn norm_qkv_rope_append(

@@ -21,6 +21,7 @@ mod embed;
 mod gemm;
 mod gemv;
 mod kv_append;
+mod log_prob;
 mod rms_norm;
 mod rope;
 pub mod sample;
@@ -34,6 +35,7 @@ pub use embed::Embed;
 pub use gemm::Gemm;
 pub use gemv::Gemv;
 pub use kv_append::KvAppend;
+pub use log_prob::LogProb;
 pub use rms_norm::RmsNorm;
 pub use rope::Rope;
 pub use sample::Sample;
@@ -52,7 +54,8 @@ pub fn each(v: &mut impl Visitor) -> Result<()> {
     v.op::<AttnDecode>()?;
     v.op::<Swiglu>()?;
     v.op::<Argmax>()?;
-    v.op::<Sample>()
+    v.op::<Sample>()?;
+    v.op::<LogProb>()
 }
 
 /// A loop body over all ops; see [`each`].
