@@ -6,6 +6,7 @@
 use std::fmt;
 use std::path::Path;
 
+use half::{bf16, f16};
 use serde_json::{Map, Value};
 
 use crate::{Error, Result};
@@ -33,6 +34,15 @@ impl Dtype {
         match self {
             Dtype::Bf16 | Dtype::F16 => 2,
             Dtype::F32 => 4,
+        }
+    }
+
+    /// Elements in little-endian order as f32, exactly. `bytes` is whole elements of any alignment.
+    pub fn to_f32(self, bytes: &[u8]) -> Vec<f32> {
+        match self {
+            Dtype::Bf16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
         }
     }
 

@@ -7,6 +7,7 @@ use crate::{
     error::{Error, Result},
     hub,
     kv::Kv,
+    lora::{Lora, LoraSpec},
     model::{Model, Scratch},
     score::Scores,
     session::Session,
@@ -192,6 +193,8 @@ pub struct ModelFiles {
     pub tokenizer: Option<Tokenizer>,
     /// How it is spoken to.
     pub template: Template,
+    /// Adapters that are added to the weights on their way to the device.
+    pub lora: Vec<Lora>,
 }
 
 impl ModelFiles {
@@ -203,7 +206,14 @@ impl ModelFiles {
             let config = Config::from_json(path, demo::CONFIG, Some(demo::GENERATION))?;
             let weights = Weights::embedded(demo::WEIGHTS, &config)?;
             let tokenizer = Tokenizer::from_bytes("(embedded)/tokenizer.json", demo::TOKENIZER)?;
-            return Ok(ModelFiles { dir: None, config, weights, tokenizer: Some(tokenizer), template: Template::Aog });
+            return Ok(ModelFiles {
+                dir: None,
+                config,
+                weights,
+                tokenizer: Some(tokenizer),
+                template: Template::Aog,
+                lora: vec![],
+            });
         }
         let dir = hub::resolve(model)?;
         let config = Config::from_dir(&dir)?;
@@ -216,7 +226,13 @@ impl ModelFiles {
             ));
         }
         let template = Template::for_model(Some(&dir))?;
-        Ok(ModelFiles { dir: Some(dir), config, weights, tokenizer, template })
+        Ok(ModelFiles { dir: Some(dir), config, weights, tokenizer, template, lora: vec![] })
+    }
+
+    /// Adds an adapter, after checking that it fits the model. Several add up.
+    pub fn add_lora(&mut self, spec: &LoraSpec) -> Result<()> {
+        self.lora.push(Lora::open(spec, &self.config)?);
+        Ok(())
     }
 }
 
@@ -262,7 +278,7 @@ impl Engine {
         options: &Options,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Engine> {
-        let ModelFiles { config, weights, tokenizer, template, .. } = files;
+        let ModelFiles { config, weights, tokenizer, template, lora, .. } = files;
         let plan = Plan::choose::<B>(&config, config.weight_bytes(), options.context, b.free_memory()?)?;
         tracing::info!("{}: {plan}", b.name());
         let (mut done, total) = (0, weights.bytes());
@@ -270,7 +286,7 @@ impl Engine {
             done += bytes;
             progress(done, total);
         };
-        let model = Model::load(&b, &config, &weights, plan.context, &mut add)?;
+        let model = Model::load(&b, &config, &weights, &lora, plan.context, &mut add)?;
         b.synchronize()?;
         let (device, is_gpu) = (b.name(), B::IS_GPU);
         let loaded = Arc::new(Loaded { b, model });

@@ -38,6 +38,7 @@ mod generate;
 pub mod hub;
 pub mod kv;
 pub mod lockstep;
+pub mod lora;
 pub mod model;
 pub mod ops;
 mod sampler;

@@ -5,6 +5,7 @@ use crate::{
     config::Config,
     error::Result,
     kv::Kv,
+    lora::{self, Lora},
     ops::{AttnDecode, Embed, RmsNorm, Rope},
     weights::{LayerTensors, Tensor, Weights},
 };
@@ -45,17 +46,19 @@ pub struct Model<B: Backend> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Brings the weights to the backend. `max_seq` bounds the positions; `progress` gets each tensor's bytes.
+    /// Brings the weights to the backend, with `lora` added. `max_seq` bounds the positions; `progress` gets each tensor's
+    /// bytes.
     pub fn load(
         b: &B,
         config: &Config,
         weights: &Weights,
+        lora: &[Lora],
         max_seq: usize,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self> {
         let load = |parts: &[&Tensor]| {
-            let parts: Vec<Tensor> = parts.iter().map(|t| (*t).clone()).collect();
-            let w = b.weight(&parts)?;
+            let adapted = |t: &&Tensor| lora::merged(lora, t).map_or_else(|| (*t).clone(), |v| t.with_values(&v));
+            let w = b.weight(&parts.iter().map(adapted).collect::<Vec<Tensor>>())?;
             progress(parts.iter().map(|t| t.bytes().len() as u64).sum());
             Ok(w)
         };

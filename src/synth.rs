@@ -107,10 +107,7 @@ pub fn write(
 ) -> Result<()> {
     let config_path = out.join("config.json");
     let config = Config::from_json(&config_path, config_json, None)?;
-    fs::create_dir_all(out).map_err(Error::io(out))?;
-    if fs::read_dir(out).map_err(Error::io(out))?.next().is_some() {
-        return Err(Error::Input(format!("{} is not empty; name a new directory", out.display())));
-    }
+    new_directory(out)?;
 
     let layout = Layout::new(&config, dtype, shard_bytes);
     let mut done = 0;
@@ -152,6 +149,15 @@ pub fn copy_tokenizer(from: &Path, to: &Path) -> Result<Vec<&'static str>> {
         }
     }
     Ok(copied)
+}
+
+/// Makes a directory that must be absent or empty.
+pub(crate) fn new_directory(out: &Path) -> Result<()> {
+    fs::create_dir_all(out).map_err(Error::io(out))?;
+    match fs::read_dir(out).map_err(Error::io(out))?.next() {
+        Some(_) => Err(Error::Input(format!("{} is not empty; name a new directory", out.display()))),
+        None => Ok(()),
+    }
 }
 
 /// Which tensor lies in which file, as transformers' `save_pretrained` decides it.

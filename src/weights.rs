@@ -100,6 +100,20 @@ impl Tensor {
         &self.shard.bytes()[self.range.clone()]
     }
 
+    /// Its elements as f32.
+    pub fn to_f32(&self) -> Vec<f32> {
+        self.dtype.to_f32(self.bytes())
+    }
+
+    /// The same tensor with other values, in f32 and in memory of its own.
+    pub(crate) fn with_values(&self, values: &[f32]) -> Tensor {
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let range = 0..bytes.len();
+        let shard =
+            Arc::new(Shard { path: self.shard.path.clone(), index: self.shard.index, data: Data::Owned(bytes) });
+        Tensor { shard, dtype: Dtype::F32, range, ..self.clone() }
+    }
+
     /// Number of its file among the checkpoint's files, in the order of their names.
     pub fn shard(&self) -> usize {
         self.shard.index
@@ -247,6 +261,7 @@ struct Shard {
 enum Data {
     Mapped(Mmap),
     Static(&'static [u8]),
+    Owned(Vec<u8>),
 }
 
 impl Shard {
@@ -267,6 +282,7 @@ impl Shard {
         match &self.data {
             Data::Mapped(map) => map,
             Data::Static(bytes) => bytes,
+            Data::Owned(bytes) => bytes,
         }
     }
 }

@@ -4,3 +4,4 @@
 mod common;
 mod demo;
 mod golden;
+mod lora;

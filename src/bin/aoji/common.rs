@@ -3,7 +3,7 @@
 use crate::Cli;
 use aoji::{
     Activations, Device, Engine, Error, Event, FinishReason, GenerateOptions, ModelFiles, Options, Result, Sampling,
-    Session, Template, Timings, Tokenizer, hub,
+    Session, Template, Timings, Tokenizer, hub, lora::LoraSpec,
 };
 use clap::{CommandFactory, error::ErrorKind};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -33,15 +33,25 @@ pub struct ModelArgs {
     /// Activations on the CPU: bf16 as on a GPU, or f32
     #[arg(long, value_name = "TYPE", default_value = "bf16")]
     pub dtype: Activations,
+    /// A LoRA adapter as PEFT stores it, added to the weights; DIR:SCALE for more or less of it; repeatable
+    #[arg(long, value_name = "DIR[:SCALE]")]
+    pub lora: Vec<LoraSpec>,
     /// Most tokens of prompt and answer together [default: the model's maximum, or as much of it as fits the GPU]
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<usize>,
 }
 
 impl ModelArgs {
+    /// The model's files, with the adapters.
+    pub fn files(&self) -> Result<ModelFiles> {
+        let mut files = ModelFiles::open(&self.model)?;
+        self.lora.iter().try_for_each(|spec| files.add_lora(spec))?;
+        Ok(files)
+    }
+
     /// Opens the model, with a progress bar on a terminal.
     pub fn open(&self) -> Result<Engine> {
-        let files = ModelFiles::open(&self.model)?;
+        let files = self.files()?;
         let bar = bar(0, "loading", "{bytes}/{total_bytes} {bytes_per_sec}");
         let options = Options { device: self.device, activations: self.dtype, context: self.context };
         let engine = Engine::load(files, &options, &mut |done, total| {

@@ -51,7 +51,7 @@ struct Info {
 
 impl Info {
     fn new(files: ModelFiles) -> Info {
-        let ModelFiles { dir, config, weights, tokenizer, template } = files;
+        let ModelFiles { dir, config, weights, tokenizer, template, .. } = files;
         let shards: BTreeSet<&Path> = weights.tensors().map(|t| t.file()).collect();
         let dtypes: BTreeSet<&str> = weights.tensors().map(|t| Dtype::hf_name(t.dtype())).collect();
         let shorter = [512, 2048, 8192, 32768, 131_072].into_iter().filter(|n| *n < config.max_seq);

@@ -10,6 +10,7 @@ mod completions;
 mod doctor;
 mod generate;
 mod info;
+mod merge_lora;
 mod pull;
 mod score;
 mod synth;
@@ -59,6 +60,8 @@ enum Command {
     Doctor(doctor::Args),
     /// Write a random checkpoint with the sizes of a real one
     Synth(synth::Args),
+    /// Write a model with LoRA adapters added to its weights
+    MergeLora(merge_lora::Args),
     /// Measure how fast a model runs, or each kernel
     Bench(bench::Args),
     /// Compare with Hugging Face transformers
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
         Command::Pull(args) => pull::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Synth(args) => synth::run(args),
+        Command::MergeLora(args) => merge_lora::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Completions(args) => completions::run(args),

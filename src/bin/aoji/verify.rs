@@ -82,7 +82,7 @@ fn lockstep(_: &Args) -> Result<()> {
 /// Runs both side by side, prints, and fails at the first difference.
 #[cfg(feature = "cuda")]
 fn lockstep(args: &Args) -> Result<()> {
-    let mut files = aoji::ModelFiles::open(&args.model.model)?;
+    let mut files = args.model.files()?;
     let layers = args.layers.map_or(files.config.n_layers, |n| n.get().min(files.config.n_layers));
     files.config.n_layers = layers;
     files.weights.layers.truncate(layers);

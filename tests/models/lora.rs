@@ -1,0 +1,279 @@
+//! LoRA adapters: a real one against PEFT, and small ones against the definition.
+
+use aoji::{
+    Activations, Device, Engine, Error, ModelFiles, Options, Result,
+    lora::{self, LoraSpec},
+    verify,
+};
+use half::bf16;
+use safetensors::{Dtype, tensor::TensorView};
+use serde_json::{Value, json};
+use std::{collections::BTreeMap, fs, path::Path};
+
+fn open(dir: &Path, adapters: &[&Path], activations: Activations) -> Result<Engine> {
+    open_on(dir, adapters, Options { device: Device::Cpu, activations, ..Options::default() })
+}
+
+fn open_on(dir: &Path, adapters: &[&Path], options: Options) -> Result<Engine> {
+    let mut files = ModelFiles::open(dir.to_str().unwrap())?;
+    adapters.iter().try_for_each(|a| files.add_lora(&a.to_str().unwrap().parse().unwrap()))?;
+    Engine::load(files, &options, &mut |_, _| {})
+}
+
+fn ids(v: &Value) -> Vec<u32> {
+    v.as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect()
+}
+
+/// The adapter of the test data on SmolLM2, in f32: log-probabilities, largest logits and greedy tokens of PEFT, which keeps
+/// the adapter apart (`sum_adapter`) or merges it (`sum_merged_f32`).
+#[test]
+fn smollm2_with_an_adapter_is_pefts() {
+    let (Some(dir), Some(adapter)) = (crate::common::model("smollm2-135m"), crate::common::data("lora-smollm2")) else {
+        return;
+    };
+    let golden: Value = serde_json::from_str(&fs::read_to_string(adapter.join("golden.json")).unwrap()).unwrap();
+    let engine = open(&dir, &[&adapter], Activations::F32).unwrap();
+    let text = &golden["scores"][0];
+    let tokens = ids(&text["ids"]);
+    let scores = engine.score(&tokens[..1], &[&tokens[1..]]).unwrap();
+    for (ours, theirs) in scores.continuations[0].0.iter().zip(text["token_logprobs_adapter"].as_array().unwrap()) {
+        let theirs = theirs.as_f64().unwrap();
+        assert!((f64::from(ours.logprob) - theirs).abs() < 1e-3, "{ours:?}, PEFT {theirs}");
+    }
+    let sum = scores.continuations[0].sum();
+    let [merged, base] = ["sum_merged_f32", "sum_base"].map(|name| text[name].as_f64().unwrap());
+    assert!((sum / merged - 1.0).abs() < 1e-5, "{sum}, PEFT merged {merged}");
+    let none = adapter.join("../lora-smollm2:0");
+    let unchanged = open(&dir, &[&none], Activations::F32).unwrap().score(&tokens[..1], &[&tokens[1..]]).unwrap();
+    let sum = unchanged.continuations[0].sum();
+    assert!((sum / base - 1.0).abs() < 1e-5, "nothing of the adapter: {sum}, the base {base}");
+
+    let mut steps = 0;
+    for case in golden["cases"].as_array().unwrap() {
+        let (prompt, answer) = (ids(&case["prompt_ids"]), ids(&case["generated_ids"]));
+        let mut session = engine.session(prompt.len() + answer.len()).unwrap();
+        let all = [prompt.as_slice(), &answer[..answer.len() - 1]].concat();
+        let each = &mut |i: usize, logits: &[f32]| {
+            let step = &case["steps"][i + 1 - prompt.len()];
+            for top in step["top5"].as_array().unwrap() {
+                let (id, theirs) = (top[0].as_u64().unwrap(), top[1].as_f64().unwrap());
+                let ours = f64::from(logits[id as usize]);
+                assert!((ours - theirs).abs() < 1e-3, "{}: step {i}: {ours}, PEFT {theirs}", case["prompt"]);
+            }
+            assert_eq!(verify::argmax(logits), answer[i + 1 - prompt.len()], "{}", case["prompt"]);
+            steps += 1;
+        };
+        session.logits_of(&all, prompt.len() - 1, each).unwrap();
+    }
+    assert!(steps > 50, "{steps} steps");
+}
+
+const CONFIG: &str = r#"{
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+    "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 64, "vocab_size": 320, "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": false
+}"#;
+const RANK: usize = 4;
+
+fn write_base(dir: &Path, dtype: aoji::Dtype) {
+    aoji::synth::write(CONFIG, 7, dtype, 200_000, dir, |_, _| {}).unwrap(); // several files
+}
+
+/// `(name, rows, cols)` of what the adapters here change.
+fn modules() -> Vec<(String, usize, usize)> {
+    let of = |l: usize| {
+        [
+            ("self_attn.q_proj", 128, 128),
+            ("self_attn.k_proj", 64, 128),
+            ("self_attn.v_proj", 64, 128),
+            ("self_attn.o_proj", 128, 128),
+            ("mlp.gate_proj", 192, 128),
+            ("mlp.up_proj", 192, 128),
+            ("mlp.down_proj", 128, 192),
+        ]
+        .map(|(m, rows, cols)| (format!("model.layers.{l}.{m}"), rows, cols))
+    };
+    (0..2).flat_map(of).collect()
+}
+
+/// Tensors of an adapter by name: shape and values.
+type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+fn tensors(seed: u64) -> Tensors {
+    let mut all = BTreeMap::new();
+    for (i, (name, rows, cols)) in modules().into_iter().enumerate() {
+        let noise = |n, salt| aoji::ops::noise(n, seed + 2 * i as u64 + salt).into_iter().map(|x| 0.2 * x).collect();
+        let name = format!("base_model.model.{name}");
+        all.insert(format!("{name}.lora_A.weight"), (vec![RANK, cols], noise(RANK * cols, 0)));
+        all.insert(format!("{name}.lora_B.weight"), (vec![rows, RANK], noise(rows * RANK, 1)));
+    }
+    all
+}
+
+/// Writes an adapter; `changes` go over a plain configuration.
+fn write_adapter(dir: &Path, tensors: &Tensors, changes: Value) {
+    let mut config = json!({
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": 2, "bias": "none", "use_rslora": false,
+        "base_model_name_or_path": "someone/base-2-layers", "modules_to_save": null, "lora_dropout": 0.05,
+        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    });
+    let changes = changes.as_object().unwrap().clone();
+    config.as_object_mut().unwrap().extend(changes);
+    fs::write(dir.join("adapter_config.json"), config.to_string()).unwrap();
+    let bytes: BTreeMap<&str, (Vec<usize>, Vec<u8>)> =
+        tensors.iter().map(|(n, (s, v))| (n.as_str(), (s.clone(), bytemuck::cast_slice(v).to_vec()))).collect();
+    let views = bytes.iter().map(|(n, (s, b))| (*n, TensorView::new(Dtype::F32, s.clone(), b).unwrap()));
+    fs::write(dir.join("adapter_model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+fn adapter(seed: u64, changes: Value) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    write_adapter(dir.path(), &tensors(seed), changes);
+    dir
+}
+
+fn logits(engine: &Engine) -> Vec<f32> {
+    let mut session = engine.session(20).unwrap();
+    session.sync(&(1..20).map(|i| i * 13 % 320).collect::<Vec<u32>>()).unwrap();
+    session.logits().unwrap()
+}
+
+fn distance(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// Values of a checkpoint by tensor.
+fn values(dir: &Path) -> BTreeMap<String, Vec<f32>> {
+    let files = ModelFiles::open(dir.to_str().unwrap()).unwrap();
+    files.weights.tensors().map(|t| (t.name().to_string(), t.to_f32())).collect()
+}
+
+fn merge(base: &Path, adapters: &[(&Path, f32)]) -> tempfile::TempDir {
+    let mut files = ModelFiles::open(base.to_str().unwrap()).unwrap();
+    for &(dir, scale) in adapters {
+        files.add_lora(&LoraSpec { dir: dir.into(), scale }).unwrap();
+    }
+    let out = tempfile::tempdir().unwrap();
+    lora::merge_checkpoint(&files, out.path(), &mut |_, _| {}).unwrap();
+    out
+}
+
+#[test]
+fn merged_weights_are_w_plus_scale_b_a() {
+    for (dtype, changes, scale) in [
+        (aoji::Dtype::F32, json!({}), 2.0 / 4.0),
+        (aoji::Dtype::Bf16, json!({"use_rslora": true}), 2.0 / 2.0),
+        (aoji::Dtype::Bf16, json!({"lora_alpha": 16.0}), 4.0),
+    ] {
+        let (base, lora) = (tempfile::tempdir().unwrap(), adapter(5, changes));
+        write_base(base.path(), dtype);
+        let out = merge(base.path(), &[(lora.path(), 0.5)]);
+        let (before, after, parts) = (values(base.path()), values(out.path()), tensors(5));
+        assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>());
+        let mut changed = 0;
+        for (name, rows, cols) in modules() {
+            let part = |which| &parts[&format!("base_model.model.{name}.{which}.weight")].1;
+            let (a, b, name) = (part("lora_A"), part("lora_B"), format!("{name}.weight"));
+            for i in 0..rows {
+                for j in 0..cols {
+                    let delta: f64 = (0..RANK).map(|k| f64::from(b[i * RANK + k]) * f64::from(a[k * cols + j])).sum();
+                    let want = f64::from(before[&name][i * cols + j]) + 0.5 * scale * delta;
+                    let got = f64::from(after[&name][i * cols + j]);
+                    let allowed = if dtype == aoji::Dtype::F32 { 1e-6 } else { want.abs() / 256.0 + 1e-6 };
+                    assert!((got - want).abs() <= allowed, "{name} [{i}, {j}]: {got}, expected {want}");
+                    changed += usize::from(got != f64::from(before[&name][i * cols + j]));
+                }
+            }
+        }
+        assert!(changed > 100_000, "{changed} elements changed");
+        let untouched = |name: &str| !modules().iter().any(|(m, ..)| name == format!("{m}.weight"));
+        let same = before.keys().filter(|n| untouched(n)).all(|n| before[n] == after[n]);
+        assert!(same, "a tensor that the adapter does not name has changed");
+    }
+}
+
+#[test]
+fn loading_with_an_adapter_is_loading_the_merged_checkpoint() {
+    let (base, one, two) = (tempfile::tempdir().unwrap(), adapter(5, json!({})), adapter(50, json!({"lora_alpha": 8})));
+    write_base(base.path(), aoji::Dtype::F32);
+    let plain = logits(&open(base.path(), &[], Activations::F32).unwrap());
+    let both = logits(&open(base.path(), &[one.path(), two.path()], Activations::F32).unwrap());
+    assert!(distance(&plain, &both) > 0.1, "the adapters change nothing");
+    let out = merge(base.path(), &[(one.path(), 1.0), (two.path(), 1.0)]);
+    assert_eq!(both, logits(&open(out.path(), &[], Activations::F32).unwrap()));
+
+    // bf16 weights: the device's copy is the sum rounded once
+    let base = tempfile::tempdir().unwrap();
+    write_base(base.path(), aoji::Dtype::Bf16);
+    let out = merge(base.path(), &[(one.path(), 1.0)]);
+    let merged = logits(&open(out.path(), &[], Activations::Bf16).unwrap());
+    assert_eq!(logits(&open(base.path(), &[one.path()], Activations::Bf16).unwrap()), merged);
+    for x in values(out.path()).values().flatten() {
+        assert_eq!(bf16::from_f32(*x).to_f32(), *x);
+    }
+    #[cfg(feature = "cuda")]
+    {
+        cuda_emulator::install();
+        let options = || Options { device: Device::Cuda(0), ..Options::default() };
+        let adapted = logits(&open_on(base.path(), &[one.path()], options()).unwrap());
+        assert_eq!(adapted, logits(&open_on(out.path(), &[], options()).unwrap()));
+        assert!(distance(&adapted, &merged) < 0.1 * distance(&plain, &both), "{}", distance(&adapted, &merged));
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let base = tempfile::tempdir().unwrap();
+    write_base(base.path(), aoji::Dtype::Bf16);
+    let error = |tensors: &Tensors, changes: Value| -> String {
+        let dir = tempfile::tempdir().unwrap();
+        write_adapter(dir.path(), tensors, changes);
+        let error = open(base.path(), &[dir.path()], Activations::Bf16).err().expect("an adapter that is refused");
+        assert!(!matches!(error, Error::Input(_)), "{error}");
+        error.to_string()
+    };
+    let good = tensors(5);
+    for (key, value) in [
+        ("modules_to_save", json!(["lm_head"])),
+        ("bias", json!("lora_only")),
+        ("use_dora", json!(true)),
+        ("fan_in_fan_out", json!(true)),
+        ("rank_pattern", json!({"q_proj": 8})),
+        ("alpha_pattern", json!({"q_proj": 8})),
+        ("init_lora_weights", json!("pissa_niter_4")),
+        ("peft_type", json!("IA3")),
+        ("target_modules", json!(["q_proj", "embed_tokens"])),
+    ] {
+        let named = value.to_string();
+        let message = error(&good, json!({key: value}));
+        assert!(message.contains(key), "{message}");
+        let inner = named.trim_matches(['[', ']']).rsplit(',').next().unwrap().to_string();
+        assert!(message.contains(inner.trim()), "{inner} in {message}");
+    }
+
+    let tensor = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight";
+    let with = |change: &dyn Fn(&mut Tensors)| {
+        let mut tensors = good.clone();
+        change(&mut tensors);
+        error(&tensors, json!({}))
+    };
+    let message = with(&|t| drop(t.insert(tensor.into(), (vec![RANK, 64], vec![0.0; RANK * 64]))));
+    for part in [tensor, "shape [4, 128]", "shape [4, 64]", "someone/base-2-layers"] {
+        assert!(message.contains(part), "{part} in {message}");
+    }
+    let message = with(&|t| drop(t.remove(tensor)));
+    assert!(message.contains("layers.1.mlp.up_proj") && message.contains("both lora_A and lora_B"), "{message}");
+    let message = with(&|t| {
+        let deeper = t[tensor].clone();
+        t.insert(tensor.replace("layers.1", "layers.2"), deeper);
+    });
+    assert!(message.contains("layers.2.mlp") && message.contains("one of the model's 2 layers"), "{message}");
+    let message = with(&|t| t.retain(|name, _| name.contains("layers.0")));
+    assert!(message.contains("adapts 1 layers, the model has 2"), "{message}");
+    let message = with(&|t| drop(t.insert("base_model.model.lm_head.lora_A.weight".into(), (vec![1], vec![0.0]))));
+    assert!(message.contains("lm_head.lora_A") && message.contains("down_proj"), "{message}");
+
+    let missing = open(base.path(), &[Path::new("/nonexistent")], Activations::Bf16).err().unwrap();
+    assert!(missing.to_string().contains("adapter_config.json"), "{missing}");
+}
