@@ -34,6 +34,7 @@ pub mod cpu;
 pub mod cuda;
 mod engine;
 mod error;
+pub mod eval;
 mod generate;
 pub mod hub;
 pub mod kv;

@@ -4,4 +4,5 @@
 mod common;
 mod demo;
 mod golden;
+mod kobest;
 mod lora;

@@ -8,11 +8,14 @@ mod chat;
 mod common;
 mod completions;
 mod doctor;
+mod eval;
 mod generate;
 mod info;
 mod merge_lora;
 mod pull;
 mod score;
+#[allow(dead_code)] // for the pictures of `bench`
+mod svg;
 mod synth;
 mod tokenize;
 mod verify;
@@ -50,6 +53,8 @@ enum Command {
     Chat(chat::Args),
     /// Say how likely a text is, token by token
     Score(score::Args),
+    /// Measure accuracy on a benchmark
+    Eval(eval::Args),
     /// Turn text into token ids, and back
     Tokenize(tokenize::Args),
     /// Say what a model is and what memory it needs
@@ -77,6 +82,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Score(args) => score::run(args),
+        Command::Eval(args) => eval::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Info(args) => info::run(args),
         Command::Pull(args) => pull::run(args),

@@ -1,0 +1,242 @@
+//! `aoji eval`: accuracy on a benchmark, as lm-evaluation-harness measures it.
+
+mod chart;
+mod samples;
+
+use crate::common::{self, ModelArgs};
+use aoji::{
+    Activations, Engine, Error, Result,
+    eval::{self, Document, Sample, Task, TaskResult},
+};
+use clap::ValueEnum;
+use samples::{Header, Samples};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+const AFTER_HELP: &str = "\
+DIR holds boolq.test.jsonl, boolq.train.jsonl and so on, rows as the Hugging Face data set kobest_v1 has them; a folder \
+jsonl in it will do. The requests, the few-shot examples, the metrics and the standard errors are those of \
+lm-evaluation-harness.
+
+The table goes to standard output as Markdown. --json prints one object instead: {\"tasks\": [{\"task\", \"n\", \"acc\", \
+\"acc_stderr\", \"f1\", ...}], \"tokens_asked\", \"tokens_computed\", \"seconds\", ...}. Tokens asked are those of every \
+choice with its whole context; a context is computed once for all its choices, and what it shares with another one once.
+
+Example: aoji eval kobest --data kobest_v1 -m werty1248/Llama-3-Ko-8B-Instruct-AOG --save-samples aog.jsonl";
+
+/// Arguments of `aoji eval`.
+#[derive(clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Args {
+    /// The benchmark
+    suite: Suite,
+    /// Directory with its files
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// Which tasks: boolq, copa, hellaswag, sentineg, wic
+    #[arg(long, value_name = "TASK,...", value_delimiter = ',', default_values_t = Task::ALL, hide_default_value = true)]
+    tasks: Vec<Task>,
+    /// Examples before each question, drawn from the training set
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    shots: usize,
+    /// Only the first N rows of each test set
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Seed of the choice of examples; the default is the harness's
+    #[arg(long, value_name = "S", default_value_t = 1234)]
+    seed: u64,
+    /// A BOS before each context: auto is the tokenizer's own rule; off is what the harness did up to 0.4.9.1
+    #[arg(long, value_enum, default_value_t = Bos::Off)]
+    bos: Bos,
+    /// Cut the beginning off contexts that are too long for the model, as the harness does, instead of failing
+    #[arg(long)]
+    cut: bool,
+    /// Write each document's request and scores to FILE as it is done; when FILE is there already, go on after it
+    #[arg(long, value_name = "FILE")]
+    save_samples: Option<PathBuf>,
+    /// Draw the accuracies to FILE
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Show the accuracies of FILE beside these: what --json printed for another model, or a table of figures in that form
+    #[arg(long, value_name = "FILE")]
+    beside: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Suite {
+    Kobest,
+}
+
+#[derive(Clone, Copy, ValueEnum, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Bos {
+    Auto,
+    On,
+    Off,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report {
+    #[serde(flatten)]
+    header: Header,
+    limit: Option<usize>,
+    tasks: Vec<TaskResult>,
+    /// Choices that the model was asked about.
+    requests: usize,
+    tokens_asked: usize,
+    tokens_computed: usize,
+    /// Of this run.
+    seconds: f64,
+    /// Of this run; absent when an earlier one had done everything.
+    requests_per_second: Option<f64>,
+}
+
+/// A report of another run, or figures in the form of one.
+#[derive(Deserialize)]
+struct Beside {
+    model: Option<String>,
+    tasks: Vec<Figure>,
+}
+
+#[derive(Deserialize)]
+struct Figure {
+    task: String,
+    acc: f64,
+    acc_stderr: Option<f64>,
+}
+
+/// Asks, prints and draws.
+pub fn run(args: Args) -> Result<()> {
+    let beside = args.beside.as_deref().map(read_beside).transpose()?;
+    let mut tasks = args.tasks.clone();
+    tasks.sort_by_key(|t| t.name());
+    tasks.dedup();
+    let of = |&task: &Task| eval::documents(&args.data, task, args.shots, args.limit, args.seed);
+    let documents: Vec<Document> = tasks.iter().map(of).collect::<Result<Vec<_>>>()?.concat();
+    let engine = args.model.open()?;
+    if args.bos == Bos::On && engine.tokenizer()?.bos().is_none() {
+        return Err(Error::Input("--bos on: the model's tokenizer adds no BOS".into()));
+    }
+    let header = Header::new(&args, &engine);
+    let mut samples = Samples::open(args.save_samples.as_deref(), &header, &documents)?;
+    let (seconds, asked) = ask(&args, &engine, &documents, &mut samples)?;
+    let left = documents.len() - samples.done.len();
+    if left > 0 {
+        eprintln!("interrupted: {left} of {} documents are left", documents.len());
+        if args.save_samples.is_some() {
+            eprintln!("the same command goes on from here");
+        }
+        return Ok(());
+    }
+    let sum = |of: fn(&Sample) -> usize| samples.done.iter().map(of).sum();
+    let report = Report {
+        header,
+        limit: args.limit,
+        tasks: tasks.iter().map(|&task| TaskResult::of(task, &samples.done)).collect(),
+        requests: sum(|s| s.logprobs.len()),
+        tokens_asked: sum(|s| s.asked),
+        tokens_computed: sum(|s| s.computed),
+        seconds,
+        requests_per_second: (asked > 0).then(|| asked as f64 / seconds),
+    };
+    if let Some(path) = &args.svg {
+        let svg = chart::draw(&report, beside.as_ref());
+        fs::write(path, svg).map_err(|source| Error::Io { path: path.clone(), source })?;
+    }
+    if args.json { common::print_json(&report) } else { common::print(&report.table(beside.as_ref())) }?;
+    common::note(format_args!(
+        "{} requests, {} tokens asked, {} computed ({:.1}%), {:.1} s{}",
+        report.requests,
+        report.tokens_asked,
+        report.tokens_computed,
+        100.0 * report.tokens_computed as f64 / report.tokens_asked.max(1) as f64,
+        report.seconds,
+        report.requests_per_second.map_or(String::new(), |r| format!(", {r:.1} requests/s")),
+    ));
+    Ok(())
+}
+
+/// Asks about the documents that `samples` lacks, until Ctrl-C. Seconds, and choices asked about.
+fn ask(args: &Args, engine: &Engine, documents: &[Document], samples: &mut Samples) -> Result<(f64, usize)> {
+    let left = samples.left(documents);
+    common::catch_interrupt()?;
+    let bar = common::bar(0, "evaluating", "{pos}/{len} tokens, {eta} left");
+    let (start, mut asked) = (Instant::now(), 0);
+    eval::run(engine, &left, args.bos != Bos::Off, args.cut, &mut |progress, sample| {
+        bar.set_length(progress.total as u64);
+        bar.set_position(progress.done as u64);
+        asked += sample.logprobs.len();
+        samples.add(documents, sample)?;
+        Ok(!common::interrupted())
+    })?;
+    bar.finish_and_clear();
+    Ok((start.elapsed().as_secs_f64(), asked))
+}
+
+fn read_beside(path: &Path) -> Result<Beside> {
+    let wrong =
+        |e| Error::File { path: path.into(), what: format!("has no tasks with their acc, as --json prints: {e}") };
+    let mut beside: Beside = serde_json::from_str(&common::read_file(path)?).map_err(wrong)?;
+    let stem = || path.file_stem().map(|s| s.to_string_lossy().into_owned());
+    beside.model = beside.model.or_else(stem);
+    Ok(beside)
+}
+
+impl Beside {
+    fn figure(&self, task: &str) -> Option<&Figure> {
+        self.tasks.iter().find(|f| f.task == task)
+    }
+
+    fn name(&self) -> &str {
+        self.model.as_deref().unwrap_or("beside")
+    }
+}
+
+impl Report {
+    /// The table of a model card, as the harness prints it.
+    fn table(&self, beside: Option<&Beside>) -> String {
+        let stderr = |e: Option<f64>| e.map_or("N/A   ".into(), |e| format!("{e:.4}"));
+        let mut text = "|     Tasks      |n-shot| Metric |Value |   |Stderr|".to_string();
+        text += &beside.map_or(String::new(), |b| format!(" {} |", b.name()));
+        text += "\n|----------------|-----:|--------|-----:|---|------|";
+        text += if beside.is_some() { "---|\n" } else { "\n" };
+        for t in &self.tasks {
+            let (shots, error) = (self.header.shots, stderr(t.acc_stderr));
+            text += &format!("|{:<16}|{shots:>6}|acc     |{:.4}|±  |{error}|", t.task, t.acc);
+            if let Some(b) = beside {
+                let figure =
+                    b.figure(&t.task).map_or("-".into(), |f| format!("{:.4} ± {}", f.acc, stderr(f.acc_stderr)));
+                text += &format!(" {} |", figure.trim_end());
+            }
+            text.push('\n');
+        }
+        text
+    }
+}
+
+impl Header {
+    fn new(args: &Args, engine: &Engine) -> Header {
+        Header {
+            suite: args.suite,
+            model: args.model.model.clone(),
+            lora: args.model.lora.iter().map(|l| format!("{}:{}", l.dir.display(), l.scale)).collect(),
+            device: engine.device().into(),
+            dtype: if engine.is_gpu() || args.model.dtype == Activations::Bf16 { "bf16" } else { "f32" },
+            shots: args.shots,
+            seed: args.seed,
+            bos: args.bos,
+            cut: args.cut,
+        }
+    }
+}
