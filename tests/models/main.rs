@@ -6,3 +6,4 @@ mod demo;
 mod golden;
 mod kobest;
 mod lora;
+mod perplexity;

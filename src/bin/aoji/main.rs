@@ -12,6 +12,7 @@ mod eval;
 mod generate;
 mod info;
 mod merge_lora;
+mod ppl;
 mod pull;
 mod score;
 #[allow(dead_code)] // for the pictures of `bench`
@@ -55,6 +56,8 @@ enum Command {
     Score(score::Args),
     /// Measure accuracy on a benchmark
     Eval(eval::Args),
+    /// Measure the perplexity of a text
+    Ppl(ppl::Args),
     /// Turn text into token ids, and back
     Tokenize(tokenize::Args),
     /// Say what a model is and what memory it needs
@@ -83,6 +86,7 @@ fn main() -> ExitCode {
         Command::Chat(args) => chat::run(args),
         Command::Score(args) => score::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Ppl(args) => ppl::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Info(args) => info::run(args),
         Command::Pull(args) => pull::run(args),

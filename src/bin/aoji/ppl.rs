@@ -1,0 +1,149 @@
+//! `aoji ppl`: perplexity of a text.
+
+use crate::common::{self, ModelArgs};
+use aoji::{
+    Engine, Error, Result,
+    score::{self, Window},
+};
+use serde::Serialize;
+use std::{num::NonZeroUsize, path::PathBuf, time::Instant};
+
+const AFTER_HELP: &str = "\
+Without --stride the text is scored as lm-evaluation-harness does (loglikelihood_rolling): every token once, the first one \
+after BOS, in blocks of the window. With --stride as in Hugging Face's guide: windows that begin every N tokens, each \
+scoring what the one before did not; the first token of the text is not scored.
+
+Perplexity is exp(-log-probability / n), where n counts tokens, words (runs of white space, plus one) or bytes of UTF-8.
+
+Example: aoji ppl README.md --window 1024 --stride 512";
+
+/// Arguments of `aoji ppl`.
+#[derive(clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Args {
+    /// The text; - is standard input
+    file: PathBuf,
+    /// Tokens that the model sees at once [default: the context]
+    #[arg(long, value_name = "N")]
+    window: Option<NonZeroUsize>,
+    /// Begin a window every N tokens
+    #[arg(long, value_name = "N")]
+    stride: Option<NonZeroUsize>,
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    window: usize,
+    stride: Option<usize>,
+    /// Scored.
+    tokens: usize,
+    words: usize,
+    bytes: usize,
+    sum_logprob: f64,
+    token_perplexity: f64,
+    word_perplexity: f64,
+    byte_perplexity: f64,
+    bits_per_byte: f64,
+    tokens_computed: usize,
+    seconds: f64,
+}
+
+/// Scores and prints.
+pub fn run(args: Args) -> Result<()> {
+    let text = common::read_file(&args.file)?;
+    let engine = args.model.open()?;
+    let window = args.window.map_or(engine.max_context(), NonZeroUsize::get);
+    if window > engine.max_context() {
+        return Err(Error::Context { needed: window, max: engine.max_context() });
+    }
+    let stride = args.stride.map(NonZeroUsize::get);
+    if stride.is_some_and(|n| n > window) {
+        return Err(Error::Input(format!(
+            "--stride {} is more than the window of {window} tokens",
+            stride.unwrap_or(0)
+        )));
+    }
+    let tokenizer = engine.tokenizer()?;
+    let (tokens, windows) = match stride {
+        None => {
+            let tokens = [vec![score::first_token(&engine)?], tokenizer.encode(&text, false)?].concat();
+            let windows = Window::rolling(tokens.len(), window);
+            (tokens, windows)
+        }
+        Some(stride) => {
+            let tokens = tokenizer.encode(&text, true)?;
+            let windows = Window::strided(tokens.len(), window, stride);
+            (tokens, windows)
+        }
+    };
+    let Some(report) = score(&engine, &text, window, stride, &tokens, &windows)? else { return Ok(()) };
+    if args.json { common::print_json(&report) } else { common::print(&report.text()) }
+}
+
+/// `None` when Ctrl-C ended it.
+fn score(
+    engine: &Engine,
+    text: &str,
+    window: usize,
+    stride: Option<usize>,
+    tokens: &[u32],
+    windows: &[Window],
+) -> Result<Option<Report>> {
+    let n: usize = windows.iter().map(|w| w.end - w.from).sum();
+    if n == 0 {
+        return Err(Error::Input("the text has no token to score".into()));
+    }
+    common::catch_interrupt()?;
+    let mut session = engine.session(window.min(tokens.len()))?;
+    let bar = common::bar(n as u64, "scoring", "{pos}/{len} tokens, {eta} left");
+    let (start, mut sum, mut computed) = (Instant::now(), 0.0, 0);
+    for w in windows {
+        let scores = session.score(&tokens[w.begin..w.from], &[&tokens[w.from..w.end]])?;
+        sum += scores.continuations[0].sum();
+        computed += scores.computed;
+        bar.inc((w.end - w.from) as u64);
+        if common::interrupted() {
+            return Ok(None);
+        }
+    }
+    bar.finish_and_clear();
+    let (words, bytes) = (score::words(text), text.len());
+    let perplexity = |n: usize| (-sum / n as f64).exp();
+    Ok(Some(Report {
+        window,
+        stride,
+        tokens: n,
+        words,
+        bytes,
+        sum_logprob: sum,
+        token_perplexity: perplexity(n),
+        word_perplexity: perplexity(words),
+        byte_perplexity: perplexity(bytes),
+        bits_per_byte: -sum / bytes as f64 / 2f64.ln(),
+        tokens_computed: computed,
+        seconds: start.elapsed().as_secs_f64(),
+    }))
+}
+
+impl Report {
+    fn text(&self) -> String {
+        let method = match self.stride {
+            None => format!("rolling, window {}", self.window),
+            Some(stride) => format!("window {}, stride {stride}", self.window),
+        };
+        let line = |name: &str, x: f64, n: usize| format!("{x:>14.4}  per {name}, {n} of them\n");
+        [
+            line("token", self.token_perplexity, self.tokens),
+            line("word", self.word_perplexity, self.words),
+            line("byte", self.byte_perplexity, self.bytes),
+            format!("{:>14.4}  bits per byte\n", self.bits_per_byte),
+            format!("{:>14.4}  log-probability ({method})\n", self.sum_logprob),
+        ]
+        .concat()
+    }
+}
