@@ -37,6 +37,7 @@ mod error;
 pub mod eval;
 mod generate;
 pub mod hub;
+pub mod invariance;
 pub mod kv;
 pub mod lockstep;
 pub mod lora;

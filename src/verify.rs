@@ -1,6 +1,6 @@
 //! Does this engine compute what Hugging Face transformers computes? Compares with stored goldens.
 //!
-//! A goldens file (`golden.json`) holds, per prompt, the greedy tokens of HF in float32 with the five largest logits of each step,
+//! A goldens file (`golden.json`) holds, per prompt, the greedy tokens of HF with the five largest logits of each step,
 //! and texts with their tokens' log-probabilities. The comparison is teacher-forced: HF's own tokens are fed, so one early tie does
 //! not decide about everything after it.
 //!
@@ -22,9 +22,16 @@ use std::{fmt, fs, path::Path};
 #[derive(Deserialize)]
 struct Golden {
     model: String,
+    /// Of HF's computation.
+    #[serde(default = "float32")]
+    dtype: String,
     cases: Vec<Case>,
     #[serde(default)]
     scores: Vec<Score>,
+}
+
+fn float32() -> String {
+    "float32".into()
 }
 
 #[derive(Deserialize)]
@@ -69,6 +76,8 @@ pub struct Disagreement {
 pub struct Report {
     /// As the goldens name it.
     pub model: String,
+    /// Type that HF computed in.
+    pub reference: String,
     /// Where the engine ran.
     pub device: String,
     /// Steps compared.
@@ -132,7 +141,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} on {}, against HF transformers in float32", self.model, self.device)?;
+        writeln!(f, "{} on {}, against HF transformers in {}", self.model, self.device, self.reference)?;
         writeln!(f, "  steps            {}", self.steps)?;
         writeln!(f, "  logit error      mean {:.2e}, p99 {:.2e}", self.mean_error, self.p99_error)?;
         writeln!(f, "  regret           mean {:.2e}, max {:.2e}", self.mean_regret, self.max_regret)?;
@@ -204,6 +213,7 @@ pub fn verify(engine: &Engine, golden: &Path, progress: &mut dyn FnMut(usize, us
     errors.sort_by(f64::total_cmp);
     Ok(Report {
         model: g.model,
+        reference: g.dtype,
         device: engine.device().to_string(),
         steps: regrets.len(),
         mean_error: mean(&errors),
@@ -240,6 +250,8 @@ pub fn lockstep(files: ModelFiles, gpu: usize, prompt: usize, steps: usize) -> R
         let mut session = engine.session(needed)?;
         session.sync(&crate::bench::tokens(prompt, vocab, seed as u64))?;
         session.decode(&sampling, &[])?.take(steps).try_for_each(|token| token.map(drop))?;
+        let all = session.tokens().to_vec();
+        session.score(&all[..prompt], &[&all[prompt..]])?;
     }
     Ok(name)
 }

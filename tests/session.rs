@@ -255,3 +255,13 @@ fn continuations_are_scored_as_if_alone() {
         assert!(matches!(s.score(&[], &[[1]]), Err(Error::Input(_))));
     }
 }
+
+/// What `aoji verify --invariance` finds on a model of two layers: nothing depends on what it must not.
+#[test]
+fn bits_depend_on_the_division_of_the_prompt_at_most() {
+    for engine in engines() {
+        let report = aoji::invariance::invariance(&engine, 24).unwrap();
+        report.verdict().unwrap_or_else(|e| panic!("{e}\n{report}"));
+        assert!(report.findings.iter().all(|f| f.values >= 320 && (f.differing == 0) == f.equal), "{report}");
+    }
+}

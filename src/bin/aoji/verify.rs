@@ -2,19 +2,22 @@
 
 use crate::common::{self, ModelArgs};
 use aoji::{
-    Activations, Error, Result, hub,
+    Activations, Error, Result, hub, invariance,
     verify::{self, Limits},
 };
+use clap::ArgGroup;
 use serde::Serialize;
 use std::path::PathBuf;
 
 /// Arguments of `aoji verify`.
 #[derive(clap::Args)]
-#[command(after_help = "It ends with 3 when a number is outside its limit.")]
+#[command(group = ArgGroup::new("experiment").args(["lockstep", "invariance"]))]
+#[command(after_help = "It ends with 3 when a number is outside its limit, or when bits depend on what they must not.")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Goldens of Hugging Face transformers in float32 [default: golden.json in the model's directory]
+    /// Goldens of Hugging Face transformers, as scripts/make-goldens.py makes them [default: golden.json in the model's
+    /// directory]
     #[arg(long, value_name = "FILE")]
     golden: Option<PathBuf>,
     /// Run the model on the GPU and on the CPU side by side instead, and name the first op that computes something else
@@ -23,9 +26,13 @@ pub struct Args {
     /// With --lockstep: steps of decoding, greedy and then drawn
     #[arg(long, value_name = "N", default_value_t = 8, requires = "lockstep")]
     tokens: usize,
-    /// With --lockstep: tokens of the prompt, which are random
-    #[arg(long, value_name = "N", default_value_t = 20, requires = "lockstep")]
-    prompt: usize,
+    /// Test one by one on what the bits of the logits depend: on the division of a prompt, on what is cached, on what runs
+    /// beside it or ran before
+    #[arg(long, conflicts_with = "golden")]
+    invariance: bool,
+    /// With --lockstep or --invariance: tokens of the prompt, which are random [default: 20 or 100]
+    #[arg(long, value_name = "N", requires = "experiment")]
+    prompt: Option<usize>,
     /// With --lockstep: only the first N layers
     #[arg(long, value_name = "N", requires = "lockstep")]
     layers: Option<std::num::NonZeroUsize>,
@@ -48,6 +55,9 @@ struct Answer {
 pub fn run(args: Args) -> Result<()> {
     if args.lockstep {
         return lockstep(&args);
+    }
+    if args.invariance {
+        return invariance(&args);
     }
     let golden = match args.golden {
         Some(path) => path,
@@ -74,6 +84,21 @@ pub fn run(args: Args) -> Result<()> {
     failure.map_or(Ok(()), |what| Err(Error::Disagree(what)))
 }
 
+/// Runs the experiments, prints, and fails when something that must hold does not.
+fn invariance(args: &Args) -> Result<()> {
+    let report = invariance::invariance(&args.model.open()?, args.prompt.unwrap_or(100))?;
+    let failure = report.verdict().err();
+    if args.json {
+        common::print_json(&serde_json::json!({
+            "passed": failure.is_none(), "failure": failure, "model": args.model.model, "device": report.device,
+            "prompt": report.prompt, "findings": report.findings,
+        }))?;
+    } else {
+        common::print(&format!("{report}\n"))?;
+    }
+    failure.map_or(Ok(()), |what| Err(Error::Disagree(what)))
+}
+
 #[cfg(not(feature = "cuda"))]
 fn lockstep(_: &Args) -> Result<()> {
     Err(Error::NoGpu("this binary was built without the feature `cuda`".into()))
@@ -93,22 +118,23 @@ fn lockstep(args: &Args) -> Result<()> {
             return Err(Error::Input("lockstep needs a GPU beside the CPU: leave out --device cpu".into()));
         }
     };
-    let said = verify::lockstep(files, gpu, args.prompt, args.tokens);
+    let prompt = args.prompt.unwrap_or(20);
+    let said = verify::lockstep(files, gpu, prompt, args.tokens);
     let failure = match &said {
         Ok(_) => None,
         Err(Error::Disagree(what)) => Some(what),
         Err(_) => return said.map(drop),
     };
     if args.json {
-        let (prompt, steps) = (args.prompt, args.tokens);
+        let steps = args.tokens;
         common::print_json(&serde_json::json!({
             "passed": failure.is_none(), "failure": failure, "device": said.as_ref().ok(), "model": args.model.model,
             "layers": layers, "prompt_tokens": prompt, "steps": steps,
         }))?;
     } else if let Ok(device) = &said {
         common::print(&format!(
-            "{} on {device} beside the CPU, {layers} layers: a prompt of {} tokens and twice {} steps agree, op by op\n",
-            args.model.model, args.prompt, args.tokens
+            "{} on {device} beside the CPU, {layers} layers: a prompt of {prompt} tokens and twice {} steps agree, op by op\n",
+            args.model.model, args.tokens
         ))?;
     }
     said.map(drop)

@@ -4,6 +4,8 @@
 //! runs on the emulated device.
 #![cfg(feature = "cli")]
 
+mod eval;
+
 use serde_json::Value;
 use std::{
     fs,
@@ -462,7 +464,7 @@ fn ctrl_c_keeps_what_was_generated() {
 
 #[test]
 fn help_and_completions_know_every_command_and_flag() {
-    let model = ["--model", "--device", "--dtype", "--context", "AOJI_MODEL"];
+    let model = ["--model", "--device", "--dtype", "--lora", "--context", "AOJI_MODEL"];
     let sampling = [
         "--max-tokens",
         "--temperature",
@@ -489,7 +491,10 @@ fn help_and_completions_know_every_command_and_flag() {
         ("doctor", vec!["--json"]),
         ("synth", vec!["--like", "--seed", "--dtype", "--shard-size"]),
         ("bench", vec!["--kernels", "--json"]),
-        ("verify", vec!["--golden", "--json"]),
+        ("verify", vec!["--golden", "--invariance", "--json"]),
+        ("eval", [&model[..], &["--data", "--shots", "--save-samples", "--beside", "--svg", "--json"]].concat()),
+        ("ppl", [&model[..], &["--window", "--stride", "--json"]].concat()),
+        ("merge-lora", vec!["--lora"]),
         ("completions", vec!["bash"]),
     ];
     let top = aoji(&["--help"]).ok();
