@@ -1,7 +1,18 @@
 //! How likely a model finds given text: log-probabilities of continuations, with the rules of lm-evaluation-harness for where a
 //! continuation begins, and the windows in which a text longer than the context is scored.
 //!
-//! [`crate::Session::score`] computes them.
+//! ```
+//! use aoji::{Device, Engine, Options, score::{Request, first_token}};
+//!
+//! # fn main() -> aoji::Result<()> {
+//! let engine = Engine::open("demo", &Options { device: Device::Cpu, ..Options::default() })?;
+//! let first = first_token(&engine)?;
+//! let r = Request::encode(engine.tokenizer()?, "피보나치 수열은", &[" 수를 더한", " 하늘이"], true, first)?;
+//! let scores = engine.score(&r.context, &r.continuations)?;
+//! assert!(scores.continuations[0].sum() > scores.continuations[1].sum());
+//! # Ok(())
+//! # }
+//! ```
 
 use crate::{
     error::{Error, Result},

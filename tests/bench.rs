@@ -278,10 +278,10 @@ fn gpu_check_runs_dry() {
         let step = steps.iter().find(|s| s["step"] == name).unwrap_or_else(|| panic!("no step {name}: {text}"));
         step["state"].as_str().unwrap().to_string()
     };
-    for name in ["doctor", "kernels", "synth 1B", "lockstep", "synth 8B", "bench"] {
+    for name in ["doctor", "kernels", "synth 1B", "lockstep", "synth 8B", "bench", "invariance"] {
         assert_eq!(state(name), "passed", "{name}: {text}");
     }
-    for name in ["kernel tests", "memcheck", "racecheck", "peers"] {
+    for name in ["kernel tests", "memcheck", "racecheck", "peers", "evaluation"] {
         assert_eq!(state(name), "skipped", "{name}: {text}");
     }
     assert_ne!(state("Hugging Face"), "failed", "{text}");

@@ -58,7 +58,7 @@ def speeds(directory):
 
 
 def report(directory):
-    steps = [dict(s, part=p) for p in (1, 2, 3) for s in read(directory / f"steps-{p}.json", [])]
+    steps = [dict(s, part=p) for p in (1, 2, 3, 4) for s in read(directory / f"steps-{p}.json", [])]
     doctor = read(directory / "doctor.json", {})
     old = read(directory / "check.json", {})
     emulated = any(g["name"] == "CUDA emulator" for g in doctor.get("gpus", []))
@@ -81,6 +81,14 @@ def report(directory):
             if who in hf:
                 r = hf[who]
                 lines.append(f"| {who} | {r['mean_error']:.4f} | {r['p99_error']:.4f} | {r['other_top']} of {r['places']} |")
+    evaluation, hf = read(directory / "eval.json"), read(directory / "hf_eval.json")
+    if evaluation:
+        e, share = evaluation, evaluation["tokens_computed"] / evaluation["tokens_asked"]
+        lines += ["", f"KoBEST, {e['shots']} shots: {e['requests']} requests in {e['seconds']:.1f} s, {share:.1%} of "
+                      f"{e['tokens_asked']} tokens computed, {e['requests_per_second']:.1f} requests/s"]
+        if hf:
+            lines[-1] += (f"; the harness's loop on transformers: {hf['requests_per_second']:.1f} requests/s "
+                          f"({hf['requests']} requests)")
     rows = speeds(directory)
     if rows:
         lines += ["", "| | ms p50 | ms p99 | |", "|---|---|---|---|"] + [f"| {' | '.join(row)} |" for row in rows]

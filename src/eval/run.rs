@@ -72,12 +72,14 @@ pub fn run(
     let requests: Vec<Vec<Request>> = documents.par_iter().map(encode).collect::<Result<_>>()?;
     let positions = requests.iter().flatten().map(Request::positions).max();
     let mut session = engine.session(positions.unwrap_or(1))?;
-    let place = |i: usize| documents.iter().position(|d| d.task == documents[i].task);
-    let mut order: Vec<(Option<usize>, usize)> = (0..documents.len()).map(|i| (place(i), i)).collect();
-    order.sort_by(|&(a, i), &(b, j)| (a, &requests[i][0].context).cmp(&(b, &requests[j][0].context)));
+    let mut tasks: Vec<Task> = documents.iter().map(|d| d.task).collect();
+    tasks.dedup();
+    let key = |&i: &usize| (tasks.iter().position(|t| *t == documents[i].task), &requests[i][0].context);
+    let mut order: Vec<usize> = (0..documents.len()).collect();
+    order.sort_by(|a, b| key(a).cmp(&key(b)));
     let asked = |i: usize| requests[i].iter().map(Request::tokens).sum::<usize>();
     let mut progress = Progress { done: 0, total: (0..documents.len()).map(asked).sum() };
-    for (_, i) in order {
+    for i in order {
         let d = &documents[i];
         let (mut choices, mut computed) = (Vec::new(), 0);
         for r in &requests[i] {

@@ -211,43 +211,6 @@ fn sampling_flags_do_what_they_say() {
 }
 
 #[test]
-fn scores_agree_with_what_is_generated() {
-    let (question, _) = short(20);
-    let answer = generate(&[&question, "--json", "--max-tokens", "6"]).json();
-    let (prompt, made) = (ids(&answer["prompt_tokens"]), ids(&answer["token_ids"]));
-    let all = [prompt.clone(), made.clone()].concat();
-    let score = aoji(&["score", "--device", "cpu", "--tokens", &join(&all), "--top", "3", "--json"]).json();
-    assert_eq!(ids(&score["tokens"]), all);
-    let logprobs: Vec<Option<f64>> = score["logprobs"].as_array().unwrap().iter().map(Value::as_f64).collect();
-    assert!(logprobs[0].is_none() && logprobs[1..].iter().all(|x| x.is_some_and(|x| x <= 0.0)), "{logprobs:?}");
-    let sum: f64 = logprobs.iter().flatten().sum();
-    assert!((score["sum_logprob"].as_f64().unwrap() - sum).abs() < 1e-9);
-    let top = score["top"].as_array().unwrap();
-    assert_eq!((top.len(), top[0].as_array().unwrap().len()), (all.len(), 0));
-    for (i, id) in made.iter().enumerate() {
-        let place = prompt.len() + i;
-        let best = top[place].as_array().unwrap();
-        assert_eq!(best.len(), 3);
-        // Greedy took the most likely token, and both entries speak of it.
-        assert_eq!((best[0][0].as_u64(), best[0][1].as_f64()), (Some(*id), logprobs[place]), "place {place}");
-        assert!(best[0][1].as_f64() >= best[1][1].as_f64() && best[1][1].as_f64() >= best[2][1].as_f64());
-    }
-}
-
-#[test]
-fn a_text_is_scored_with_and_without_bos() {
-    let score = |args: &[&str]| aoji(&[&["score", "--device", "cpu", "하늘은 파란색"], args].concat());
-    let (with, without) = (score(&["--json"]).json(), score(&["--json", "--no-special"]).json());
-    assert_eq!(ids(&with["tokens"])[0], 2046);
-    assert_eq!(ids(&with["tokens"])[1..], ids(&without["tokens"]));
-    assert!(with.get("top").is_none());
-    let table = score(&["--top", "1"]).ok();
-    let sum =
-        format!("{:.4}  sum over {} tokens", with["sum_logprob"].as_f64().unwrap(), ids(&without["tokens"]).len());
-    assert!(table.contains(&sum), "no {sum:?} in: {table}");
-}
-
-#[test]
 fn text_becomes_ids_and_text_again() {
     let text = "안녕하세요, aoji!\n둘째 줄 🫠";
     let run = |args: &[&str]| aoji(&[&["tokenize", "demo"], args].concat());
