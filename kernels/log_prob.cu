@@ -1,9 +1,10 @@
 // log_prob: out[r,j] = logits[r,t] - max_i(logits[r,i]) - ln(sum_i(exp(logits[r,i] - max))), t = target[r,j];
 //           greedy[r,j] = 1 if t is the lowest id of the largest logit, else 0
 // shapes:   out [rows, targets] f32; greedy, target [rows, targets] u32; logits [rows, vocab] f32.
-// rounding: f32. A thread adds vocab / LOG_PROB_THREADS terms of at most 1, then a tree: the logarithm is off by some 1e-7.
-// mapping:  one block per row, LOG_PROB_THREADS threads that stride over it twice, 4 logits (16 bytes) a thread; so a row's
-//           bits do not depend on the rows beside it.
+// rounding: f32. A thread adds vocab / LOG_PROB_THREADS terms of at most 1, then a tree: the logarithm is off by some
+//           1e-7.
+// mapping:  one block per row, LOG_PROB_THREADS threads that stride over it twice, 4 logits (16 bytes) a thread; so a
+//           row's bits do not depend on the rows beside it.
 // traffic:  reads 4*rows*vocab bytes (the second pass comes from the L2 cache), 8 more per target. = LogProb::cost
 // requires: targets <= LOG_PROB_THREADS; each target is below vocab       (LogProb::launch in src/ops/log_prob.rs)
 // source:   ours. Not yet measured.

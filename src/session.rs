@@ -42,6 +42,11 @@ impl Session {
         self.max_tokens
     }
 
+    /// How many tokens the timeline and `tokens` begin with in common.
+    fn common(&self, tokens: &[u32]) -> usize {
+        self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count()
+    }
+
     fn check_ids(&self, tokens: &[u32]) -> Result<()> {
         let vocab = self.engine.config().vocab;
         match tokens.iter().find(|t| **t as usize >= vocab) {
@@ -73,7 +78,7 @@ impl Session {
     /// returning `false`; the second value says whether it ran to the end.
     pub fn sync_with(&mut self, tokens: &[u32], go_on: &mut dyn FnMut(usize, usize) -> bool) -> Result<(usize, bool)> {
         self.check(tokens)?;
-        let same = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        let same = self.common(tokens);
         if same == tokens.len() && same == self.tokens.len() && self.has_logits {
             return Ok((same, true));
         }
@@ -158,8 +163,8 @@ impl Session {
             let mut tokens: Vec<u32> = trie.tokens(&chain);
             let start = match trie.depth(chain[0]) {
                 0 => {
-                    let same = self.tokens.iter().zip(prefix).take_while(|(a, b)| a == b).count();
-                    let start = same.min(self.computed).min(prefix.len() - 1); // the last token's logits are wanted
+                    // the last token's logits are wanted
+                    let start = self.common(prefix).min(self.computed).min(prefix.len() - 1);
                     tokens.splice(..0, prefix[start..].iter().copied());
                     start
                 }
