@@ -46,6 +46,21 @@ impl Dtype {
         }
     }
 
+    /// Rounds `values` into `out`, elements in little-endian order.
+    pub fn round(self, values: &[f32], out: &mut [u8]) {
+        match self {
+            Dtype::Bf16 => {
+                let rounded = values.iter().map(|x| bf16::from_f32(*x).to_le_bytes());
+                out.chunks_exact_mut(2).zip(rounded).for_each(|(o, b)| o.copy_from_slice(&b));
+            }
+            Dtype::F16 => {
+                let rounded = values.iter().map(|x| f16::from_f32(*x).to_le_bytes());
+                out.chunks_exact_mut(2).zip(rounded).for_each(|(o, b)| o.copy_from_slice(&b));
+            }
+            Dtype::F32 => out.chunks_exact_mut(4).zip(values).for_each(|(o, x)| o.copy_from_slice(&x.to_le_bytes())),
+        }
+    }
+
     /// The name in `config.json` (`torch_dtype`).
     pub fn hf_name(self) -> &'static str {
         match self {

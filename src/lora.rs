@@ -11,7 +11,6 @@ use crate::{
     synth,
     weights::{Entry, Tensor, Weights, read_header},
 };
-use half::{bf16, f16};
 use rayon::prelude::*;
 use serde::Deserialize;
 use serde_json::Value;
@@ -210,29 +209,30 @@ impl Lora {
         let pair = |((name, a), b): ((String, Vec<f32>), Vec<f32>)| (name, Pair { scale, rank: adapter.r, a, b });
         Ok(Lora { pairs: a.into_iter().zip(b.into_values()).map(pair).collect() })
     }
+}
 
-    /// Adds what the adapter has for `tensor` to its `values`.
-    fn add(&self, tensor: &Tensor, values: &mut [f32]) {
-        let Some(p) = self.pairs.get(tensor.name()) else { return };
-        let cols = tensor.cols();
-        values.par_chunks_exact_mut(cols).zip(p.b.par_chunks_exact(p.rank)).for_each(|(w, b)| {
+/// Elements of `tensor` with `adapters` added in f32 and rounded once to `dtype`, in little-endian order; `None` when they leave
+/// it alone.
+pub fn merged(adapters: &[Lora], tensor: &Tensor, dtype: Dtype) -> Option<Vec<u8>> {
+    let pairs: Vec<&Pair> = adapters.iter().filter_map(|l| l.pairs.get(tensor.name())).collect();
+    if pairs.is_empty() {
+        return None;
+    }
+    let (cols, from) = (tensor.cols(), tensor.dtype());
+    let mut bytes = vec![0; tensor.rows() * cols * dtype.bytes()];
+    let rows = bytes.par_chunks_exact_mut(cols * dtype.bytes());
+    rows.zip(tensor.bytes().par_chunks_exact(cols * from.bytes())).enumerate().for_each(|(i, (out, row))| {
+        let mut w = from.to_f32(row);
+        for p in &pairs {
             let mut delta = vec![0f32; cols];
-            for (b, a) in b.iter().zip(p.a.chunks_exact(cols)) {
+            for (b, a) in p.b[i * p.rank..].iter().zip(p.a.chunks_exact(cols)) {
                 delta.iter_mut().zip(a).for_each(|(d, a)| *d += b * a);
             }
             w.iter_mut().zip(delta).for_each(|(w, d)| *w += p.scale * d);
-        });
-    }
-}
-
-/// `tensor` with `adapters` added, in f32; `None` when they leave it alone.
-pub fn merged(adapters: &[Lora], tensor: &Tensor) -> Option<Vec<f32>> {
-    if !adapters.iter().any(|l| l.pairs.contains_key(tensor.name())) {
-        return None;
-    }
-    let mut values = tensor.to_f32();
-    adapters.iter().for_each(|l| l.add(tensor, &mut values));
-    Some(values)
+        }
+        dtype.round(&w, out);
+    });
+    Some(bytes)
 }
 
 /// Writes the model with its adapters added to the directory `out`, which must be absent or empty: the files of the base model,
@@ -255,9 +255,8 @@ pub fn merge_checkpoint(files: &ModelFiles, out: &Path, progress: &mut dyn FnMut
             fs::copy(from, &to).map_err(Error::io(from))?;
             opened.insert(from, OpenOptions::new().write(true).open(&to).map_err(Error::io(&to))?);
         }
-        let Some(values) = merged(&files.lora, t) else { continue };
+        let Some(bytes) = merged(&files.lora, t, t.dtype()) else { continue };
         let file = opened.get_mut(from).expect("opened above");
-        let bytes = rounded(&values, t.dtype());
         let written = file.seek(SeekFrom::Start(t.offset() as u64)).and_then(|_| file.write_all(&bytes));
         written.map_err(Error::io(&to))?;
     }
@@ -269,14 +268,6 @@ pub fn merge_checkpoint(files: &ModelFiles, out: &Path, progress: &mut dyn FnMut
     let config = dir.join("config.json"); // last: an interrupted run leaves nothing that looks like a model
     fs::copy(&config, place(&config)).map_err(Error::io(&config))?;
     Ok(())
-}
-
-fn rounded(values: &[f32], dtype: Dtype) -> Vec<u8> {
-    match dtype {
-        Dtype::Bf16 => values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
-        Dtype::F16 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
-        Dtype::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-    }
 }
 
 #[derive(PartialEq)]

@@ -2,7 +2,7 @@
 
 use crate::{
     backend::{Backend, Out},
-    config::Config,
+    config::{Config, Dtype},
     error::Result,
     kv::Kv,
     lora::{self, Lora},
@@ -57,7 +57,11 @@ impl<B: Backend> Model<B> {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self> {
         let load = |parts: &[&Tensor]| {
-            let adapted = |t: &&Tensor| lora::merged(lora, t).map_or_else(|| (*t).clone(), |v| t.with_values(&v));
+            let dtype = if size_of::<B::Act>() == 4 { Dtype::F32 } else { Dtype::Bf16 };
+            let adapted = |t: &&Tensor| match lora::merged(lora, t, dtype) {
+                Some(bytes) => t.with_bytes(dtype, bytes),
+                None => (*t).clone(),
+            };
             let w = b.weight(&parts.iter().map(adapted).collect::<Vec<Tensor>>())?;
             progress(parts.iter().map(|t| t.bytes().len() as u64).sum());
             Ok(w)

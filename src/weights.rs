@@ -105,13 +105,12 @@ impl Tensor {
         self.dtype.to_f32(self.bytes())
     }
 
-    /// The same tensor with other values, in f32 and in memory of its own.
-    pub(crate) fn with_values(&self, values: &[f32]) -> Tensor {
-        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+    /// The same tensor with other elements, in memory of its own.
+    pub(crate) fn with_bytes(&self, dtype: Dtype, bytes: Vec<u8>) -> Tensor {
         let range = 0..bytes.len();
         let shard =
             Arc::new(Shard { path: self.shard.path.clone(), index: self.shard.index, data: Data::Owned(bytes) });
-        Tensor { shard, dtype: Dtype::F32, range, ..self.clone() }
+        Tensor { shard, dtype, range, ..self.clone() }
     }
 
     /// Number of its file among the checkpoint's files, in the order of their names.

@@ -81,9 +81,14 @@ fn a_benchmark_goes_on_where_it_was_ended() {
 
     let other = ["--shots", "0", "--save-samples", file.to_str().unwrap()];
     eval(dir.path(), &other).fails(1, &["samples.jsonl", "shots is 1, this run's 0", "choose another file"]);
+    let note = dir.path().join("note.txt");
+    fs::write(&note, "a line without an end").unwrap();
+    eval(dir.path(), &["--shots", "0", "--save-samples", note.to_str().unwrap()])
+        .fails(1, &["note.txt: is no file of"]);
+    assert_eq!(fs::read_to_string(&note).unwrap(), "a line without an end");
     write_data(dir.path(), 4);
-    let train = dir.path().join("copa.test.jsonl");
-    fs::write(&train, fs::read_to_string(&train).unwrap().replace("잔을", "컵을")).unwrap();
+    let test = dir.path().join("copa.test.jsonl");
+    fs::write(&test, fs::read_to_string(&test).unwrap().replace("잔을", "컵을")).unwrap();
     eval(dir.path(), &save).fails(1, &["samples.jsonl: line", "of kobest_copa is another than in --data"]);
 }
 

@@ -56,6 +56,9 @@ impl Samples {
         };
         // a line without its end was being written when the run was ended
         let whole = text.rfind('\n').map_or(0, |i| i + 1);
+        if whole == 0 && !text.is_empty() {
+            return Err(Error::File { path: path.into(), what: "is no file of samples; choose another".into() });
+        }
         let mut lines = text[..whole].lines();
         let first = lines.next();
         if let Some(first) = first {
