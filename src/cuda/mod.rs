@@ -10,20 +10,22 @@ mod device;
 mod graph;
 pub mod kernels;
 mod launch;
+mod outbox;
 
 pub use blas::{GemmBy, MANY_ROWS, cublas_version};
 pub use buffer::{Buffer, Weight};
 pub use device::{Info, devices};
-pub use graph::Graphs;
+pub use graph::{Edges, Graphs};
 pub use launch::Arg;
+pub use outbox::Outbox;
 
 use crate::error::{Error, Result};
-use cudarc::driver::{CudaContext, CudaModule, CudaStream, DriverError, PinnedHostSlice, result, sys};
+use cudarc::driver::{CudaContext, CudaModule, CudaStream, DriverError, result, sys};
 use cudarc::nvrtc::Ptx;
 use std::{
     collections::{HashMap, hash_map::Entry},
     ffi::c_void,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, OnceLock},
 };
 
 /// CUDA version that the kernels need of the driver, as the driver counts: 13.0 is 13000.
@@ -39,8 +41,9 @@ pub struct Cuda {
     kernels: HashMap<String, launch::Kernel>,
     _modules: Vec<Arc<CudaModule>>,
     info: Info,
-    /// Page-locked words for values on their way to the host.
-    slots: Mutex<Vec<PinnedHostSlice<u32>>>,
+    /// Kernels of a step may start before the one before them is done: programmatic dependent launch, which GPUs have from
+    /// Hopper on. `AOJI_PDL=0` switches it off, to measure what it is worth.
+    pdl: bool,
     /// `AOJI_SYNC=1`: wait for each launch.
     sync: bool,
 }
@@ -115,17 +118,8 @@ impl Cuda {
             modules.push(module);
         }
         let sync = std::env::var_os("AOJI_SYNC").is_some_and(|v| v == "1");
-        Ok(Cuda {
-            blas: OnceLock::new(),
-            gemm_by,
-            context,
-            stream,
-            kernels,
-            _modules: modules,
-            info,
-            slots: Mutex::default(),
-            sync,
-        })
+        let pdl = info.capability.0 >= 9 && std::env::var_os("AOJI_PDL").is_none_or(|v| v != "0");
+        Ok(Cuda { blas: OnceLock::new(), gemm_by, context, stream, kernels, _modules: modules, info, pdl, sync })
     }
 
     /// What the driver says of the GPU.
