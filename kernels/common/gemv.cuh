@@ -9,6 +9,7 @@
 //           blocks of the next kernel, whose weights are then on their way.
 // overlap:  `Product::begin` asks for the first 32 KB of weights, which depend on nothing, and comes before
 //           grid_dependency_wait; x, its norm and the epilogue's inputs come after it.
+// traffic:  x and gain come through L1, which the blocks of an SM share: from L2 they would be a sixteenth each of what w is.
 // mma:      w is the 16-row operand and x, filled up with copies of its last row, the 8-column one: the cost is that
 //           of one row whatever rows is, and a row's bits depend on nothing but that row.
 // norm:     with NORM the product is of x * gain, rounded to bf16, and each lane adds up the squares of the x that it
@@ -64,12 +65,12 @@ template <bool NORM> struct Product {
   DEV void load_x(const bf16* x, const bf16* gain) {
     int r = lane() >> 3, chunk = lane() & 7;
     bf16* to = at(next) + GEMV_TILE * STAGE;
-    if (r < rows + NORM) cp_async16(to + tile_at<STAGE>(r, chunk), from, left > 0);
+    if (r < rows + NORM) cp_async16_l1(to + tile_at<STAGE>(r, chunk), from, left > 0);
     if (rows + NORM <= 4) return;  // four rows an instruction
 #pragma unroll 1
     for (r += 4; r < rows + NORM; r += 4) {
       const bf16* row = NORM && r == rows ? gain : x + (int64_t)r * k;
-      cp_async16(to + tile_at<STAGE>(r, chunk), row + (k - left), left > 0);
+      cp_async16_l1(to + tile_at<STAGE>(r, chunk), row + (k - left), left > 0);
     }
   }
 
