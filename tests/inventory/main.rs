@@ -1,9 +1,17 @@
 //! What must fit together fits: kernel sources, ops, loaded kernels, and what ptxas said of them.
 
+mod sass;
+
 use aoji::{
     Result,
-    cuda::{Cuda, kernels::MODULES},
+    cuda::{
+        Cuda,
+        kernels::{IMAGES, MODULES},
+        lab::LAB,
+        occupancy::occupancy,
+    },
     ops::{self, Op, Visitor},
+    tiles,
 };
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -38,7 +46,7 @@ fn each_op_has_its_kernel_and_its_cases() {
 
 #[test]
 fn the_readme_lists_each_kernel() {
-    let readme = include_str!("../README.md");
+    let readme = include_str!("../../README.md");
     let table =
         readme.split_once("\n## Kernels\n").and_then(|(_, s)| s.split("\n## ").next()).expect("a section Kernels");
     let rows = table.lines().filter_map(|l| l.strip_prefix("| `")?.split('`').next());
@@ -73,6 +81,45 @@ fn each_kernel_is_loaded_under_its_stem() {
         }
     }
     assert_eq!(loaded, BTreeSet::new(), "loaded, of no module");
+}
+
+/// Each file of the lab is in the binary; that its kernels are right is for `tests/ops.rs`.
+#[test]
+fn each_variant_is_in_the_binary() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/lab");
+    let files = fs::read_dir(dir).into_iter().flatten().map(|f| f.unwrap().file_name().into_string().unwrap());
+    let files: BTreeSet<String> = files.filter(|f| f.ends_with(".cu")).collect();
+    assert_eq!(files, LAB.iter().map(|v| format!("{}_{}.cu", v.op, v.name)).collect());
+}
+
+/// The page's worked example is the file of the lab, to the letter.
+#[test]
+fn the_page_of_the_lab_shows_its_example() {
+    let page = include_str!("../../docs/kernel-lab.md");
+    let shown = page.split_once("\n```cuda\n").and_then(|(_, rest)| rest.split("```").next()).expect("a block of CUDA");
+    assert_eq!(shown, include_str!("../../kernels/lab/rms_norm_onepass.cu"));
+}
+
+/// The decode chain: kernels, their threads, their dynamic shared memory, and the blocks of them that a multiprocessor of an
+/// H100 or H200 must hold at once.
+const CO_RESIDENT: [(&str, u32, u32, u32); 2] =
+    [("gemv_", tiles::GEMV_WARPS * 32, 0, 4), ("attn_decode_", tiles::ATTN_THREADS, 0, 3)];
+
+#[test]
+fn blocks_of_the_decode_chain_fit_together() {
+    let arch = "sm_90a";
+    if !IMAGES.split(',').any(|i| arch.ends_with(i)) {
+        return println!("skipped: no code for {arch} in this binary");
+    }
+    for (prefix, threads, dynamic, blocks) in CO_RESIDENT {
+        let usage = MODULES.iter().flat_map(|m| m.usage());
+        let kernels: Vec<_> = usage.filter(|u| u.kernel.starts_with(prefix) && u.arch == arch).collect();
+        assert!(!kernels.is_empty(), "no kernel {prefix}*");
+        for u in kernels {
+            let fits = occupancy((9, 0), threads, u.registers, u.shared + dynamic).expect("a known capability");
+            assert!(fits.blocks_per_sm >= blocks, "{blocks} blocks of {u:?} with {threads} threads: {fits:?}");
+        }
+    }
 }
 
 /// A spill is traffic to memory that no cost counts; a stack is an array that was meant to be in registers.
