@@ -174,7 +174,7 @@ fn find_nvcc() -> Result<Nvcc, String> {
     }
     message.push_str(
         "  looked in: $NVCC, $CUDA_HOME, $CUDA_PATH, $VIRTUAL_ENV, ./.venv, $PATH, /usr/local/cuda, /opt/cuda, python3's packages
-  fix (no root, seconds, 270 MB on disk):
+  fix (no root, seconds, 280 MB on disk):
     python3 -m venv .venv && .venv/bin/pip install -r requirements-cuda.txt
   or name one:      NVCC=/path/to/nvcc cargo build --release
   or without a GPU: cargo build --release --no-default-features --features cli",

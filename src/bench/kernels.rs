@@ -30,7 +30,7 @@ pub struct KernelOptions {
     pub repeat: usize,
     /// Only one set of buffers and no warm-up: for tools that slow every launch down.
     pub once: bool,
-    /// Variants of the lab to compare with the shipped kernels.
+    /// Variants of the lab to compare with the shipped kernels; without `stem`, only their ops run.
     pub variants: Vec<&'static Variant>,
 }
 
@@ -220,11 +220,13 @@ pub fn kernels(cuda: &Cuda, options: &KernelOptions, each: &mut dyn FnMut(Kernel
     impl Visitor for All<'_> {
         fn op<O: Op>(&mut self) -> Result<()> {
             self.stems.push(O::STEM);
-            if self.options.stem.as_ref().is_some_and(|s| s != O::STEM) {
+            let variants = &self.options.variants;
+            let of_variant = variants.is_empty() || variants.iter().any(|v| v.op == O::STEM);
+            if !self.options.stem.as_ref().map_or(of_variant, |s| s == O::STEM) {
                 return Ok(());
             }
             self.found = true;
-            let mut labs = lab::open(self.cuda, O::STEM, &self.options.variants)?;
+            let mut labs = lab::open(self.cuda, O::STEM, variants)?;
             let small = self.options.small || self.cuda.info().is_emulated();
             for op in O::cases().into_iter().filter(|c| !small || c.is_small()) {
                 let (mut bench, result) = shipped(self.cuda, &op, self.options);

@@ -97,7 +97,7 @@ fn in_turn<O: Op>(variant: &mut Bench<O>, shipped: &mut Bench<O>, options: &Kern
         variant.times(1, true)?; // the shipped kernel has been timed already
     }
     let pair = |i: usize| -> Result<(f64, f64)> {
-        if i % 2 == 0 {
+        if i.is_multiple_of(2) {
             let this = variant.time()?;
             return Ok((this, shipped.time()?));
         }

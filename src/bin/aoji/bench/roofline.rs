@@ -20,7 +20,6 @@ pub struct Point<'a> {
 const LEFT: f64 = 70.0;
 const TOP: f64 = 70.0;
 const WIDTH: f64 = 700.0;
-const HEIGHT: f64 = 520.0;
 const LEGEND: f64 = LEFT + WIDTH + 40.0;
 const LINE: f64 = 14.0;
 
@@ -54,6 +53,11 @@ impl Axis {
     }
 }
 
+/// Of the plot, so that many points have room and the legend is not longer.
+fn height(points: usize) -> f64 {
+    (LINE * points as f64).max(480.0)
+}
+
 /// The picture. Cases without arithmetic have no place on logarithmic axes and are only listed.
 pub fn svg(header: &str, peak: Option<&Peak>, points: &[Point]) -> String {
     let shown = || points.iter().filter(|p| p.intensity > 0.0 && p.tflops > 0.0);
@@ -63,41 +67,41 @@ pub fn svg(header: &str, peak: Option<&Peak>, points: &[Point]) -> String {
     let x_axis = Axis::over(shown().map(|p| p.intensity).chain(ridge));
     let (least, most) = (10f64.powi(x_axis.low), 10f64.powi(x_axis.high));
     let y_axis = Axis::over(shown().map(|p| p.tflops).chain(compute).chain(memory.map(|m| m * least)));
+    let height = height(points.len());
     let x = |v: f64| LEFT + WIDTH * x_axis.share(v);
-    let y = |v: f64| TOP + HEIGHT * (1.0 - y_axis.share(v));
+    let y = |v: f64| TOP + height * (1.0 - y_axis.share(v));
 
     let longest = points.iter().map(|p| p.label.chars().count()).max().unwrap_or(0);
-    let bottom = (TOP + HEIGHT + 60.0).max(TOP + LINE * (points.len() + 2) as f64);
-    let mut svg = Svg::new(LEGEND + 30.0 + 6.5 * longest as f64, bottom);
+    let mut svg = Svg::new(LEGEND + 40.0 + 6.5 * longest as f64, TOP + height + 60.0);
     for (i, line) in header.lines().filter(|l| !l.is_empty()).enumerate() {
         svg.text(LEFT, 22.0 + 18.0 * i as f64, Anchor::Start, 13.0, line);
     }
     for v in x_axis.decades() {
-        svg.line(&[(x(v), TOP), (x(v), TOP + HEIGHT)], FAINT, 1.0);
-        svg.text(x(v), TOP + HEIGHT + 18.0, Anchor::Middle, 12.0, &v.to_string());
+        svg.line(&[(x(v), TOP), (x(v), TOP + height)], FAINT, 1.0);
+        svg.text(x(v), TOP + height + 18.0, Anchor::Middle, 12.0, &v.to_string());
     }
     for v in y_axis.decades() {
         svg.line(&[(LEFT, y(v)), (LEFT + WIDTH, y(v))], FAINT, 1.0);
         svg.text(LEFT - 8.0, y(v) + 4.0, Anchor::End, 12.0, &v.to_string());
     }
-    svg.text(LEFT + WIDTH / 2.0, TOP + HEIGHT + 40.0, Anchor::Middle, 13.0, "flop per byte");
+    svg.text(LEFT + WIDTH / 2.0, TOP + height + 40.0, Anchor::Middle, 13.0, "flop per byte");
     svg.text(LEFT - 60.0, TOP - 10.0, Anchor::Start, 13.0, "TFLOP/s");
     if let Some(m) = memory {
         // to the ridge, to the plot's right or to its top, whichever is first
         let end = ridge.unwrap_or(most).min(10f64.powi(y_axis.high) / m).min(most);
         svg.line(&[(x(least), y(m * least)), (x(end), y(m * end))], INK, 2.0);
-        svg.text(x(least) + 8.0, y(m * least) - 14.0, Anchor::Start, 12.0, &format!("copy {:.0} GB/s", m * 1e3));
+        svg.text(x(least) + 12.0, y(m * least) + 4.0, Anchor::Start, 12.0, &format!("copy {:.0} GB/s", m * 1e3));
     }
     if let Some((c, r)) = compute.zip(ridge) {
         svg.line(&[(x(r), y(c)), (x(most), y(c))], INK, 2.0);
-        svg.text(LEFT + WIDTH, y(c) - 8.0, Anchor::End, 12.0, &format!("matrix product {c:.0} TFLOP/s"));
+        svg.text(x(r) + 6.0, y(c) - 8.0, Anchor::Start, 12.0, &format!("matrix product {c:.0} TFLOP/s"));
     }
 
     let mut groups: Vec<&str> = points.iter().map(|p| p.group).collect();
     groups.dedup();
     let color = |p: &Point| PALETTE[groups.iter().position(|g| *g == p.group).unwrap_or(0) % PALETTE.len()];
     let places: Vec<_> = shown().map(|p| (x(p.intensity), y(p.tflops))).collect();
-    let mut labels = labels(&places).into_iter().zip(&places);
+    let mut labels = labels(&places, height).into_iter().zip(&places);
     for (i, p) in points.iter().enumerate() {
         let at = TOP + LINE * (i as f64 + 0.5);
         let on_plot = p.intensity > 0.0 && p.tflops > 0.0;
@@ -127,7 +131,7 @@ fn mark(svg: &mut Svg, x: f64, y: f64, color: &str, p: &Point) {
 
 /// Where the number of each point goes (the middle of its baseline): the nearest place around it that no other number and no
 /// point has.
-fn labels(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+fn labels(points: &[(f64, f64)], height: f64) -> Vec<(f64, f64)> {
     let mut placed: Vec<(f64, f64)> = Vec::new();
     for &(px, py) in points {
         let free = |&(x, y): &(f64, f64)| {
@@ -141,7 +145,7 @@ fn labels(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
                 (px + 13.0 * f64::from(ring) * cos, py + 3.0 + 13.0 * f64::from(ring) * sin)
             })
         });
-        let inside = |(x, y): &(f64, f64)| (LEFT..LEFT + WIDTH).contains(x) && (TOP..TOP + HEIGHT).contains(y);
+        let inside = |(x, y): &(f64, f64)| (LEFT..LEFT + WIDTH).contains(x) && (TOP..TOP + height).contains(y);
         placed.push(around.filter(inside).find(free).unwrap_or((px + 13.0, py + 3.0)));
     }
     placed
@@ -172,8 +176,9 @@ mod tests {
         let ends = numbers(slope, "<polyline");
         // axes: 1 to 1000 flop a byte, 1 to 1000 TFLOP/s
         let at = |v: f64, low: f64, decades: f64| (v / low).log10() / decades;
-        let (ridge_x, ridge_y) = (LEFT + WIDTH * at(200.0, 1.0, 3.0), TOP + HEIGHT * (1.0 - at(800.0, 1.0, 3.0)));
-        let start_y = TOP + HEIGHT * (1.0 - at(4.0, 1.0, 3.0));
+        let height = height(3);
+        let (ridge_x, ridge_y) = (LEFT + WIDTH * at(200.0, 1.0, 3.0), TOP + height * (1.0 - at(800.0, 1.0, 3.0)));
+        let start_y = TOP + height * (1.0 - at(4.0, 1.0, 3.0));
         for (got, expected) in ends.iter().zip([LEFT, start_y, ridge_x, ridge_y]) {
             assert!((got - expected).abs() < 0.01, "{ends:?}");
         }
@@ -186,7 +191,7 @@ mod tests {
     #[test]
     fn numbers_keep_apart() {
         let points: Vec<_> = (0..30).map(|i| (400.0, 300.0 + f64::from(i))).collect();
-        let placed = labels(&points);
+        let placed = labels(&points, 480.0);
         for (i, (x, y)) in placed.iter().enumerate() {
             for (ox, oy) in &placed[..i] {
                 assert!((x - ox).abs() >= 16.0 || (y - oy).abs() >= 11.0, "{placed:?}");
