@@ -5,6 +5,7 @@
 
 use aoji::{
     Result,
+    bench::{self, Check, KernelOptions},
     cpu::Cpu,
     cuda::{
         Cuda, GemmBy,
@@ -106,13 +107,14 @@ fn a_wrong_variant_is_found() {
         return println!("skipped: the planted kernels are only on the emulated device");
     }
     // what build.rs makes of a file; the emulated device does not look at the image
-    let planted = |name: &'static str, launch, kernels: &[&str]| {
+    let variant = |name: &'static str, launch, kernels: &[&str]| {
         cuda_emulator::clear_faults(); // of the one before
         let entry = |k: &&str| format!("ptxas info    : Compiling entry function '{k}' for 'sm_90a'\n");
         let ptxas = kernels.iter().map(entry).collect::<String>().leak();
         let module = Module { stem: format!("rms_norm_{name}").leak(), hash: "", image: &[0], ptxas };
-        check_variant(&Variant { op: "rms_norm", name, launch, module })
+        Variant { op: "rms_norm", name, launch, module }
     };
+    let planted = |name, launch, kernels: &[&str]| check_variant(&variant(name, launch, kernels));
     assert_eq!(planted("warp", "threads 32", &["rms_norm_bf16__warp"]), Ok(vec![]));
     let says = |result: Result<Vec<String>, String>, expected: &[&str]| {
         let error = result.expect_err("a variant that is wrong");
@@ -130,6 +132,27 @@ fn a_wrong_variant_is_found() {
     // of another op: right or wrong, nothing of rms_norm runs it
     says(run("idle", "swiglu_bf16__idle"), &["no case of rms_norm runs swiglu_bf16__idle"]);
     says(run("outside", "rms_norm_bf16__outside"), &["RmsNorm { rows: 1", "lab.cu:"]);
+    let twice =
+        [&variant("warp", "threads 32", &["rms_norm_bf16__warp"]), &variant("biased", "", &["rms_norm_bf16__biased"])];
+    let error = Cuda::open_with(0, &twice).err().expect("a place taken twice").to_string();
+    assert!(error.contains("rms_norm_biased.cu: rms_norm_bf16__biased: rms_norm_bf16__warp has taken"), "{error}");
+
+    // the same said by the bench, of each case
+    let kernels = [("warp", "threads 32", "rms_norm_bf16__warp"), ("biased", "", "rms_norm_bf16__biased")];
+    let variants = kernels.iter().chain(&[("idle", "", "swiglu_bf16__idle")]);
+    let variants = variants.map(|(name, launch, kernel)| &*Box::leak(Box::new(variant(name, launch, &[kernel]))));
+    let variants = variants.collect();
+    let options = KernelOptions { stem: None, small: true, check: false, repeat: 1, once: true, variants };
+    let mut results = Vec::new();
+    bench::kernels(&device().0, &options, &mut |r| results.push(r)).unwrap();
+    let of = |name| results.iter().filter(move |r| r.variant == name && r.op == "rms_norm");
+    let cases = of(None).count();
+    assert_eq!(results.len(), 3 * cases + 1, "only the variants' op runs");
+    assert!(cases >= 3 && of(None).chain(of(Some("warp"))).all(|r| r.check == Check::Passed && r.times.is_some()));
+    assert!(of(Some("warp")).all(|r| r.launches[0].grid.threads == 32 && r.ratio.is_some()));
+    assert!(of(Some("biased")).any(|r| matches!(&r.check, Check::Failed(why) if why.contains("relative L2 error"))));
+    let idle: Vec<_> = of(Some("idle")).map(|r| (r.case.as_str(), &r.check)).collect();
+    assert!(matches!(&idle[..], [("no case", Check::Failed(why))] if why.contains("swiglu_bf16__idle")), "{idle:?}");
     cuda_emulator::clear_faults();
 }
 

@@ -90,6 +90,9 @@ impl Variant {
                 let ours = ours.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ");
                 return Err(wrong(format!("{name} is no <shipped kernel>__{}; {} has {ours}", self.name, self.op)));
             };
+            if Some(place.name.as_str()) != shipped {
+                return Err(wrong(format!("{name}: {} has taken that place already", place.name)));
+            }
             let function = module.load_function(&name).map_err(|e| wrong(format!("{name}: {e}")))?;
             *place = Kernel { geometry: geometry.clone(), ..Kernel::new(function, name) };
         }
