@@ -190,6 +190,9 @@ op_tests! {
     attn_prefill: ops::AttnPrefill,
     attn_decode: ops::AttnDecode,
     swiglu: ops::Swiglu,
+    norm_qkv_rope_append: ops::NormQkvRopeAppend,
+    norm_gate_up: ops::NormGateUp,
+    norm_head: ops::NormHead,
     argmax: ops::Argmax,
     sample: ops::Sample,
 }

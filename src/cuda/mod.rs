@@ -12,15 +12,17 @@ pub mod kernels;
 pub mod lab;
 mod launch;
 pub mod occupancy;
+mod outbox;
 
 pub use blas::{GemmBy, MANY_ROWS, cublas_version};
 pub use buffer::{Buffer, Weight};
 pub use device::{Info, devices};
-pub use graph::Graphs;
+pub use graph::{Edges, Graphs};
 pub use launch::{Arg, Launched};
+pub use outbox::Outbox;
 
 use crate::error::{Error, Result};
-use cudarc::driver::{CudaContext, CudaModule, CudaStream, DriverError, PinnedHostSlice, result, sys};
+use cudarc::driver::{CudaContext, CudaModule, CudaStream, DriverError, result, sys};
 use cudarc::nvrtc::Ptx;
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -41,8 +43,9 @@ pub struct Cuda {
     kernels: launch::Kernels,
     _modules: Vec<Arc<CudaModule>>,
     info: Info,
-    /// Page-locked words for values on their way to the host.
-    slots: Mutex<Vec<PinnedHostSlice<u32>>>,
+    /// Kernels of a step may start before the one before them is done: programmatic dependent launch, which GPUs have from
+    /// Hopper on. `AOJI_PDL=0` switches it off, to measure what it is worth.
+    pdl: bool,
     /// `AOJI_SYNC=1`: wait for each launch.
     sync: bool,
     /// What is launched, while somebody wants to know.
@@ -138,6 +141,7 @@ impl Cuda {
             modules.push(v.load(&context, &mut kernels)?);
         }
         let sync = std::env::var_os("AOJI_SYNC").is_some_and(|v| v == "1");
+        let pdl = info.capability.0 >= 9 && std::env::var_os("AOJI_PDL").is_none_or(|v| v != "0");
         Ok(Cuda {
             blas: OnceLock::new(),
             gemm_by,
@@ -146,7 +150,7 @@ impl Cuda {
             kernels,
             _modules: modules,
             info,
-            slots: Mutex::default(),
+            pdl,
             sync,
             launches: Mutex::default(),
         })

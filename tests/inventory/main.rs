@@ -10,7 +10,7 @@ use aoji::{
         lab::LAB,
         occupancy::occupancy,
     },
-    ops::{self, Op, Visitor},
+    ops::{self, Grid, Op, Visitor},
     tiles,
 };
 use std::{collections::BTreeSet, fs, path::Path};
@@ -100,24 +100,36 @@ fn the_page_of_the_lab_shows_its_example() {
     assert_eq!(shown, include_str!("../../kernels/lab/rms_norm_onepass.cu"));
 }
 
-/// The decode chain: kernels, their threads, their dynamic shared memory, and the blocks of them that a multiprocessor of an
-/// H100 or H200 must hold at once.
-const CO_RESIDENT: [(&str, u32, u32, u32); 2] =
-    [("gemv_", tiles::GEMV_WARPS * 32, 0, 4), ("attn_decode_", tiles::ATTN_THREADS, 0, 3)];
+/// The kernels of a decode step by the beginning of their names, their launch for one token of Llama-3-8B, and the blocks of them
+/// that a multiprocessor of an H100 or H200 must hold at once.
+fn decode_chain() -> [(&'static str, Grid, u32); 5] {
+    let (rows, dim, eps) = (1, 4096, 1e-5);
+    let (n_heads, n_kv_heads, head_dim, max_seq, positions) = (32, 8, 128, 8192, 8192);
+    let qkv = ops::NormQkvRopeAppend { rows, dim, n_heads, n_kv_heads, head_dim, max_seq, positions, eps };
+    let attention = ops::AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len: 8192 };
+    [
+        ("norm_qkv_rope_append_", qkv.grid(), tiles::GEMV_BLOCKS),
+        ("attn_decode_", attention.grid(), 3),
+        ("gemv_", ops::Gemv { rows, n: dim, k: dim }.grid(), tiles::GEMV_BLOCKS),
+        ("norm_gate_up_", ops::NormGateUp { rows, dim, ffn_dim: 14_336, eps }.grid(), tiles::GEMV_BLOCKS),
+        ("norm_head_", ops::NormHead { rows, first: 0, dim, vocab: 128_256, eps }.grid(), tiles::GEMV_BLOCKS),
+    ]
+}
 
 #[test]
 fn blocks_of_the_decode_chain_fit_together() {
     let arch = "sm_90a";
-    if !IMAGES.split(',').any(|i| arch.ends_with(i)) {
+    if !IMAGES.split(',').any(|i| arch.strip_prefix("sm_") == Some(i)) {
         return println!("skipped: no code for {arch} in this binary");
     }
-    for (prefix, threads, dynamic, blocks) in CO_RESIDENT {
+    for (prefix, grid, blocks) in decode_chain() {
         let usage = MODULES.iter().flat_map(|m| m.usage());
         let kernels: Vec<_> = usage.filter(|u| u.kernel.starts_with(prefix) && u.arch == arch).collect();
         assert!(!kernels.is_empty(), "no kernel {prefix}*");
         for u in kernels {
-            let fits = occupancy((9, 0), threads, u.registers, u.shared + dynamic).expect("a known capability");
-            assert!(fits.blocks_per_sm >= blocks, "{blocks} blocks of {u:?} with {threads} threads: {fits:?}");
+            let fits = occupancy((9, 0), grid.threads, u.registers, u.shared + grid.shared).expect("known");
+            println!("{}: {fits:?}", u.kernel);
+            assert!(fits.blocks_per_sm >= blocks, "expected {blocks} blocks of {u:?} with {grid:?}: {fits:?}");
         }
     }
 }
