@@ -1,30 +1,50 @@
 //! The one function that launches kernels.
 
-use super::{Buffer, Cuda, failed};
+use super::{Buffer, Cuda, failed, lab::Geometry};
 use crate::{
     error::{Error, Result},
     ops::{Element, Grid},
 };
 use cudarc::driver::{CudaFunction, sys};
 use std::{
+    collections::HashMap,
     ffi::c_void,
     fmt::Debug,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 /// More dynamic shared memory has to be asked for, once per function.
 const DEFAULT_SHARED: u32 = 48 << 10;
 
+/// The loaded kernels by the names that ops call.
+pub(super) type Kernels = HashMap<String, Kernel>;
+
 /// A loaded kernel.
 pub(super) struct Kernel {
     pub function: CudaFunction,
+    /// Of the function: another name than the op calls, for a variant of the lab.
+    pub name: String,
+    /// A variant's changes of the launch.
+    pub geometry: Geometry,
     /// Dynamic shared memory that the function may use.
     pub shared: AtomicU32,
 }
 
+/// One launch, as it was.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Launched {
+    /// Name of the function.
+    pub kernel: String,
+    /// Its geometry.
+    pub grid: Grid,
+}
+
 impl Kernel {
-    pub fn new(function: CudaFunction) -> Kernel {
-        Kernel { function, shared: AtomicU32::new(DEFAULT_SHARED) }
+    pub fn new(function: CudaFunction, name: String) -> Kernel {
+        Kernel { function, name, geometry: Geometry::default(), shared: AtomicU32::new(DEFAULT_SHARED) }
     }
 
     fn allow_shared(&self, bytes: u32) -> Result<(), cudarc::driver::DriverError> {
@@ -112,6 +132,13 @@ impl Cuda {
             what: format!("{op:?}"),
             cause: format!("kernel {kernel} is not in this binary"),
         })?;
+        let grid = k
+            .geometry
+            .apply(grid, self.info.sm_count)
+            .map_err(|e| Error::Cuda { what: format!("{} for {op:?}", k.name), cause: e })?;
+        if let Some(launches) = &mut *self.launches.lock().unwrap_or_else(PoisonError::into_inner) {
+            launches.push(Launched { kernel: k.name.clone(), grid });
+        }
         let mut pointers = [std::ptr::null_mut::<c_void>(); 24];
         for (p, a) in pointers.iter_mut().zip(args) {
             *p = std::ptr::from_ref(&a.0).cast_mut().cast();
@@ -143,6 +170,15 @@ impl Cuda {
             if self.sync && recording.is_none() { self.stream.synchronize() } else { Ok(()) }
         };
         let mut run = run;
-        run().map_err(failed(|| format!("{kernel} for {op:?} with {grid:?}")))
+        run().map_err(failed(|| format!("{} for {op:?} with {grid:?}", k.name)))
+    }
+
+    /// What `ops` launches, in order. Not of two threads at once.
+    pub fn launches(&self, ops: impl FnOnce() -> Result<()>) -> Result<Vec<Launched>> {
+        let record = |to| std::mem::replace(&mut *self.launches.lock().unwrap_or_else(PoisonError::into_inner), to);
+        record(Some(Vec::new()));
+        let result = ops();
+        let launches = record(None).unwrap_or_default();
+        result.map(|()| launches)
     }
 }
