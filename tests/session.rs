@@ -202,3 +202,25 @@ fn min_tokens_holds_the_end_back() {
         }
     }
 }
+
+/// One recording a step does not catch what the other enqueues, and each gets its own tokens.
+#[test]
+fn sessions_of_several_threads_do_not_meet() {
+    for engine in engines() {
+        let run =
+            |salt| tokens(&mut engine.session(64).unwrap(), &prompt(9 + salt as usize, salt), 12, &Sampling::default());
+        let alone: Vec<_> = (0..3).map(run).collect();
+        let together: Vec<_> = std::thread::scope(|s| {
+            let threads: Vec<_> = (0..3)
+                .map(|salt| {
+                    s.spawn({
+                        let run = &run;
+                        move || run(salt)
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        assert_eq!(together, alone, "{}", engine.device());
+    }
+}
