@@ -9,9 +9,11 @@
 // source:   ours. Not yet measured.
 #include "common/order.cuh"
 #include "common/tiles.h"
+#include "common/trace.cuh"
 
 extern "C" __global__ void __launch_bounds__(ARGMAX_THREADS)
-argmax_f32(uint32_t* token, uint32_t* pos, uint32_t* scratch, const float* logits, int vocab) {
+argmax_f32(uint32_t* token, uint32_t* pos, uint32_t* scratch, const float* logits, int vocab, Span* trace) {
+  Traced traced(trace);
   SHARED(u64, warps, 32);
   SHARED(uint32_t, is_last, 1);
   u64* part = (u64*)scratch + 1;

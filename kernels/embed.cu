@@ -7,9 +7,11 @@
 // source:   ours. Not yet measured.
 #include "common/device.cuh"
 #include "common/tiles.h"
+#include "common/trace.cuh"
 
 extern "C" __global__ void __launch_bounds__(VECTOR_THREADS)
-embed_bf16(bf16* x, const uint32_t* tokens, const bf16* table, int dim) {
+embed_bf16(bf16* x, const uint32_t* tokens, const bf16* table, int dim, Span* trace) {
+  Traced traced(trace);
   int i = (blockIdx.y * VECTOR_THREADS + threadIdx.x) * 8;
   if (i >= dim) return;
   int64_t r = blockIdx.x;

@@ -15,6 +15,7 @@
 // source:   ours. Not yet measured.
 #include "common/order.cuh"
 #include "common/tiles.h"
+#include "common/trace.cuh"
 
 constexpr uint32_t ALL = 0xffffffffu;
 constexpr int DIGIT = 11, BINS = 1 << DIGIT;
@@ -157,7 +158,8 @@ struct Row {
 
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS)
 sample_f32(uint32_t* token, uint32_t* pos, uint32_t* params, uint32_t* history, float* y, const float* bias,
-           const float* logits, int vocab) {
+           const float* logits, int vocab, Span* trace) {
+  Traced traced(trace);
   SHARED(uint32_t, bins_lo, BINS);
   SHARED(uint32_t, bins_hi, BINS);
   SHARED(u64, warps, 32);

@@ -11,7 +11,7 @@ use crate::{
     },
     sampler::Sampling,
 };
-use std::{collections::VecDeque, sync::Arc};
+use std::{any::Any, collections::VecDeque, sync::Arc};
 
 /// Most rows of logits that are computed at once.
 pub(crate) const LOGIT_ROWS: usize = 16;
@@ -26,11 +26,17 @@ pub(crate) struct Loaded<B: Backend> {
 pub(crate) trait AnyLoaded: Send + Sync {
     /// An empty sequence with room for `max_seq` tokens.
     fn timeline(self: Arc<Self>, max_seq: usize) -> Result<Box<dyn AnyTimeline>>;
+    /// The backend, for who knows which it may be.
+    fn backend(&self) -> &dyn Any;
 }
 
 impl<B: Backend> AnyLoaded for Loaded<B> {
     fn timeline(self: Arc<Self>, max_seq: usize) -> Result<Box<dyn AnyTimeline>> {
         Ok(Box::new(Timeline::new(self, max_seq)?))
+    }
+
+    fn backend(&self) -> &dyn Any {
+        &self.b
     }
 }
 

@@ -9,9 +9,9 @@ use crate::error::{Error, Result};
 use cudarc::driver::{CudaGraph, sys};
 use std::collections::HashMap;
 
-/// The recorded steps of one session, by key.
+/// The recorded steps of one session, by key and by the trace that they write to (0: none).
 #[derive(Default)]
-pub struct Graphs(HashMap<usize, Recorded>);
+pub struct Graphs(HashMap<(usize, u64), Recorded>);
 
 /// A step has run once (`None`) or is recorded.
 struct Recorded(Option<CudaGraph>);
@@ -24,16 +24,21 @@ impl Cuda {
     /// Runs `ops` the first time, records and launches them the second time, and launches the record from then on.
     pub(super) fn replay(&self, graphs: &mut Graphs, key: usize, ops: impl FnOnce() -> Result<()>) -> Result<()> {
         let launch = |g: &CudaGraph| g.launch().map_err(failed(|| format!("replaying step {key}")));
-        match graphs.0.get(&key) {
+        let ops = || {
+            self.trace.step();
+            ops()
+        };
+        let id = (key, self.trace.id());
+        match graphs.0.get(&id) {
             None => {
-                graphs.0.insert(key, Recorded(None));
+                graphs.0.insert(id, Recorded(None));
                 ops()
             }
             Some(Recorded(Some(g))) => launch(g),
             Some(Recorded(None)) => {
                 let g = self.record(ops)?;
                 launch(&g)?;
-                graphs.0.insert(key, Recorded(Some(g)));
+                graphs.0.insert(id, Recorded(Some(g)));
                 Ok(())
             }
         }

@@ -41,6 +41,13 @@ impl Kernel {
 #[derive(Clone, Copy)]
 pub struct Arg(u64);
 
+impl Arg {
+    /// A pointer; 0 is null.
+    pub(super) fn pointer(address: u64) -> Arg {
+        Arg(address)
+    }
+}
+
 impl<T: Element> From<&Buffer<T>> for Arg {
     fn from(b: &Buffer<T>) -> Arg {
         Arg(b.address)
@@ -104,6 +111,8 @@ impl Cuda {
             if self.sync { self.stream.synchronize() } else { Ok(()) }
         };
         let mut run = run;
-        run().map_err(failed(|| format!("{kernel} for {op:?} with {grid:?}")))
+        run().map_err(failed(|| format!("{kernel} for {op:?} with {grid:?}")))?;
+        self.trace.launched(kernel, op);
+        Ok(())
     }
 }

@@ -10,12 +10,14 @@ mod device;
 mod graph;
 pub mod kernels;
 mod launch;
+mod trace;
 
 pub use blas::{GemmBy, MANY_ROWS, cublas_version};
 pub use buffer::{Buffer, Weight};
 pub use device::{Info, devices};
 pub use graph::Graphs;
 pub use launch::Arg;
+pub use trace::{Launch, Span};
 
 use crate::error::{Error, Result};
 use cudarc::driver::{CudaContext, CudaModule, CudaStream, DriverError, PinnedHostSlice, result, sys};
@@ -43,6 +45,7 @@ pub struct Cuda {
     slots: Mutex<Vec<PinnedHostSlice<u32>>>,
     /// `AOJI_SYNC=1`: wait for each launch.
     sync: bool,
+    trace: trace::Tracer,
 }
 
 /// For `map_err`: a driver error with what was being done.
@@ -125,6 +128,7 @@ impl Cuda {
             info,
             slots: Mutex::default(),
             sync,
+            trace: trace::Tracer::default(),
         })
     }
 

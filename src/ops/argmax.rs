@@ -68,7 +68,14 @@ impl Argmax {
                 "argmax_f32",
                 self,
                 self.grid(),
-                &[token.into(), pos.into(), scratch.into(), logits.into(), self.vocab.into()],
+                &[
+                    token.into(),
+                    pos.into(),
+                    scratch.into(),
+                    logits.into(),
+                    self.vocab.into(),
+                    cu.trace(self, self.grid()),
+                ],
             )
         }
     }

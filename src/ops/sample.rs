@@ -308,6 +308,7 @@ impl Sample {
                     (&s.bias).into(),
                     logits.into(),
                     self.vocab.into(),
+                    cu.trace(self, self.grid()),
                 ],
             )
         }

@@ -12,6 +12,8 @@ mod generate;
 mod info;
 mod pull;
 mod score;
+#[allow(dead_code)] // for the pictures of `bench`
+mod svg;
 mod synth;
 mod tokenize;
 mod verify;

@@ -76,6 +76,11 @@ struct Fmax {
 inline float warp_sum(float v, EMU_SITE) { return emu::butterfly<emu::Add>("warp_sum", v, EMU_AT); }
 inline float warp_max(float v, EMU_SITE) { return emu::butterfly<emu::Fmax>("warp_max", v, EMU_AT); }
 
+// --- when and where
+inline unsigned long long global_timer_ns() { return emu::timer(); }
+inline unsigned sm_id() { return emu::sm_id(); }
+inline unsigned block_id() { return emu::block_id(); }
+
 // --- barriers
 inline void named_barrier_sync(int id, int n, EMU_SITE) { emu::bar_sync(id, n, EMU_AT); }
 inline void named_barrier_arrive(int id, int n, EMU_SITE) { emu::bar_arrive(id, n, EMU_AT); }
