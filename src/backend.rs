@@ -17,7 +17,7 @@ use crate::{
     model::{Model, Scratch},
     ops::{
         Act, AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, RmsNorm, Rope, Sample,
-        Swiglu,
+        StreamRead, Swiglu,
     },
     weights::Tensor,
 };
@@ -220,6 +220,9 @@ pub trait Backend: Sized + Send + Sync + 'static {
         state: &mut SamplerState<Self>,
         logits: &Self::Buf<f32>,
     ) -> Result<()>;
+
+    /// Reads `x` as fast as memory allows; see [`StreamRead`].
+    fn stream_read(&self, op: &StreamRead, out: &mut Self::Buf<u32>, x: &Self::Buf<u32>) -> Result<()>;
 
     /// `out (+)= x w^T`: `x` [rows, k], `w` [n, k], `out` [rows, n].
     fn matmul(&self, rows: usize, out: Out<'_, Self>, x: &Self::Buf<Self::Act>, w: &Self::Weight) -> Result<()> {

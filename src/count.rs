@@ -11,7 +11,7 @@ use crate::{
     model::{Model, Scratch},
     ops::{
         AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Cost, Element, Embed, Gemm, Gemv, KvAppend, Op, RmsNorm, Rope,
-        Sample, Swiglu,
+        Sample, StreamRead, Swiglu,
     },
     weights::{Tensor, Weights},
 };
@@ -257,6 +257,9 @@ impl Backend for Count {
         _state: &mut SamplerState<Self>,
         _logits: &Buf<f32>,
     ) -> Result<()> {
+        self.op(op)
+    }
+    fn stream_read(&self, op: &StreamRead, _out: &mut Buf<u32>, _x: &Buf<u32>) -> Result<()> {
         self.op(op)
     }
 }

@@ -132,4 +132,5 @@ op_tests! {
     swiglu: ops::Swiglu,
     argmax: ops::Argmax,
     sample: ops::Sample,
+    stream_read: ops::StreamRead,
 }

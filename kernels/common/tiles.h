@@ -25,3 +25,5 @@
 #define GEMV_TILE 16             // gemv: rows of w of one block
 #define GEMV_WARPS 4             // gemv: warps that share them
 #define GEMV_STAGES 4            // gemv: stages of 64 columns that a warp has in flight
+#define STREAM_THREADS 256       // stream_read: threads of a block
+#define STREAM_LOADS 8           // stream_read: loads of 16 bytes that a thread has in flight

@@ -13,7 +13,7 @@ use crate::{
     error::Result,
     ops::{
         Act, AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, RmsNorm, Rope, Sample,
-        Swiglu,
+        StreamRead, Swiglu,
     },
     weights::Tensor,
 };
@@ -175,6 +175,11 @@ impl<A: Act> Backend for Cpu<A> {
         let lens = [s.params.len(), s.history.len(), s.bias.len(), s.scratch.len()];
         op.check(token.len(), pos.len(), lens[0], lens[1], lens[2], lens[3], logits.len())?;
         op.reference(token, pos, &mut s.params, &mut s.history, &s.bias, logits);
+        Ok(())
+    }
+    fn stream_read(&self, op: &StreamRead, out: &mut Vec<u32>, x: &Vec<u32>) -> Result<()> {
+        op.check(out.len(), x.len())?;
+        op.reference(out, x);
         Ok(())
     }
 }

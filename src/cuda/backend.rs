@@ -7,7 +7,7 @@ use crate::{
     error::{Error, Result},
     ops::{
         AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, RmsNorm, Rope, Sample,
-        Swiglu,
+        StreamRead, Swiglu,
     },
     weights::Tensor,
 };
@@ -235,5 +235,8 @@ impl Backend for Cuda {
         logits: &Buffer<f32>,
     ) -> Result<()> {
         op.launch(self, token, pos, state, logits)
+    }
+    fn stream_read(&self, op: &StreamRead, out: &mut Buffer<u32>, x: &Buffer<u32>) -> Result<()> {
+        op.launch(self, out, x)
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     model::{Model, Scratch},
     ops::{
         AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, Op, RmsNorm, Rope, Sample,
-        Swiglu, Tolerance,
+        StreamRead, Swiglu, Tolerance,
     },
     weights::Tensor,
 };
@@ -386,6 +386,14 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         self.return_sampler(state, host, device);
         result?;
         self.settle_choice(op, token, pos, state)
+    }
+
+    fn stream_read(&self, op: &StreamRead, out: &mut Both<u32, D>, x: &Both<u32, D>) -> Result<()> {
+        self.count_op();
+        let (host, device) = out.halves();
+        self.host.stream_read(op, host, &x.host)?;
+        self.device.stream_read(op, device, &x.device())?;
+        self.settle_words(op, "out", out)
     }
 
     fn norm_qkv_rope_append(
