@@ -11,7 +11,11 @@ use crate::{
     },
     sampler::Sampling,
 };
-use std::{any::Any, collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// Most rows of logits that are computed at once.
 pub(crate) const LOGIT_ROWS: usize = 16;
@@ -27,7 +31,8 @@ pub(crate) trait AnyLoaded: Send + Sync {
     /// An empty sequence with room for `max_seq` tokens.
     fn timeline(self: Arc<Self>, max_seq: usize) -> Result<Box<dyn AnyTimeline>>;
     /// The backend, for who knows which it may be.
-    fn backend(&self) -> &dyn Any;
+    #[cfg(feature = "cuda")]
+    fn backend(&self) -> &dyn std::any::Any;
 }
 
 impl<B: Backend> AnyLoaded for Loaded<B> {
@@ -35,7 +40,8 @@ impl<B: Backend> AnyLoaded for Loaded<B> {
         Ok(Box::new(Timeline::new(self, max_seq)?))
     }
 
-    fn backend(&self) -> &dyn Any {
+    #[cfg(feature = "cuda")]
+    fn backend(&self) -> &dyn std::any::Any {
         &self.b
     }
 }
@@ -56,6 +62,8 @@ pub(crate) trait AnyTimeline: Send {
     fn start(&mut self, prompt: &[u32], sampling: &Sampling, stop_ids: &[u32]) -> Result<()>;
     /// The next token. Work goes on in the background up to the capacity.
     fn next(&mut self) -> Result<u32>;
+    /// Time that `next` has waited for the device, ever.
+    fn waited(&self) -> Duration;
     /// Ends decoding; what was computed ahead is dropped. Positions whose keys and values are in the cache.
     fn stop(&mut self) -> Result<usize>;
 }
@@ -70,6 +78,7 @@ struct Timeline<B: Backend> {
     decoding: Decoding,
     /// Tokens on their way, oldest first.
     pending: VecDeque<B::Fetch>,
+    waited: Duration,
 }
 
 #[derive(Default)]
@@ -96,7 +105,8 @@ impl<B: Backend> Timeline<B> {
             scratch: b.alloc(c.vocab.max(Argmax::scratch()))?,
         };
         let (graphs, pending) = (B::Graphs::default(), VecDeque::new());
-        Ok(Timeline { loaded, s, kv, sampler, graphs, decoding: Decoding::default(), pending })
+        let (decoding, waited) = (Decoding::default(), Duration::ZERO);
+        Ok(Timeline { loaded, s, kv, sampler, graphs, decoding, pending, waited })
     }
 
     /// `s.x` of `tokens`, at most a chunk.
@@ -219,7 +229,14 @@ impl<B: Backend> AnyTimeline for Timeline<B> {
         let max = self.kv.max_seq;
         let fetch = self.pending.pop_front().ok_or(Error::Context { needed: max + 1, max })?;
         self.decoding.taken += 1;
-        self.loaded.b.fetched(fetch)
+        let begin = Instant::now();
+        let token = self.loaded.b.fetched(fetch);
+        self.waited += begin.elapsed();
+        token
+    }
+
+    fn waited(&self) -> Duration {
+        self.waited
     }
 
     fn stop(&mut self) -> Result<usize> {

@@ -35,6 +35,13 @@ pub struct Span {
 
 impl Element for Span {}
 
+impl Span {
+    /// A block's run on a multiprocessor.
+    pub fn new(begin: u64, ready: u64, end: u64, sm: u32) -> Span {
+        Span { begin, ready, end, sm, pad: 0 }
+    }
+}
+
 /// A launch in a trace.
 #[derive(Debug, Clone)]
 pub struct Launch {

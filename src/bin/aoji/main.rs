@@ -12,7 +12,7 @@ mod generate;
 mod info;
 mod pull;
 mod score;
-#[allow(dead_code)] // for the pictures of `bench`
+#[cfg(feature = "cuda")]
 mod svg;
 mod synth;
 mod tokenize;

@@ -116,8 +116,7 @@ fn sources(cases: &[Row], image: Option<&str>) -> Vec<Source> {
 fn text(r: &Report) -> String {
     let mut text = r.header.text();
     if let Some(p) = r.peak {
-        text += &format!("measured now: copy {:.1} GB/s", p.copy_gb_per_s);
-        text += &p.matmul_tflops.map_or("\n".into(), |t| format!(", matrix product {t:.1} TFLOP/s\n"));
+        text += &super::model::peak_text(&p);
     }
     let rows: Vec<Vec<String>> = r
         .cases
