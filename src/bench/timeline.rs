@@ -157,7 +157,9 @@ impl Timed {
     fn new(l: Launch, done_us: f64, us: impl Fn(u64) -> f64) -> Timed {
         let at = |time: fn(&Span) -> u64| l.spans.iter().map(time);
         let begin_us = at(|s| s.begin).min().map_or(0.0, &us);
-        let ready_us = at(|s| s.ready).min().map_or(0.0, &us);
+        // a block that returned before it waited, because it had no work, was never ready
+        let waited = l.spans.iter().filter(|s| s.ready > s.begin || us(s.begin) >= done_us);
+        let ready_us = waited.map(|s| s.ready).min().map_or(done_us, &us);
         let end_us = at(|s| s.end).max().map_or(0.0, &us);
         let gap_us = (ready_us - done_us).max(0.0);
         let run_us = (end_us - done_us - gap_us).max(0.0);
@@ -216,6 +218,9 @@ mod tests {
         // begins early, is ready 0.5 us after the first is done
         let second = Timed::new(launch(&[(800, 1500, 2000), (700, 1600, 2500)]), first.end_us, us);
         assert_eq!((second.begin_us, second.gap_us, second.run_us, second.gb_per_s), (0.7, 0.5, 1.0, 1.0));
+        // a block without work is not the first that is ready
+        let idle = Timed::new(launch(&[(2000, 2000, 2100), (2000, 2600, 3000)]), second.end_us, us);
+        assert_eq!((idle.begin_us, idle.ready_us), (2.0, 2.6));
         // ends before what ran beside it
         let beside = Timed::new(launch(&[(800, 900, 1000)]), second.end_us, us);
         assert_eq!((beside.gap_us, beside.run_us), (0.0, 0.0));

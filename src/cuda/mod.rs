@@ -10,22 +10,24 @@ mod device;
 mod graph;
 pub mod kernels;
 mod launch;
+mod outbox;
 mod trace;
 
 pub use blas::{GemmBy, MANY_ROWS, cublas_version};
 pub use buffer::{Buffer, Weight};
 pub use device::{Info, devices};
-pub use graph::Graphs;
+pub use graph::{Edges, Graphs};
 pub use launch::Arg;
+pub use outbox::Outbox;
 pub use trace::{Launch, Span};
 
 use crate::error::{Error, Result};
-use cudarc::driver::{CudaContext, CudaModule, CudaStream, DriverError, PinnedHostSlice, result, sys};
+use cudarc::driver::{CudaContext, CudaModule, CudaStream, DriverError, result, sys};
 use cudarc::nvrtc::Ptx;
 use std::{
     collections::{HashMap, hash_map::Entry},
     ffi::c_void,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, OnceLock},
 };
 
 /// CUDA version that the kernels need of the driver, as the driver counts: 13.0 is 13000.
@@ -41,8 +43,9 @@ pub struct Cuda {
     kernels: HashMap<String, launch::Kernel>,
     _modules: Vec<Arc<CudaModule>>,
     info: Info,
-    /// Page-locked words for values on their way to the host.
-    slots: Mutex<Vec<PinnedHostSlice<u32>>>,
+    /// Kernels of a step may start before the one before them is done: programmatic dependent launch, which GPUs have from
+    /// Hopper on. `AOJI_PDL=0` switches it off, to measure what it is worth.
+    pdl: bool,
     /// `AOJI_SYNC=1`: wait for each launch.
     sync: bool,
     trace: trace::Tracer,
@@ -118,18 +121,9 @@ impl Cuda {
             modules.push(module);
         }
         let sync = std::env::var_os("AOJI_SYNC").is_some_and(|v| v == "1");
-        Ok(Cuda {
-            blas: OnceLock::new(),
-            gemm_by,
-            context,
-            stream,
-            kernels,
-            _modules: modules,
-            info,
-            slots: Mutex::default(),
-            sync,
-            trace: trace::Tracer::default(),
-        })
+        let pdl = info.capability.0 >= 9 && std::env::var_os("AOJI_PDL").is_none_or(|v| v != "0");
+        let (blas, trace) = (OnceLock::new(), trace::Tracer::default());
+        Ok(Cuda { blas, gemm_by, context, stream, kernels, _modules: modules, info, pdl, sync, trace })
     }
 
     /// What the driver says of the GPU.
