@@ -156,6 +156,53 @@ fn a_wrong_variant_is_found() {
     cuda_emulator::clear_faults();
 }
 
+/// Each launch of a trace has a span for each block, in which its times are in order, and ends before the next is ready.
+#[test]
+fn a_trace_shows_each_block() {
+    struct First<'a>(&'a Cuda);
+    impl Visitor for First<'_> {
+        fn op<O: Op>(&mut self) -> Result<()> {
+            let (cuda, op) = (self.0, &O::cases()[0]);
+            let mut io = op.setup(cuda, 1)?;
+            cuda.trace_start(1 << 10)?;
+            op.run(cuda, &mut io)?;
+            op.run(cuda, &mut io)?;
+            let launches = cuda.trace_stop()?;
+            assert_eq!(launches.len(), 2, "{op:?}");
+            for l in &launches {
+                assert_eq!(l.case, format!("{op:?}"));
+                assert!(l.kernel.starts_with(O::STEM), "{} of {op:?}", l.kernel);
+                assert!(l.spans.is_empty() || l.cost == op.cost(), "{op:?}");
+                for s in &l.spans {
+                    assert!(0 < s.begin && s.begin <= s.ready && s.ready <= s.end, "{op:?}: {s:?}");
+                    assert!(s.sm < cuda.info().sm_count, "{op:?}: {s:?}");
+                }
+            }
+            let done = launches[0].spans.iter().map(|s| s.end).max();
+            assert!(done <= launches[1].spans.iter().map(|s| s.ready).min(), "{launches:?}");
+            Ok(())
+        }
+    }
+    let (cuda, _) = device();
+    ops::each(&mut First(&cuda)).unwrap();
+
+    let op = &ops::RmsNorm { rows: 3, first: 0, dim: 64, eps: 1e-5 };
+    let mut io = op.setup(&cuda, 1).unwrap();
+    assert!(cuda.trace_stop().unwrap_err().to_string().contains("no trace"));
+    cuda.trace_start(5).unwrap();
+    assert!(cuda.trace_start(5).unwrap_err().to_string().contains("already"));
+    op.run(&cuda, &mut io).unwrap();
+    op.run(&cuda, &mut io).unwrap();
+    let full = cuda.trace_stop().unwrap_err().to_string();
+    assert!(full.contains("5 blocks, 6 were launched"), "{full}");
+    // a launch that finds no room runs all the same
+    let cpu = Cpu::<bf16>::new();
+    let mut reference = op.setup(&cpu, 1).unwrap();
+    op.run(&cpu, &mut reference).unwrap();
+    let want = op.outputs(&cpu, &reference).unwrap();
+    op.tolerance().compare(&op.outputs(&cuda, &io).unwrap(), &want).unwrap();
+}
+
 macro_rules! op_tests {
     ($($stem:ident: $op:ty),* $(,)?) => {
         $(#[test] fn $stem() {
@@ -195,4 +242,5 @@ op_tests! {
     norm_head: ops::NormHead,
     argmax: ops::Argmax,
     sample: ops::Sample,
+    stream_read: ops::StreamRead,
 }

@@ -61,6 +61,13 @@ impl Kernel {
 #[derive(Clone, Copy)]
 pub struct Arg(pub(super) u64);
 
+impl Arg {
+    /// A pointer; 0 is null.
+    pub(super) fn pointer(address: u64) -> Arg {
+        Arg(address)
+    }
+}
+
 impl<T: Element> From<&Buffer<T>> for Arg {
     fn from(b: &Buffer<T>) -> Arg {
         Arg(b.address)
@@ -170,7 +177,9 @@ impl Cuda {
             if self.sync && recording.is_none() { self.stream.synchronize() } else { Ok(()) }
         };
         let mut run = run;
-        run().map_err(failed(|| format!("{} for {op:?} with {grid:?}", k.name)))
+        run().map_err(failed(|| format!("{} for {op:?} with {grid:?}", k.name)))?;
+        self.trace.launched(&k.name, op);
+        Ok(())
     }
 
     /// What `ops` launches, in order. Not of two threads at once.

@@ -13,6 +13,7 @@ pub mod lab;
 mod launch;
 pub mod occupancy;
 mod outbox;
+mod trace;
 
 pub use blas::{GemmBy, MANY_ROWS, cublas_version};
 pub use buffer::{Buffer, Weight};
@@ -20,6 +21,7 @@ pub use device::{Info, devices};
 pub use graph::{Edges, Graphs};
 pub use launch::{Arg, Launched};
 pub use outbox::Outbox;
+pub use trace::{Launch, Span};
 
 use crate::error::{Error, Result};
 use cudarc::driver::{CudaContext, CudaModule, CudaStream, DriverError, result, sys};
@@ -50,6 +52,7 @@ pub struct Cuda {
     sync: bool,
     /// What is launched, while somebody wants to know.
     launches: Mutex<Option<Vec<Launched>>>,
+    trace: trace::Tracer,
 }
 
 /// For `map_err`: a driver error with what was being done.
@@ -153,6 +156,7 @@ impl Cuda {
             pdl,
             sync,
             launches: Mutex::default(),
+            trace: trace::Tracer::default(),
         })
     }
 

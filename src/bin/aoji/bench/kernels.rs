@@ -99,7 +99,7 @@ impl Row {
         let floor = peak.map(|p| p.floor_ms(Cost { read, write, flops }));
         let intensity = flops as f64 / (read + write).max(1) as f64;
         let roof = |p: &Peak| {
-            let ridge = p.matmul_tflops? * 1e3 / p.copy_gb_per_s;
+            let ridge = p.matmul_tflops? * 1e3 / p.read_gb_per_s;
             Some(if intensity < ridge { "memory" } else { "compute" })
         };
         Row {
@@ -214,8 +214,7 @@ fn picture(r: &Report) -> String {
 fn text(r: &Report) -> String {
     let mut text = r.header.text();
     if let Some(p) = r.peak {
-        text += &format!("measured now: copy {:.1} GB/s", p.copy_gb_per_s);
-        text += &p.matmul_tflops.map_or("\n".into(), |t| format!(", matrix product {t:.1} TFLOP/s\n"));
+        text += &super::model::peak_text(&p);
     }
     let rows: Vec<Vec<String>> = r
         .cases
