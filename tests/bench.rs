@@ -189,7 +189,9 @@ fn kernels_and_their_variants() {
         c.current_dir(dir.path());
         let text = output(c);
         assert!(text.contains("THE EMULATED DEVICE") && text.contains("\n  onepass "), "{command}: {text}");
-        for column in ["us p50", "of floor", "flop/B", "roof", "registers", "shared B", "blocks/SM", "occupancy"] {
+        for column in
+            ["us p50", "of floor", "flop/B", "roof", "registers", "shared B", "blocks/SM", "occupancy", "limit"]
+        {
             assert!(text.contains(column), "{column}: {text}");
         }
         for verdict in ["faster", "slower", "no difference"] {
