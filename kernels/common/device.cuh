@@ -63,13 +63,19 @@ DEV uint4 ld128_l2(const void* p) {
 // Brings the line at p into L2; a hint that may name any address.
 DEV void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
-// Copies 16 bytes from global to shared memory asynchronously; with pred false it writes zeroes and reads nothing.
+// Copies 16 bytes from global to shared memory asynchronously, past L1; with pred false it writes zeroes and reads nothing.
 DEV void cp_async16(void* s, const void* g, bool pred) {
   int read = pred ? 16 : 0;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem_u32(s)), "l"(g), "r"(read) : "memory");
 }
 
-// Closes this thread's current group of cp_async16.
+// As cp_async16, through L1: for what the other blocks of the multiprocessor read too.
+DEV void cp_async16_l1(void* s, const void* g, bool pred) {
+  int read = pred ? 16 : 0;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(smem_u32(s)), "l"(g), "r"(read) : "memory");
+}
+
+// Closes this thread's current group of cp_async16 and cp_async16_l1.
 DEV void cp_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // Waits until at most N of this thread's groups are in flight; other threads still need a barrier to see the data.

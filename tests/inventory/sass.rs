@@ -99,6 +99,35 @@ fn the_inner_loops_of_gemv_load_16_bytes_at_a_time() {
     assert!(read >= archs.len(), "no kernel of a gemv for {archs:?}");
 }
 
+/// On Hopper a decode kernel asks for weights, or for keys and values, before it waits for its predecessor (ACQBULK), and lets
+/// the next kernel start (PREEXIT) after that: in this order the compiler must leave them.
+#[test]
+fn decode_kernels_load_before_they_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let arch = "sm_90a";
+    if !IMAGES.split(',').any(|i| i == "90a") {
+        return println!("skipped: no machine code for {arch} in this binary");
+    }
+    for module in MODULES.iter().filter(|m| is_product(m.stem) || m.stem == "attn_decode") {
+        let fatbin = dir.path().join(module.stem);
+        std::fs::write(&fatbin, module.image).unwrap();
+        for usage in module.usage().iter().filter(|u| u.arch == arch) {
+            let Some(code) = disassemble(&usage.kernel, arch, &fatbin) else { return };
+            let all = |names: &[&str]| -> Vec<usize> {
+                (0..code.len()).filter(|&i| names.iter().any(|n| code[i].is(n))).collect()
+            };
+            let what = &usage.kernel;
+            let (wait, start) = (all(&["ACQBULK"]), all(&["PREEXIT"]));
+            let ([wait], [start]) = (&wait[..], &start[..]) else { panic!("{what}: waits {wait:?}, starts {start:?}") };
+            assert!(wait < start, "{what}: lets the next kernel start before it has waited");
+            let early = all(&["LDG", "LDGSTS"]).into_iter().filter(|i| i < wait && code[*i].is_16_bytes()).count();
+            assert!(early >= 4, "{what}: {early} wide loads before the wait");
+            let stores = all(&["STG", "RED", "ATOMG"]).into_iter().filter(|i| i < wait).count();
+            assert_eq!(stores, 0, "{what}: writes before it waits");
+        }
+    }
+}
+
 /// The reading itself.
 #[test]
 fn loops_are_found() {

@@ -24,6 +24,9 @@ EMU_INLINE uint4 ld128_stream(const void* p) { return ld128(p); }
 EMU_INLINE uint4 ld128_l2(const void* p) { return ld128(p); }
 inline void prefetch_l2(const void*) {}
 inline void cp_async16(void* s, const void* g, bool pred, EMU_SITE) { emu::cp_async(s, g, 16, pred ? 16 : 0, EMU_AT); }
+inline void cp_async16_l1(void* s, const void* g, bool pred, EMU_SITE) {
+  emu::cp_async(s, g, 16, pred ? 16 : 0, EMU_AT);
+}
 inline void cp_commit() { emu::cp_commit(); }
 template <int N> inline void cp_wait() { emu::cp_wait(N); }
 
