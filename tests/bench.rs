@@ -229,10 +229,7 @@ fn kernels_and_their_variants() {
         let (_, text) = failure(emulated(&[&["bench"], args].concat()));
         assert!(text.contains(expected), "{args:?}: {text}");
     };
-    says(
-        &["--kernels", "rms_norm", "--lab", "nonsense"],
-        "no variant \"nonsense\" of rms_norm: kernels/lab holds rms_norm_onepass",
-    );
+    says(&["--kernels", "rms_norm", "--lab", "nonsense"], "no variant \"nonsense\" of rms_norm: kernels/lab holds ");
     says(&["--kernels", "embed", "--lab"], "no variant of embed");
     says(&["--lab"], "--kernels");
     says(&["--svg", "x.svg"], "--kernels");
