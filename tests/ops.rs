@@ -65,7 +65,7 @@ fn check<O: Op>(cuda: &Cuda, real: bool) -> Result<BTreeSet<String>, String> {
 
 /// As [`check`] for the op of a variant, with the variant in the place of shipped kernels. Those of its kernels that no case
 /// runs, or what is wrong.
-fn check_variant(variant: &Variant) -> Result<Vec<String>, String> {
+fn check_variant(variant: &'static Variant) -> Result<Vec<String>, String> {
     struct OfOp<'a>(&'a Variant, Cuda, bool, Option<Result<BTreeSet<String>, String>>);
     impl Visitor for OfOp<'_> {
         fn op<O: Op>(&mut self) -> Result<()> {
@@ -112,9 +112,9 @@ fn a_wrong_variant_is_found() {
         let entry = |k: &&str| format!("ptxas info    : Compiling entry function '{k}' for 'sm_90a'\n");
         let ptxas = kernels.iter().map(entry).collect::<String>().leak();
         let module = Module { stem: format!("rms_norm_{name}").leak(), hash: "", image: &[0], ptxas };
-        Variant { op: "rms_norm", name, launch, module }
+        &*Box::leak(Box::new(Variant { op: "rms_norm", name, launch, module }))
     };
-    let planted = |name, launch, kernels: &[&str]| check_variant(&variant(name, launch, kernels));
+    let planted = |name, launch, kernels: &[&str]| check_variant(variant(name, launch, kernels));
     assert_eq!(planted("warp", "threads 32", &["rms_norm_bf16__warp"]), Ok(vec![]));
     let says = |result: Result<Vec<String>, String>, expected: &[&str]| {
         let error = result.expect_err("a variant that is wrong");
@@ -132,16 +132,13 @@ fn a_wrong_variant_is_found() {
     // of another op: right or wrong, nothing of rms_norm runs it
     says(run("idle", "swiglu_bf16__idle"), &["no case of rms_norm runs swiglu_bf16__idle"]);
     says(run("outside", "rms_norm_bf16__outside"), &["RmsNorm { rows: 1", "lab.cu:"]);
-    let twice =
-        [&variant("warp", "threads 32", &["rms_norm_bf16__warp"]), &variant("biased", "", &["rms_norm_bf16__biased"])];
-    let error = Cuda::open_with(0, &twice).err().expect("a place taken twice").to_string();
+    let warp = variant("warp", "threads 32", &["rms_norm_bf16__warp"]);
+    let biased = variant("biased", "", &["rms_norm_bf16__biased"]);
+    let error = Cuda::open_with(0, &[warp, biased]).err().expect("a place taken twice").to_string();
     assert!(error.contains("rms_norm_biased.cu: rms_norm_bf16__biased: rms_norm_bf16__warp has taken"), "{error}");
 
     // the same said by the bench, of each case
-    let kernels = [("warp", "threads 32", "rms_norm_bf16__warp"), ("biased", "", "rms_norm_bf16__biased")];
-    let variants = kernels.iter().chain(&[("idle", "", "swiglu_bf16__idle")]);
-    let variants = variants.map(|(name, launch, kernel)| &*Box::leak(Box::new(variant(name, launch, &[kernel]))));
-    let variants = variants.collect();
+    let variants = vec![warp, biased, variant("idle", "", &["swiglu_bf16__idle"])];
     let options = KernelOptions { stem: None, small: true, check: false, repeat: 1, once: true, variants };
     let mut results = Vec::new();
     bench::kernels(&device().0, &options, &mut |r| results.push(r)).unwrap();

@@ -7,7 +7,6 @@ use crate::{
 };
 use cudarc::driver::{CudaFunction, sys};
 use std::{
-    collections::HashMap,
     ffi::c_void,
     fmt::Debug,
     sync::{
@@ -18,9 +17,6 @@ use std::{
 
 /// More dynamic shared memory has to be asked for, once per function.
 const DEFAULT_SHARED: u32 = 48 << 10;
-
-/// The loaded kernels by the names that ops call.
-pub(super) type Kernels = HashMap<String, Kernel>;
 
 /// A loaded kernel.
 pub(super) struct Kernel {

@@ -42,7 +42,8 @@ pub struct Cuda {
     gemm_by: GemmBy,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
-    kernels: launch::Kernels,
+    /// By the names that ops call.
+    kernels: HashMap<String, launch::Kernel>,
     _modules: Vec<Arc<CudaModule>>,
     info: Info,
     /// Kernels of a step may start before the one before them is done: programmatic dependent launch, which GPUs have from
@@ -85,7 +86,7 @@ impl Cuda {
     }
 
     /// As [`Cuda::open`], with these variants and without a look at `AOJI_LAB`.
-    pub fn open_with(ordinal: usize, variants: &[&lab::Variant]) -> Result<Cuda> {
+    pub fn open_with(ordinal: usize, variants: &[&'static lab::Variant]) -> Result<Cuda> {
         let driver = driver_version()?;
         if driver < NEEDED {
             return Err(Error::NoGpu(format!(
@@ -110,12 +111,12 @@ impl Cuda {
     }
 
     /// The same GPU again, with a variant in the place of shipped kernels.
-    pub fn with_variant(&self, variant: &lab::Variant) -> Result<Cuda> {
+    pub fn with_variant(&self, variant: &'static lab::Variant) -> Result<Cuda> {
         Self::start(self.context.ordinal(), self.info.driver, self.gemm_by, &[variant])
             .map_err(|e| Error::Cuda { what: format!("loading a variant of {}", variant.op), cause: e })
     }
 
-    fn start(ordinal: usize, driver: i32, gemm_by: GemmBy, variants: &[&lab::Variant]) -> Result<Cuda, String> {
+    fn start(ordinal: usize, driver: i32, gemm_by: GemmBy, variants: &[&'static lab::Variant]) -> Result<Cuda, String> {
         let text = |e: DriverError| e.to_string();
         let context = CudaContext::new(ordinal).map_err(text)?;
         // SAFETY: all work goes to one stream, so no slice needs events to order its uses. Must come before the stream and
