@@ -135,10 +135,15 @@ impl Cuda {
             what: format!("{op:?}"),
             cause: format!("kernel {kernel} is not in this binary"),
         })?;
+        let shipped = grid;
         let grid = k
             .geometry
             .apply(grid, self.info.sm_count)
             .map_err(|e| Error::Cuda { what: format!("{} for {op:?}", k.name), cause: e })?;
+        if grid.blocks != shipped.blocks && self.trace.id() != 0 {
+            // its spans have room for the shipped kernel's blocks
+            return Err(Error::Input(format!("a trace cannot show {}, which has other blocks than its op", k.name)));
+        }
         if let Some(launches) = &mut *self.launches.lock().unwrap_or_else(PoisonError::into_inner) {
             launches.push(Launched { kernel: k.name.clone(), grid });
         }
