@@ -3,7 +3,6 @@
 use super::{Buffer, Cuda, Graphs, Weight, failed};
 use crate::{
     backend::{Backend, Out, SamplerState},
-    config::Dtype,
     error::{Error, Result},
     ops::{
         AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, RmsNorm, Rope, Sample,
@@ -11,8 +10,8 @@ use crate::{
     },
     weights::Tensor,
 };
-use cudarc::driver::{CudaEvent, DevicePtr, DriverError, PinnedHostSlice, result, sys};
-use half::{bf16, f16};
+use cudarc::driver::{CudaEvent, CudaSlice, DevicePtr, DriverError, PinnedHostSlice, result, sys};
+use half::bf16;
 use std::marker::PhantomData;
 
 /// A word on its way to the host: the copy is done when the event is.
@@ -27,6 +26,26 @@ impl Drop for Fetch {
         if self.slot.is_some() {
             let _ = self.event.synchronize(); // the copy must not land in freed memory
         }
+    }
+}
+
+impl Cuda {
+    /// `len` values in memory that `alloc` gives for that many bytes.
+    pub(super) fn buffer<T: Element>(
+        &self,
+        len: usize,
+        alloc: impl FnOnce(usize) -> Result<CudaSlice<u8>, DriverError>,
+    ) -> Result<Buffer<T>> {
+        let bytes = (len * size_of::<T>()).max(1); // the driver refuses empty allocations
+        let bytes = alloc(bytes).map_err(|e| match e {
+            DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY) => {
+                let free = self.free_memory().ok().flatten().unwrap_or(0);
+                Error::Memory(format!("the GPU is out of memory: {bytes} bytes asked for, {free} free"))
+            }
+            e => failed(|| format!("allocating {bytes} bytes"))(e),
+        })?;
+        let address = bytes.device_ptr(&self.stream).0;
+        Ok(Buffer { bytes, address, len, kind: PhantomData })
     }
 }
 
@@ -50,17 +69,7 @@ impl Backend for Cuda {
     }
 
     fn alloc<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
-        let bytes = len * size_of::<T>();
-        // at least one byte: the driver refuses empty allocations
-        let bytes = self.stream.alloc_zeros::<u8>(bytes.max(1)).map_err(|e| match e {
-            DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY) => {
-                let free = self.free_memory().ok().flatten().unwrap_or(0);
-                Error::Memory(format!("the GPU is out of memory: {bytes} bytes asked for, {free} free"))
-            }
-            e => failed(|| format!("allocating {bytes} bytes"))(e),
-        })?;
-        let address = bytes.device_ptr(&self.stream).0;
-        Ok(Buffer { bytes, address, len, kind: PhantomData })
+        self.buffer(len, |bytes| self.stream.alloc_zeros(bytes))
     }
 
     fn write<T: Element>(&self, dst: &mut Buffer<T>, at: usize, src: &[T]) -> Result<()> {
@@ -85,32 +94,8 @@ impl Backend for Cuda {
         self.stream.synchronize().map_err(what())
     }
 
-    fn weight(&self, parts: &[Tensor]) -> Result<Weight> {
-        let (rows, cols) = (parts.iter().map(Tensor::rows).sum(), parts.first().map_or(0, Tensor::cols));
-        let mut data = self.alloc::<bf16>(rows * cols)?;
-        let mut at = 0;
-        for t in parts {
-            let bytes = t.bytes();
-            match t.dtype() {
-                Dtype::Bf16 => {
-                    let mut dst = data.bytes.slice_mut(2 * at..2 * at + bytes.len());
-                    let what = failed(|| format!("uploading {} ({} bytes)", t.name(), bytes.len()));
-                    self.stream.memcpy_htod(bytes, &mut dst).map_err(what)?;
-                }
-                Dtype::F16 => {
-                    let v = bytemuck::pod_collect_to_vec::<u8, f16>(bytes);
-                    let v: Vec<bf16> = v.into_iter().map(|x| bf16::from_f32(x.to_f32())).collect();
-                    self.write(&mut data, at, &v)?;
-                }
-                Dtype::F32 => {
-                    let v = bytemuck::pod_collect_to_vec::<u8, f32>(bytes);
-                    let v: Vec<bf16> = v.into_iter().map(bf16::from_f32).collect();
-                    self.write(&mut data, at, &v)?;
-                }
-            }
-            at += t.rows() * t.cols();
-        }
-        Ok(Weight { data, rows, cols })
+    fn weights(&self, stacks: &[Vec<Tensor>], progress: &mut dyn FnMut(u64)) -> Result<Vec<Weight>> {
+        self.upload_weights(stacks, progress)
     }
 
     fn weight_from(&self, rows: usize, cols: usize, data: &[bf16]) -> Result<Weight> {
@@ -118,6 +103,7 @@ impl Backend for Cuda {
     }
 
     fn synchronize(&self) -> Result<()> {
+        self.kernels.get()?; // loaded in the background
         self.stream.synchronize().map_err(failed(|| "waiting for the GPU".into()))
     }
 

@@ -76,7 +76,7 @@ impl Cuda {
     /// `args` must be the kernel's parameters in order and of their types, and what the kernel reads and writes through them
     /// must be allocated.
     pub unsafe fn launch(&self, kernel: &str, op: &dyn Debug, grid: Grid, args: &[Arg]) -> Result<()> {
-        let k = self.kernels.get(kernel).ok_or_else(|| Error::Cuda {
+        let k = self.kernels.get()?.get(kernel).ok_or_else(|| Error::Cuda {
             what: format!("{op:?}"),
             cause: format!("kernel {kernel} is not in this binary"),
         })?;

@@ -10,6 +10,8 @@ mod device;
 mod graph;
 pub mod kernels;
 mod launch;
+mod modules;
+mod upload;
 
 pub use blas::{GemmBy, MANY_ROWS, cublas_version};
 pub use buffer::{Buffer, Weight};
@@ -17,11 +19,12 @@ pub use device::{Info, devices};
 pub use graph::Graphs;
 pub use launch::Arg;
 
-use crate::error::{Error, Result};
-use cudarc::driver::{CudaContext, CudaModule, CudaStream, DriverError, PinnedHostSlice, result, sys};
-use cudarc::nvrtc::Ptx;
+use crate::{
+    error::{Error, Result},
+    startup::Startup,
+};
+use cudarc::driver::{CudaContext, CudaStream, DriverError, PinnedHostSlice, result, sys};
 use std::{
-    collections::{HashMap, hash_map::Entry},
     ffi::c_void,
     sync::{Arc, Mutex, OnceLock},
 };
@@ -36,9 +39,9 @@ pub struct Cuda {
     gemm_by: GemmBy,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
-    kernels: HashMap<String, launch::Kernel>,
-    _modules: Vec<Arc<CudaModule>>,
+    kernels: modules::Modules,
     info: Info,
+    startup: Startup,
     /// Page-locked words for values on their way to the host.
     slots: Mutex<Vec<PinnedHostSlice<u32>>>,
     /// `AOJI_SYNC=1`: wait for each launch.
@@ -67,65 +70,34 @@ pub fn driver_version() -> Result<i32> {
 impl Cuda {
     /// Opens GPU `ordinal` and loads the kernels.
     pub fn open(ordinal: usize) -> Result<Cuda> {
-        let driver = driver_version()?;
-        if driver < NEEDED {
-            return Err(Error::NoGpu(format!(
-                "the NVIDIA driver supports CUDA {}.{}, the kernels need {}.0: update the driver to 580 or newer",
-                driver / 1000,
-                driver % 1000 / 10,
-                NEEDED / 1000
-            )));
-        }
-        let count = devices()?.len();
-        if ordinal >= count {
-            return Err(Error::NoGpu(format!(
-                "GPU {ordinal} was asked for and the driver shows {count} (see nvidia-smi and CUDA_VISIBLE_DEVICES)"
-            )));
-        }
-        if kernels::MODULES.is_empty() {
-            return Err(Error::NoGpu("this binary was built without GPU kernels (AOJI_SKIP_KERNELS)".into()));
-        }
-        let gemm_by = GemmBy::from_env()?;
-        Self::start(ordinal, driver, gemm_by)
-            .map_err(|e| Error::Cuda { what: format!("opening GPU {ordinal}"), cause: e })
+        let cuda = Cuda::begin(ordinal, Startup::begin())?;
+        cuda.kernels.get()?;
+        Ok(cuda)
     }
 
-    fn start(ordinal: usize, driver: i32, gemm_by: GemmBy) -> Result<Cuda, String> {
-        let text = |e: DriverError| e.to_string();
-        let context = CudaContext::new(ordinal).map_err(text)?;
-        // SAFETY: all work goes to one stream, so no slice needs events to order its uses. Must come before the stream and
-        // every allocation: events recorded before a capture would break it.
-        unsafe { context.disable_event_tracking() };
-        let stream = context.new_stream().map_err(text)?;
-        let info = Info::of(ordinal, driver).map_err(text)?;
-        keep_freed_memory(&context).map_err(text)?;
-        let (mut kernels, mut modules) = (HashMap::new(), Vec::new());
-        for m in kernels::MODULES {
-            let module = context.load_module(Ptx::from_binary(m.image.to_vec())).map_err(|e| {
-                let (a, b) = info.capability;
-                format!("kernels/{}.cu on {} (sm_{a}{b}): {e}; aoji needs Ampere (sm_80) or newer", m.stem, info.name)
-            })?;
-            for name in m.usage().into_iter().map(|u| u.kernel) {
-                if let Entry::Vacant(place) = kernels.entry(name) {
-                    let name = place.key();
-                    let function = module.load_function(name).map_err(|e| format!("{name}: {e}"))?;
-                    place.insert(launch::Kernel::new(function));
-                }
-            }
-            modules.push(module);
-        }
+    /// Opens GPU `ordinal`. A thread goes on to load the kernels; the first launch, or `synchronize`, waits for them.
+    pub(crate) fn begin(ordinal: usize, startup: Startup) -> Result<Cuda> {
+        let driver = startup.time("driver", 0, || usable(ordinal))?;
+        let gemm_by = GemmBy::from_env()?;
+        Self::start(ordinal, driver, gemm_by, startup)
+            .map_err(|e| Error::Cuda { what: format!("opening GPU {ordinal}"), cause: e.to_string() })
+    }
+
+    fn start(ordinal: usize, driver: i32, gemm_by: GemmBy, startup: Startup) -> Result<Cuda, DriverError> {
+        let (context, stream) = startup.time("context", 0, || {
+            let context = CudaContext::new(ordinal)?;
+            // SAFETY: all work goes to one stream, so no slice needs events to order its uses. Must come before the
+            // stream and every allocation: events recorded before a capture would break it.
+            unsafe { context.disable_event_tracking() };
+            let stream = context.new_stream()?;
+            keep_freed_memory(&context)?;
+            Ok::<_, DriverError>((context, stream))
+        })?;
+        let info = Info::of(ordinal, driver)?;
+        let kernels = modules::Modules::load(&context, &info, &startup);
         let sync = std::env::var_os("AOJI_SYNC").is_some_and(|v| v == "1");
-        Ok(Cuda {
-            blas: OnceLock::new(),
-            gemm_by,
-            context,
-            stream,
-            kernels,
-            _modules: modules,
-            info,
-            slots: Mutex::default(),
-            sync,
-        })
+        let (blas, slots) = (OnceLock::new(), Mutex::default());
+        Ok(Cuda { blas, gemm_by, context, stream, kernels, info, startup, slots, sync })
     }
 
     /// What the driver says of the GPU.
@@ -134,8 +106,8 @@ impl Cuda {
     }
 
     /// Names of the loaded kernels.
-    pub fn kernel_names(&self) -> impl Iterator<Item = &str> {
-        self.kernels.keys().map(String::as_str)
+    pub fn kernel_names(&self) -> Result<impl Iterator<Item = &str>> {
+        Ok(self.kernels.get()?.keys().map(String::as_str))
     }
 
     /// Bytes a second that the device's memory moves, in GB/s: the median of ten copies of `bytes` from one place to another,
@@ -169,6 +141,29 @@ impl Cuda {
         ops()?;
         begin.elapsed_ms(&event()?).map_err(failed(|| "timing".into()))
     }
+}
+
+/// The driver's version, when it, GPU `ordinal` and this binary's kernels can be used.
+fn usable(ordinal: usize) -> Result<i32> {
+    let driver = driver_version()?;
+    if driver < NEEDED {
+        return Err(Error::NoGpu(format!(
+            "the NVIDIA driver supports CUDA {}.{}, the kernels need {}.0: update the driver to 580 or newer",
+            driver / 1000,
+            driver % 1000 / 10,
+            NEEDED / 1000
+        )));
+    }
+    let count = devices()?.len();
+    if ordinal >= count {
+        return Err(Error::NoGpu(format!(
+            "GPU {ordinal} was asked for and the driver shows {count} (see nvidia-smi and CUDA_VISIBLE_DEVICES)"
+        )));
+    }
+    if kernels::MODULES.is_empty() {
+        return Err(Error::NoGpu("this binary was built without GPU kernels (AOJI_SKIP_KERNELS)".into()));
+    }
+    Ok(driver)
 }
 
 /// The default memory pool gives freed memory back to the system at every synchronisation unless told to keep it.
