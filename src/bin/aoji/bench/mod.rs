@@ -5,6 +5,7 @@ mod kernels;
 #[cfg(feature = "cuda")]
 mod ledger;
 mod model;
+pub mod startup;
 mod table;
 
 use crate::common::ModelArgs;
@@ -16,7 +17,11 @@ use std::path::PathBuf;
 #[derive(clap::Args)]
 #[command(
     after_help = "Times are of this machine as it is now; the best rates of its memory (a large copy, reads and \
-writes counted) and of its matrix units are measured in the same run."
+writes counted) and of its matrix units are measured in the same run.\n\n\
+--startup runs `aoji generate` with a prompt of 16 tokens and says what happens up to the first token; phases \
+overlap, and memory and copies are parts of weights. \"from disk\" is 0 when the page cache held the model's files; \
+on the CPU weights stay in the mapped file and are read when they are first used. --json has for every run its \
+seconds and `startup` as in `aoji generate --json`, whose times begin when the model is opened."
 )]
 #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "what is said of kernels needs them"))]
 pub struct Args {
@@ -28,7 +33,7 @@ pub struct Args {
     /// Depths at which to time decoding; one that does not fit the context is moved to where it does
     #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "0,512,2048,8192")]
     depth: Vec<usize>,
-    /// Runs of each prompt; of each kernel, 20 times as many
+    /// Runs of each prompt or start; of each kernel, 20 times as many
     #[arg(long, value_name = "N", default_value_t = 5)]
     repeat: usize,
     /// Steps of decoding at each depth
@@ -46,8 +51,11 @@ pub struct Args {
     /// With --kernels: run each case once, without warm-up, for tools that slow down every launch
     #[arg(long, requires = "kernels")]
     once: bool,
-    /// Which kernels a GPU has confirmed, from the results of earlier runs, as a table in Markdown
+    /// Measure the start instead: a process for each run, from its start to its first token
     #[arg(long, conflicts_with = "kernels")]
+    startup: bool,
+    /// Which kernels a GPU has confirmed, from the results of earlier runs, as a table in Markdown
+    #[arg(long, conflicts_with_all = ["kernels", "startup"])]
     ledger: bool,
     /// With --ledger: where the results are
     #[arg(long, value_name = "DIR", default_value = "benches/results")]
@@ -124,7 +132,7 @@ pub fn run(args: Args) -> Result<()> {
     if args.ledger || args.kernels.is_some() {
         return Err(Error::NoGpu("this binary was built without the feature `cuda`: it has no kernels".into()));
     }
-    model::run(&args)
+    if args.startup { startup::run(&args) } else { model::run(&args) }
 }
 
 /// The number of the GPU that `--device` names.
