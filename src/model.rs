@@ -1,11 +1,11 @@
 //! The architecture: weights bound to a backend, and the forward pass, written once for prefill and decode.
 
 use crate::{
-    backend::{Backend, Out},
+    backend::{Backend, DECODE_ROWS, Out},
     config::Config,
     error::Result,
     kv::Kv,
-    ops::{AttnDecode, Embed, RmsNorm, Rope},
+    ops::{AttnDecode, AttnPrefill, Embed, NormGateUp, NormHead, NormQkvRopeAppend, Rope},
     weights::{LayerTensors, Tensor, Weights},
 };
 use std::{panic::resume_unwind, sync::Arc, thread};
@@ -104,30 +104,57 @@ impl<B: Backend> Model<B> {
         Model { config: config.clone(), embed, layers, final_norm, lm_head, rope_table, max_seq }
     }
 
-    /// The norm of rows `first..first + rows` of the residual stream.
-    pub(crate) fn norm(&self, rows: usize, first: usize) -> RmsNorm {
-        RmsNorm { rows, first, dim: self.config.dim, eps: self.config.norm_eps }
-    }
-
     /// `s.x[..rows]`, the residual stream after the last layer, from `s.tokens` at positions `s.pos`; their keys and values
     /// go to the cache. `kv_len` is above every position.
     pub fn forward(&self, b: &B, s: &mut Scratch<B>, kv: &mut Kv<B>, rows: usize, kv_len: usize) -> Result<()> {
-        let Config { dim, vocab, .. } = self.config;
+        let Config { dim, ffn_dim, vocab, n_heads, n_kv_heads, head_dim, norm_eps: eps, .. } = self.config;
+        let (max_seq, positions) = (kv.max_seq, self.max_seq);
+        let qkv = NormQkvRopeAppend { rows, dim, n_heads, n_kv_heads, head_dim, max_seq, positions, eps };
+        let gate_up = NormGateUp { rows, dim, ffn_dim, eps };
         b.embed(&Embed { rows, dim, vocab }, &mut s.x, &s.tokens, &self.embed)?; // x [rows, dim]
         for (l, w) in self.layers.iter().enumerate() {
-            b.norm_qkv_rope_append(self, s, kv, l, rows)?; // qkv [rows, q_dim + 2 kv_dim], and the cache
-            b.attn(self, s, kv, l, rows, kv_len)?; // att [rows, q_dim]
+            let (k, v, pos) = (&mut kv.k[l], &mut kv.v[l], &s.pos);
+            // qkv [rows, q_dim + 2 kv_dim] of norm(x), rotated; the cache
+            b.norm_qkv_rope_append(
+                &qkv,
+                &mut s.qkv,
+                k,
+                v,
+                &mut s.xb,
+                &s.x,
+                pos,
+                &w.attn_norm,
+                &w.wqkv,
+                &self.rope_table,
+            )?;
+            self.attn(b, s, kv, l, rows, kv_len)?; // att [rows, q_dim]
             b.matmul(rows, Out::Add(&mut s.x), &s.att, &w.wo)?; // x += att wo^T
-            b.norm_gate_up(self, s, l, rows)?; // hb [rows, ffn_dim] = silu(norm(x) w_gate^T) * (norm(x) w_up^T)
+            // hb [rows, ffn_dim] = silu(norm(x) w_gate^T) * (norm(x) w_up^T)
+            b.norm_gate_up(&gate_up, &mut s.hb, &mut s.xb, &mut s.gate_up, &s.x, &w.ffn_norm, &w.w_gate_up)?;
             b.matmul(rows, Out::Add(&mut s.x), &s.hb, &w.w_down)?; // x += hb w_down^T
         }
         Ok(())
     }
 
+    /// `att = attention(q, cache)`: split by keys for few rows, by rows for many.
+    fn attn(&self, b: &B, s: &mut Scratch<B>, kv: &Kv<B>, l: usize, rows: usize, kv_len: usize) -> Result<()> {
+        let Config { n_heads, n_kv_heads, head_dim, .. } = self.config;
+        let (max_seq, k, v) = (kv.max_seq, &kv.k[l], &kv.v[l]);
+        if rows <= DECODE_ROWS {
+            let op = AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len };
+            b.attn_decode(&op, &mut s.att, &mut s.attn_part, &mut s.attn_arrived, &s.qkv, k, v, &s.pos)
+        } else {
+            let op = AttnPrefill { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len };
+            b.attn_prefill(&op, &mut s.att, &s.qkv, k, v, &s.pos)
+        }
+    }
+
     /// `s.logits[..rows]` from rows `first..first + rows` of `s.x`.
     pub fn head(&self, b: &B, s: &mut Scratch<B>, first: usize, rows: usize) -> Result<()> {
-        b.rms_norm(&self.norm(rows, first), &mut s.xb, &s.x, &self.final_norm)?;
-        b.matmul(rows, Out::F32(&mut s.logits), &s.xb, self.lm_head.as_ref().unwrap_or(&self.embed))
+        let Config { dim, vocab, norm_eps: eps, .. } = self.config;
+        let w = self.lm_head.as_ref().unwrap_or(&self.embed);
+        let op = NormHead { rows, first, dim, vocab, eps };
+        b.norm_head(&op, &mut s.logits, &mut s.xb, &s.x, &self.final_norm, w)
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
     },
     sampler::Sampling,
 };
-use std::{collections::VecDeque, sync::Arc};
+use std::sync::Arc;
 
 /// Most rows of logits that are computed at once.
 pub(crate) const LOGIT_ROWS: usize = 16;
@@ -62,8 +62,6 @@ struct Timeline<B: Backend> {
     sampler: SamplerState<B>,
     graphs: B::Graphs,
     decoding: Decoding,
-    /// Tokens on their way, oldest first.
-    pending: VecDeque<B::Fetch>,
 }
 
 #[derive(Default)]
@@ -88,9 +86,10 @@ impl<B: Backend> Timeline<B> {
             history: b.alloc(c.vocab)?,
             bias: b.alloc(c.vocab)?,
             scratch: b.alloc(c.vocab.max(Argmax::scratch()))?,
+            outbox: b.outbox()?,
         };
-        let (graphs, pending) = (B::Graphs::default(), VecDeque::new());
-        Ok(Timeline { loaded, s, kv, sampler, graphs, decoding: Decoding::default(), pending })
+        let (graphs, decoding) = (B::Graphs::default(), Decoding::default());
+        Ok(Timeline { loaded, s, kv, sampler, graphs, decoding })
     }
 
     /// `s.x` of `tokens`, at most a chunk.
@@ -106,10 +105,12 @@ impl<B: Backend> Timeline<B> {
     fn choose(&mut self) -> Result<()> {
         let Loaded { b, model } = &*self.loaded;
         let (s, vocab) = (&mut self.s, model.config.vocab);
+        let SamplerState { params, history, bias, scratch, outbox } = &mut self.sampler;
         if self.decoding.greedy {
-            b.argmax(&Argmax { vocab }, &mut s.tokens, &mut s.pos, &mut self.sampler, &s.logits)
+            b.argmax(&Argmax { vocab }, &mut s.tokens, &mut s.pos, scratch, outbox, &s.logits)
         } else {
-            b.sample(&Sample { vocab }, &mut s.tokens, &mut s.pos, &mut self.sampler, &s.logits)
+            let op = Sample { vocab };
+            b.sample(&op, &mut s.tokens, &mut s.pos, params, history, scratch, outbox, bias, &s.logits)
         }
     }
 
@@ -207,18 +208,18 @@ impl<B: Backend> AnyTimeline for Timeline<B> {
             } else {
                 self.step()?
             }
-            self.pending.push_back(self.loaded.b.fetch(&self.s.tokens)?);
             self.decoding.enqueued += 1;
         }
-        let max = self.kv.max_seq;
-        let fetch = self.pending.pop_front().ok_or(Error::Context { needed: max + 1, max })?;
+        if self.decoding.taken == self.decoding.enqueued {
+            return Err(Error::Context { needed: self.kv.max_seq + 1, max: self.kv.max_seq });
+        }
         self.decoding.taken += 1;
-        self.loaded.b.fetched(fetch)
+        self.loaded.b.take(&mut self.sampler.outbox)
     }
 
     fn stop(&mut self) -> Result<usize> {
         let computed = self.decoding.prompt + self.decoding.enqueued.saturating_sub(1);
-        self.pending.clear();
+        self.loaded.b.skip(&mut self.sampler.outbox, self.decoding.enqueued - self.decoding.taken);
         self.decoding = Decoding::default();
         Ok(computed)
     }

@@ -49,16 +49,33 @@ DEV uint4 ld128_stream(const void* p) {
   return v;
 }
 
+// 16 bytes of global data past L1, which may hold what was there before a kernel in flight began. Stays before a
+// grid_dependency_wait that follows; a load by ld.global.nc does not: ptxas 13.0 moves it behind.
+DEV uint4 ld128_l2(const void* p) {
+  uint4 v;
+  asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p)
+               : "memory");
+  return v;
+}
+
 // Brings the line at p into L2; a hint that may name any address.
 DEV void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
-// Copies 16 bytes from global to shared memory asynchronously; with pred false it writes zeroes and reads nothing.
+// Copies 16 bytes from global to shared memory asynchronously, past L1; with pred false it writes zeroes and reads nothing.
 DEV void cp_async16(void* s, const void* g, bool pred) {
   int read = pred ? 16 : 0;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem_u32(s)), "l"(g), "r"(read) : "memory");
 }
 
-// Closes this thread's current group of cp_async16.
+// As cp_async16, through L1: for what the other blocks of the multiprocessor read too.
+DEV void cp_async16_l1(void* s, const void* g, bool pred) {
+  int read = pred ? 16 : 0;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(smem_u32(s)), "l"(g), "r"(read) : "memory");
+}
+
+// Closes this thread's current group of cp_async16 and cp_async16_l1.
 DEV void cp_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // Waits until at most N of this thread's groups are in flight; other threads still need a barrier to see the data.
@@ -100,6 +117,11 @@ template <class T> DEV T atomic_add_acq_rel(T* p, T v) {
   uint32_t old;
   asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"((uint32_t)v) : "memory");
   return (T)old;
+}
+
+// Writes 8 bytes to page-locked memory of the host, at once as a whole; orders nothing else.
+DEV void st_host(unsigned long long* p, unsigned long long v) {
+  asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory");
 }
 
 // --- barriers, any arch ----------------------------------------------------------------------------------------------
@@ -154,6 +176,13 @@ DEV void ldmatrix_x4_trans(uint32_t (&r)[4], const void* p) {
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(smem_u32(p))
                : "memory");
+}
+
+// The products of two pairs of bf16, each rounded to nearest even.
+DEV uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
+  uint32_t v;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(0x80008000u));  // plus -0: Ampere has no mul
+  return v;
 }
 
 // --- reductions of a full warp ---------------------------------------------------------------------------------------

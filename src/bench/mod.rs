@@ -5,9 +5,13 @@
 
 #[cfg(feature = "cuda")]
 mod kernels;
+#[cfg(feature = "cuda")]
+mod lab;
 
 #[cfg(feature = "cuda")]
 pub use kernels::{Bench, Check, KernelOptions, KernelResult, Peak, kernels};
+#[cfg(feature = "cuda")]
+pub use lab::Ratio;
 
 use crate::{
     Engine, Sampling,

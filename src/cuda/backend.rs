@@ -1,33 +1,19 @@
 //! [`Backend`] for the GPU: memory, transfers, and each op's launch.
 
-use super::{Buffer, Cuda, Graphs, Weight, failed};
+use super::{Buffer, Cuda, Graphs, Outbox, Weight, failed};
 use crate::{
-    backend::{Backend, Out, SamplerState},
+    backend::{Backend, DECODE_ROWS, Out, definition},
+    config::Config,
     error::{Error, Result},
     ops::{
-        AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, RmsNorm, Rope, Sample,
-        Swiglu,
+        AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, NormGateUp, NormHead,
+        NormQkvRopeAppend, RmsNorm, Rope, Sample, Swiglu,
     },
     weights::Tensor,
 };
-use cudarc::driver::{CudaEvent, CudaSlice, DevicePtr, DriverError, PinnedHostSlice, result, sys};
+use cudarc::driver::{CudaSlice, DevicePtr, DriverError, sys};
 use half::bf16;
 use std::marker::PhantomData;
-
-/// A word on its way to the host: the copy is done when the event is.
-pub struct Fetch {
-    event: CudaEvent,
-    /// Taken out by `fetched`.
-    slot: Option<PinnedHostSlice<u32>>,
-}
-
-impl Drop for Fetch {
-    fn drop(&mut self) {
-        if self.slot.is_some() {
-            let _ = self.event.synchronize(); // the copy must not land in freed memory
-        }
-    }
-}
 
 impl Cuda {
     /// `len` values in memory that `alloc` gives for that many bytes.
@@ -54,7 +40,7 @@ impl Backend for Cuda {
     type Buf<T: Element> = Buffer<T>;
     type Weight = Weight;
     type Graphs = Graphs;
-    type Fetch = Fetch;
+    type Outbox = Outbox;
     const LOOKAHEAD: usize = 2;
     const CHUNK: usize = 2048;
     const IS_GPU: bool = true;
@@ -66,6 +52,16 @@ impl Backend for Cuda {
     fn free_memory(&self) -> Result<Option<u64>> {
         let (free, _) = self.context.mem_get_info().map_err(failed(|| "cuMemGetInfo".into()))?;
         Ok(Some(free as u64))
+    }
+
+    fn supports(&self, c: &Config) -> Result<()> {
+        let &Config { dim, ffn_dim, vocab, n_heads, n_kv_heads, head_dim, max_seq, norm_eps: eps, .. } = c;
+        let (rows, positions, any) = (DECODE_ROWS, max_seq, usize::MAX);
+        AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len: max_seq }.check_kernel(any, any)?;
+        let qkv = NormQkvRopeAppend { rows, dim, n_heads, n_kv_heads, head_dim, max_seq, positions, eps };
+        qkv.check(any, any, any, any, any, dim, (qkv.qkv_dim(), dim), any)?;
+        NormGateUp { rows, dim, ffn_dim, eps }.check(any, any, dim, (2 * ffn_dim, dim))?;
+        NormHead { rows, first: 0, dim, vocab, eps }.check(any, any, dim, (vocab, dim))
     }
 
     fn alloc<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
@@ -107,33 +103,16 @@ impl Backend for Cuda {
         self.stream.synchronize().map_err(failed(|| "waiting for the GPU".into()))
     }
 
-    fn fetch(&self, src: &Buffer<u32>) -> Result<Fetch> {
-        let what = || failed(|| "fetching a token".into());
-        let free = self.slots.lock().unwrap_or_else(|e| e.into_inner()).pop();
-        let mut slot = match free {
-            Some(slot) => slot,
-            // SAFETY: a u32 has no invalid values; flags 0 is cached memory, which the CPU reads fast.
-            None => unsafe { self.context.alloc_pinned_with_flags(1, 0) }.map_err(what())?,
-        };
-        let host = slot.as_mut_ptr().map_err(what())?;
-        self.context.bind_to_thread().map_err(what())?;
-        // SAFETY: one u32 is read from a buffer that holds at least one and written to page-locked memory that lives until
-        // fetched() has waited for the event recorded after the copy.
-        unsafe {
-            let host = std::slice::from_raw_parts_mut(host, 1);
-            result::memcpy_dtoh_async(host, src.address, self.stream.cu_stream()).map_err(what())?;
-        }
-        let event = self.stream.record_event(None).map_err(what())?;
-        Ok(Fetch { event, slot: Some(slot) })
+    fn outbox(&self) -> Result<Outbox> {
+        self.new_outbox()
     }
 
-    fn fetched(&self, mut fetch: Fetch) -> Result<u32> {
-        let what = || failed(|| "waiting for a token".into());
-        fetch.event.synchronize().map_err(what())?;
-        let slot = fetch.slot.take().ok_or_else(|| Error::Input("a token was fetched twice".into()))?;
-        let token = slot.as_slice().map_err(what())?[0];
-        self.slots.lock().unwrap_or_else(|e| e.into_inner()).push(slot);
-        Ok(token)
+    fn take(&self, outbox: &mut Outbox) -> Result<u32> {
+        self.take_token(outbox)
+    }
+
+    fn skip(&self, outbox: &mut Outbox, n: usize) {
+        Cuda::skip_tokens(outbox, n);
     }
 
     fn replay(&self, graphs: &mut Graphs, key: usize, ops: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -207,19 +186,72 @@ impl Backend for Cuda {
         op: &Argmax,
         token: &mut Buffer<u32>,
         pos: &mut Buffer<u32>,
-        state: &mut SamplerState<Self>,
+        scratch: &mut Buffer<f32>,
+        outbox: &mut Outbox,
         logits: &Buffer<f32>,
     ) -> Result<()> {
-        op.launch(self, token, pos, &mut state.scratch, logits)
+        op.launch(self, token, pos, scratch, outbox, logits)
     }
     fn sample(
         &self,
         op: &Sample,
         token: &mut Buffer<u32>,
         pos: &mut Buffer<u32>,
-        state: &mut SamplerState<Self>,
+        params: &mut Buffer<u32>,
+        history: &mut Buffer<u32>,
+        scratch: &mut Buffer<f32>,
+        outbox: &mut Outbox,
+        bias: &Buffer<f32>,
         logits: &Buffer<f32>,
     ) -> Result<()> {
-        op.launch(self, token, pos, state, logits)
+        op.launch(self, token, pos, params, history, scratch, outbox, bias, logits)
+    }
+
+    fn norm_qkv_rope_append(
+        &self,
+        op: &NormQkvRopeAppend,
+        qkv: &mut Buffer<bf16>,
+        k: &mut Buffer<bf16>,
+        v: &mut Buffer<bf16>,
+        xb: &mut Buffer<bf16>,
+        x: &Buffer<bf16>,
+        pos: &Buffer<u32>,
+        gain: &Weight,
+        w: &Weight,
+        table: &Buffer<f32>,
+    ) -> Result<()> {
+        match op.rows <= DECODE_ROWS {
+            true => op.launch(self, qkv, k, v, x, pos, gain, w, table),
+            false => definition::norm_qkv_rope_append(self, op, qkv, k, v, xb, x, pos, gain, w, table),
+        }
+    }
+    fn norm_gate_up(
+        &self,
+        op: &NormGateUp,
+        hb: &mut Buffer<bf16>,
+        xb: &mut Buffer<bf16>,
+        gate_up: &mut Buffer<bf16>,
+        x: &Buffer<bf16>,
+        gain: &Weight,
+        w: &Weight,
+    ) -> Result<()> {
+        match op.rows <= DECODE_ROWS {
+            true => op.launch(self, hb, x, gain, w),
+            false => definition::norm_gate_up(self, op, hb, xb, gate_up, x, gain, w),
+        }
+    }
+    fn norm_head(
+        &self,
+        op: &NormHead,
+        logits: &mut Buffer<f32>,
+        xb: &mut Buffer<bf16>,
+        x: &Buffer<bf16>,
+        gain: &Weight,
+        w: &Weight,
+    ) -> Result<()> {
+        match op.rows <= DECODE_ROWS {
+            true => op.launch(self, logits, x, gain, w),
+            false => definition::norm_head(self, op, logits, xb, x, gain, w),
+        }
     }
 }

@@ -9,21 +9,25 @@ mod buffer;
 mod device;
 mod graph;
 pub mod kernels;
+pub mod lab;
 mod launch;
 mod modules;
+pub mod occupancy;
+mod outbox;
 mod upload;
 
 pub use blas::{GemmBy, MANY_ROWS, cublas_version};
 pub use buffer::{Buffer, Weight};
 pub use device::{Info, devices};
-pub use graph::Graphs;
-pub use launch::Arg;
+pub use graph::{Edges, Graphs};
+pub use launch::{Arg, Launched};
+pub use outbox::Outbox;
 
 use crate::{
     error::{Error, Result},
     startup::Startup,
 };
-use cudarc::driver::{CudaContext, CudaStream, DriverError, PinnedHostSlice, result, sys};
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 use std::{
     ffi::c_void,
     sync::{Arc, Mutex, OnceLock},
@@ -42,10 +46,13 @@ pub struct Cuda {
     kernels: modules::Modules,
     info: Info,
     startup: Startup,
-    /// Page-locked words for values on their way to the host.
-    slots: Mutex<Vec<PinnedHostSlice<u32>>>,
+    /// Kernels of a step may start before the one before them is done: programmatic dependent launch, which GPUs have from
+    /// Hopper on. `AOJI_PDL=0` switches it off, to measure what it is worth.
+    pdl: bool,
     /// `AOJI_SYNC=1`: wait for each launch.
     sync: bool,
+    /// What is launched, while somebody wants to know.
+    launches: Mutex<Option<Vec<Launched>>>,
 }
 
 /// For `map_err`: a driver error with what was being done.
@@ -68,22 +75,53 @@ pub fn driver_version() -> Result<i32> {
 }
 
 impl Cuda {
-    /// Opens GPU `ordinal` and loads the kernels.
+    /// Opens GPU `ordinal` and loads the kernels, with the variants that `AOJI_LAB` names in the place of shipped ones.
     pub fn open(ordinal: usize) -> Result<Cuda> {
         let cuda = Cuda::begin(ordinal, Startup::begin())?;
         cuda.kernels.get()?;
         Ok(cuda)
     }
 
-    /// Opens GPU `ordinal`. A thread goes on to load the kernels; the first launch, or `synchronize`, waits for them.
+    /// As [`Cuda::open`], with these variants and without a look at `AOJI_LAB`.
+    pub fn open_with(ordinal: usize, variants: &[&lab::Variant]) -> Result<Cuda> {
+        let cuda = Cuda::begin_with(ordinal, variants, Startup::begin())?;
+        cuda.kernels.get()?;
+        Ok(cuda)
+    }
+
+    /// As [`Cuda::open`], but a thread goes on to load the kernels: the first launch, or `synchronize`, waits for them.
     pub(crate) fn begin(ordinal: usize, startup: Startup) -> Result<Cuda> {
+        let variants = lab::from_env()?;
+        for v in &variants {
+            tracing::warn!("AOJI_LAB: kernels/lab/{}.cu replaces shipped kernels", v.module.stem);
+        }
+        Self::begin_with(ordinal, &variants, startup)
+    }
+
+    fn begin_with(ordinal: usize, variants: &[&lab::Variant], startup: Startup) -> Result<Cuda> {
         let driver = startup.time("driver", 0, || usable(ordinal))?;
         let gemm_by = GemmBy::from_env()?;
-        Self::start(ordinal, driver, gemm_by, startup)
+        Self::start(ordinal, driver, gemm_by, variants, startup)
             .map_err(|e| Error::Cuda { what: format!("opening GPU {ordinal}"), cause: e.to_string() })
     }
 
-    fn start(ordinal: usize, driver: i32, gemm_by: GemmBy, startup: Startup) -> Result<Cuda, DriverError> {
+    /// The same GPU again, with a variant in the place of shipped kernels.
+    pub fn with_variant(&self, variant: &lab::Variant) -> Result<Cuda> {
+        let wrong = |cause| Error::Cuda { what: format!("loading a variant of {}", variant.op), cause };
+        let (gpu, driver) = (self.context.ordinal(), self.info.driver);
+        let cuda = Self::start(gpu, driver, self.gemm_by, &[variant], Startup::begin());
+        let cuda = cuda.map_err(|e| wrong(e.to_string()))?;
+        cuda.kernels.get()?;
+        Ok(cuda)
+    }
+
+    fn start(
+        ordinal: usize,
+        driver: i32,
+        gemm_by: GemmBy,
+        variants: &[&lab::Variant],
+        startup: Startup,
+    ) -> Result<Cuda, DriverError> {
         let (context, stream) = startup.time("context", 0, || {
             let context = CudaContext::new(ordinal)?;
             // SAFETY: all work goes to one stream, so no slice needs events to order its uses. Must come before the
@@ -94,10 +132,11 @@ impl Cuda {
             Ok::<_, DriverError>((context, stream))
         })?;
         let info = Info::of(ordinal, driver)?;
-        let kernels = modules::Modules::load(&context, &info, &startup);
+        let kernels = modules::Modules::load(&context, &info, variants, &startup);
         let sync = std::env::var_os("AOJI_SYNC").is_some_and(|v| v == "1");
-        let (blas, slots) = (OnceLock::new(), Mutex::default());
-        Ok(Cuda { blas, gemm_by, context, stream, kernels, info, startup, slots, sync })
+        let pdl = info.capability.0 >= 9 && std::env::var_os("AOJI_PDL").is_none_or(|v| v != "0");
+        let (blas, launches) = (OnceLock::new(), Mutex::default());
+        Ok(Cuda { blas, gemm_by, context, stream, kernels, info, startup, pdl, sync, launches })
     }
 
     /// What the driver says of the GPU.

@@ -1,6 +1,11 @@
 //! The kernels, loaded by a thread of their own while weights are on their way.
 
-use super::{Info, kernels::MODULES, launch::Kernel};
+use super::{
+    Info,
+    kernels::MODULES,
+    lab::Variant,
+    launch::{Kernel, Kernels},
+};
 use crate::{
     error::{Error, Result},
     startup::Startup,
@@ -10,7 +15,7 @@ use cudarc::{
     nvrtc::Ptx,
 };
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::hash_map::Entry,
     panic,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     thread::{self, JoinHandle},
@@ -24,22 +29,23 @@ pub(super) struct Modules {
 }
 
 struct Loaded {
-    kernels: HashMap<String, Kernel>,
+    kernels: Kernels,
     /// Unloaded when dropped.
     _modules: Vec<Arc<CudaModule>>,
 }
 
 impl Modules {
     /// Begins to load.
-    pub fn load(context: &Arc<CudaContext>, info: &Info, startup: &Startup) -> Modules {
+    pub fn load(context: &Arc<CudaContext>, info: &Info, variants: &[&Variant], startup: &Startup) -> Modules {
         let (context, info, startup) = (context.clone(), info.clone(), startup.clone());
+        let variants: Vec<Variant> = variants.iter().map(|v| (*v).clone()).collect();
         let bytes = MODULES.iter().map(|m| m.image.len() as u64).sum();
-        let loading = thread::spawn(move || startup.time("kernels", bytes, || load(&context, &info)));
+        let loading = thread::spawn(move || startup.time("kernels", bytes, || load(&context, &info, &variants)));
         Modules { loaded: OnceLock::new(), loading: Mutex::new(Some(loading)) }
     }
 
     /// By name, when they are loaded.
-    pub fn get(&self) -> Result<&HashMap<String, Kernel>> {
+    pub fn get(&self) -> Result<&Kernels> {
         match self.loaded.get_or_init(|| self.wait().expect("one waits for the thread, once")) {
             Ok(loaded) => Ok(&loaded.kernels),
             Err(cause) => Err(Error::Cuda { what: "loading the kernels".into(), cause: cause.clone() }),
@@ -58,8 +64,8 @@ impl Drop for Modules {
     }
 }
 
-fn load(context: &Arc<CudaContext>, info: &Info) -> Result<Loaded, String> {
-    let (mut kernels, mut modules) = (HashMap::new(), Vec::new());
+fn load(context: &Arc<CudaContext>, info: &Info, variants: &[Variant]) -> Result<Loaded, String> {
+    let (mut kernels, mut modules) = (Kernels::new(), Vec::new());
     for m in MODULES {
         let module = context.load_module(Ptx::from_binary(m.image.to_vec())).map_err(|e| {
             let (a, b) = info.capability;
@@ -74,10 +80,14 @@ fn load(context: &Arc<CudaContext>, info: &Info) -> Result<Loaded, String> {
                 // wait for that.
                 let on_device = unsafe { sys::cuFuncLoad(function.cu_function()) }.result();
                 on_device.map_err(|e| format!("{name}: {e}"))?;
-                place.insert(Kernel::new(function));
+                let kernel = Kernel::new(function, name.clone());
+                place.insert(kernel);
             }
         }
         modules.push(module);
+    }
+    for v in variants {
+        modules.push(v.load(context, &mut kernels)?);
     }
     Ok(Loaded { kernels, _modules: modules })
 }

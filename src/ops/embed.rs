@@ -54,7 +54,7 @@ impl Embed {
         // SAFETY: check() proved that rows rows of x and rows tokens exist and that the table is [vocab, dim]; each token is
         // below vocab by the caller's promise. The arguments are those of the kernel, in order.
         unsafe {
-            cu.launch(
+            cu.launch_dependent(
                 "embed_bf16",
                 self,
                 self.grid(),

@@ -12,6 +12,8 @@ mod generate;
 mod info;
 mod pull;
 mod score;
+#[cfg(feature = "cuda")]
+mod svg;
 mod synth;
 mod tokenize;
 mod verify;

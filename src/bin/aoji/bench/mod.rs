@@ -5,6 +5,8 @@ mod kernels;
 #[cfg(feature = "cuda")]
 mod ledger;
 mod model;
+#[cfg(feature = "cuda")]
+mod roofline;
 pub mod startup;
 mod table;
 
@@ -51,6 +53,12 @@ pub struct Args {
     /// With --kernels: run each case once, without warm-up, for tools that slow down every launch
     #[arg(long, requires = "kernels")]
     once: bool,
+    /// With --kernels: compare the variants of kernels/lab with the shipped kernels, in turn; or only the one of this name
+    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "", requires = "kernels")]
+    lab: Option<String>,
+    /// With --kernels: also draw the cases under the roofs of this machine (roofline)
+    #[arg(long, value_name = "FILE", requires = "kernels")]
+    svg: Option<PathBuf>,
     /// Measure the start instead: a process for each run, from its start to its first token
     #[arg(long, conflicts_with = "kernels")]
     startup: bool,
