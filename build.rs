@@ -98,11 +98,15 @@ fn sources(dir: &str) -> Vec<PathBuf> {
     children(Path::new(dir)).into_iter().filter(|p| p.extension().is_some_and(|e| e == "cu")).collect()
 }
 
-/// FNV-1a of a kernel's text and of all common headers: the same on every machine and with every compiler.
+/// FNV-1a of a kernel's text, of the kernel that a variant includes, and of all common headers: the same on every machine and
+/// with every compiler.
 fn source_hash(f: &Path) -> String {
-    let headers = children(Path::new("kernels/common"));
-    let hash = [f.to_path_buf()].iter().chain(&headers).fold(0xcbf2_9ce4_8422_2325u64, |h, p| {
-        let text = fs::read(p).unwrap_or_else(|e| fail(&format!("error: {}: {e}", p.display())));
+    let text = fs::read_to_string(f).unwrap_or_else(|e| fail(&format!("error: {}: {e}", f.display())));
+    let included = text.lines().filter_map(|l| l.strip_prefix("#include \"")?.strip_suffix(".cu\""));
+    let included = included.map(|stem| PathBuf::from(format!("kernels/{stem}.cu")));
+    let files = std::iter::once(f.to_path_buf()).chain(included).chain(children(Path::new("kernels/common")));
+    let hash = files.fold(0xcbf2_9ce4_8422_2325u64, |h, p| {
+        let text = fs::read(&p).unwrap_or_else(|e| fail(&format!("error: {}: {e}", p.display())));
         text.iter().fold(h, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3))
     });
     format!("{hash:016x}")

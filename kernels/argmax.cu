@@ -10,15 +10,18 @@
 #include "common/order.cuh"
 #include "common/outbox.cuh"
 #include "common/tiles.h"
+#include "common/trace.cuh"
 
 extern "C" __global__ void __launch_bounds__(ARGMAX_THREADS)
 argmax_f32(uint32_t* token, uint32_t* pos, uint32_t* scratch, uint32_t* serial, u64* ring, const float* logits,
-           int vocab) {
+           int vocab, Span* trace) {
+  Traced traced(trace);
   SHARED(u64, warps, 32);
   SHARED(uint32_t, is_last, 1);
   u64* part = (u64*)scratch + 1;
   u64 best = 0;
   grid_dependency_wait();
+  traced.ready();
   grid_launch_dependents();
   for (int i = (blockIdx.x * ARGMAX_THREADS + threadIdx.x) * 4; i < vocab; i += gridDim.x * ARGMAX_THREADS * 4) {
     if (i + 4 <= vocab) {

@@ -17,6 +17,7 @@
 #include "common/order.cuh"
 #include "common/outbox.cuh"
 #include "common/tiles.h"
+#include "common/trace.cuh"
 
 constexpr uint32_t ALL = 0xffffffffu;
 constexpr int DIGIT = 11, BINS = 1 << DIGIT;
@@ -159,13 +160,15 @@ struct Row {
 
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS)
 sample_f32(uint32_t* token, uint32_t* pos, uint32_t* params, uint32_t* history, float* y, uint32_t* serial, u64* ring,
-           const float* bias, const float* logits, int vocab) {
+           const float* bias, const float* logits, int vocab, Span* trace) {
+  Traced traced(trace);
   SHARED(uint32_t, bins_lo, BINS);
   SHARED(uint32_t, bins_hi, BINS);
   SHARED(u64, warps, 32);
   SHARED(u64, found, 3);
   int per_warp = (vocab + blockDim.x - 1) / blockDim.x * 32, begin = (threadIdx.x >> 5) * per_warp;
   grid_dependency_wait();
+  traced.ready();
   grid_launch_dependents();
   Row row = {y, begin, min(begin + per_warp, vocab), bins_lo, bins_hi, warps, found};
 

@@ -15,7 +15,7 @@ use crate::{
     error::Result,
     ops::{
         Act, AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, NormGateUp, NormHead,
-        NormQkvRopeAppend, RmsNorm, Rope, Sample, Swiglu,
+        NormQkvRopeAppend, RmsNorm, Rope, Sample, StreamRead, Swiglu,
     },
     weights::Tensor,
 };
@@ -240,6 +240,9 @@ pub trait Backend: Sized + Send + Sync + 'static {
         bias: &Self::Buf<f32>,
         logits: &Self::Buf<f32>,
     ) -> Result<()>;
+
+    /// Reads `x` as fast as memory allows; see [`StreamRead`].
+    fn stream_read(&self, op: &StreamRead, out: &mut Self::Buf<u32>, x: &Self::Buf<u32>) -> Result<()>;
 
     /// `out (+)= x w^T`: `x` [rows, k], `w` [n, k], `out` [rows, n].
     fn matmul(&self, rows: usize, out: Out<'_, Self>, x: &Self::Buf<Self::Act>, w: &Self::Weight) -> Result<()> {

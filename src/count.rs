@@ -11,7 +11,7 @@ use crate::{
     model::{self, Model, Scratch},
     ops::{
         AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Cost, Element, Embed, Gemm, Gemv, KvAppend, NormGateUp, NormHead,
-        NormQkvRopeAppend, Op, RmsNorm, Rope, Sample, Swiglu,
+        NormQkvRopeAppend, Op, RmsNorm, Rope, Sample, StreamRead, Swiglu,
     },
     weights::{Tensor, Weights},
 };
@@ -266,6 +266,9 @@ impl Backend for Count {
         _bias: &Buf<f32>,
         _logits: &Buf<f32>,
     ) -> Result<()> {
+        self.op(op)
+    }
+    fn stream_read(&self, op: &StreamRead, _out: &mut Buf<u32>, _x: &Buf<u32>) -> Result<()> {
         self.op(op)
     }
 

@@ -407,6 +407,12 @@ impl Engine {
         self.0.is_gpu
     }
 
+    /// The GPU that it runs on, if it does.
+    #[cfg(feature = "cuda")]
+    pub fn cuda(&self) -> Option<&crate::cuda::Cuda> {
+        self.0.loaded.backend().downcast_ref()
+    }
+
     /// The model's tokenizer.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use crate::{
     error::{Error, Result},
     ops::{
         AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, NormGateUp, NormHead,
-        NormQkvRopeAppend, Op, RmsNorm, Rope, Sample, Swiglu, Tolerance,
+        NormQkvRopeAppend, Op, RmsNorm, Rope, Sample, StreamRead, Swiglu, Tolerance,
     },
     weights::Tensor,
 };
@@ -372,6 +372,13 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         self.settle_words(op, "pos", pos)?;
         self.settle_words(op, "params", params)?;
         self.settle_words(op, "history", history)
+    }
+
+    fn stream_read(&self, op: &StreamRead, out: &mut Both<u32, D>, x: &Both<u32, D>) -> Result<()> {
+        self.count_op();
+        self.host.stream_read(op, &mut out.host, &x.host)?;
+        self.device.stream_read(op, &mut out.device, &x.device)?;
+        self.settle_words(op, "out", out)
     }
 
     fn norm_qkv_rope_append(

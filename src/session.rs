@@ -6,6 +6,7 @@ use crate::{
     sampler::Sampling,
     timeline::AnyTimeline,
 };
+use std::time::Duration;
 
 /// One mutable timeline: tokens, their keys and values, and the logits after the last.
 ///
@@ -149,6 +150,13 @@ impl Session {
 pub struct Decode<'a> {
     session: &'a mut Session,
     failed: bool,
+}
+
+impl Decode<'_> {
+    /// Time that the session has spent waiting for tokens from the device, ever.
+    pub(crate) fn waited(&self) -> Duration {
+        self.session.timeline.waited()
+    }
 }
 
 impl Iterator for Decode<'_> {

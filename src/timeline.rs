@@ -11,7 +11,10 @@ use crate::{
     },
     sampler::Sampling,
 };
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// Most rows of logits that are computed at once.
 pub(crate) const LOGIT_ROWS: usize = 16;
@@ -26,11 +29,19 @@ pub(crate) struct Loaded<B: Backend> {
 pub(crate) trait AnyLoaded: Send + Sync {
     /// An empty sequence with room for `max_seq` tokens.
     fn timeline(self: Arc<Self>, max_seq: usize) -> Result<Box<dyn AnyTimeline>>;
+    /// The backend, for who knows which it may be.
+    #[cfg(feature = "cuda")]
+    fn backend(&self) -> &dyn std::any::Any;
 }
 
 impl<B: Backend> AnyLoaded for Loaded<B> {
     fn timeline(self: Arc<Self>, max_seq: usize) -> Result<Box<dyn AnyTimeline>> {
         Ok(Box::new(Timeline::new(self, max_seq)?))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn backend(&self) -> &dyn std::any::Any {
+        &self.b
     }
 }
 
@@ -50,6 +61,8 @@ pub(crate) trait AnyTimeline: Send {
     fn start(&mut self, prompt: &[u32], sampling: &Sampling, stop_ids: &[u32]) -> Result<()>;
     /// The next token. Work goes on in the background up to the capacity.
     fn next(&mut self) -> Result<u32>;
+    /// Time that `next` has waited for the device, ever.
+    fn waited(&self) -> Duration;
     /// Ends decoding; what was computed ahead is dropped. Positions whose keys and values are in the cache.
     fn stop(&mut self) -> Result<usize>;
 }
@@ -62,6 +75,7 @@ struct Timeline<B: Backend> {
     sampler: SamplerState<B>,
     graphs: B::Graphs,
     decoding: Decoding,
+    waited: Duration,
 }
 
 #[derive(Default)]
@@ -88,8 +102,8 @@ impl<B: Backend> Timeline<B> {
             scratch: b.alloc(c.vocab.max(Argmax::scratch()))?,
             outbox: b.outbox()?,
         };
-        let (graphs, decoding) = (B::Graphs::default(), Decoding::default());
-        Ok(Timeline { loaded, s, kv, sampler, graphs, decoding })
+        let (graphs, decoding, waited) = (B::Graphs::default(), Decoding::default(), Duration::ZERO);
+        Ok(Timeline { loaded, s, kv, sampler, graphs, decoding, waited })
     }
 
     /// `s.x` of `tokens`, at most a chunk.
@@ -214,7 +228,14 @@ impl<B: Backend> AnyTimeline for Timeline<B> {
             return Err(Error::Context { needed: self.kv.max_seq + 1, max: self.kv.max_seq });
         }
         self.decoding.taken += 1;
-        self.loaded.b.take(&mut self.sampler.outbox)
+        let begin = Instant::now();
+        let token = self.loaded.b.take(&mut self.sampler.outbox);
+        self.waited += begin.elapsed();
+        token
+    }
+
+    fn waited(&self) -> Duration {
+        self.waited
     }
 
     fn stop(&mut self) -> Result<usize> {

@@ -10,7 +10,7 @@ use aoji::{
     model::{self, Model, Scratch},
     ops::{
         Act, AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, NormGateUp, NormHead,
-        NormQkvRopeAppend, RmsNorm, Rope, Sample, Swiglu, noise, sample::Params,
+        NormQkvRopeAppend, RmsNorm, Rope, Sample, StreamRead, Swiglu, noise, sample::Params,
     },
 };
 use half::bf16;
@@ -261,6 +261,9 @@ impl Backend for Wrong {
         self.0.swiglu(op, hb, gate_up)?;
         self.spoil("swiglu", hb);
         Ok(())
+    }
+    fn stream_read(&self, op: &StreamRead, out: &mut Words, x: &Words) -> Result<()> {
+        self.0.stream_read(op, out, x)
     }
     fn argmax(
         &self,

@@ -65,7 +65,7 @@ fn check<O: Op>(cuda: &Cuda, real: bool) -> Result<BTreeSet<String>, String> {
 
 /// As [`check`] for the op of a variant, with the variant in the place of shipped kernels. Those of its kernels that no case
 /// runs, or what is wrong.
-fn check_variant(variant: &Variant) -> Result<Vec<String>, String> {
+fn check_variant(variant: &'static Variant) -> Result<Vec<String>, String> {
     struct OfOp<'a>(&'a Variant, Cuda, bool, Option<Result<BTreeSet<String>, String>>);
     impl Visitor for OfOp<'_> {
         fn op<O: Op>(&mut self) -> Result<()> {
@@ -112,9 +112,9 @@ fn a_wrong_variant_is_found() {
         let entry = |k: &&str| format!("ptxas info    : Compiling entry function '{k}' for 'sm_90a'\n");
         let ptxas = kernels.iter().map(entry).collect::<String>().leak();
         let module = Module { stem: format!("rms_norm_{name}").leak(), hash: "", image: &[0], ptxas };
-        Variant { op: "rms_norm", name, launch, module }
+        &*Box::leak(Box::new(Variant { op: "rms_norm", name, launch, module }))
     };
-    let planted = |name, launch, kernels: &[&str]| check_variant(&variant(name, launch, kernels));
+    let planted = |name, launch, kernels: &[&str]| check_variant(variant(name, launch, kernels));
     assert_eq!(planted("warp", "threads 32", &["rms_norm_bf16__warp"]), Ok(vec![]));
     let says = |result: Result<Vec<String>, String>, expected: &[&str]| {
         let error = result.expect_err("a variant that is wrong");
@@ -132,16 +132,13 @@ fn a_wrong_variant_is_found() {
     // of another op: right or wrong, nothing of rms_norm runs it
     says(run("idle", "swiglu_bf16__idle"), &["no case of rms_norm runs swiglu_bf16__idle"]);
     says(run("outside", "rms_norm_bf16__outside"), &["RmsNorm { rows: 1", "lab.cu:"]);
-    let twice =
-        [&variant("warp", "threads 32", &["rms_norm_bf16__warp"]), &variant("biased", "", &["rms_norm_bf16__biased"])];
-    let error = Cuda::open_with(0, &twice).err().expect("a place taken twice").to_string();
+    let warp = variant("warp", "threads 32", &["rms_norm_bf16__warp"]);
+    let biased = variant("biased", "", &["rms_norm_bf16__biased"]);
+    let error = Cuda::open_with(0, &[warp, biased]).err().expect("a place taken twice").to_string();
     assert!(error.contains("rms_norm_biased.cu: rms_norm_bf16__biased: rms_norm_bf16__warp has taken"), "{error}");
 
     // the same said by the bench, of each case
-    let kernels = [("warp", "threads 32", "rms_norm_bf16__warp"), ("biased", "", "rms_norm_bf16__biased")];
-    let variants = kernels.iter().chain(&[("idle", "", "swiglu_bf16__idle")]);
-    let variants = variants.map(|(name, launch, kernel)| &*Box::leak(Box::new(variant(name, launch, &[kernel]))));
-    let variants = variants.collect();
+    let variants = vec![warp, biased, variant("idle", "", &["swiglu_bf16__idle"])];
     let options = KernelOptions { stem: None, small: true, check: false, repeat: 1, once: true, variants };
     let mut results = Vec::new();
     bench::kernels(&device().0, &options, &mut |r| results.push(r)).unwrap();
@@ -154,6 +151,53 @@ fn a_wrong_variant_is_found() {
     let idle: Vec<_> = of(Some("idle")).map(|r| (r.case.as_str(), &r.check)).collect();
     assert!(matches!(&idle[..], [("no case", Check::Failed(why))] if why.contains("swiglu_bf16__idle")), "{idle:?}");
     cuda_emulator::clear_faults();
+}
+
+/// Each launch of a trace has a span for each block, in which its times are in order, and ends before the next is ready.
+#[test]
+fn a_trace_shows_each_block() {
+    struct First<'a>(&'a Cuda);
+    impl Visitor for First<'_> {
+        fn op<O: Op>(&mut self) -> Result<()> {
+            let (cuda, op) = (self.0, &O::cases()[0]);
+            let mut io = op.setup(cuda, 1)?;
+            cuda.trace_start(1 << 10)?;
+            op.run(cuda, &mut io)?;
+            op.run(cuda, &mut io)?;
+            let launches = cuda.trace_stop()?;
+            assert_eq!(launches.len(), 2, "{op:?}");
+            for l in &launches {
+                assert_eq!(l.case, format!("{op:?}"));
+                assert!(l.kernel.starts_with(O::STEM), "{} of {op:?}", l.kernel);
+                assert!(l.spans.is_empty() || l.cost == op.cost(), "{op:?}");
+                for s in &l.spans {
+                    assert!(0 < s.begin && s.begin <= s.ready && s.ready <= s.end, "{op:?}: {s:?}");
+                    assert!(s.sm < cuda.info().sm_count, "{op:?}: {s:?}");
+                }
+            }
+            let done = launches[0].spans.iter().map(|s| s.end).max();
+            assert!(done <= launches[1].spans.iter().map(|s| s.ready).min(), "{launches:?}");
+            Ok(())
+        }
+    }
+    let (cuda, _) = device();
+    ops::each(&mut First(&cuda)).unwrap();
+
+    let op = &ops::RmsNorm { rows: 3, first: 0, dim: 64, eps: 1e-5 };
+    let mut io = op.setup(&cuda, 1).unwrap();
+    assert!(cuda.trace_stop().unwrap_err().to_string().contains("no trace"));
+    cuda.trace_start(5).unwrap();
+    assert!(cuda.trace_start(5).unwrap_err().to_string().contains("already"));
+    op.run(&cuda, &mut io).unwrap();
+    op.run(&cuda, &mut io).unwrap();
+    let full = cuda.trace_stop().unwrap_err().to_string();
+    assert!(full.contains("5 blocks, 6 were launched"), "{full}");
+    // a launch that finds no room runs all the same
+    let cpu = Cpu::<bf16>::new();
+    let mut reference = op.setup(&cpu, 1).unwrap();
+    op.run(&cpu, &mut reference).unwrap();
+    let want = op.outputs(&cpu, &reference).unwrap();
+    op.tolerance().compare(&op.outputs(&cuda, &io).unwrap(), &want).unwrap();
 }
 
 macro_rules! op_tests {
@@ -195,4 +239,5 @@ op_tests! {
     norm_head: ops::NormHead,
     argmax: ops::Argmax,
     sample: ops::Sample,
+    stream_read: ops::StreamRead,
 }

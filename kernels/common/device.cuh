@@ -6,6 +6,7 @@
 //   EXPORT_KERNEL(name)   after each `extern "C" __global__ void name(...)`: registers it with the emulator.
 //   SHARED, DYN_SHARED    instead of `__shared__`: the emulator puts red zones around each array.
 //   ld128, st128          for 16-byte accesses: one access, its alignment checked.
+//   Traced, Span* trace   a kernel of a decode step notes when it ran: see trace.cuh.
 //   #if HAS_SM90A         around bodies that use the sm_90a section; #else an empty body.
 //   Never: <<<>>>, asm, dependence on the lockstep of a warp.
 #pragma once
@@ -199,6 +200,29 @@ DEV float warp_max(float v) {
 #pragma unroll
   for (int o = 16; o; o >>= 1) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, o));
   return v;
+}
+
+// --- when and where ----------------------------------------------------------------------------------------------------
+
+// Nanoseconds of a clock that all multiprocessors share; what comes before in the program is not moved behind it.
+DEV unsigned long long global_timer_ns() {
+  unsigned long long t;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t)::"memory");
+  return t;
+}
+
+// The multiprocessor that this block runs on.
+DEV unsigned sm_id() {
+  unsigned sm;
+  asm volatile("mov.u32 %0, %%smid;" : "=r"(sm));
+  return sm;
+}
+
+// The linear index of this block in the grid. Read anew at each call, so that it takes no register in between.
+DEV unsigned block_id() {
+  unsigned x, y, z;
+  asm volatile("mov.u32 %0, %%ctaid.x; mov.u32 %1, %%ctaid.y; mov.u32 %2, %%ctaid.z;" : "=r"(x), "=r"(y), "=r"(z));
+  return x + gridDim.x * (y + gridDim.y * z);
 }
 
 // --- programmatic dependent launch (nothing at all before sm_90) -----------------------------------------------------

@@ -28,3 +28,5 @@
 #define GEMV_STAGE 64            // columns of w and x that a warp takes at a time
 #define GEMV_STAGES 4            // stages of a warp's ring in shared memory
 #define GEMV_BLOCKS 5            // blocks of an SM that shared memory and registers must allow with one row of x
+#define STREAM_THREADS 256       // stream_read: threads of a block
+#define STREAM_LOADS 8           // stream_read: loads of 16 bytes that a thread has in flight

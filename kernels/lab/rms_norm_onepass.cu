@@ -2,8 +2,8 @@
 // idea:     the shipped kernel reads the row again, and the weight for the first time, after the reduction: two latencies
 //           one after the other. Here row and weight are loaded before it and stay in registers: one latency.
 // mapping:  one block per row; a thread keeps KEPT * 8 columns, so the block keeps 8192; what is beyond is read again.
-// expected: faster where latency is all there is (one row of 4096: decode), no difference where the memory is busy.
-//           Not yet measured.
+// expected: faster where latency is all there is (a few rows on each multiprocessor), no difference where the memory is
+//           busy. Not yet measured.
 #include "common/device.cuh"
 #include "common/tiles.h"
 

@@ -5,11 +5,11 @@
 
 use super::{Ratio, Times, lab};
 use crate::{
-    backend::{Backend, Out},
+    backend::Backend,
     cpu::Cpu,
     cuda::{Cuda, Launched, lab::Variant},
     error::{Error, Result},
-    ops::{self, Cost, Gemm, Op, Visitor},
+    ops::{self, Cost, Op, Visitor},
 };
 use half::bf16;
 use serde::Serialize;
@@ -32,47 +32,6 @@ pub struct KernelOptions {
     pub once: bool,
     /// Variants of the lab to compare with the shipped kernels; without `stem`, only their ops run.
     pub variants: Vec<&'static Variant>,
-}
-
-/// Best rates of the device, measured.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct Peak {
-    /// Of a large copy, reads and writes counted.
-    pub copy_gb_per_s: f64,
-    /// Of a large bf16 matrix product on noise, by whichever implementation the engine takes.
-    pub matmul_tflops: Option<f64>,
-}
-
-impl Peak {
-    /// Measures both; a few seconds.
-    pub fn measure(cuda: &Cuda) -> Result<Peak> {
-        let free = cuda.free_memory()?.unwrap_or(u64::MAX);
-        let bytes = if cuda.info().is_emulated() { 1 << 20 } else { (free / 4).min(2 << 30) as usize };
-        let copy_gb_per_s = cuda.copy_bandwidth(bytes)?;
-        if cuda.info().is_emulated() {
-            return Ok(Peak { copy_gb_per_s, matmul_tflops: None });
-        }
-        let n = 8192;
-        let noise = ops::noise(n * n, 1);
-        let act: Vec<bf16> = noise.iter().map(|x| bf16::from_f32(*x)).collect();
-        let (x, w, mut out) = (cuda.upload(&act)?, cuda.weight_from(n, n, &act)?, cuda.alloc::<bf16>(n * n)?);
-        let mut ms = Vec::new();
-        for run in 0..8 {
-            let gemm = || cuda.gemm(&Gemm { rows: n, n, k: n }, Out::Store(&mut out), &x, &w);
-            let time = cuda.time(gemm)?;
-            if run >= 3 {
-                ms.push(f64::from(time));
-            }
-        }
-        let flops = 2.0 * (n as f64).powi(3);
-        Ok(Peak { copy_gb_per_s, matmul_tflops: Some(flops / (Times::new(ms).p50_ms * 1e9)) })
-    }
-
-    /// Milliseconds in which nothing can be faster.
-    pub fn floor_ms(&self, cost: Cost) -> f64 {
-        let bytes = (cost.read + cost.write) as f64 / (self.copy_gb_per_s * 1e6);
-        self.matmul_tflops.map_or(bytes, |t| bytes.max(cost.flops as f64 / (t * 1e9)))
-    }
 }
 
 /// Whether what was timed computes the right thing.

@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Result},
     ops::{
         Act, AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, RmsNorm, Rope, Sample,
-        Swiglu,
+        StreamRead, Swiglu,
     },
     weights::Tensor,
 };
@@ -190,6 +190,11 @@ impl<A: Act> Backend for Cpu<A> {
         op.check(token.len(), pos.len(), lens[0], lens[1], lens[2], lens[3], logits.len())?;
         op.reference(token, pos, params, history, bias, logits);
         outbox.push_back(token[0]);
+        Ok(())
+    }
+    fn stream_read(&self, op: &StreamRead, out: &mut Vec<u32>, x: &Vec<u32>) -> Result<()> {
+        op.check(out.len(), x.len())?;
+        op.reference(out, x);
         Ok(())
     }
 }

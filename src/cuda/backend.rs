@@ -7,7 +7,7 @@ use crate::{
     error::{Error, Result},
     ops::{
         AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, NormGateUp, NormHead,
-        NormQkvRopeAppend, RmsNorm, Rope, Sample, Swiglu,
+        NormQkvRopeAppend, RmsNorm, Rope, Sample, StreamRead, Swiglu,
     },
     weights::Tensor,
 };
@@ -253,5 +253,8 @@ impl Backend for Cuda {
             true => op.launch(self, logits, x, gain, w),
             false => definition::norm_head(self, op, logits, xb, x, gain, w),
         }
+    }
+    fn stream_read(&self, op: &StreamRead, out: &mut Buffer<u32>, x: &Buffer<u32>) -> Result<()> {
+        op.launch(self, out, x)
     }
 }

@@ -15,9 +15,9 @@ thread_local! {
     static RECORDING: Cell<sys::CUstream> = const { Cell::new(null_mut()) };
 }
 
-/// The recorded steps of one session, by key.
+/// The recorded steps of one session, by key and by the trace that they write to (0: none).
 #[derive(Default)]
-pub struct Graphs(HashMap<usize, Recorded>);
+pub struct Graphs(HashMap<(usize, u64), Recorded>);
 
 /// While it lives, this thread's launches are recorded.
 struct Recording;
@@ -81,16 +81,21 @@ impl Cuda {
                 .result()
                 .map_err(failed(|| format!("replaying step {key}")))
         };
-        match graphs.0.get(&key) {
+        let ops = || {
+            self.trace.step();
+            ops()
+        };
+        let id = (key, self.trace.id());
+        match graphs.0.get(&id) {
             None => {
-                graphs.0.insert(key, Recorded(None));
+                graphs.0.insert(id, Recorded(None));
                 ops()
             }
             Some(Recorded(Some(g))) => launch(g),
             Some(Recorded(None)) => {
                 let g = self.record(ops)?;
                 launch(&g)?;
-                graphs.0.insert(key, Recorded(Some(g)));
+                graphs.0.insert(id, Recorded(Some(g)));
                 Ok(())
             }
         }

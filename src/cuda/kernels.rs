@@ -1,7 +1,6 @@
 //! The embedded kernels, and what ptxas said of them.
 
 /// One `kernels/<stem>.cu`.
-#[derive(Clone)]
 pub struct Module {
     /// Its file's name.
     pub stem: &'static str,

@@ -15,20 +15,20 @@
 //! Names are of the shipped launch: its blocks in x, y and z, its threads, its dynamic shared memory in bytes; `sms` is the
 //! number of multiprocessors. What is not named stays as shipped.
 
-use super::{
-    kernels::Module,
-    launch::{Kernel, Kernels},
-};
+use super::{kernels::Module, launch::Kernel};
 use crate::{
     error::{Error, Result},
     ops::Grid,
 };
 use cudarc::driver::{CudaContext, CudaModule};
 use cudarc::nvrtc::Ptx;
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 /// One file of the lab.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Variant {
     /// Stem of the op whose kernels it replaces.
     pub op: &'static str,
@@ -74,7 +74,11 @@ impl Variant {
     }
 
     /// Puts its kernels in the place of the shipped ones.
-    pub(super) fn load(&self, context: &Arc<CudaContext>, kernels: &mut Kernels) -> Result<Arc<CudaModule>, String> {
+    pub(super) fn load(
+        &self,
+        context: &Arc<CudaContext>,
+        kernels: &mut HashMap<String, Kernel>,
+    ) -> Result<Arc<CudaModule>, String> {
         let wrong = |what: String| format!("kernels/lab/{}.cu: {what}", self.module.stem);
         let geometry = Geometry::parse(self.launch).map_err(wrong)?;
         let module = context.load_module(Ptx::from_binary(self.module.image.to_vec()));

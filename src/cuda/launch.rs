@@ -7,7 +7,6 @@ use crate::{
 };
 use cudarc::driver::{CudaFunction, sys};
 use std::{
-    collections::HashMap,
     ffi::c_void,
     fmt::Debug,
     sync::{
@@ -18,9 +17,6 @@ use std::{
 
 /// More dynamic shared memory has to be asked for, once per function.
 const DEFAULT_SHARED: u32 = 48 << 10;
-
-/// The loaded kernels by the names that ops call.
-pub(super) type Kernels = HashMap<String, Kernel>;
 
 /// A loaded kernel.
 pub(super) struct Kernel {
@@ -60,6 +56,13 @@ impl Kernel {
 /// A kernel argument: the bytes of a pointer, an int or a float, low end first.
 #[derive(Clone, Copy)]
 pub struct Arg(pub(super) u64);
+
+impl Arg {
+    /// A pointer; 0 is null.
+    pub(super) fn pointer(address: u64) -> Arg {
+        Arg(address)
+    }
+}
 
 impl<T: Element> From<&Buffer<T>> for Arg {
     fn from(b: &Buffer<T>) -> Arg {
@@ -170,7 +173,9 @@ impl Cuda {
             if self.sync && recording.is_none() { self.stream.synchronize() } else { Ok(()) }
         };
         let mut run = run;
-        run().map_err(failed(|| format!("{} for {op:?} with {grid:?}", k.name)))
+        run().map_err(failed(|| format!("{} for {op:?} with {grid:?}", k.name)))?;
+        self.trace.launched(&k.name, op);
+        Ok(())
     }
 
     /// What `ops` launches, in order. Not of two threads at once.

@@ -14,6 +14,7 @@ mod launch;
 mod modules;
 pub mod occupancy;
 mod outbox;
+mod trace;
 mod upload;
 
 pub use blas::{GemmBy, MANY_ROWS, cublas_version};
@@ -22,6 +23,7 @@ pub use device::{Info, devices};
 pub use graph::{Edges, Graphs};
 pub use launch::{Arg, Launched};
 pub use outbox::Outbox;
+pub use trace::{Launch, Span};
 
 use crate::{
     error::{Error, Result},
@@ -53,6 +55,7 @@ pub struct Cuda {
     sync: bool,
     /// What is launched, while somebody wants to know.
     launches: Mutex<Option<Vec<Launched>>>,
+    trace: trace::Tracer,
 }
 
 /// For `map_err`: a driver error with what was being done.
@@ -83,7 +86,7 @@ impl Cuda {
     }
 
     /// As [`Cuda::open`], with these variants and without a look at `AOJI_LAB`.
-    pub fn open_with(ordinal: usize, variants: &[&lab::Variant]) -> Result<Cuda> {
+    pub fn open_with(ordinal: usize, variants: &[&'static lab::Variant]) -> Result<Cuda> {
         let cuda = Cuda::begin_with(ordinal, variants, Startup::begin())?;
         cuda.kernels.get()?;
         Ok(cuda)
@@ -98,7 +101,7 @@ impl Cuda {
         Self::begin_with(ordinal, &variants, startup)
     }
 
-    fn begin_with(ordinal: usize, variants: &[&lab::Variant], startup: Startup) -> Result<Cuda> {
+    fn begin_with(ordinal: usize, variants: &[&'static lab::Variant], startup: Startup) -> Result<Cuda> {
         let driver = startup.time("driver", 0, || usable(ordinal))?;
         let gemm_by = GemmBy::from_env()?;
         Self::start(ordinal, driver, gemm_by, variants, startup)
@@ -106,11 +109,11 @@ impl Cuda {
     }
 
     /// The same GPU again, with a variant in the place of shipped kernels.
-    pub fn with_variant(&self, variant: &lab::Variant) -> Result<Cuda> {
-        let wrong = |cause| Error::Cuda { what: format!("loading a variant of {}", variant.op), cause };
+    pub fn with_variant(&self, variant: &'static lab::Variant) -> Result<Cuda> {
         let (gpu, driver) = (self.context.ordinal(), self.info.driver);
         let cuda = Self::start(gpu, driver, self.gemm_by, &[variant], Startup::begin());
-        let cuda = cuda.map_err(|e| wrong(e.to_string()))?;
+        let what = || format!("loading a variant of {}", variant.op);
+        let cuda = cuda.map_err(|e| Error::Cuda { what: what(), cause: e.to_string() })?;
         cuda.kernels.get()?;
         Ok(cuda)
     }
@@ -119,7 +122,7 @@ impl Cuda {
         ordinal: usize,
         driver: i32,
         gemm_by: GemmBy,
-        variants: &[&lab::Variant],
+        variants: &[&'static lab::Variant],
         startup: Startup,
     ) -> Result<Cuda, DriverError> {
         let (context, stream) = startup.time("context", 0, || {
@@ -135,8 +138,8 @@ impl Cuda {
         let kernels = modules::Modules::load(&context, &info, variants, &startup);
         let sync = std::env::var_os("AOJI_SYNC").is_some_and(|v| v == "1");
         let pdl = info.capability.0 >= 9 && std::env::var_os("AOJI_PDL").is_none_or(|v| v != "0");
-        let (blas, launches) = (OnceLock::new(), Mutex::default());
-        Ok(Cuda { blas, gemm_by, context, stream, kernels, info, startup, pdl, sync, launches })
+        let (blas, launches, trace) = (OnceLock::new(), Mutex::default(), trace::Tracer::default());
+        Ok(Cuda { blas, gemm_by, context, stream, kernels, info, startup, pdl, sync, launches, trace })
     }
 
     /// What the driver says of the GPU.

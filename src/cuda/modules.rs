@@ -1,11 +1,6 @@
 //! The kernels, loaded by a thread of their own while weights are on their way.
 
-use super::{
-    Info,
-    kernels::MODULES,
-    lab::Variant,
-    launch::{Kernel, Kernels},
-};
+use super::{Info, kernels::MODULES, lab::Variant, launch::Kernel};
 use crate::{
     error::{Error, Result},
     startup::Startup,
@@ -15,7 +10,7 @@ use cudarc::{
     nvrtc::Ptx,
 };
 use std::{
-    collections::hash_map::Entry,
+    collections::{HashMap, hash_map::Entry},
     panic,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     thread::{self, JoinHandle},
@@ -29,23 +24,23 @@ pub(super) struct Modules {
 }
 
 struct Loaded {
-    kernels: Kernels,
+    kernels: HashMap<String, Kernel>,
     /// Unloaded when dropped.
     _modules: Vec<Arc<CudaModule>>,
 }
 
 impl Modules {
     /// Begins to load.
-    pub fn load(context: &Arc<CudaContext>, info: &Info, variants: &[&Variant], startup: &Startup) -> Modules {
+    pub fn load(context: &Arc<CudaContext>, info: &Info, variants: &[&'static Variant], startup: &Startup) -> Modules {
         let (context, info, startup) = (context.clone(), info.clone(), startup.clone());
-        let variants: Vec<Variant> = variants.iter().map(|v| (*v).clone()).collect();
+        let variants = variants.to_vec();
         let bytes = MODULES.iter().map(|m| m.image.len() as u64).sum();
         let loading = thread::spawn(move || startup.time("kernels", bytes, || load(&context, &info, &variants)));
         Modules { loaded: OnceLock::new(), loading: Mutex::new(Some(loading)) }
     }
 
     /// By name, when they are loaded.
-    pub fn get(&self) -> Result<&Kernels> {
+    pub fn get(&self) -> Result<&HashMap<String, Kernel>> {
         match self.loaded.get_or_init(|| self.wait().expect("one waits for the thread, once")) {
             Ok(loaded) => Ok(&loaded.kernels),
             Err(cause) => Err(Error::Cuda { what: "loading the kernels".into(), cause: cause.clone() }),
@@ -64,8 +59,8 @@ impl Drop for Modules {
     }
 }
 
-fn load(context: &Arc<CudaContext>, info: &Info, variants: &[Variant]) -> Result<Loaded, String> {
-    let (mut kernels, mut modules) = (Kernels::new(), Vec::new());
+fn load(context: &Arc<CudaContext>, info: &Info, variants: &[&Variant]) -> Result<Loaded, String> {
+    let (mut kernels, mut modules) = (HashMap::new(), Vec::new());
     for m in MODULES {
         let module = context.load_module(Ptx::from_binary(m.image.to_vec())).map_err(|e| {
             let (a, b) = info.capability;

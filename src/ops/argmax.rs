@@ -63,7 +63,16 @@ impl Argmax {
         self.check(token.len(), pos.len(), scratch.len(), logits.len())?;
         super::expect_ints(Self::STEM, &[self.vocab])?;
         let [serial, ring] = outbox.args();
-        let args = [token.into(), pos.into(), scratch.into(), serial, ring, logits.into(), self.vocab.into()];
+        let args = [
+            token.into(),
+            pos.into(),
+            scratch.into(),
+            serial,
+            ring,
+            logits.into(),
+            self.vocab.into(),
+            cu.trace(self, self.grid()),
+        ];
         // SAFETY: check() proved that a token, a position, scratch() words and vocab logits exist, and an outbox has its
         // words; the arguments are those of the kernel, in order; it waits for its predecessor before it reads anything.
         unsafe { cu.launch_dependent("argmax_f32", self, self.grid(), &args) }

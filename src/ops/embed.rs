@@ -58,7 +58,7 @@ impl Embed {
                 "embed_bf16",
                 self,
                 self.grid(),
-                &[x.into(), tokens.into(), (&table.data).into(), self.dim.into()],
+                &[x.into(), tokens.into(), (&table.data).into(), self.dim.into(), cu.trace(self, self.grid())],
             )
         }
     }

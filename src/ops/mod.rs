@@ -27,6 +27,7 @@ mod norm_qkv_rope_append;
 mod rms_norm;
 mod rope;
 pub mod sample;
+mod stream_read;
 mod swiglu;
 
 pub use add_rms_norm::AddRmsNorm;
@@ -43,9 +44,11 @@ pub use norm_qkv_rope_append::NormQkvRopeAppend;
 pub use rms_norm::RmsNorm;
 pub use rope::Rope;
 pub use sample::Sample;
+pub use stream_read::StreamRead;
 pub use swiglu::Swiglu;
 
-/// Calls [`Visitor::op`] once for each op, in the order of a layer. The one list of all ops.
+/// Calls [`Visitor::op`] once for each op, in the order of a layer; what only measures comes last. The one list
+/// of all ops.
 pub fn each(v: &mut impl Visitor) -> Result<()> {
     v.op::<Embed>()?;
     v.op::<RmsNorm>()?;
@@ -61,7 +64,8 @@ pub fn each(v: &mut impl Visitor) -> Result<()> {
     v.op::<NormGateUp>()?;
     v.op::<NormHead>()?;
     v.op::<Argmax>()?;
-    v.op::<Sample>()
+    v.op::<Sample>()?;
+    v.op::<StreamRead>()
 }
 
 /// A loop body over all ops; see [`each`].

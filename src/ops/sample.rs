@@ -298,7 +298,7 @@ impl Sample {
         self.check(token.len(), pos.len(), lens[0], lens[1], lens[2], lens[3], logits.len())?;
         let [serial, ring] = outbox.args();
         let state = [token.into(), pos.into(), params.into(), history.into(), scratch.into(), serial, ring];
-        let args = [&state[..], &[bias.into(), logits.into(), self.vocab.into()]].concat();
+        let args = [&state[..], &[bias.into(), logits.into(), self.vocab.into(), cu.trace(self, self.grid())]].concat();
         // SAFETY: check() proved that a token, a position, all params and vocab words of the rest exist, and an outbox has its
         // words; the kernel writes history at an id below vocab. The arguments are those of the kernel, in order; it waits
         // for its predecessor before it reads anything.

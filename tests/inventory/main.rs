@@ -65,6 +65,35 @@ fn each_kernel_says_what_it_is() {
     }
 }
 
+/// Kernels that note when they ran do so as `aoji bench --timeline` expects, and they are those of a decode step.
+#[test]
+fn kernels_of_a_decode_step_note_when_they_ran() {
+    let without = ["attn_prefill", "gemm", "stream_read"]; // of prompts, or of none
+    let mut found = BTreeSet::new();
+    for (stem, text) in sources() {
+        let text = text.replace('\\', " "); // of macros that name kernels
+        let kernels = text.split("extern \"C\" __global__").skip(1);
+        for (_, kernel) in kernels.filter_map(|k| k.split_once('(')).filter(|(before, _)| !before.contains('{')) {
+            let (head, body) = kernel.split_once(") {").expect("a body");
+            if !head.ends_with("Span* trace") {
+                found.insert(stem.clone());
+                continue;
+            }
+            assert!(
+                body.trim_start().starts_with("Traced traced(trace);"),
+                "kernels/{stem}.cu: not its first statement"
+            );
+            for after in body.split("grid_dependency_wait();").skip(1) {
+                assert!(
+                    after.trim_start().starts_with("traced.ready();"),
+                    "kernels/{stem}.cu: waits and does not say so"
+                );
+            }
+        }
+    }
+    assert_eq!(found, without.into_iter().map(String::from).collect(), "kernels/*.cu without `Span* trace`");
+}
+
 /// The emulated device knows a kernel by its EXPORT_KERNEL, so opening it fails where that is missing.
 #[test]
 fn each_kernel_is_loaded_under_its_stem() {

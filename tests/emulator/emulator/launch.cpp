@@ -101,6 +101,14 @@ API cuOccupancyAvailableDynamicSMemPerBlock(size_t* n, Func*, int blocks, int) {
   return OK;
 }
 
+// --- the clock and the multiprocessors that kernels see
+uint64_t emu::timer() {
+  static uint64_t ns = 0;
+  return ns += 32;
+}
+unsigned emu::block_id() { return block_idx.x + grid_dim.x * (block_idx.y + grid_dim.y * block_idx.z); }
+unsigned emu::sm_id() { return block_id() % device.sms; }
+
 // --- launches
 struct Attribute {  // CUlaunchAttribute
   u32 id;

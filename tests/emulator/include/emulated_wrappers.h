@@ -84,6 +84,11 @@ struct Fmax {
 inline float warp_sum(float v, EMU_SITE) { return emu::butterfly<emu::Add>("warp_sum", v, EMU_AT); }
 inline float warp_max(float v, EMU_SITE) { return emu::butterfly<emu::Fmax>("warp_max", v, EMU_AT); }
 
+// --- when and where
+inline unsigned long long global_timer_ns() { return emu::timer(); }
+inline unsigned sm_id() { return emu::sm_id(); }
+inline unsigned block_id() { return emu::block_id(); }
+
 // --- two numbers in a word
 inline uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
   auto f = [](uint32_t bits) { return __uint_as_float(bits); };

@@ -99,7 +99,7 @@ impl Row {
         let floor = peak.map(|p| p.floor_ms(Cost { read, write, flops }));
         let intensity = flops as f64 / (read + write).max(1) as f64;
         let roof = |p: &Peak| {
-            let ridge = p.matmul_tflops? * 1e3 / p.copy_gb_per_s;
+            let ridge = p.matmul_tflops? * 1e3 / p.read_gb_per_s;
             Some(if intensity < ridge { "memory" } else { "compute" })
         };
         Row {
@@ -114,9 +114,41 @@ impl Row {
         }
     }
 
-    /// As tables and plots call it.
-    fn name(&self) -> String {
-        self.result.variant.map_or(self.result.case.clone(), |v| format!("  {v}"))
+    /// A line of the table.
+    fn cells(&self, emulated: bool) -> Vec<String> {
+        let result = &self.result;
+        // of several launches, the one that fills a multiprocessor least
+        let launch = self.launches.iter().min_by_key(|l| l.occupancy.map(|o| o.blocks_per_sm));
+        let whole = |n: Option<u32>| n.map_or("-".into(), |n| n.to_string());
+        let occupancy = launch.and_then(|l| l.occupancy);
+        vec![
+            // a variant is below the shipped kernel's line
+            result.variant.map_or(result.case.clone(), |v| format!("  {v}")),
+            table::number(result.times.as_ref().map(|t| t.p50_ms * 1e3), 2),
+            table::number(self.gb_per_s, 1),
+            table::number(self.tflops, 2),
+            table::number(self.floor_us, 2),
+            table::percent(self.share),
+            table::number(Some(self.intensity), 2),
+            self.roof.unwrap_or("-").into(),
+            whole(launch.and_then(|l| l.registers)),
+            whole(launch.and_then(|l| l.shared)),
+            whole(occupancy.map(|o| o.blocks_per_sm)),
+            table::percent(occupancy.map(|o| o.occupancy)),
+            occupancy.map_or("-", |o| o.limit).into(),
+            if result.cold { "cold" } else { "warm" }.into(),
+            match result.check {
+                Check::Passed => "ok",
+                Check::Skipped => "-",
+                Check::Failed(_) => "WRONG",
+            }
+            .into(),
+            match &result.ratio {
+                Some(_) if emulated => "-".into(), // of two times that mean nothing
+                Some(x) => format!("{:.3} ({:.3} to {:.3}) {}", x.p50, x.low, x.high, x.verdict()),
+                None => String::new(),
+            },
+        ]
     }
 }
 
@@ -191,74 +223,33 @@ fn source(
 
 /// Each case that has arithmetic and a time, under the measured roofs.
 fn picture(r: &Report) -> String {
-    let mut case = "";
-    let mut points = Vec::new();
-    for row in &r.cases {
-        if row.result.variant.is_none() {
-            case = &row.result.case;
-        }
-        let Some((ms, tflops)) = row.result.times.as_ref().map(|t| t.p50_ms).zip(row.tflops) else { continue };
+    let point = |row: &Row| {
+        let (ms, tflops) = row.result.times.as_ref().map(|t| t.p50_ms).zip(row.tflops)?;
+        let KernelResult { op, case, variant, .. } = &row.result;
         let share = row.share.map_or(String::new(), |s| format!(", {} of the floor", table::percent(Some(s))));
-        let variant = row.result.variant.map_or(String::new(), |v| format!(" {v}"));
-        points.push(roofline::Point {
-            label: format!("{case}{variant}: {:.2} us{share}", ms * 1e3),
-            group: row.result.op,
-            variant: row.result.variant.is_some(),
+        Some(roofline::Point {
+            label: format!("{case}{}: {:.2} us{share}", variant.map_or(String::new(), |v| format!(" {v}")), ms * 1e3),
+            group: op,
+            variant: variant.is_some(),
             intensity: row.intensity,
             tflops,
-        });
-    }
+        })
+    };
+    let points: Vec<_> = r.cases.iter().filter_map(point).collect();
     roofline::svg(&r.header.text(), r.peak.as_ref(), &points)
 }
 
 fn text(r: &Report) -> String {
     let mut text = r.header.text();
     if let Some(p) = r.peak {
-        text += &format!("measured now: copy {:.1} GB/s", p.copy_gb_per_s);
-        text += &p.matmul_tflops.map_or("\n".into(), |t| format!(", matrix product {t:.1} TFLOP/s\n"));
+        text += &super::model::peak_text(&p);
     }
-    let rows: Vec<Vec<String>> = r
-        .cases
-        .iter()
-        .map(|row| {
-            let us = row.result.times.as_ref().map(|t| t.p50_ms * 1e3);
-            let check = match &row.result.check {
-                Check::Passed => "ok",
-                Check::Skipped => "-",
-                Check::Failed(_) => "WRONG",
-            };
-            // of several launches, the one that fills a multiprocessor least
-            let launch = row.launches.iter().min_by_key(|l| l.occupancy.map(|o| o.blocks_per_sm));
-            let whole = |n: Option<u32>| n.map_or("-".into(), |n| n.to_string());
-            let occupancy = launch.and_then(|l| l.occupancy);
-            vec![
-                row.name(),
-                table::number(us, 2),
-                table::number(row.gb_per_s, 1),
-                table::number(row.tflops, 2),
-                table::number(row.floor_us, 2),
-                table::percent(row.share),
-                table::number(Some(row.intensity), 2),
-                row.roof.unwrap_or("-").into(),
-                whole(launch.and_then(|l| l.registers)),
-                whole(launch.and_then(|l| l.shared)),
-                whole(occupancy.map(|o| o.blocks_per_sm)),
-                table::percent(occupancy.map(|o| o.occupancy)),
-                if row.result.cold { "cold" } else { "warm" }.into(),
-                check.into(),
-                match &row.result.ratio {
-                    // of two times that mean nothing
-                    Some(_) if r.header.emulated => "-".into(),
-                    Some(x) => format!("{:.3} ({:.3} to {:.3}) {}", x.p50, x.low, x.high, x.verdict()),
-                    None => String::new(),
-                },
-            ]
-        })
-        .collect();
+    let rows: Vec<Vec<String>> = r.cases.iter().map(|row| row.cells(r.header.emulated)).collect();
+    let ratio = if r.lab.is_empty() { "" } else { "of shipped (95%)" };
+    let time = ["", "us p50", "GB/s", "TFLOP/s", "floor us", "of floor", "flop/B", "roof"];
+    let sm = ["registers", "shared B", "blocks/SM", "occupancy", "limit", "L2", "result", ratio];
     text += "\n";
-    let columns = ["", "us p50", "GB/s", "TFLOP/s", "floor us", "of floor", "flop/B", "roof", "registers", "shared B"];
-    let rest = ["blocks/SM", "occupancy", "L2", "result", if r.lab.is_empty() { "" } else { "of shipped (95%)" }];
-    text += &table::table(&[&columns[..], &rest].concat(), &rows);
+    text += &table::table(&[time, sm].concat(), &rows);
     for u in r.kernels.iter().chain(&r.lab).flat_map(|s| &s.usage).filter(|u| u.spills > 0) {
         text += &format!("\n{} spills {} bytes\n", u.kernel, u.spills);
     }

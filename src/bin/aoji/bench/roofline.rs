@@ -62,7 +62,7 @@ fn height(points: usize) -> f64 {
 pub fn svg(header: &str, peak: Option<&Peak>, points: &[Point]) -> String {
     let shown = || points.iter().filter(|p| p.intensity > 0.0 && p.tflops > 0.0);
     let compute = peak.and_then(|p| p.matmul_tflops);
-    let memory = peak.map(|p| p.copy_gb_per_s / 1e3); // TFLOP/s at one flop a byte
+    let memory = peak.map(|p| p.read_gb_per_s / 1e3); // TFLOP/s at one flop a byte
     let ridge = compute.zip(memory).map(|(c, m)| c / m);
     let x_axis = Axis::over(shown().map(|p| p.intensity).chain(ridge));
     let (least, most) = (10f64.powi(x_axis.low), 10f64.powi(x_axis.high));
@@ -90,7 +90,7 @@ pub fn svg(header: &str, peak: Option<&Peak>, points: &[Point]) -> String {
         // to the ridge, to the plot's right or to its top, whichever is first
         let end = ridge.unwrap_or(most).min(10f64.powi(y_axis.high) / m).min(most);
         svg.line(&[(x(least), y(m * least)), (x(end), y(m * end))], INK, 2.0);
-        svg.text(x(least) + 12.0, y(m * least) + 4.0, Anchor::Start, 12.0, &format!("copy {:.0} GB/s", m * 1e3));
+        svg.text(x(least) + 12.0, y(m * least) + 4.0, Anchor::Start, 12.0, &format!("read {:.0} GB/s", m * 1e3));
     }
     if let Some((c, r)) = compute.zip(ridge) {
         svg.line(&[(x(r), y(c)), (x(most), y(c))], INK, 2.0);
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_point_at_a_peak_is_on_its_roof() {
-        let peak = Peak { copy_gb_per_s: 4000.0, matmul_tflops: Some(800.0) };
+        let peak = Peak { read_gb_per_s: 4000.0, copy_gb_per_s: 3800.0, matmul_tflops: Some(800.0), running: None };
         // the ridge is at 200 flop a byte; the first point is on the slope, the second on the ceiling
         let text =
             svg("aoji", Some(&peak), &[point(1.0, 4.0, false), point(1000.0, 800.0, false), point(0.0, 0.0, true)]);
@@ -185,7 +185,7 @@ mod tests {
         assert!(text.contains(&format!("cx=\"{LEFT:.2}\" cy=\"{start_y:.2}\"")), "{text}");
         assert!(text.contains(&format!("cx=\"{:.2}\" cy=\"{ridge_y:.2}\"", LEFT + WIDTH)), "{text}");
         assert!(text.contains("no arithmetic") && text.contains("case &lt;1&gt;"), "{text}");
-        assert!(text.contains("copy 4000 GB/s") && text.contains("matrix product 800 TFLOP/s"));
+        assert!(text.contains("read 4000 GB/s") && text.contains("matrix product 800 TFLOP/s"));
     }
 
     #[test]

@@ -1,7 +1,12 @@
 //! The commands that look at the machine: doctor, bench, synth and verify, on the CPU and on the emulated device.
 #![cfg(all(feature = "cli", feature = "cuda"))]
 
-use aoji::{
+mod compare;
+mod readme;
+mod start;
+mod timeline;
+
+use ::aoji::{
     Activations, Device, Engine, Options,
     cuda::kernels::{IMAGES, MODULES},
 };
@@ -75,13 +80,15 @@ fn bench_of_a_model_on_the_cpu() {
     let report = parse(&run(&["--json"]));
     assert_eq!((&report["model"]["name"], &report["model"]["context"]), (&json!("demo"), &json!(40)));
     assert_eq!((&report["commit"], &report["emulated"]), (&json!("abc1234"), &json!(false)));
-    assert!(report["peak"]["copy_gb_per_s"].as_f64().unwrap() > 0.1);
+    for rate in ["read_gb_per_s", "copy_gb_per_s"] {
+        assert!(report["peak"][rate].as_f64().unwrap() > 0.1, "{report}");
+    }
     let tokens = |kind: &str| -> Vec<u64> {
         report[kind].as_array().unwrap().iter().map(|r| r["tokens"].as_u64().unwrap()).collect()
     };
     assert_eq!(tokens("prefill"), [1, 20], "what does not fit is left out");
     assert_eq!(tokens("decode"), [0, 9, 40 - 8 - 3], "what does not fit is moved");
-    for (kind, n) in [("prefill", 2), ("decode", 3)] {
+    for (kind, n) in [("prefill", 2), ("decode", 2 * 3)] {
         for row in report[kind].as_array().unwrap() {
             let number = |key: &str| row[key].as_f64().unwrap_or_else(|| panic!("{key}: {row}"));
             assert_eq!(number("n"), f64::from(n));
@@ -89,45 +96,46 @@ fn bench_of_a_model_on_the_cpu() {
             assert!(number("p50_ms") <= number("p99_ms") && number("tokens_per_s") > 0.0, "{row}");
             assert!((number("share") * number("p50_ms") / number("floor_ms") - 1.0).abs() < 1e-9, "{row}");
             assert!(number("bytes") > 0.0 && number("flops") > 0.0);
+            let over = (number("p50_ms") - number("floor_ms")) * 1e3 / report["model"]["n_layers"].as_f64().unwrap();
+            assert!((number("over_floor_us_per_layer") - over).abs() < 1e-6, "{row}");
+            assert_eq!(row["medians_ms"].as_array().unwrap().len(), 2, "one of each run: {row}");
+            assert_eq!(row.get("host_us"), None, "the CPU is the device");
         }
     }
     let text = run(&[]);
-    assert!(text.contains("prefill 20") && text.contains("decode at 9"), "{text}");
+    let starts = |start: &str| text.lines().any(|l| l.starts_with(start));
+    assert!(starts("prefill of") && starts("20 ") && starts("decode at") && starts("9 "), "{text}");
 }
 
 #[test]
-fn the_start_is_measured_in_processes_of_its_own() {
-    let run = |c: Command, emulated: bool| {
-        let report = parse(&output(c));
-        let runs = report["runs"].as_array().unwrap();
-        assert_eq!((runs.len(), &report["model"], &report["emulated"]), (3, &json!("demo"), &json!(emulated)));
-        let mut seconds: Vec<f64> = runs.iter().map(|r| r["seconds"].as_f64().unwrap()).collect();
-        seconds.sort_by(f64::total_cmp);
-        assert_eq!(report["median_seconds"].as_f64().unwrap(), seconds[1]);
-        for run in runs {
-            let phases = run["startup"]["phases"].as_array().unwrap();
-            assert_eq!(phases.last().unwrap()["name"], "first token");
-            assert_eq!(phases.iter().any(|p| p["name"] == "kernels"), emulated, "{phases:?}");
-            let (all, own) = (run["seconds"].as_f64().unwrap(), run["startup"]["seconds"].as_f64().unwrap());
-            assert!(0.0 < own && own < all, "the process took {all} s, what it says of itself {own} s");
-        }
-    };
-    let args = ["bench", "--startup", "--repeat", "3", "--context", "64", "--json"];
-    run(aoji(&[&args[..], &["--device", "cpu"]].concat()), false);
-    if !MODULES.is_empty() {
-        run(emulated(&args), true);
+fn bench_of_a_model_on_the_emulated_device() {
+    if MODULES.is_empty() {
+        return println!("skipped: built without kernels");
     }
-    let text = output(aoji(&["bench", "--startup", "--repeat", "1", "--device", "cpu", "--context", "64"]));
-    for part in ["process start to first token", "from disk", "process", "tokenizer", "first token"] {
-        assert!(text.contains(part), "no {part:?} in: {text}");
+    let (_dir, model) = tiny();
+    let args = ["bench", "--model", &model, "--prefill", "9", "--depth", "1", "--tokens", "2", "--repeat", "2"];
+    let report = parse(&output(emulated(&[&args[..], &["--json"]].concat())));
+    assert_eq!((&report["emulated"], &report["peak"]), (&json!(true), &Value::Null), "its rates mean nothing");
+    let row = &report["decode"][0];
+    assert_eq!((&row["n"], &row["tokens"]), (&json!(4), &json!(1)));
+    assert!(row["host_us"].as_f64().is_some_and(|us| us > 0.0 && us < 1e3 * row["p99_ms"].as_f64().unwrap()), "{row}");
+    assert!(output(emulated(&args)).contains("THE EMULATED DEVICE: these times mean nothing"));
+}
+
+/// The rates of the emulated device mean nothing, but what measures them must run.
+#[test]
+fn peaks_are_measured() {
+    if MODULES.is_empty() {
+        return println!("skipped: built without kernels");
     }
-    let fails = |args: &[&str], expected: &str| {
-        let (_, said) = failure(aoji(&[&["bench", "--startup"], args].concat()));
-        assert!(said.contains(expected), "{args:?}: {said}");
-    };
-    fails(&["--repeat", "0"], "--repeat is 0");
-    fails(&["--model", "/nowhere"], "/nowhere");
-    fails(&["--kernels"], "--kernels");
+    cuda_emulator::install();
+    let cuda = aoji::cuda::Cuda::open(0).unwrap();
+    let peak = aoji::bench::Peak::measure(&cuda).unwrap();
+    assert!(peak.read_gb_per_s > 0.0 && peak.copy_gb_per_s > 0.0, "{peak:?}");
+    let cost = aoji::ops::Cost { read: 3_000_000, write: 1_000_000, flops: 5_000_000 };
+    let floor = |matmul_tflops| aoji::bench::Peak { read_gb_per_s: 4.0, matmul_tflops, ..peak }.floor_ms(cost);
+    assert_eq!([floor(None), floor(Some(1.0)), floor(Some(0.001))], [1.0, 1.0, 5.0]);
+    assert_eq!(cuda_emulator::last_fault(), None);
 }
 
 #[test]
@@ -215,7 +223,7 @@ fn kernels_and_their_variants() {
         return println!("skipped: built without kernels");
     }
     let dir = tempfile::tempdir().unwrap();
-    let page = include_str!("../docs/kernel-lab.md");
+    let page = include_str!("../../docs/kernel-lab.md");
     let commands = page.lines().filter(|l| l.contains(" -- bench --kernels")).collect::<Vec<_>>();
     assert_eq!(commands.len(), 2, "{commands:?}");
     for command in commands {
@@ -224,7 +232,9 @@ fn kernels_and_their_variants() {
         c.current_dir(dir.path());
         let text = output(c);
         assert!(text.contains("THE EMULATED DEVICE") && text.contains("\n  onepass "), "{command}: {text}");
-        for column in ["us p50", "of floor", "flop/B", "roof", "registers", "shared B", "blocks/SM", "occupancy"] {
+        for column in
+            ["us p50", "of floor", "flop/B", "roof", "registers", "shared B", "blocks/SM", "occupancy", "limit"]
+        {
             assert!(text.contains(column), "{column}: {text}");
         }
         for verdict in ["faster", "slower", "no difference"] {
@@ -262,10 +272,7 @@ fn kernels_and_their_variants() {
         let (_, text) = failure(emulated(&[&["bench"], args].concat()));
         assert!(text.contains(expected), "{args:?}: {text}");
     };
-    says(
-        &["--kernels", "rms_norm", "--lab", "nonsense"],
-        "no variant \"nonsense\" of rms_norm: kernels/lab holds rms_norm_onepass",
-    );
+    says(&["--kernels", "rms_norm", "--lab", "nonsense"], "no variant \"nonsense\" of rms_norm: kernels/lab holds ");
     says(&["--kernels", "embed", "--lab"], "no variant of embed");
     says(&["--lab"], "--kernels");
     says(&["--svg", "x.svg"], "--kernels");
@@ -300,6 +307,16 @@ fn a_model_runs_with_a_variant() {
 const TINY: &str = r#"{"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64, "vocab_size": 100, "torch_dtype": "bfloat16",
     "tie_word_embeddings": false, "max_position_embeddings": 64}"#;
+
+/// A model of these sizes, while its directory lives.
+fn tiny() -> (tempfile::TempDir, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, out) = (dir.path().join("config.json"), dir.path().join("model"));
+    fs::write(&config, TINY).unwrap();
+    output(synth(&config, &out, &[]));
+    let model = out.to_str().unwrap().to_string();
+    (dir, model)
+}
 
 fn synth(config: &Path, out: &Path, extra: &[&str]) -> Command {
     let (config, out) = (config.to_str().unwrap(), out.to_str().unwrap());
@@ -405,7 +422,7 @@ fn gpu_check_runs_dry() {
         let step = steps.iter().find(|s| s["step"] == name).unwrap_or_else(|| panic!("no step {name}: {text}"));
         step["state"].as_str().unwrap().to_string()
     };
-    for name in ["doctor", "kernels", "lab", "synth 1B", "lockstep", "synth 8B", "bench", "start"] {
+    for name in ["doctor", "kernels", "lab", "synth 1B", "lockstep", "synth 8B", "bench", "timeline", "start"] {
         assert_eq!(state(name), "passed", "{name}: {text}");
     }
     for name in ["kernel tests", "memcheck", "racecheck", "peers"] {
@@ -413,6 +430,7 @@ fn gpu_check_runs_dry() {
     }
     assert_ne!(state("Hugging Face"), "failed", "{text}");
     assert_eq!(parse(&fs::read_to_string(out.join("bench.json")).unwrap())["emulated"], true);
+    assert!(out.join("step.json").exists() && out.join("step.svg").exists());
     let table = fs::read_to_string(out.join("check.md")).unwrap();
     assert!(table.contains("nothing here was measured on a GPU") && text.contains(&table), "{table}");
 
