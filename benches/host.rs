@@ -4,14 +4,15 @@
 //! the driver are timed. A real driver's calls take other times.
 
 use aoji::{
-    Device, Engine, ModelFiles, Options, Sampling,
-    ops::{Sample, noise, sample::Params},
+    ModelFiles,
+    backend::Backend,
+    cuda::{Cuda, Graphs},
+    kv::Kv,
+    model::{Model, Scratch},
+    ops::{Argmax, Sample, noise, sample::Params},
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use std::{
-    hint::black_box,
-    time::{Duration, Instant},
-};
+use std::{hint::black_box, time::Instant};
 
 /// The sampler's reference over the vocabulary of Llama 3.
 fn sampler(c: &mut Criterion) {
@@ -62,27 +63,35 @@ fn files(c: &mut Criterion) {
 fn step(c: &mut Criterion) {
     cuda_emulator::install();
     cuda_emulator::set_kernels(false);
-    let options = Options { device: Device::Cuda(0), ..Options::default() };
-    let engine = match Engine::open("demo", &options) {
-        Ok(engine) => engine,
+    let cuda = match Cuda::open(0) {
+        Ok(cuda) => cuda,
         Err(e) => return println!("one decode step: skipped: {e}"),
     };
-    let mut session = engine.session(engine.max_context()).expect("its own context");
-    let greedy = Sampling::default();
+    let files = ModelFiles::open("demo").expect("the embedded model");
+    let (config, max_seq) = (&files.config, files.config.max_seq);
+    let model = Model::load(&cuda, config, &files.weights, &[], max_seq, &mut |_| {}).expect("its weights");
+    let mut s = Scratch::new(&cuda, config, 8, 1, max_seq).expect("memory");
+    let mut kv = Kv::new(&cuda, config, max_seq).expect("memory");
+    let mut scratch = cuda.alloc(config.vocab.max(Argmax::scratch())).expect("memory");
+    let mut outbox = cuda.outbox().expect("memory");
+    let mut graphs = Graphs::default();
+    let mut enqueue = || {
+        let step = || {
+            model.forward(&cuda, &mut s, &mut kv, 1, max_seq)?;
+            model.head(&cuda, &mut s, 0, 1)?;
+            let op = Argmax { vocab: config.vocab };
+            cuda.argmax(&op, &mut s.tokens, &mut s.pos, &mut scratch, &mut outbox, &s.logits)
+        };
+        cuda.replay(&mut graphs, 0, step).expect("a step");
+    };
+    // the first two steps load kernels and record
+    (0..2).for_each(|_| enqueue());
     c.bench_function("enqueue one decode step (emulated driver, kernels off)", |b| {
         b.iter_custom(|n| {
-            let (mut left, mut time) = (n, Duration::ZERO);
-            while left > 0 {
-                session.sync(&[1]).expect("a token");
-                let mut steps = session.decode(&greedy, &[]).expect("greedy");
-                // the first two steps load kernels and record
-                steps.by_ref().take(4).for_each(drop);
-                let begin = Instant::now();
-                let done = steps.by_ref().take(left as usize).filter(Result::is_ok).count();
-                time += begin.elapsed();
-                assert!(done > 0, "decoding fails");
-                left -= done as u64;
-            }
+            let begin = Instant::now();
+            (0..n).for_each(|_| enqueue());
+            let time = begin.elapsed();
+            cuda.synchronize().expect("nothing runs"); // the driver's queue is its own affair
             time
         });
     });

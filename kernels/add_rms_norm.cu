@@ -8,9 +8,11 @@
 // source:   ours. Not yet measured.
 #include "common/device.cuh"
 #include "common/tiles.h"
+#include "common/trace.cuh"
 
 extern "C" __global__ void __launch_bounds__(NORM_THREADS)
-add_rms_norm_bf16(bf16* out, bf16* x, const bf16* d, const bf16* w, int dim, float eps) {
+add_rms_norm_bf16(bf16* out, bf16* x, const bf16* d, const bf16* w, int dim, float eps, Span* trace) {
+  Traced traced(trace);
   SHARED(float, scratch, 32);
   int64_t row = (int64_t)blockIdx.x * dim;
   out += row, x += row, d += row;

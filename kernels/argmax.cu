@@ -1,5 +1,5 @@
-// argmax: token[0] = argmax_i logits[i], the lowest id of equals; pos[0] += 1
-// shapes:   token, pos [1] u32; scratch [2*ARGMAX_BLOCKS + 2] u32; logits [vocab] f32.
+// argmax: token[0] = argmax_i logits[i], the lowest id of equals; pos[0] += 1; the token to the host too
+// shapes:   token, pos [1] u32; scratch [2*ARGMAX_BLOCKS + 2] u32; serial, ring: common/outbox.cuh; logits [vocab] f32.
 // rounding: none. NaN is smaller than everything; -0 equals 0.
 // mapping:  up to ARGMAX_BLOCKS blocks of ARGMAX_THREADS threads stride over the logits, 4 (16 bytes) a thread; each
 //           leaves its best in scratch, and the block that arrives last takes the best of these.
@@ -8,14 +8,21 @@
 //                                                                          (Argmax::launch in src/ops/argmax.rs)
 // source:   ours. Not yet measured.
 #include "common/order.cuh"
+#include "common/outbox.cuh"
 #include "common/tiles.h"
+#include "common/trace.cuh"
 
 extern "C" __global__ void __launch_bounds__(ARGMAX_THREADS)
-argmax_f32(uint32_t* token, uint32_t* pos, uint32_t* scratch, const float* logits, int vocab) {
+argmax_f32(uint32_t* token, uint32_t* pos, uint32_t* scratch, uint32_t* serial, u64* ring, const float* logits,
+           int vocab, Span* trace) {
+  Traced traced(trace);
   SHARED(u64, warps, 32);
   SHARED(uint32_t, is_last, 1);
   u64* part = (u64*)scratch + 1;
   u64 best = 0;
+  grid_dependency_wait();
+  traced.ready();
+  grid_launch_dependents();
   for (int i = (blockIdx.x * ARGMAX_THREADS + threadIdx.x) * 4; i < vocab; i += gridDim.x * ARGMAX_THREADS * 4) {
     if (i + 4 <= vocab) {
       uint4 v = ld128(logits + i);
@@ -38,6 +45,7 @@ argmax_f32(uint32_t* token, uint32_t* pos, uint32_t* scratch, const float* logit
     token[0] = candidate_id(best);
     pos[0] += 1;
     scratch[0] = 0;
+    post(ring, serial, candidate_id(best));
   }
 }
 EXPORT_KERNEL(argmax_f32)

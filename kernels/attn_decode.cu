@@ -12,6 +12,7 @@
 // mma:      scores = q k^T with the heads as rows, then out^T = v^T p^T, for which the scores lie as they came. Both
 //           take the 16 bytes that a lane loads as operands: along D the order of a sum is free, and along keys two
 //           rows of v are interleaved in registers.
+// overlap:  the first tile of a block is asked for before grid_dependency_wait, except for the keys of this step's own rows.
 // merge:    warps in order through shared memory; splits in order by the block that arrives last.
 // traffic:  reads 4*n_kv_heads*D bytes a key (once for all rows where L2 holds them) and 2*rows*n_heads*D; writes as
 //           much; part stays in L2. = AttnDecode::cost. Predicted, not measured, at 4.37 TB/s, 8 kv heads of 128: 8.4
@@ -21,6 +22,7 @@
 // source:   Dao et al. 2023 (flash-decoding), Milakov & Gimelshein 2018 (online softmax). Not yet measured.
 #include "common/device.cuh"
 #include "common/tiles.h"
+#include "common/trace.cuh"
 
 constexpr int HEADS = ATTN_GROUP;  // most heads of a group: rows of the mma that carry a head
 constexpr int WARPS = ATTN_THREADS / 32;
@@ -34,21 +36,26 @@ template <int D> struct Tile {
   uint4 v[D / 64][4];  // keys 2c, 2c + 1, 2c + 8, 2c + 9, columns 8g to 8g + 7 of each 64
 };
 
-// Keys beyond the row's position are read as its own; their weight is zero.
-template <int D> DEV void load_k(Tile<D>& t, const bf16* k, int key, int pos, int g, int c) {
+// The keys at `from` or later, of which those beyond `last` are read as it; their weight is zero. Past L1: what is loaded before
+// grid_dependency_wait must not be what L1 has of it.
+template <int D> DEV void load_k(Tile<D>& t, const bf16* k, int key, int from, int last, int g, int c) {
 #pragma unroll
-  for (int half = 0; half < 2; half++)
+  for (int half = 0; half < 2; half++) {
+    int at = key + half * 8 + g;
+    if (at < from) continue;
 #pragma unroll
-    for (int j = 0; j < D / 32; j++)
-      t.k[half][j] = ld128(k + (int64_t)min(key + half * 8 + g, pos) * D + j * 32 + c * 8);
+    for (int j = 0; j < D / 32; j++) t.k[half][j] = ld128_l2(k + (int64_t)min(at, last) * D + j * 32 + c * 8);
+  }
 }
 
-template <int D> DEV void load_v(Tile<D>& t, const bf16* v, int key, int pos, int g, int c) {
+template <int D> DEV void load_v(Tile<D>& t, const bf16* v, int key, int from, int last, int g, int c) {
 #pragma unroll
-  for (int i = 0; i < 4; i++)
+  for (int i = 0; i < 4; i++) {
+    int at = key + 2 * c + i % 2 + i / 2 * 8;
+    if (at < from) continue;
 #pragma unroll
-    for (int j = 0; j < D / 64; j++)
-      t.v[j][i] = ld128(v + (int64_t)min(key + 2 * c + i % 2 + i / 2 * 8, pos) * D + j * 64 + g * 8);
+    for (int j = 0; j < D / 64; j++) t.v[j][i] = ld128_l2(v + (int64_t)min(at, last) * D + j * 64 + g * 8);
+  }
 }
 
 DEV uint32_t word(uint4 v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
@@ -129,9 +136,9 @@ template <int D> DEV void add_values(Softmax<D>& m, const float (&p)[4], const T
     }
 }
 
-template <int D> DEV void attn_decode(bf16* out, float* part, unsigned* arrived, const bf16* qkv, const bf16* k,
-                                      const bf16* v, const unsigned* positions, int n_heads, int n_kv_heads,
-                                      int max_seq, float scale) {
+template <int D> DEV void attn_decode(const Traced& traced, bf16* out, float* part, unsigned* arrived,
+                                      const bf16* qkv, const bf16* k, const bf16* v, const unsigned* positions,
+                                      int n_heads, int n_kv_heads, int max_seq, float scale) {
   constexpr int PITCH = D + 8;  // moves the heads of a lane's neighbours to other banks
   SHARED(float, acc, WARPS * HEADS * PITCH);
   SHARED(float, max_of, WARPS * HEADS);
@@ -141,7 +148,9 @@ template <int D> DEV void attn_decode(bf16* out, float* part, unsigned* arrived,
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = lane & 3;
   int split = blockIdx.x, splits = gridDim.x, kvh = blockIdx.y, r = blockIdx.z;
 
-  int pos = positions[r], len = pos + 1;
+  // written two kernels ago or earlier: this one starts when all blocks of the one before have waited for that
+  int pos = __ldcg(positions + r), len = pos + 1, fresh = pos;
+  for (int i = 0; i < gridDim.z; i++) fresh = min(fresh, (int)__ldcg(positions + i));
   int span = (len + ATTN_TILE * ATTN_SPLITS - 1) / (ATTN_TILE * ATTN_SPLITS) * ATTN_TILE;
   int first = split * span, end = min(first + span, len);
   if (first >= len) return;
@@ -149,8 +158,16 @@ template <int D> DEV void attn_decode(bf16* out, float* part, unsigned* arrived,
   k += (int64_t)kvh * max_seq * D;
   v += (int64_t)kvh * max_seq * D;
   Tile<D> t;
-  load_k(t, k, first + warp * WARP_KEYS, pos, g, c);
-  load_v(t, v, first + warp * WARP_KEYS, pos, g, c);
+  int key = first + warp * WARP_KEYS;
+  if (key < fresh) {  // the kernel before appends the keys from `fresh` on; those of earlier steps are there
+    load_k(t, k, key, 0, fresh - 1, g, c);
+    load_v(t, v, key, 0, fresh - 1, g, c);
+  }
+  grid_dependency_wait();
+  traced.ready();
+  grid_launch_dependents();
+  load_k(t, k, key, fresh, pos, g, c);
+  load_v(t, v, key, fresh, pos, g, c);
   int live = (len + span - 1) / span, group = n_heads / n_kv_heads;  // after the loads: divisions take a while
   // lanes without a head compute the last one again
   const bf16* q_row = qkv + ((int64_t)r * (n_heads + 2 * n_kv_heads) + kvh * group + min(g, group - 1)) * D;
@@ -163,16 +180,16 @@ template <int D> DEV void attn_decode(bf16* out, float* part, unsigned* arrived,
 
   Softmax<D> m = {-INFINITY, 0.f, {}};
   for (int tile = first; tile < end; tile += ATTN_TILE) {
-    int key = tile + warp * WARP_KEYS;
     bool more = tile + ATTN_TILE < end;
     float s[4];
     scores(s, q, t);
-    if (more) load_k(t, k, key + ATTN_TILE, pos, g, c);
+    if (more) load_k(t, k, key + ATTN_TILE, 0, pos, g, c);
 #pragma unroll
     for (int i = 0; i < 4; i++) s[i] = key + 2 * c + i % 2 + i / 2 * 8 < len ? s[i] * scale : -INFINITY;
     weigh(m, s, c);
     add_values(m, s, t);
-    if (more) load_v(t, v, key + ATTN_TILE, pos, g, c);
+    if (more) load_v(t, v, key + ATTN_TILE, 0, pos, g, c);
+    key += ATTN_TILE;
   }
 
   m.sum += __shfl_xor_sync(0xffffffffu, m.sum, 1);
@@ -238,12 +255,13 @@ template <int D> DEV void attn_decode(bf16* out, float* part, unsigned* arrived,
   if (threadIdx.x == 0) arrived[r * n_kv_heads + kvh] = 0;
 }
 
-#define ATTN_DECODE(name, D)                                                                                       \
-  extern "C" __global__ void __launch_bounds__(ATTN_THREADS, 3)                                                    \
-      name(bf16* out, float* part, unsigned* arrived, const bf16* qkv, const bf16* k, const bf16* v,               \
-           const unsigned* pos, int n_heads, int n_kv_heads, int max_seq, float scale) {                           \
-    attn_decode<D>(out, part, arrived, qkv, k, v, pos, n_heads, n_kv_heads, max_seq, scale);                       \
-  }                                                                                                                \
+#define ATTN_DECODE(name, D)                                                                                      \
+  extern "C" __global__ void __launch_bounds__(ATTN_THREADS, 3)                                                   \
+      name(bf16* out, float* part, unsigned* arrived, const bf16* qkv, const bf16* k, const bf16* v,              \
+           const unsigned* pos, int n_heads, int n_kv_heads, int max_seq, float scale, Span* trace) {             \
+    Traced traced(trace);                                                                                         \
+    attn_decode<D>(traced, out, part, arrived, qkv, k, v, pos, n_heads, n_kv_heads, max_seq, scale);              \
+  }                                                                                                               \
   EXPORT_KERNEL(name)
 
 // What is supported: two widths of a head.

@@ -7,11 +7,16 @@
 // source:   ours. Not yet measured.
 #include "common/device.cuh"
 #include "common/tiles.h"
+#include "common/trace.cuh"
 
 extern "C" __global__ void __launch_bounds__(VECTOR_THREADS)
-embed_bf16(bf16* x, const uint32_t* tokens, const bf16* table, int dim) {
+embed_bf16(bf16* x, const uint32_t* tokens, const bf16* table, int dim, Span* trace) {
+  Traced traced(trace);
   int i = (blockIdx.y * VECTOR_THREADS + threadIdx.x) * 8;
   if (i >= dim) return;
+  grid_dependency_wait();
+  traced.ready();
+  grid_launch_dependents();
   int64_t r = blockIdx.x;
   st128(x + r * dim + i, ld128(table + (int64_t)tokens[r] * dim + i));
 }

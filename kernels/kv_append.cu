@@ -9,10 +9,12 @@
 // source:   ours. Not yet measured.
 #include "common/device.cuh"
 #include "common/tiles.h"
+#include "common/trace.cuh"
 
 extern "C" __global__ void __launch_bounds__(VECTOR_THREADS)
 kv_append_bf16(bf16* k, bf16* v, const bf16* qkv, const uint32_t* pos, int n_heads, int n_kv_heads, int head_dim,
-               int max_seq) {
+               int max_seq, Span* trace) {
+  Traced traced(trace);
   int i = (blockIdx.y * VECTOR_THREADS + threadIdx.x) * 8, kv_dim = n_kv_heads * head_dim;
   if (i >= kv_dim) return;
   const bf16* row = qkv + ((int64_t)blockIdx.x * (n_heads + 2 * n_kv_heads) + n_heads) * head_dim;

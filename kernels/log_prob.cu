@@ -10,6 +10,7 @@
 // source:   ours. Not yet measured.
 #include "common/order.cuh"
 #include "common/tiles.h"
+#include "common/trace.cuh"
 
 // Calls f(logit, id) for this thread's logits of a row.
 template <class F> DEV void each_logit(const float* x, int vocab, F f) {
@@ -26,7 +27,9 @@ template <class F> DEV void each_logit(const float* x, int vocab, F f) {
 }
 
 extern "C" __global__ void __launch_bounds__(LOG_PROB_THREADS)
-log_prob_f32(float* out, uint32_t* greedy, const float* logits, const uint32_t* target, int targets, int vocab) {
+log_prob_f32(float* out, uint32_t* greedy, const float* logits, const uint32_t* target, int targets, int vocab,
+             Span* trace) {
+  Traced traced(trace);
   SHARED(u64, candidates, 32);
   SHARED(float, sums, 32);
   const float* x = logits + (int64_t)blockIdx.x * vocab;

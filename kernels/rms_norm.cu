@@ -7,9 +7,11 @@
 // source:   ours. Not yet measured.
 #include "common/device.cuh"
 #include "common/tiles.h"
+#include "common/trace.cuh"
 
 extern "C" __global__ void __launch_bounds__(NORM_THREADS)
-rms_norm_bf16(bf16* out, const bf16* x, const bf16* w, int first, int dim, float eps) {
+rms_norm_bf16(bf16* out, const bf16* x, const bf16* w, int first, int dim, float eps, Span* trace) {
+  Traced traced(trace);
   SHARED(float, scratch, 32);
   x += (int64_t)(first + blockIdx.x) * dim;
   out += (int64_t)blockIdx.x * dim;

@@ -13,9 +13,12 @@
 // source:   ours. Not yet measured.
 #include "common/device.cuh"
 #include "common/tiles.h"
+#include "common/trace.cuh"
 
 extern "C" __global__ void __launch_bounds__(VECTOR_THREADS)
-rope_bf16(bf16* qkv, const uint32_t* pos, const float* table, int qkv_dim, int rotated_heads, int head_dim) {
+rope_bf16(bf16* qkv, const uint32_t* pos, const float* table, int qkv_dim, int rotated_heads, int head_dim,
+          Span* trace) {
+  Traced traced(trace);
   int half = head_dim / 2;
   int pair = (blockIdx.y * VECTOR_THREADS + threadIdx.x) * 8;
   int h = pair / half, i = pair % half;

@@ -1,9 +1,10 @@
-// sample: token[0] drawn from logits as params say; pos[0] += 1, params.draws += 1, history[token] += 1
+// sample: token[0] drawn from logits as params say; pos[0] += 1, params.draws += 1, history[token] += 1; the token to the
+//         host too
 // The definition is the text of src/ops/sample.rs; this is the same choice, bit for bit: each f32 operation is rounded
 // by itself, everything after the weights is integers, and sums of integers do not depend on their order.
 // shapes:   token, pos [1] u32; params [SAMPLE_PARAMS] u32; history [vocab] u32; y [vocab] f32, scratch for the
-//           adjusted logits, whose first word is 0 afterwards (argmax keeps its counter there); bias, logits [vocab]
-//           f32.
+//           adjusted logits, whose first word is 0 afterwards (argmax keeps its counter there); serial, ring:
+//           common/outbox.cuh; bias, logits [vocab] f32.
 // mapping:  one block; each warp owns a contiguous range of ids, so the order of ids is that of warps, steps and lanes.
 // traffic:  reads 12*vocab bytes, writes 4*vocab. = Sample::cost. Then it passes over y (L2 cache): once for the final
 //           sum, 3 times more for top_k, 4 for top_p, once for each of these whose threshold has ties; part of a pass
@@ -14,7 +15,9 @@
 //           64 bits                                                          (Sample::launch in src/ops/sample.rs)
 // source:   ours. Not yet measured.
 #include "common/order.cuh"
+#include "common/outbox.cuh"
 #include "common/tiles.h"
+#include "common/trace.cuh"
 
 constexpr uint32_t ALL = 0xffffffffu;
 constexpr int DIGIT = 11, BINS = 1 << DIGIT;
@@ -156,13 +159,17 @@ struct Row {
 };
 
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS)
-sample_f32(uint32_t* token, uint32_t* pos, uint32_t* params, uint32_t* history, float* y, const float* bias,
-           const float* logits, int vocab) {
+sample_f32(uint32_t* token, uint32_t* pos, uint32_t* params, uint32_t* history, float* y, uint32_t* serial, u64* ring,
+           const float* bias, const float* logits, int vocab, Span* trace) {
+  Traced traced(trace);
   SHARED(uint32_t, bins_lo, BINS);
   SHARED(uint32_t, bins_hi, BINS);
   SHARED(u64, warps, 32);
   SHARED(u64, found, 3);
   int per_warp = (vocab + blockDim.x - 1) / blockDim.x * 32, begin = (threadIdx.x >> 5) * per_warp;
+  grid_dependency_wait();
+  traced.ready();
+  grid_launch_dependents();
   Row row = {y, begin, min(begin + per_warp, vocab), bins_lo, bins_hi, warps, found};
 
   // Steps 1 and 2. A thread writes the y that it reads later, so no barrier is needed for y.
@@ -226,6 +233,7 @@ sample_f32(uint32_t* token, uint32_t* pos, uint32_t* params, uint32_t* history, 
     params[DRAWS] += 1;
     history[chosen] += 1;
     y[0] = 0.f;
+    post(ring, serial, chosen);
   }
 }
 EXPORT_KERNEL(sample_f32)

@@ -7,9 +7,11 @@
 // source:   ours. Not yet measured.
 #include "common/device.cuh"
 #include "common/tiles.h"
+#include "common/trace.cuh"
 
 extern "C" __global__ void __launch_bounds__(VECTOR_THREADS)
-swiglu_bf16(bf16* hb, const bf16* gate_up, int ffn_dim) {
+swiglu_bf16(bf16* hb, const bf16* gate_up, int ffn_dim, Span* trace) {
+  Traced traced(trace);
   int i = (blockIdx.y * VECTOR_THREADS + threadIdx.x) * 8;
   if (i >= ffn_dim) return;
   int64_t r = blockIdx.x;

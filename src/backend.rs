@@ -13,11 +13,9 @@
 use crate::{
     config::Config,
     error::Result,
-    kv::Kv,
-    model::{Model, Scratch},
     ops::{
-        Act, AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, LogProb, RmsNorm, Rope,
-        Sample, Swiglu,
+        Act, AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, LogProb, NormGateUp,
+        NormHead, NormQkvRopeAppend, RmsNorm, Rope, Sample, StreamRead, Swiglu,
     },
     weights::Tensor,
 };
@@ -58,7 +56,7 @@ pub trait Shaped: Send + Sync {
     fn shape(&self) -> (usize, usize);
 }
 
-/// What the sampler keeps on the device between steps; made by a session.
+/// What argmax and sampler keep on the device between steps; made by a session.
 pub struct SamplerState<B: Backend> {
     /// See [`crate::ops::sample::Params`]: temperature, filters, penalties, seed and draw counter, as 32-bit words.
     pub params: B::Buf<u32>,
@@ -69,6 +67,8 @@ pub struct SamplerState<B: Backend> {
     /// Adjusted logits of `sample`, partial results of `argmax`. Its first word is 0 before and after each of them.
     /// `vocab` words, or [`Argmax::scratch`] if more.
     pub scratch: B::Buf<f32>,
+    /// The chosen tokens on their way to the host.
+    pub outbox: B::Outbox,
 }
 
 /// The ops, and the memory they work on.
@@ -81,8 +81,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
     type Weight: Shaped;
     /// Captured steps of one session; see [`Backend::replay`].
     type Graphs: Default + Send;
-    /// A value on its way to the host; see [`Backend::fetch`].
-    type Fetch: Send;
+    /// Chosen tokens on their way to the host, oldest first; `argmax` and `sample` append to it. See [`Backend::take`].
+    type Outbox: Send;
 
     /// Steps that a session enqueues ahead of the token it waits for.
     const LOOKAHEAD: usize;
@@ -95,23 +95,36 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn name(&self) -> String;
     /// Bytes that can still be allocated, where that is limited.
     fn free_memory(&self) -> Result<Option<u64>>;
+    /// Whether its ops take the sizes of a model: asked before anything is loaded.
+    ///
+    /// # Errors
+    /// `Op` names the op and what it takes.
+    fn supports(&self, _config: &Config) -> Result<()> {
+        Ok(())
+    }
     /// A buffer of zeros.
     fn alloc<T: Element>(&self, len: usize) -> Result<Self::Buf<T>>;
     /// Writes `src` to `dst[at..]`.
     fn write<T: Element>(&self, dst: &mut Self::Buf<T>, at: usize, src: &[T]) -> Result<()>;
     /// Reads `src[at..]` into `dst`; waits for the ops that write it.
     fn read<T: Element>(&self, dst: &mut [T], src: &Self::Buf<T>, at: usize) -> Result<()>;
-    /// A matrix of the tensors stacked by rows, converted to what the backend computes with.
-    fn weight(&self, parts: &[Tensor]) -> Result<Self::Weight>;
+    /// For each stack of tensors the matrix of them one below the other, converted to what the backend computes with;
+    /// `progress` gets the bytes of the files as they are done.
+    fn weights(&self, stacks: &[Vec<Tensor>], progress: &mut dyn FnMut(u64)) -> Result<Vec<Self::Weight>>;
     /// A matrix [rows, cols] of given values.
     fn weight_from(&self, rows: usize, cols: usize, data: &[bf16]) -> Result<Self::Weight>;
-    /// Waits until everything enqueued is done.
+    /// Waits until everything enqueued is done, and all that ops need is loaded.
     fn synchronize(&self) -> Result<()>;
 
-    /// Starts reading `src[0]`; the value is that of this point in the order of ops.
-    fn fetch(&self, src: &Self::Buf<u32>) -> Result<Self::Fetch>;
-    /// Waits for the value.
-    fn fetched(&self, fetch: Self::Fetch) -> Result<u32>;
+    /// An empty outbox.
+    fn outbox(&self) -> Result<Self::Outbox>;
+    /// Waits for the oldest token of the outbox and takes it out.
+    ///
+    /// # Errors
+    /// When the device fails, or has nothing left to do and no token came.
+    fn take(&self, outbox: &mut Self::Outbox) -> Result<u32>;
+    /// Drops the oldest `n` tokens, which need not be there yet.
+    fn skip(&self, outbox: &mut Self::Outbox, n: usize);
 
     /// Runs a sequence of ops that is the same each time for the same `key`; a backend may record it once and replay it.
     fn replay(&self, _graphs: &mut Self::Graphs, _key: usize, ops: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -202,22 +215,29 @@ pub trait Backend: Sized + Send + Sync + 'static {
     ) -> Result<()>;
     /// `hb = silu(gate) * up`
     fn swiglu(&self, op: &Swiglu, hb: &mut Self::Buf<Self::Act>, gate_up: &Self::Buf<Self::Act>) -> Result<()>;
-    /// `token[0] = argmax(logits[0])`, `pos[0] += 1`.
+    /// `token[0] = argmax(logits[0])`, `pos[0] += 1`, and the token to the outbox. `scratch` as in [`SamplerState`].
     fn argmax(
         &self,
         op: &Argmax,
         token: &mut Self::Buf<u32>,
         pos: &mut Self::Buf<u32>,
-        state: &mut SamplerState<Self>,
+        scratch: &mut Self::Buf<f32>,
+        outbox: &mut Self::Outbox,
         logits: &Self::Buf<f32>,
     ) -> Result<()>;
-    /// `token[0]` drawn from `logits[0]` as the state says, `pos[0] += 1`; updates history and draw counter.
+    /// `token[0]` drawn from `logits[0]` as `params` say, `pos[0] += 1`, and the token to the outbox; updates history and
+    /// draw counter.
+    #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
     fn sample(
         &self,
         op: &Sample,
         token: &mut Self::Buf<u32>,
         pos: &mut Self::Buf<u32>,
-        state: &mut SamplerState<Self>,
+        params: &mut Self::Buf<u32>,
+        history: &mut Self::Buf<u32>,
+        scratch: &mut Self::Buf<f32>,
+        outbox: &mut Self::Outbox,
+        bias: &Self::Buf<f32>,
         logits: &Self::Buf<f32>,
     ) -> Result<()>;
     /// `out = ln softmax(logits)[target]`, and whether each target is the greedy choice.
@@ -230,6 +250,9 @@ pub trait Backend: Sized + Send + Sync + 'static {
         target: &Self::Buf<u32>,
     ) -> Result<()>;
 
+    /// Reads `x` as fast as memory allows; see [`StreamRead`].
+    fn stream_read(&self, op: &StreamRead, out: &mut Self::Buf<u32>, x: &Self::Buf<u32>) -> Result<()>;
+
     /// `out (+)= x w^T`: `x` [rows, k], `w` [n, k], `out` [rows, n].
     fn matmul(&self, rows: usize, out: Out<'_, Self>, x: &Self::Buf<Self::Act>, w: &Self::Weight) -> Result<()> {
         let (n, k) = w.shape();
@@ -240,89 +263,107 @@ pub trait Backend: Sized + Send + Sync + 'static {
         }
     }
 
-    /// `qkv = norm(x) wqkv^T`, q and k rotated, k and v appended to the cache.
+    /// `qkv = norm(x) w^T`, q and k rotated, k and v appended to the cache. `xb` is scratch.
+    #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
     fn norm_qkv_rope_append(
         &self,
-        m: &Model<Self>,
-        s: &mut Scratch<Self>,
-        kv: &mut Kv<Self>,
-        l: usize,
-        rows: usize,
+        op: &NormQkvRopeAppend,
+        qkv: &mut Self::Buf<Self::Act>,
+        k: &mut Self::Buf<Self::Act>,
+        v: &mut Self::Buf<Self::Act>,
+        xb: &mut Self::Buf<Self::Act>,
+        x: &Self::Buf<Self::Act>,
+        pos: &Self::Buf<u32>,
+        gain: &Self::Weight,
+        w: &Self::Weight,
+        table: &Self::Buf<f32>,
     ) -> Result<()> {
-        definition::norm_qkv_rope_append(self, m, s, kv, l, rows)
+        definition::norm_qkv_rope_append(self, op, qkv, k, v, xb, x, pos, gain, w, table)
     }
 
-    /// `att = attention(q, cache)`
-    fn attn(
+    /// `hb = silu(norm(x) w_gate^T) * (norm(x) w_up^T)`, `w` is gate over up. `xb` and `gate_up` are scratch.
+    #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
+    fn norm_gate_up(
         &self,
-        m: &Model<Self>,
-        s: &mut Scratch<Self>,
-        kv: &Kv<Self>,
-        l: usize,
-        rows: usize,
-        kv_len: usize,
+        op: &NormGateUp,
+        hb: &mut Self::Buf<Self::Act>,
+        xb: &mut Self::Buf<Self::Act>,
+        gate_up: &mut Self::Buf<Self::Act>,
+        x: &Self::Buf<Self::Act>,
+        gain: &Self::Weight,
+        w: &Self::Weight,
     ) -> Result<()> {
-        definition::attn(self, m, s, kv, l, rows, kv_len)
+        definition::norm_gate_up(self, op, hb, xb, gate_up, x, gain, w)
     }
 
-    /// `hb = silu(norm(x) w_gate^T) * (norm(x) w_up^T)`
-    fn norm_gate_up(&self, m: &Model<Self>, s: &mut Scratch<Self>, l: usize, rows: usize) -> Result<()> {
-        definition::norm_gate_up(self, m, s, l, rows)
+    /// `logits = norm(x[first..]) w^T`. `xb` is scratch.
+    fn norm_head(
+        &self,
+        op: &NormHead,
+        logits: &mut Self::Buf<f32>,
+        xb: &mut Self::Buf<Self::Act>,
+        x: &Self::Buf<Self::Act>,
+        gain: &Self::Weight,
+        w: &Self::Weight,
+    ) -> Result<()> {
+        definition::norm_head(self, op, logits, xb, x, gain, w)
     }
 }
 
 pub mod definition {
     //! What the fused ops compute, in terms of the others. A backend that overrides one is compared with this by
-    //! [`crate::lockstep`].
-    use super::{
-        AttnDecode, AttnPrefill, Backend, Config, DECODE_ROWS, Kv, KvAppend, Model, Out, Result, Rope, Scratch, Swiglu,
-    };
+    //! `tests/ops.rs` and by [`crate::lockstep`].
+    use super::{Backend, NormGateUp, NormHead, NormQkvRopeAppend, Out, Result};
 
-    /// `qkv = norm(x) wqkv^T`, q and k rotated, k and v appended to the cache.
+    /// `qkv = norm(x) w^T`, q and k rotated, k and v appended to the cache.
+    #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
     pub fn norm_qkv_rope_append<B: Backend>(
         b: &B,
-        m: &Model<B>,
-        s: &mut Scratch<B>,
-        kv: &mut Kv<B>,
-        l: usize,
-        rows: usize,
+        op: &NormQkvRopeAppend,
+        qkv: &mut B::Buf<B::Act>,
+        k: &mut B::Buf<B::Act>,
+        v: &mut B::Buf<B::Act>,
+        xb: &mut B::Buf<B::Act>,
+        x: &B::Buf<B::Act>,
+        pos: &B::Buf<u32>,
+        gain: &B::Weight,
+        w: &B::Weight,
+        table: &B::Buf<f32>,
     ) -> Result<()> {
-        let Config { n_heads, n_kv_heads, head_dim, .. } = m.config;
-        let w = &m.layers[l];
-        b.rms_norm(&m.norm(rows, 0), &mut s.xb, &s.x, &w.attn_norm)?;
-        b.matmul(rows, Out::Store(&mut s.qkv), &s.xb, &w.wqkv)?;
-        let rope = Rope { rows, n_heads, n_kv_heads, head_dim, max_seq: m.max_seq };
-        b.rope(&rope, &mut s.qkv, &s.pos, &m.rope_table)?;
-        let append = KvAppend { rows, n_heads, n_kv_heads, head_dim, max_seq: kv.max_seq };
-        b.kv_append(&append, &mut kv.k[l], &mut kv.v[l], &s.qkv, &s.pos)
-    }
-
-    /// `att = attention(q, cache)`
-    pub fn attn<B: Backend>(
-        b: &B,
-        m: &Model<B>,
-        s: &mut Scratch<B>,
-        kv: &Kv<B>,
-        l: usize,
-        rows: usize,
-        kv_len: usize,
-    ) -> Result<()> {
-        let Config { n_heads, n_kv_heads, head_dim, .. } = m.config;
-        let (max_seq, k, v) = (kv.max_seq, &kv.k[l], &kv.v[l]);
-        if rows <= DECODE_ROWS {
-            let op = AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len };
-            b.attn_decode(&op, &mut s.att, &mut s.attn_part, &mut s.attn_arrived, &s.qkv, k, v, &s.pos)
-        } else {
-            let op = AttnPrefill { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len };
-            b.attn_prefill(&op, &mut s.att, &s.qkv, k, v, &s.pos)
-        }
+        b.rms_norm(&op.norm(), xb, x, gain)?;
+        b.matmul(op.rows, Out::Store(qkv), xb, w)?;
+        b.rope(&op.rope(), qkv, pos, table)?;
+        b.kv_append(&op.append(), k, v, qkv, pos)
     }
 
     /// `hb = silu(norm(x) w_gate^T) * (norm(x) w_up^T)`
-    pub fn norm_gate_up<B: Backend>(b: &B, m: &Model<B>, s: &mut Scratch<B>, l: usize, rows: usize) -> Result<()> {
-        let w = &m.layers[l];
-        b.rms_norm(&m.norm(rows, 0), &mut s.xb, &s.x, &w.ffn_norm)?;
-        b.matmul(rows, Out::Store(&mut s.gate_up), &s.xb, &w.w_gate_up)?;
-        b.swiglu(&Swiglu { rows, ffn_dim: m.config.ffn_dim }, &mut s.hb, &s.gate_up)
+    #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
+    pub fn norm_gate_up<B: Backend>(
+        b: &B,
+        op: &NormGateUp,
+        hb: &mut B::Buf<B::Act>,
+        xb: &mut B::Buf<B::Act>,
+        gate_up: &mut B::Buf<B::Act>,
+        x: &B::Buf<B::Act>,
+        gain: &B::Weight,
+        w: &B::Weight,
+    ) -> Result<()> {
+        b.rms_norm(&op.norm(), xb, x, gain)?;
+        b.matmul(op.rows, Out::Store(gate_up), xb, w)?;
+        b.swiglu(&op.swiglu(), hb, gate_up)
+    }
+
+    /// `logits = norm(x[first..]) w^T`
+    pub fn norm_head<B: Backend>(
+        b: &B,
+        op: &NormHead,
+        logits: &mut B::Buf<f32>,
+        xb: &mut B::Buf<B::Act>,
+        x: &B::Buf<B::Act>,
+        gain: &B::Weight,
+        w: &B::Weight,
+    ) -> Result<()> {
+        b.rms_norm(&op.norm(), xb, x, gain)?;
+        b.matmul(op.rows, Out::F32(logits), xb, w)
     }
 }

@@ -1,15 +1,15 @@
 //! The architecture: weights bound to a backend, and the forward pass, written once for prefill and decode.
 
 use crate::{
-    backend::{Backend, Out},
+    backend::{Backend, DECODE_ROWS, Out},
     config::{Config, Dtype},
     error::Result,
     kv::Kv,
     lora::{self, Lora},
-    ops::{AttnDecode, Embed, RmsNorm, Rope},
+    ops::{AttnDecode, AttnPrefill, Embed, NormGateUp, NormHead, NormQkvRopeAppend, Rope},
     weights::{LayerTensors, Tensor, Weights},
 };
-use std::sync::Arc;
+use std::{panic::resume_unwind, sync::Arc, thread};
 
 /// Weights of one layer on a backend. Shared: [`crate::lockstep`] makes a second model of them.
 pub struct Layer<B: Backend> {
@@ -45,9 +45,29 @@ pub struct Model<B: Backend> {
     pub max_seq: usize,
 }
 
+/// What each weight of a model is made of: one tensor or several, one below the other. A tensor is what `part` makes of
+/// whatever `weights` has of it.
+pub fn stacks<T, P>(config: &Config, weights: &Weights<T>, part: impl Fn(&T) -> P) -> Vec<Vec<P>> {
+    let layer = |t: &LayerTensors<T>| {
+        [
+            vec![part(&t.attn_norm)],
+            vec![part(&t.wq), part(&t.wk), part(&t.wv)],
+            vec![part(&t.wo)],
+            vec![part(&t.ffn_norm)],
+            vec![part(&t.w_gate), part(&t.w_up)],
+            vec![part(&t.w_down)],
+        ]
+    };
+    let mut stacks = vec![vec![part(&weights.embed)]];
+    stacks.extend(weights.layers.iter().flat_map(layer));
+    stacks.push(vec![part(&weights.final_norm)]);
+    stacks.extend((!config.tied).then(|| vec![part(&weights.lm_head)]));
+    stacks
+}
+
 impl<B: Backend> Model<B> {
-    /// Brings the weights to the backend, with `lora` added. `max_seq` bounds the positions; `progress` gets each tensor's
-    /// bytes.
+    /// Brings the weights to the backend, with `lora` added. `max_seq` bounds the positions; `progress` gets the bytes as they
+    /// are done.
     pub fn load(
         b: &B,
         config: &Config,
@@ -56,71 +76,112 @@ impl<B: Backend> Model<B> {
         max_seq: usize,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self> {
-        let load = |parts: &[&Tensor]| {
-            let dtype = if size_of::<B::Act>() == 4 { Dtype::F32 } else { Dtype::Bf16 };
-            let adapted = |t: &&Tensor| match lora::merged(lora, t, dtype) {
-                Some(bytes) => t.with_bytes(dtype, bytes),
-                None => (*t).clone(),
+        thread::scope(|scope| {
+            // while the weights are on their way: long contexts have large tables
+            let table = scope.spawn(|| Rope::table(&config.rope_inv_freq(), max_seq));
+            let stacks = stacks(config, weights, Tensor::clone);
+            let loaded = match lora {
+                [] => b.weights(&stacks, progress)?,
+                _ => Self::adapted(b, stacks, lora, progress)?,
             };
-            let w = b.weight(&parts.iter().map(adapted).collect::<Vec<Tensor>>())?;
-            progress(parts.iter().map(|t| t.bytes().len() as u64).sum());
-            Ok(w)
-        };
-        let rope_table = b.upload(&Rope::table(&config.rope_inv_freq(), max_seq))?;
-        Self::bind(config, weights, rope_table, max_seq, load)
+            let table = table.join().unwrap_or_else(|panic| resume_unwind(panic));
+            Ok(Self::bind(config, loaded, b.upload(&table)?, max_seq))
+        })
     }
 
-    /// A model of what `load` makes of each weight, which is one tensor or several stacked by rows. A tensor is whatever
-    /// `weights` has of it: its data, or only its shape.
-    pub fn bind<T>(
-        config: &Config,
-        weights: &Weights<T>,
-        rope_table: B::Buf<f32>,
-        max_seq: usize,
-        mut load: impl FnMut(&[&T]) -> Result<B::Weight>,
-    ) -> Result<Self> {
-        let mut load = |parts: &[&T]| load(parts).map(Arc::new);
-        let embed = load(&[&weights.embed])?;
-        let mut layer = |t: &LayerTensors<T>| {
-            Ok(Layer {
-                attn_norm: load(&[&t.attn_norm])?,
-                wqkv: load(&[&t.wq, &t.wk, &t.wv])?,
-                wo: load(&[&t.wo])?,
-                ffn_norm: load(&[&t.ffn_norm])?,
-                w_gate_up: load(&[&t.w_gate, &t.w_up])?,
-                w_down: load(&[&t.w_down])?,
-            })
+    /// The weights with `lora` added, one after the other: the sums of one at a time are in the host's memory.
+    fn adapted(
+        b: &B,
+        stacks: Vec<Vec<Tensor>>,
+        lora: &[Lora],
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Vec<B::Weight>> {
+        let dtype = if size_of::<B::Act>() == 4 { Dtype::F32 } else { Dtype::Bf16 };
+        let add = |t: &Tensor| match lora::merged(lora, t, dtype) {
+            Some(bytes) => t.with_bytes(dtype, bytes),
+            None => t.clone(),
         };
-        let layers = weights.layers.iter().map(&mut layer).collect::<Result<_>>()?;
-        let final_norm = load(&[&weights.final_norm])?;
-        let lm_head = if config.tied { None } else { Some(load(&[&weights.lm_head])?) };
-        Ok(Model { config: config.clone(), embed, layers, final_norm, lm_head, rope_table, max_seq })
+        let mut loaded = Vec::with_capacity(stacks.len());
+        for stack in stacks {
+            loaded.extend(b.weights(&[stack.iter().map(add).collect()], &mut |_| {})?);
+            progress(stack.iter().map(|t| t.bytes().len() as u64).sum());
+        }
+        Ok(loaded)
     }
 
-    /// The norm of rows `first..first + rows` of the residual stream.
-    pub(crate) fn norm(&self, rows: usize, first: usize) -> RmsNorm {
-        RmsNorm { rows, first, dim: self.config.dim, eps: self.config.norm_eps }
+    /// A model of what a backend made of its [`stacks`], in their order.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn bind(config: &Config, loaded: Vec<B::Weight>, rope_table: B::Buf<f32>, max_seq: usize) -> Self {
+        let mut loaded = loaded.into_iter().map(Arc::new);
+        let mut next = || loaded.next().expect("a weight for each stack");
+        let embed = next();
+        let mut layer = || Layer {
+            attn_norm: next(),
+            wqkv: next(),
+            wo: next(),
+            ffn_norm: next(),
+            w_gate_up: next(),
+            w_down: next(),
+        };
+        let layers = (0..config.n_layers).map(|_| layer()).collect();
+        let final_norm = next();
+        let lm_head = (!config.tied).then(next);
+        Model { config: config.clone(), embed, layers, final_norm, lm_head, rope_table, max_seq }
     }
 
     /// `s.x[..rows]`, the residual stream after the last layer, from `s.tokens` at positions `s.pos`; their keys and values
     /// go to the cache. `kv_len` is above every position.
     pub fn forward(&self, b: &B, s: &mut Scratch<B>, kv: &mut Kv<B>, rows: usize, kv_len: usize) -> Result<()> {
-        let Config { dim, vocab, .. } = self.config;
+        let Config { dim, ffn_dim, vocab, n_heads, n_kv_heads, head_dim, norm_eps: eps, .. } = self.config;
+        let (max_seq, positions) = (kv.max_seq, self.max_seq);
+        let qkv = NormQkvRopeAppend { rows, dim, n_heads, n_kv_heads, head_dim, max_seq, positions, eps };
+        let gate_up = NormGateUp { rows, dim, ffn_dim, eps };
         b.embed(&Embed { rows, dim, vocab }, &mut s.x, &s.tokens, &self.embed)?; // x [rows, dim]
         for (l, w) in self.layers.iter().enumerate() {
-            b.norm_qkv_rope_append(self, s, kv, l, rows)?; // qkv [rows, q_dim + 2 kv_dim], and the cache
-            b.attn(self, s, kv, l, rows, kv_len)?; // att [rows, q_dim]
+            let (k, v, pos) = (&mut kv.k[l], &mut kv.v[l], &s.pos);
+            // qkv [rows, q_dim + 2 kv_dim] of norm(x), rotated; the cache
+            b.norm_qkv_rope_append(
+                &qkv,
+                &mut s.qkv,
+                k,
+                v,
+                &mut s.xb,
+                &s.x,
+                pos,
+                &w.attn_norm,
+                &w.wqkv,
+                &self.rope_table,
+            )?;
+            self.attn(b, s, kv, l, rows, kv_len)?; // att [rows, q_dim]
             b.matmul(rows, Out::Add(&mut s.x), &s.att, &w.wo)?; // x += att wo^T
-            b.norm_gate_up(self, s, l, rows)?; // hb [rows, ffn_dim] = silu(norm(x) w_gate^T) * (norm(x) w_up^T)
+            // hb [rows, ffn_dim] = silu(norm(x) w_gate^T) * (norm(x) w_up^T)
+            b.norm_gate_up(&gate_up, &mut s.hb, &mut s.xb, &mut s.gate_up, &s.x, &w.ffn_norm, &w.w_gate_up)?;
             b.matmul(rows, Out::Add(&mut s.x), &s.hb, &w.w_down)?; // x += hb w_down^T
         }
         Ok(())
     }
 
+    /// `att = attention(q, cache)`: split by keys for few rows, by rows for many.
+    fn attn(&self, b: &B, s: &mut Scratch<B>, kv: &Kv<B>, l: usize, rows: usize, kv_len: usize) -> Result<()> {
+        let Config { n_heads, n_kv_heads, head_dim, .. } = self.config;
+        let (max_seq, k, v) = (kv.max_seq, &kv.k[l], &kv.v[l]);
+        if rows <= DECODE_ROWS {
+            let op = AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len };
+            b.attn_decode(&op, &mut s.att, &mut s.attn_part, &mut s.attn_arrived, &s.qkv, k, v, &s.pos)
+        } else {
+            let op = AttnPrefill { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len };
+            b.attn_prefill(&op, &mut s.att, &s.qkv, k, v, &s.pos)
+        }
+    }
+
     /// `s.logits[..rows]` from rows `first..first + rows` of `s.x`.
     pub fn head(&self, b: &B, s: &mut Scratch<B>, first: usize, rows: usize) -> Result<()> {
-        b.rms_norm(&self.norm(rows, first), &mut s.xb, &s.x, &self.final_norm)?;
-        b.matmul(rows, Out::F32(&mut s.logits), &s.xb, self.lm_head.as_ref().unwrap_or(&self.embed))
+        let Config { dim, vocab, norm_eps: eps, .. } = self.config;
+        let w = self.lm_head.as_ref().unwrap_or(&self.embed);
+        let op = NormHead { rows, first, dim, vocab, eps };
+        b.norm_head(&op, &mut s.logits, &mut s.xb, &s.x, &self.final_norm, w)
     }
 }
 

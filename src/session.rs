@@ -7,6 +7,7 @@ use crate::{
     score::{Scores, Trie},
     timeline::AnyTimeline,
 };
+use std::time::Duration;
 
 /// One mutable timeline: tokens, their keys and values, and the logits after the last.
 ///
@@ -208,6 +209,13 @@ impl Session {
 pub struct Decode<'a> {
     session: &'a mut Session,
     failed: bool,
+}
+
+impl Decode<'_> {
+    /// Time that the session has spent waiting for tokens from the device, ever.
+    pub(crate) fn waited(&self) -> Duration {
+        self.session.timeline.waited()
+    }
 }
 
 impl Iterator for Decode<'_> {

@@ -12,7 +12,10 @@ use crate::{
     sampler::Sampling,
     score::TokenScore,
 };
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// Most rows of logits that are computed at once.
 pub(crate) const LOGIT_ROWS: usize = 16;
@@ -29,11 +32,19 @@ pub(crate) struct Loaded<B: Backend> {
 pub(crate) trait AnyLoaded: Send + Sync {
     /// An empty sequence with room for `max_seq` tokens.
     fn timeline(self: Arc<Self>, max_seq: usize) -> Result<Box<dyn AnyTimeline>>;
+    /// The backend, for who knows which it may be.
+    #[cfg(feature = "cuda")]
+    fn backend(&self) -> &dyn std::any::Any;
 }
 
 impl<B: Backend> AnyLoaded for Loaded<B> {
     fn timeline(self: Arc<Self>, max_seq: usize) -> Result<Box<dyn AnyTimeline>> {
         Ok(Box::new(Timeline::new(self, max_seq)?))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn backend(&self) -> &dyn std::any::Any {
+        &self.b
     }
 }
 
@@ -56,6 +67,8 @@ pub(crate) trait AnyTimeline: Send {
     fn start(&mut self, prompt: &[u32], sampling: &Sampling, stop_ids: &[u32]) -> Result<()>;
     /// The next token. Work goes on in the background up to the capacity.
     fn next(&mut self) -> Result<u32>;
+    /// Time that `next` has waited for the device, ever.
+    fn waited(&self) -> Duration;
     /// Ends decoding; what was computed ahead is dropped. Positions whose keys and values are in the cache.
     fn stop(&mut self) -> Result<usize>;
 }
@@ -70,8 +83,7 @@ struct Timeline<B: Backend> {
     scores: (B::Buf<u32>, B::Buf<f32>, B::Buf<u32>),
     graphs: B::Graphs,
     decoding: Decoding,
-    /// Tokens on their way, oldest first.
-    pending: VecDeque<B::Fetch>,
+    waited: Duration,
 }
 
 #[derive(Default)]
@@ -96,11 +108,12 @@ impl<B: Backend> Timeline<B> {
             history: b.alloc(c.vocab)?,
             bias: b.alloc(c.vocab)?,
             scratch: b.alloc(c.vocab.max(Argmax::scratch()))?,
+            outbox: b.outbox()?,
         };
         let n = LOGIT_ROWS * LOG_PROB_TARGETS;
         let scores = (b.alloc(n)?, b.alloc(n)?, b.alloc(n)?);
-        let (graphs, pending) = (B::Graphs::default(), VecDeque::new());
-        Ok(Timeline { loaded, s, kv, sampler, scores, graphs, decoding: Decoding::default(), pending })
+        let (graphs, decoding, waited) = (B::Graphs::default(), Decoding::default(), Duration::ZERO);
+        Ok(Timeline { loaded, s, kv, sampler, scores, graphs, decoding, waited })
     }
 
     /// `s.x` of `tokens`, at most a chunk.
@@ -143,10 +156,12 @@ impl<B: Backend> Timeline<B> {
     fn choose(&mut self) -> Result<()> {
         let Loaded { b, model } = &*self.loaded;
         let (s, vocab) = (&mut self.s, model.config.vocab);
+        let SamplerState { params, history, bias, scratch, outbox } = &mut self.sampler;
         if self.decoding.greedy {
-            b.argmax(&Argmax { vocab }, &mut s.tokens, &mut s.pos, &mut self.sampler, &s.logits)
+            b.argmax(&Argmax { vocab }, &mut s.tokens, &mut s.pos, scratch, outbox, &s.logits)
         } else {
-            b.sample(&Sample { vocab }, &mut s.tokens, &mut s.pos, &mut self.sampler, &s.logits)
+            let op = Sample { vocab };
+            b.sample(&op, &mut s.tokens, &mut s.pos, params, history, scratch, outbox, bias, &s.logits)
         }
     }
 
@@ -255,18 +270,25 @@ impl<B: Backend> AnyTimeline for Timeline<B> {
             } else {
                 self.step()?
             }
-            self.pending.push_back(self.loaded.b.fetch(&self.s.tokens)?);
             self.decoding.enqueued += 1;
         }
-        let max = self.kv.max_seq;
-        let fetch = self.pending.pop_front().ok_or(Error::Context { needed: max + 1, max })?;
+        if self.decoding.taken == self.decoding.enqueued {
+            return Err(Error::Context { needed: self.kv.max_seq + 1, max: self.kv.max_seq });
+        }
         self.decoding.taken += 1;
-        self.loaded.b.fetched(fetch)
+        let begin = Instant::now();
+        let token = self.loaded.b.take(&mut self.sampler.outbox);
+        self.waited += begin.elapsed();
+        token
+    }
+
+    fn waited(&self) -> Duration {
+        self.waited
     }
 
     fn stop(&mut self) -> Result<usize> {
         let computed = self.decoding.prompt + self.decoding.enqueued.saturating_sub(1);
-        self.pending.clear();
+        self.loaded.b.skip(&mut self.sampler.outbox, self.decoding.enqueued - self.decoding.taken);
         self.decoding = Decoding::default();
         Ok(computed)
     }

@@ -1,11 +1,16 @@
-//! What `tests/ops.rs` does not cover of the ops of a decode step: the epilogues of the matrix-vector product, and
-//! that the bits of a row do not depend on the other rows or on how the launch was sized.
+//! What `tests/ops.rs` does not cover of the ops of a decode step: the epilogues of the matrix-vector product, that the bits
+//! of a row do not depend on the other rows or on how the launch was sized, and that a recorded step is one chain in which
+//! each kernel may start before the one before it is done.
 
 use aoji::{
-    backend::{Backend, Out},
+    Config,
+    backend::{Backend, Out, SamplerState},
     cpu::Cpu,
-    cuda::Cuda,
-    ops::{AttnDecode, Gemv, Op, Tolerance, noise},
+    cuda::{Cuda, Graphs},
+    kv::Kv,
+    model::{self, Model, Scratch},
+    ops::{Argmax, AttnDecode, Gemv, NormGateUp, NormHead, NormQkvRopeAppend, Op, Rope, Tolerance, noise},
+    weights::Weights,
 };
 use half::bf16;
 
@@ -74,7 +79,7 @@ fn a_row_of_gemv_has_the_same_bits_beside_any_others() {
             assert_eq!(run(first, rows, n), all[first..][..rows], "rows {first}..{}", first + rows);
         }
     }
-    for n in [1, 16, 20] {
+    for n in [16, 17, 20] {
         let want: Vec<_> = all.iter().map(|r| r[..n].to_vec()).collect();
         assert_eq!(run(0, 8, n), want, "the first {n} columns");
     }
@@ -110,4 +115,125 @@ fn a_row_of_attn_decode_has_the_same_bits_beside_any_others_in_any_bucket() {
         }
     }
     assert_eq!(run(&[3, 1], 512), [all[3].clone(), all[1].clone()], "two rows in another order");
+}
+
+/// Bits of each row of `out`, of rows `first..first + rows` of eight.
+fn bits<T: Copy>(out: &[T], rows: usize, word: impl Fn(T) -> u32) -> Vec<Vec<u32>> {
+    out.chunks(out.len() / rows).map(|row| row.iter().map(|x| word(*x)).collect()).collect()
+}
+
+/// Runs `run(first, rows)` for all eight rows at once and for fewer: each row has the same bits.
+fn rows_are_independent(what: &str, run: impl Fn(usize, usize) -> Vec<Vec<u32>>) {
+    let all = run(0, 8);
+    for rows in 1..8 {
+        for first in [0, 8 - rows] {
+            assert_eq!(run(first, rows), all[first..][..rows], "{what}: rows {first}..{}", first + rows);
+        }
+    }
+}
+
+#[test]
+fn a_row_of_a_fused_product_has_the_same_bits_beside_any_others() {
+    let cuda = device();
+    let dim = 1288;
+    let all = values(8 * dim, 1);
+    let x = |first: usize, rows: usize| cuda.upload(&all[first * dim..][..rows * dim]).unwrap();
+    let gain = cuda.weight_from(1, dim, &values(dim, 2)).unwrap();
+    let w = cuda.weight_from(48, dim, &values(48 * dim, 3)).unwrap();
+    let eps = 1e-5;
+
+    rows_are_independent("norm_head", |first, rows| {
+        let (mut logits, mut xb) = (cuda.alloc(rows * 48).unwrap(), cuda.alloc(rows * dim).unwrap());
+        let op = NormHead { rows, first: 0, dim, vocab: 48, eps };
+        cuda.norm_head(&op, &mut logits, &mut xb, &x(first, rows), &gain, &w).unwrap();
+        bits(&cuda.download(&logits).unwrap(), rows, f32::to_bits)
+    });
+    rows_are_independent("norm_gate_up", |first, rows| {
+        let (mut hb, mut xb) = (cuda.alloc(rows * 24).unwrap(), cuda.alloc(rows * dim).unwrap());
+        let mut gate_up = cuda.alloc(rows * 48).unwrap();
+        let op = NormGateUp { rows, dim, ffn_dim: 24, eps };
+        cuda.norm_gate_up(&op, &mut hb, &mut xb, &mut gate_up, &x(first, rows), &gain, &w).unwrap();
+        bits(&cuda.download(&hb).unwrap(), rows, |x| x.to_bits().into())
+    });
+    let table = cuda.upload(&Rope::table(&[1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.001], 8)).unwrap();
+    rows_are_independent("norm_qkv_rope_append", |first, rows| {
+        let (mut qkv, mut xb) = (cuda.alloc(rows * 48).unwrap(), cuda.alloc(rows * dim).unwrap());
+        let (mut k, mut v) = (cuda.alloc(8 * 16).unwrap(), cuda.alloc(8 * 16).unwrap());
+        let pos = cuda.upload(&(first as u32..(first + rows) as u32).collect::<Vec<_>>()).unwrap();
+        let (n_heads, n_kv_heads, head_dim) = (1, 1, 16);
+        let op = NormQkvRopeAppend { rows, dim, n_heads, n_kv_heads, head_dim, max_seq: 8, positions: 8, eps };
+        let x = x(first, rows);
+        cuda.norm_qkv_rope_append(&op, &mut qkv, &mut k, &mut v, &mut xb, &x, &pos, &gain, &w, &table).unwrap();
+        bits(&cuda.download(&qkv).unwrap(), rows, |x| x.to_bits().into())
+    });
+}
+
+/// A tiny model on the device with the buffers of a session.
+struct Step {
+    model: Model<Cuda>,
+    s: Scratch<Cuda>,
+    kv: Kv<Cuda>,
+    sampler: SamplerState<Cuda>,
+    graphs: Graphs,
+}
+
+impl Step {
+    fn new(cuda: &Cuda) -> Step {
+        let json = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 128, "intermediate_size": 192,
+            "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64, "vocab_size": 96,
+            "max_position_embeddings": 40, "torch_dtype": "bfloat16"}"#;
+        let c = Config::from_json(std::path::Path::new("config.json"), json, None).unwrap();
+        let shapes =
+            Weights::table(&c, |_, shape| Ok((shape[..shape.len() - 1].iter().product(), shape[shape.len() - 1])));
+        let table = cuda.upload(&Rope::table(&c.rope_inv_freq(), 40)).unwrap();
+        let weight = |(parts, seed): (Vec<(usize, usize)>, u64)| {
+            let (rows, cols): (usize, usize) = (parts.iter().map(|p| p.0).sum(), parts[0].1);
+            cuda.weight_from(rows, cols, &values(rows * cols, seed)).unwrap()
+        };
+        let stacks = model::stacks(&c, &shapes.unwrap(), |shape| *shape);
+        let model = Model::bind(&c, stacks.into_iter().zip(1..).map(weight).collect(), table, 40);
+        let sampler = SamplerState {
+            params: cuda.alloc(aoji::tiles::SAMPLE_PARAMS as usize).unwrap(),
+            history: cuda.alloc(c.vocab).unwrap(),
+            bias: cuda.alloc(c.vocab).unwrap(),
+            scratch: cuda.alloc(c.vocab.max(Argmax::scratch())).unwrap(),
+            outbox: cuda.outbox().unwrap(),
+        };
+        let (s, kv) = (Scratch::new(cuda, &c, 8, 1, 40).unwrap(), Kv::new(cuda, &c, 40).unwrap());
+        Step { model, s, kv, sampler, graphs: Graphs::default() }
+    }
+
+    /// A greedy step after the token and position on the device; returns its token.
+    fn run(&mut self, cuda: &Cuda) -> u32 {
+        let Step { model, s, kv, sampler, graphs } = self;
+        cuda.replay(graphs, 0, || {
+            model.forward(cuda, s, kv, 1, 40)?;
+            model.head(cuda, s, 0, 1)?;
+            let op = Argmax { vocab: 96 };
+            cuda.argmax(&op, &mut s.tokens, &mut s.pos, &mut sampler.scratch, &mut sampler.outbox, &s.logits)
+        })
+        .unwrap();
+        cuda.take(&mut sampler.outbox).unwrap()
+    }
+}
+
+#[test]
+fn a_recorded_step_is_one_chain_of_programmatic_edges() {
+    let cuda = device();
+    let mut step = Step::new(&cuda);
+    let tokens: Vec<u32> = (0..5).map(|_| step.run(&cuda)).collect();
+    let [edges] = step.graphs.edges().unwrap()[..] else { panic!("one recorded step") };
+    let kernels = 2 * 5 + 3; // five a layer, embedding, head, argmax
+    assert_eq!((edges.nodes, edges.all), (kernels, kernels - 1), "{edges:?}");
+    let overlaps = cuda.info().capability.0 >= 9;
+    assert_eq!(edges.programmatic, if overlaps { kernels - 1 } else { 0 }, "{edges:?}");
+    // the same tokens, step by step, without a graph
+    let mut plain = Step::new(&cuda);
+    let again: Vec<u32> = (0..5)
+        .map(|_| {
+            plain.graphs = Graphs::default();
+            plain.run(&cuda)
+        })
+        .collect();
+    assert_eq!(again, tokens);
 }

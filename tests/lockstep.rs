@@ -7,14 +7,14 @@ use aoji::{
     cuda::Cuda,
     kv::Kv,
     lockstep::Lockstep,
-    model::{Model, Scratch},
+    model::{self, Model, Scratch},
     ops::{
-        AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, LogProb, RmsNorm, Rope,
-        Sample, Swiglu, noise, sample::Params,
+        Act, AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, LogProb, NormGateUp,
+        NormHead, NormQkvRopeAppend, RmsNorm, Rope, Sample, StreamRead, Swiglu, noise, sample::Params,
     },
 };
 use half::bf16;
-use std::{path::Path, sync::Arc};
+use std::{collections::VecDeque, path::Path, sync::Arc};
 
 const MAX_SEQ: usize = 40;
 
@@ -40,15 +40,14 @@ impl<D: Backend<Act = bf16>> Run<D> {
         let shapes =
             Weights::table(&c, |_, shape| Ok((shape[..shape.len() - 1].iter().product(), shape[shape.len() - 1])));
         let table = b.upload(&Rope::table(&c.rope_inv_freq(), MAX_SEQ)).unwrap();
-        let mut seed = 0;
-        let model = Model::bind(&c, &shapes.unwrap(), table, MAX_SEQ, |parts: &[&(usize, usize)]| {
+        let weight = |(parts, seed): (Vec<(usize, usize)>, u64)| {
             let (rows, cols): (usize, usize) = (parts.iter().map(|p| p.0).sum(), parts[0].1);
-            seed += 1;
             let scale = if rows == 1 { 1.0 } else { 0.15 };
             let data: Vec<bf16> = noise(rows * cols, seed).into_iter().map(|x| bf16::from_f32(x * scale)).collect();
-            b.weight_from(rows, cols, &data)
-        })
-        .unwrap();
+            b.weight_from(rows, cols, &data).unwrap()
+        };
+        let stacks = model::stacks(&c, &shapes.unwrap(), |shape| *shape);
+        let model = Model::bind(&c, stacks.into_iter().zip(1..).map(weight).collect(), table, MAX_SEQ);
         let s = Scratch::new(&b, &c, 12, 1, MAX_SEQ).unwrap();
         let kv = Kv::new(&b, &c, MAX_SEQ).unwrap();
         let params = Params { temperature: 0.9, top_k: 20, top_p: 0.9, seed: 5, ..Params::default() };
@@ -57,6 +56,7 @@ impl<D: Backend<Act = bf16>> Run<D> {
             history: b.alloc(c.vocab).unwrap(),
             bias: b.alloc(c.vocab).unwrap(),
             scratch: b.alloc(c.vocab.max(Argmax::scratch())).unwrap(),
+            outbox: b.outbox().unwrap(),
         };
         Run { b, model, s, kv, sampler }
     }
@@ -70,10 +70,14 @@ impl<D: Backend<Act = bf16>> Run<D> {
         model.forward(b, s, kv, 12, 12)?;
         model.head(b, s, 11, 1)?;
         b.write(&mut s.pos, 0, &[11])?;
-        b.argmax(&Argmax { vocab }, &mut s.tokens, &mut s.pos, sampler, &s.logits)?;
+        let SamplerState { params, history, bias, scratch, outbox } = sampler;
+        b.argmax(&Argmax { vocab }, &mut s.tokens, &mut s.pos, scratch, outbox, &s.logits)?;
         model.forward(b, s, kv, 1, 13)?;
         model.head(b, s, 0, 1)?;
-        b.sample(&Sample { vocab }, &mut s.tokens, &mut s.pos, sampler, &s.logits)?;
+        let op = Sample { vocab };
+        b.sample(&op, &mut s.tokens, &mut s.pos, params, history, scratch, outbox, bias, &s.logits)?;
+        b.skip(outbox, 1);
+        b.take(outbox)?;
         model.forward(b, s, kv, 1, 14)
     }
 
@@ -97,7 +101,7 @@ fn the_emulated_device_agrees() {
 fn a_corrupt_weight_is_named_by_the_op_that_uses_it() {
     let mut run = Run::new(Cpu::<bf16>::new());
     let data: Vec<bf16> = noise(128 * 192, 99).into_iter().map(bf16::from_f32).collect();
-    let wrong = Arc::new(run.b.device().weight_from(128, 192, &data).unwrap());
+    let wrong = run.b.device().weight_from(128, 192, &data).unwrap();
     Arc::get_mut(&mut run.model.layers[1].w_down).unwrap().device = wrong;
     let what = run.disagreement();
     // embed; norm, product, rope, append, attention, product, norm, product, swiglu, product of layer 0; the same of layer 1
@@ -111,8 +115,8 @@ fn a_corrupt_weight_is_named_by_the_op_that_uses_it() {
 #[test]
 fn a_corrupt_input_is_named() {
     let mut run = Run::new(Cpu::<bf16>::new());
-    run.s.gate_up.device_mut()[5] = bf16::from_f32(3.0);
-    run.s.gate_up.device_mut()[192 + 5] = bf16::from_f32(3.0);
+    run.s.gate_up.device[5] = bf16::from_f32(3.0);
+    run.s.gate_up.device[192 + 5] = bf16::from_f32(3.0);
     let (b, s) = (&run.b, &mut run.s);
     let what = b.swiglu(&Swiglu { rows: 1, ffn_dim: 192 }, &mut s.hb, &s.gate_up).unwrap_err().to_string();
     assert!(what.starts_with("op 1: Swiglu { rows: 1, ffn_dim: 192 }: hb:") && what.contains("at output 5:"), "{what}");
@@ -131,11 +135,14 @@ fn a_wrong_op_is_named() {
 fn a_wrong_fused_op_is_named() {
     let fused = |name| Run::new(Wrong(Cpu::new(), name)).disagreement();
     let what = fused("norm_gate_up");
-    assert!(what.contains("norm_gate_up(12 rows, layer 0), fused: hb:"), "{what}");
+    assert!(what.contains("norm_gate_up of layer 0: NormGateUp { rows: 12,") && what.contains("fused: hb:"), "{what}");
     let what = fused("norm_qkv_rope_append");
-    assert!(what.contains("norm_qkv_rope_append(12 rows, layer 0), fused: k:"), "{what}");
-    let what = fused("attn");
-    assert!(what.contains("attn(1 rows, layer 0, 13 positions), fused: att:"), "{what}");
+    assert!(what.contains("of layer 0: NormQkvRopeAppend { rows: 12,") && what.contains("fused: k:"), "{what}");
+    let what = fused("norm_head");
+    assert!(
+        what.contains("after norm_head: NormHead { rows: 1, first: 11,") && what.contains("fused: logits:"),
+        "{what}"
+    );
     Run::new(Wrong(Cpu::new(), "nothing")).all().unwrap();
 }
 
@@ -144,9 +151,9 @@ struct Wrong(Cpu<bf16>, &'static str);
 
 impl Wrong {
     /// Spoils an output of the op with that name.
-    fn spoil(&self, op: &str, out: &mut [bf16]) {
+    fn spoil<A: Act>(&self, op: &str, out: &mut [A]) {
         if self.1 == op {
-            out[3] = bf16::from_f32(out[3].to_f32() + 1.0);
+            out[3] = A::from_f32(out[3].to_f32() + 1.0);
         }
     }
 }
@@ -159,16 +166,6 @@ fn inner<'a>(out: Out<'a, Wrong>) -> Out<'a, Cpu<bf16>> {
     }
 }
 
-/// Lends a sampler's buffers.
-fn with_sampler(s: &mut SamplerState<Wrong>, f: impl FnOnce(&mut SamplerState<Cpu<bf16>>) -> Result<()>) -> Result<()> {
-    let [params, history] = [&mut s.params, &mut s.history].map(std::mem::take);
-    let [bias, scratch] = [&mut s.bias, &mut s.scratch].map(std::mem::take);
-    let mut lent = SamplerState { params, history, bias, scratch };
-    let result = f(&mut lent);
-    *s = SamplerState { params: lent.params, history: lent.history, bias: lent.bias, scratch: lent.scratch };
-    result
-}
-
 type Acts = Vec<bf16>;
 type Words = Vec<u32>;
 
@@ -177,7 +174,7 @@ impl Backend for Wrong {
     type Buf<T: Element> = Vec<T>;
     type Weight = Weight;
     type Graphs = ();
-    type Fetch = u32;
+    type Outbox = VecDeque<u32>;
     const LOOKAHEAD: usize = 0;
     const CHUNK: usize = 128;
     const IS_GPU: bool = false;
@@ -197,8 +194,8 @@ impl Backend for Wrong {
     fn read<T: Element>(&self, dst: &mut [T], src: &Vec<T>, at: usize) -> Result<()> {
         self.0.read(dst, src, at)
     }
-    fn weight(&self, parts: &[Tensor]) -> Result<Weight> {
-        self.0.weight(parts)
+    fn weights(&self, stacks: &[Vec<Tensor>], progress: &mut dyn FnMut(u64)) -> Result<Vec<Weight>> {
+        self.0.weights(stacks, progress)
     }
     fn weight_from(&self, rows: usize, cols: usize, data: &[bf16]) -> Result<Weight> {
         self.0.weight_from(rows, cols, data)
@@ -206,11 +203,14 @@ impl Backend for Wrong {
     fn synchronize(&self) -> Result<()> {
         Ok(())
     }
-    fn fetch(&self, src: &Words) -> Result<u32> {
-        self.0.fetch(src)
+    fn outbox(&self) -> Result<VecDeque<u32>> {
+        self.0.outbox()
     }
-    fn fetched(&self, fetch: u32) -> Result<u32> {
-        self.0.fetched(fetch)
+    fn take(&self, outbox: &mut VecDeque<u32>) -> Result<u32> {
+        self.0.take(outbox)
+    }
+    fn skip(&self, outbox: &mut VecDeque<u32>, n: usize) {
+        self.0.skip(outbox, n);
     }
     fn embed(&self, op: &Embed, x: &mut Acts, tokens: &Words, table: &Weight) -> Result<()> {
         self.0.embed(op, x, tokens, table)
@@ -262,25 +262,33 @@ impl Backend for Wrong {
         self.spoil("swiglu", hb);
         Ok(())
     }
+    fn stream_read(&self, op: &StreamRead, out: &mut Words, x: &Words) -> Result<()> {
+        self.0.stream_read(op, out, x)
+    }
     fn argmax(
         &self,
         op: &Argmax,
         token: &mut Words,
         pos: &mut Words,
-        state: &mut SamplerState<Self>,
+        scratch: &mut Vec<f32>,
+        outbox: &mut VecDeque<u32>,
         logits: &Vec<f32>,
     ) -> Result<()> {
-        with_sampler(state, |s| self.0.argmax(op, token, pos, s, logits))
+        self.0.argmax(op, token, pos, scratch, outbox, logits)
     }
     fn sample(
         &self,
         op: &Sample,
         token: &mut Words,
         pos: &mut Words,
-        state: &mut SamplerState<Self>,
+        params: &mut Words,
+        history: &mut Words,
+        scratch: &mut Vec<f32>,
+        outbox: &mut VecDeque<u32>,
+        bias: &Vec<f32>,
         logits: &Vec<f32>,
     ) -> Result<()> {
-        with_sampler(state, |s| self.0.sample(op, token, pos, s, logits))
+        self.0.sample(op, token, pos, params, history, scratch, outbox, bias, logits)
     }
     fn log_prob(
         &self,
@@ -295,34 +303,46 @@ impl Backend for Wrong {
 
     fn norm_qkv_rope_append(
         &self,
-        m: &Model<Self>,
-        s: &mut Scratch<Self>,
-        kv: &mut Kv<Self>,
-        l: usize,
-        rows: usize,
+        op: &NormQkvRopeAppend,
+        qkv: &mut Acts,
+        k: &mut Acts,
+        v: &mut Acts,
+        xb: &mut Acts,
+        x: &Acts,
+        pos: &Words,
+        gain: &Weight,
+        w: &Weight,
+        table: &Vec<f32>,
     ) -> Result<()> {
-        definition::norm_qkv_rope_append(self, m, s, kv, l, rows)?;
-        self.spoil("norm_qkv_rope_append", &mut kv.k[l]);
+        definition::norm_qkv_rope_append(self, op, qkv, k, v, xb, x, pos, gain, w, table)?;
+        self.spoil("norm_qkv_rope_append", k);
         Ok(())
     }
-    fn attn(
+    fn norm_gate_up(
         &self,
-        m: &Model<Self>,
-        s: &mut Scratch<Self>,
-        kv: &Kv<Self>,
-        l: usize,
-        rows: usize,
-        kv_len: usize,
+        op: &NormGateUp,
+        hb: &mut Acts,
+        xb: &mut Acts,
+        gate_up: &mut Acts,
+        x: &Acts,
+        gain: &Weight,
+        w: &Weight,
     ) -> Result<()> {
-        definition::attn(self, m, s, kv, l, rows, kv_len)?;
-        if rows == 1 {
-            self.spoil("attn", &mut s.att);
-        }
+        definition::norm_gate_up(self, op, hb, xb, gate_up, x, gain, w)?;
+        self.spoil("norm_gate_up", hb);
         Ok(())
     }
-    fn norm_gate_up(&self, m: &Model<Self>, s: &mut Scratch<Self>, l: usize, rows: usize) -> Result<()> {
-        definition::norm_gate_up(self, m, s, l, rows)?;
-        self.spoil("norm_gate_up", &mut s.hb);
+    fn norm_head(
+        &self,
+        op: &NormHead,
+        logits: &mut Vec<f32>,
+        xb: &mut Acts,
+        x: &Acts,
+        gain: &Weight,
+        w: &Weight,
+    ) -> Result<()> {
+        definition::norm_head(self, op, logits, xb, x, gain, w)?;
+        self.spoil("norm_head", logits);
         Ok(())
     }
 }

@@ -55,11 +55,16 @@ impl Call {
             history: b.upload(&self.history).unwrap(),
             bias: b.upload(&self.bias).unwrap(),
             scratch: b.alloc(vocab.max(Argmax::scratch())).unwrap(),
+            outbox: b.outbox().unwrap(),
         };
         let (mut token, mut pos) = (b.upload(&[u32::MAX]).unwrap(), b.upload(&[7]).unwrap());
         let logits = b.upload(&self.logits).unwrap();
-        b.sample(&Sample { vocab }, &mut token, &mut pos, &mut state, &logits).unwrap();
+        let SamplerState { params, history, bias, scratch, outbox } = &mut state;
+        let op = Sample { vocab };
+        b.sample(&op, &mut token, &mut pos, params, history, scratch, outbox, bias, &logits).unwrap();
+        let posted = b.take(outbox).unwrap();
         let get = |buf: &B::Buf<u32>| b.download(buf).unwrap();
+        assert_eq!(posted, get(&token)[0], "what the host is told");
         let mut counter = [f32::NAN];
         b.read(&mut counter, &state.scratch, 0).unwrap();
         assert_eq!(counter, [0.0], "the first word of scratch is argmax's counter");

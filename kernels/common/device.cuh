@@ -6,6 +6,7 @@
 //   EXPORT_KERNEL(name)   after each `extern "C" __global__ void name(...)`: registers it with the emulator.
 //   SHARED, DYN_SHARED    instead of `__shared__`: the emulator puts red zones around each array.
 //   ld128, st128          for 16-byte accesses: one access, its alignment checked.
+//   Traced, Span* trace   a kernel of a decode step notes when it ran: see trace.cuh.
 //   #if HAS_SM90A         around bodies that use the sm_90a section; #else an empty body.
 //   Never: <<<>>>, asm, dependence on the lockstep of a warp.
 #pragma once
@@ -49,16 +50,33 @@ DEV uint4 ld128_stream(const void* p) {
   return v;
 }
 
+// 16 bytes of global data past L1, which may hold what was there before a kernel in flight began. Stays before a
+// grid_dependency_wait that follows; a load by ld.global.nc does not: ptxas 13.0 moves it behind.
+DEV uint4 ld128_l2(const void* p) {
+  uint4 v;
+  asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p)
+               : "memory");
+  return v;
+}
+
 // Brings the line at p into L2; a hint that may name any address.
 DEV void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
-// Copies 16 bytes from global to shared memory asynchronously; with pred false it writes zeroes and reads nothing.
+// Copies 16 bytes from global to shared memory asynchronously, past L1; with pred false it writes zeroes and reads nothing.
 DEV void cp_async16(void* s, const void* g, bool pred) {
   int read = pred ? 16 : 0;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem_u32(s)), "l"(g), "r"(read) : "memory");
 }
 
-// Closes this thread's current group of cp_async16.
+// As cp_async16, through L1: for what the other blocks of the multiprocessor read too.
+DEV void cp_async16_l1(void* s, const void* g, bool pred) {
+  int read = pred ? 16 : 0;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(smem_u32(s)), "l"(g), "r"(read) : "memory");
+}
+
+// Closes this thread's current group of cp_async16 and cp_async16_l1.
 DEV void cp_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // Waits until at most N of this thread's groups are in flight; other threads still need a barrier to see the data.
@@ -100,6 +118,11 @@ template <class T> DEV T atomic_add_acq_rel(T* p, T v) {
   uint32_t old;
   asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"((uint32_t)v) : "memory");
   return (T)old;
+}
+
+// Writes 8 bytes to page-locked memory of the host, at once as a whole; orders nothing else.
+DEV void st_host(unsigned long long* p, unsigned long long v) {
+  asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory");
 }
 
 // --- barriers, any arch ----------------------------------------------------------------------------------------------
@@ -156,6 +179,13 @@ DEV void ldmatrix_x4_trans(uint32_t (&r)[4], const void* p) {
                : "memory");
 }
 
+// The products of two pairs of bf16, each rounded to nearest even.
+DEV uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
+  uint32_t v;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(0x80008000u));  // plus -0: Ampere has no mul
+  return v;
+}
+
 // --- reductions of a full warp ---------------------------------------------------------------------------------------
 
 // The sum over a full warp, in every lane, always in the same (butterfly) order.
@@ -170,6 +200,29 @@ DEV float warp_max(float v) {
 #pragma unroll
   for (int o = 16; o; o >>= 1) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, o));
   return v;
+}
+
+// --- when and where ----------------------------------------------------------------------------------------------------
+
+// Nanoseconds of a clock that all multiprocessors share; what comes before in the program is not moved behind it.
+DEV unsigned long long global_timer_ns() {
+  unsigned long long t;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t)::"memory");
+  return t;
+}
+
+// The multiprocessor that this block runs on.
+DEV unsigned sm_id() {
+  unsigned sm;
+  asm volatile("mov.u32 %0, %%smid;" : "=r"(sm));
+  return sm;
+}
+
+// The linear index of this block in the grid. Read anew at each call, so that it takes no register in between.
+DEV unsigned block_id() {
+  unsigned x, y, z;
+  asm volatile("mov.u32 %0, %%ctaid.x; mov.u32 %1, %%ctaid.y; mov.u32 %2, %%ctaid.z;" : "=r"(x), "=r"(y), "=r"(z));
+  return x + gridDim.x * (y + gridDim.y * z);
 }
 
 // --- programmatic dependent launch (nothing at all before sm_90) -----------------------------------------------------

@@ -1,28 +1,45 @@
 //! Measurements: how fast a model runs, how fast each kernel runs, and what the machine could do at best.
 //!
-//! The machine's own rates are measured in the same run, by a large copy and a large matrix product, and everything is
-//! stated as a share of them.
+//! The machine's own rates are measured in the same run, by reading and copying much memory and by a large matrix product, and
+//! everything is stated as a share of them.
 
 #[cfg(feature = "cuda")]
 mod kernels;
+#[cfg(feature = "cuda")]
+mod lab;
+mod peak;
+mod smi;
+#[cfg(feature = "cuda")]
+mod timeline;
 
 #[cfg(feature = "cuda")]
-pub use kernels::{Bench, Check, KernelOptions, KernelResult, Peak, kernels};
+pub use kernels::{Bench, Check, KernelOptions, KernelResult, kernels};
+#[cfg(feature = "cuda")]
+pub use lab::Ratio;
+pub use peak::Peak;
+pub use smi::{Board, Running};
+#[cfg(feature = "cuda")]
+pub use timeline::{Sm, TIMELINE_STEPS, Timed, Timeline, timeline};
 
 use crate::{
     Engine, Sampling,
     config::Config,
     error::{Error, Result},
 };
-use rayon::prelude::*;
-use serde::Serialize;
-use std::{hint::black_box, time::Instant};
+use serde::{Deserialize, Serialize};
+use std::{
+    hint::black_box,
+    time::{Duration, Instant},
+};
 
 /// Tokens decoded before the clock starts: they load the kernels and record the step.
 pub const WARM_UP: usize = 8;
 
+/// Most groups that [`Times::new`] makes of its runs.
+const GROUPS: usize = 10;
+
 /// Times of repeated runs of the same thing, in milliseconds.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Times {
     /// Runs.
     pub n: usize,
@@ -32,16 +49,31 @@ pub struct Times {
     pub p50_ms: f64,
     /// 99th percentile; the slowest of fewer than 100.
     pub p99_ms: f64,
+    /// Medians of groups of runs that followed each other, in order: how much the median itself varies.
+    pub medians_ms: Vec<f64>,
 }
 
 impl Times {
-    /// Of at least one run.
-    pub fn new(mut ms: Vec<f64>) -> Times {
-        ms.sort_by(f64::total_cmp);
-        let n = ms.len();
-        let middle = (ms[(n - 1) / 2] + ms[n / 2]) / 2.0;
-        Times { n, min_ms: ms[0], p50_ms: middle, p99_ms: ms[(n * 99 / 100).min(n - 1)] }
+    /// Of at least one run, in the order in which they ran: ten groups, or one of each run where there are fewer.
+    pub fn new(ms: Vec<f64>) -> Times {
+        let groups = GROUPS.min(ms.len());
+        let group = |i| ms[i * ms.len() / groups..(i + 1) * ms.len() / groups].to_vec();
+        Times::of_groups((0..groups).map(group).collect())
     }
+
+    /// Of groups of at least one run each.
+    pub fn of_groups(groups: Vec<Vec<f64>>) -> Times {
+        let medians_ms = groups.iter().map(|g| median(&mut g.clone())).collect();
+        let mut ms = groups.concat();
+        let (n, p50_ms) = (ms.len(), median(&mut ms));
+        Times { n, min_ms: ms[0], p50_ms, p99_ms: ms[(n * 99 / 100).min(n - 1)], medians_ms }
+    }
+}
+
+/// Of at least one value; sorts them.
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0
 }
 
 /// `n` token ids spread over the vocabulary; others for another `seed`.
@@ -72,28 +104,46 @@ pub fn prefill(engine: &Engine, n: usize, repeat: usize) -> Result<Times> {
     Ok(Times::new(ms))
 }
 
+/// What [`decode`] measures.
+#[derive(Debug, Clone)]
+pub struct Decode {
+    /// Of a step, from one token on the host to the next; a group for each repetition.
+    pub times: Times,
+    /// On a GPU: microseconds of a step that the calling thread does not spend waiting for the device, at the median. That is
+    /// what it takes to enqueue a step and to take a token; it happens while the device works on steps enqueued before.
+    pub host_us: Option<f64>,
+}
+
 /// Time of a decode step after `depth` tokens (0 means the one that decoding needs to start): `n` steps, greedy, each token
-/// fed back on the device; from one token on the host to the next.
+/// fed back on the device, and that `repeat` times from the same depth.
 ///
 /// # Errors
 /// `Context` when [`decode_context`] is more than the engine's; `Input` when nothing is asked for.
-pub fn decode(engine: &Engine, depth: usize, n: usize) -> Result<Times> {
+pub fn decode(engine: &Engine, depth: usize, n: usize, repeat: usize) -> Result<Decode> {
     at_least_one("--tokens", n)?;
+    at_least_one("--repeat", repeat)?;
     let mut session = engine.session(decode_context(depth, n))?;
-    session.sync(&tokens(depth.max(1), engine.config().vocab, 1))?;
-    let greedy = Sampling::default();
-    let mut steps = session.decode(&greedy, &[])?;
-    let mut step = || steps.next().unwrap_or(Err(Error::Input("decoding ended early".into())));
-    for _ in 0..WARM_UP {
-        step()?;
+    let (mut groups, mut host_us) = (Vec::new(), Vec::new());
+    for _ in 0..repeat {
+        session.sync(&tokens(depth.max(1), engine.config().vocab, 1))?;
+        let mut steps = session.decode(&Sampling::default(), &[])?;
+        for _ in 0..WARM_UP {
+            step(&mut steps)?;
+        }
+        let timed = (0..n).map(|_| step(&mut steps)).collect::<Result<Vec<_>>>()?;
+        let ms = |d: Duration| d.as_secs_f64() * 1e3;
+        host_us.extend(timed.iter().map(|(all, waited)| 1e3 * ms(all.saturating_sub(*waited))));
+        groups.push(timed.into_iter().map(|(all, _)| ms(all)).collect());
     }
-    let mut ms = Vec::with_capacity(n);
-    for _ in 0..n {
-        let begin = Instant::now();
-        step()?;
-        ms.push(begin.elapsed().as_secs_f64() * 1e3);
-    }
-    Ok(Times::new(ms))
+    let host_us = engine.is_gpu().then(|| median(&mut host_us));
+    Ok(Decode { times: Times::of_groups(groups), host_us })
+}
+
+/// Time of the next token, and how much of it was spent waiting for the device.
+fn step(steps: &mut crate::session::Decode<'_>) -> Result<(Duration, Duration)> {
+    let (begin, waited) = (Instant::now(), steps.waited());
+    steps.next().unwrap_or(Err(Error::Input("decoding ended early".into())))?;
+    Ok((begin.elapsed(), steps.waited() - waited))
 }
 
 /// Tokens of context that [`decode`] takes.
@@ -103,20 +153,6 @@ pub fn decode_context(depth: usize, n: usize) -> usize {
 
 fn at_least_one(option: &str, n: usize) -> Result<()> {
     if n > 0 { Ok(()) } else { Err(Error::Input(format!("{option} is 0, expected at least 1"))) }
-}
-
-/// GB/s that this machine's memory moves: the best of five copies of `bytes` with all threads, counting what is read and what is
-/// written.
-pub fn host_copy_bandwidth(bytes: usize) -> f64 {
-    let src: Vec<u64> = (0..bytes.div_ceil(8) as u64).into_par_iter().collect();
-    let mut dst = vec![0u64; src.len()];
-    let seconds = (0..5).map(|_| {
-        let begin = Instant::now();
-        dst.par_chunks_mut(1 << 17).zip(src.par_chunks(1 << 17)).for_each(|(dst, src)| dst.copy_from_slice(src));
-        black_box(&mut dst);
-        begin.elapsed().as_secs_f64()
-    });
-    2.0 * 8.0 * src.len() as f64 / seconds.fold(f64::INFINITY, f64::min) / 1e9
 }
 
 /// What a step over `rows` tokens after `depth` others must move and compute at least, by the count of its ops.
@@ -167,6 +203,16 @@ mod tests {
         assert_eq!((t.n, t.min_ms, t.p50_ms, t.p99_ms), (200, 1.0, 100.5, 199.0));
         let t = Times::new(vec![3.0, 1.0]);
         assert_eq!((t.min_ms, t.p50_ms, t.p99_ms), (1.0, 2.0, 3.0));
+        assert_eq!(t.medians_ms, [3.0, 1.0]);
+    }
+
+    #[test]
+    fn groups_are_of_neighbours() {
+        let t = Times::new((0..25).map(f64::from).collect());
+        assert_eq!(t.medians_ms.len(), 10);
+        assert_eq!((t.medians_ms[0], t.medians_ms[9]), (0.5, 23.0));
+        let t = Times::of_groups(vec![vec![5.0, 1.0, 2.0], vec![4.0]]);
+        assert_eq!((t.n, t.min_ms, t.p50_ms, t.medians_ms), (4, 1.0, 3.0, vec![2.0, 4.0]));
     }
 
     /// The byte budget of an 8B step, added up by hand in bf16: 32 layers of 436.2 MB and the head's 1051 MB.

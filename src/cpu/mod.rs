@@ -9,16 +9,16 @@ mod weight;
 pub use weight::Weight;
 
 use crate::{
-    backend::{Backend, Out, SamplerState},
-    error::Result,
+    backend::{Backend, Out},
+    error::{Error, Result},
     ops::{
         Act, AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, LogProb, RmsNorm, Rope,
-        Sample, Swiglu,
+        Sample, StreamRead, Swiglu,
     },
     weights::Tensor,
 };
 use half::bf16;
-use std::marker::PhantomData;
+use std::{collections::VecDeque, marker::PhantomData};
 
 /// The CPU, with activations of type `A`.
 #[derive(Debug, Default, Clone, Copy)]
@@ -46,7 +46,7 @@ impl<A: Act> Backend for Cpu<A> {
     type Buf<T: Element> = Vec<T>;
     type Weight = Weight;
     type Graphs = ();
-    type Fetch = u32;
+    type Outbox = VecDeque<u32>;
     const LOOKAHEAD: usize = 0;
     const CHUNK: usize = 128;
     const IS_GPU: bool = false;
@@ -68,8 +68,13 @@ impl<A: Act> Backend for Cpu<A> {
         dst.copy_from_slice(&src[at..at + dst.len()]);
         Ok(())
     }
-    fn weight(&self, parts: &[Tensor]) -> Result<Weight> {
-        Ok(Weight::new::<A>(parts))
+    fn weights(&self, stacks: &[Vec<Tensor>], progress: &mut dyn FnMut(u64)) -> Result<Vec<Weight>> {
+        let weight = |parts: &Vec<Tensor>| {
+            let weight = Weight::new::<A>(parts);
+            progress(parts.iter().map(|t| t.bytes().len() as u64).sum());
+            weight
+        };
+        Ok(stacks.iter().map(weight).collect())
     }
     fn weight_from(&self, rows: usize, cols: usize, data: &[bf16]) -> Result<Weight> {
         Ok(Weight::from_values(rows, cols, data))
@@ -77,11 +82,14 @@ impl<A: Act> Backend for Cpu<A> {
     fn synchronize(&self) -> Result<()> {
         Ok(())
     }
-    fn fetch(&self, src: &Vec<u32>) -> Result<u32> {
-        Ok(src[0])
+    fn outbox(&self) -> Result<VecDeque<u32>> {
+        Ok(VecDeque::new())
     }
-    fn fetched(&self, fetch: u32) -> Result<u32> {
-        Ok(fetch)
+    fn take(&self, outbox: &mut VecDeque<u32>) -> Result<u32> {
+        outbox.pop_front().ok_or_else(|| Error::Op { op: "take", what: "no token was chosen".into() })
+    }
+    fn skip(&self, outbox: &mut VecDeque<u32>, n: usize) {
+        outbox.drain(..n.min(outbox.len()));
     }
 
     fn embed(&self, op: &Embed, x: &mut Vec<A>, tokens: &Vec<u32>, table: &Weight) -> Result<()> {
@@ -157,11 +165,13 @@ impl<A: Act> Backend for Cpu<A> {
         op: &Argmax,
         token: &mut Vec<u32>,
         pos: &mut Vec<u32>,
-        state: &mut SamplerState<Self>,
+        scratch: &mut Vec<f32>,
+        outbox: &mut VecDeque<u32>,
         logits: &Vec<f32>,
     ) -> Result<()> {
-        op.check(token.len(), pos.len(), state.scratch.len(), logits.len())?;
+        op.check(token.len(), pos.len(), scratch.len(), logits.len())?;
         op.reference(token, pos, logits);
+        outbox.push_back(token[0]);
         Ok(())
     }
     fn sample(
@@ -169,12 +179,22 @@ impl<A: Act> Backend for Cpu<A> {
         op: &Sample,
         token: &mut Vec<u32>,
         pos: &mut Vec<u32>,
-        s: &mut SamplerState<Self>,
+        params: &mut Vec<u32>,
+        history: &mut Vec<u32>,
+        scratch: &mut Vec<f32>,
+        outbox: &mut VecDeque<u32>,
+        bias: &Vec<f32>,
         logits: &Vec<f32>,
     ) -> Result<()> {
-        let lens = [s.params.len(), s.history.len(), s.bias.len(), s.scratch.len()];
+        let lens = [params.len(), history.len(), bias.len(), scratch.len()];
         op.check(token.len(), pos.len(), lens[0], lens[1], lens[2], lens[3], logits.len())?;
-        op.reference(token, pos, &mut s.params, &mut s.history, &s.bias, logits);
+        op.reference(token, pos, params, history, bias, logits);
+        outbox.push_back(token[0]);
+        Ok(())
+    }
+    fn stream_read(&self, op: &StreamRead, out: &mut Vec<u32>, x: &Vec<u32>) -> Result<()> {
+        op.check(out.len(), x.len())?;
+        op.reference(out, x);
         Ok(())
     }
     fn log_prob(

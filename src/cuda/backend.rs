@@ -1,32 +1,37 @@
 //! [`Backend`] for the GPU: memory, transfers, and each op's launch.
 
-use super::{Buffer, Cuda, Graphs, Weight, failed};
+use super::{Buffer, Cuda, Graphs, Outbox, Weight, failed};
 use crate::{
-    backend::{Backend, Out, SamplerState},
-    config::Dtype,
+    backend::{Backend, DECODE_ROWS, Out, definition},
+    config::Config,
     error::{Error, Result},
     ops::{
-        AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, LogProb, RmsNorm, Rope,
-        Sample, Swiglu,
+        AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, LogProb, NormGateUp,
+        NormHead, NormQkvRopeAppend, RmsNorm, Rope, Sample, StreamRead, Swiglu,
     },
     weights::Tensor,
 };
-use cudarc::driver::{CudaEvent, DevicePtr, DriverError, PinnedHostSlice, result, sys};
-use half::{bf16, f16};
+use cudarc::driver::{CudaSlice, DevicePtr, DriverError, sys};
+use half::bf16;
 use std::marker::PhantomData;
 
-/// A word on its way to the host: the copy is done when the event is.
-pub struct Fetch {
-    event: CudaEvent,
-    /// Taken out by `fetched`.
-    slot: Option<PinnedHostSlice<u32>>,
-}
-
-impl Drop for Fetch {
-    fn drop(&mut self) {
-        if self.slot.is_some() {
-            let _ = self.event.synchronize(); // the copy must not land in freed memory
-        }
+impl Cuda {
+    /// `len` values in memory that `alloc` gives for that many bytes.
+    pub(super) fn buffer<T: Element>(
+        &self,
+        len: usize,
+        alloc: impl FnOnce(usize) -> Result<CudaSlice<u8>, DriverError>,
+    ) -> Result<Buffer<T>> {
+        let bytes = (len * size_of::<T>()).max(1); // the driver refuses empty allocations
+        let bytes = alloc(bytes).map_err(|e| match e {
+            DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY) => {
+                let free = self.free_memory().ok().flatten().unwrap_or(0);
+                Error::Memory(format!("the GPU is out of memory: {bytes} bytes asked for, {free} free"))
+            }
+            e => failed(|| format!("allocating {bytes} bytes"))(e),
+        })?;
+        let address = bytes.device_ptr(&self.stream).0;
+        Ok(Buffer { bytes, address, len, kind: PhantomData })
     }
 }
 
@@ -35,7 +40,7 @@ impl Backend for Cuda {
     type Buf<T: Element> = Buffer<T>;
     type Weight = Weight;
     type Graphs = Graphs;
-    type Fetch = Fetch;
+    type Outbox = Outbox;
     const LOOKAHEAD: usize = 2;
     const CHUNK: usize = 2048;
     const IS_GPU: bool = true;
@@ -49,18 +54,18 @@ impl Backend for Cuda {
         Ok(Some(free as u64))
     }
 
+    fn supports(&self, c: &Config) -> Result<()> {
+        let &Config { dim, ffn_dim, vocab, n_heads, n_kv_heads, head_dim, max_seq, norm_eps: eps, .. } = c;
+        let (rows, positions, any) = (DECODE_ROWS, max_seq, usize::MAX);
+        AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len: max_seq }.check_kernel(any, any)?;
+        let qkv = NormQkvRopeAppend { rows, dim, n_heads, n_kv_heads, head_dim, max_seq, positions, eps };
+        qkv.check(any, any, any, any, any, dim, (qkv.qkv_dim(), dim), any)?;
+        NormGateUp { rows, dim, ffn_dim, eps }.check(any, any, dim, (2 * ffn_dim, dim))?;
+        NormHead { rows, first: 0, dim, vocab, eps }.check(any, any, dim, (vocab, dim))
+    }
+
     fn alloc<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
-        let bytes = len * size_of::<T>();
-        // at least one byte: the driver refuses empty allocations
-        let bytes = self.stream.alloc_zeros::<u8>(bytes.max(1)).map_err(|e| match e {
-            DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY) => {
-                let free = self.free_memory().ok().flatten().unwrap_or(0);
-                Error::Memory(format!("the GPU is out of memory: {bytes} bytes asked for, {free} free"))
-            }
-            e => failed(|| format!("allocating {bytes} bytes"))(e),
-        })?;
-        let address = bytes.device_ptr(&self.stream).0;
-        Ok(Buffer { bytes, address, len, kind: PhantomData })
+        self.buffer(len, |bytes| self.stream.alloc_zeros(bytes))
     }
 
     fn write<T: Element>(&self, dst: &mut Buffer<T>, at: usize, src: &[T]) -> Result<()> {
@@ -85,32 +90,8 @@ impl Backend for Cuda {
         self.stream.synchronize().map_err(what())
     }
 
-    fn weight(&self, parts: &[Tensor]) -> Result<Weight> {
-        let (rows, cols) = (parts.iter().map(Tensor::rows).sum(), parts.first().map_or(0, Tensor::cols));
-        let mut data = self.alloc::<bf16>(rows * cols)?;
-        let mut at = 0;
-        for t in parts {
-            let bytes = t.bytes();
-            match t.dtype() {
-                Dtype::Bf16 => {
-                    let mut dst = data.bytes.slice_mut(2 * at..2 * at + bytes.len());
-                    let what = failed(|| format!("uploading {} ({} bytes)", t.name(), bytes.len()));
-                    self.stream.memcpy_htod(bytes, &mut dst).map_err(what)?;
-                }
-                Dtype::F16 => {
-                    let v = bytemuck::pod_collect_to_vec::<u8, f16>(bytes);
-                    let v: Vec<bf16> = v.into_iter().map(|x| bf16::from_f32(x.to_f32())).collect();
-                    self.write(&mut data, at, &v)?;
-                }
-                Dtype::F32 => {
-                    let v = bytemuck::pod_collect_to_vec::<u8, f32>(bytes);
-                    let v: Vec<bf16> = v.into_iter().map(bf16::from_f32).collect();
-                    self.write(&mut data, at, &v)?;
-                }
-            }
-            at += t.rows() * t.cols();
-        }
-        Ok(Weight { data, rows, cols })
+    fn weights(&self, stacks: &[Vec<Tensor>], progress: &mut dyn FnMut(u64)) -> Result<Vec<Weight>> {
+        self.upload_weights(stacks, progress)
     }
 
     fn weight_from(&self, rows: usize, cols: usize, data: &[bf16]) -> Result<Weight> {
@@ -118,36 +99,20 @@ impl Backend for Cuda {
     }
 
     fn synchronize(&self) -> Result<()> {
+        self.kernels.get()?; // loaded in the background
         self.stream.synchronize().map_err(failed(|| "waiting for the GPU".into()))
     }
 
-    fn fetch(&self, src: &Buffer<u32>) -> Result<Fetch> {
-        let what = || failed(|| "fetching a token".into());
-        let free = self.slots.lock().unwrap_or_else(|e| e.into_inner()).pop();
-        let mut slot = match free {
-            Some(slot) => slot,
-            // SAFETY: a u32 has no invalid values; flags 0 is cached memory, which the CPU reads fast.
-            None => unsafe { self.context.alloc_pinned_with_flags(1, 0) }.map_err(what())?,
-        };
-        let host = slot.as_mut_ptr().map_err(what())?;
-        self.context.bind_to_thread().map_err(what())?;
-        // SAFETY: one u32 is read from a buffer that holds at least one and written to page-locked memory that lives until
-        // fetched() has waited for the event recorded after the copy.
-        unsafe {
-            let host = std::slice::from_raw_parts_mut(host, 1);
-            result::memcpy_dtoh_async(host, src.address, self.stream.cu_stream()).map_err(what())?;
-        }
-        let event = self.stream.record_event(None).map_err(what())?;
-        Ok(Fetch { event, slot: Some(slot) })
+    fn outbox(&self) -> Result<Outbox> {
+        self.new_outbox()
     }
 
-    fn fetched(&self, mut fetch: Fetch) -> Result<u32> {
-        let what = || failed(|| "waiting for a token".into());
-        fetch.event.synchronize().map_err(what())?;
-        let slot = fetch.slot.take().ok_or_else(|| Error::Input("a token was fetched twice".into()))?;
-        let token = slot.as_slice().map_err(what())?[0];
-        self.slots.lock().unwrap_or_else(|e| e.into_inner()).push(slot);
-        Ok(token)
+    fn take(&self, outbox: &mut Outbox) -> Result<u32> {
+        self.take_token(outbox)
+    }
+
+    fn skip(&self, outbox: &mut Outbox, n: usize) {
+        Cuda::skip_tokens(outbox, n);
     }
 
     fn replay(&self, graphs: &mut Graphs, key: usize, ops: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -221,20 +186,76 @@ impl Backend for Cuda {
         op: &Argmax,
         token: &mut Buffer<u32>,
         pos: &mut Buffer<u32>,
-        state: &mut SamplerState<Self>,
+        scratch: &mut Buffer<f32>,
+        outbox: &mut Outbox,
         logits: &Buffer<f32>,
     ) -> Result<()> {
-        op.launch(self, token, pos, &mut state.scratch, logits)
+        op.launch(self, token, pos, scratch, outbox, logits)
     }
     fn sample(
         &self,
         op: &Sample,
         token: &mut Buffer<u32>,
         pos: &mut Buffer<u32>,
-        state: &mut SamplerState<Self>,
+        params: &mut Buffer<u32>,
+        history: &mut Buffer<u32>,
+        scratch: &mut Buffer<f32>,
+        outbox: &mut Outbox,
+        bias: &Buffer<f32>,
         logits: &Buffer<f32>,
     ) -> Result<()> {
-        op.launch(self, token, pos, state, logits)
+        op.launch(self, token, pos, params, history, scratch, outbox, bias, logits)
+    }
+
+    fn norm_qkv_rope_append(
+        &self,
+        op: &NormQkvRopeAppend,
+        qkv: &mut Buffer<bf16>,
+        k: &mut Buffer<bf16>,
+        v: &mut Buffer<bf16>,
+        xb: &mut Buffer<bf16>,
+        x: &Buffer<bf16>,
+        pos: &Buffer<u32>,
+        gain: &Weight,
+        w: &Weight,
+        table: &Buffer<f32>,
+    ) -> Result<()> {
+        match op.rows <= DECODE_ROWS {
+            true => op.launch(self, qkv, k, v, x, pos, gain, w, table),
+            false => definition::norm_qkv_rope_append(self, op, qkv, k, v, xb, x, pos, gain, w, table),
+        }
+    }
+    fn norm_gate_up(
+        &self,
+        op: &NormGateUp,
+        hb: &mut Buffer<bf16>,
+        xb: &mut Buffer<bf16>,
+        gate_up: &mut Buffer<bf16>,
+        x: &Buffer<bf16>,
+        gain: &Weight,
+        w: &Weight,
+    ) -> Result<()> {
+        match op.rows <= DECODE_ROWS {
+            true => op.launch(self, hb, x, gain, w),
+            false => definition::norm_gate_up(self, op, hb, xb, gate_up, x, gain, w),
+        }
+    }
+    fn norm_head(
+        &self,
+        op: &NormHead,
+        logits: &mut Buffer<f32>,
+        xb: &mut Buffer<bf16>,
+        x: &Buffer<bf16>,
+        gain: &Weight,
+        w: &Weight,
+    ) -> Result<()> {
+        match op.rows <= DECODE_ROWS {
+            true => op.launch(self, logits, x, gain, w),
+            false => definition::norm_head(self, op, logits, xb, x, gain, w),
+        }
+    }
+    fn stream_read(&self, op: &StreamRead, out: &mut Buffer<u32>, x: &Buffer<u32>) -> Result<()> {
+        op.launch(self, out, x)
     }
     fn log_prob(
         &self,

@@ -21,6 +21,8 @@ pub struct Info {
     pub memory: u64,
     /// CUDA version of the driver; 13000 is 13.0.
     pub driver: i32,
+    /// Its PCI address, as nvidia-smi writes it: `00000000:1B:00.0`.
+    pub pci: String,
 }
 
 impl Info {
@@ -42,6 +44,12 @@ impl Info {
             // SAFETY: as above.
             memory: unsafe { device::total_mem(device)? } as u64,
             driver,
+            pci: format!(
+                "{:08X}:{:02X}:{:02X}.0",
+                attribute(A::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)?,
+                attribute(A::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID)?,
+                attribute(A::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID)?
+            ),
         })
     }
 

@@ -1,15 +1,18 @@
 //! The one function that launches kernels.
 
-use super::{Buffer, Cuda, failed};
+use super::{Buffer, Cuda, failed, lab::Geometry};
 use crate::{
     error::{Error, Result},
     ops::{Element, Grid},
 };
-use cudarc::driver::{CudaFunction, result, sys};
+use cudarc::driver::{CudaFunction, sys};
 use std::{
     ffi::c_void,
     fmt::Debug,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 /// More dynamic shared memory has to be asked for, once per function.
@@ -18,13 +21,26 @@ const DEFAULT_SHARED: u32 = 48 << 10;
 /// A loaded kernel.
 pub(super) struct Kernel {
     pub function: CudaFunction,
+    /// Of the function: another name than the op calls, for a variant of the lab.
+    pub name: String,
+    /// A variant's changes of the launch.
+    pub geometry: Geometry,
     /// Dynamic shared memory that the function may use.
     pub shared: AtomicU32,
 }
 
+/// One launch, as it was.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Launched {
+    /// Name of the function.
+    pub kernel: String,
+    /// Its geometry.
+    pub grid: Grid,
+}
+
 impl Kernel {
-    pub fn new(function: CudaFunction) -> Kernel {
-        Kernel { function, shared: AtomicU32::new(DEFAULT_SHARED) }
+    pub fn new(function: CudaFunction, name: String) -> Kernel {
+        Kernel { function, name, geometry: Geometry::default(), shared: AtomicU32::new(DEFAULT_SHARED) }
     }
 
     fn allow_shared(&self, bytes: u32) -> Result<(), cudarc::driver::DriverError> {
@@ -39,7 +55,14 @@ impl Kernel {
 
 /// A kernel argument: the bytes of a pointer, an int or a float, low end first.
 #[derive(Clone, Copy)]
-pub struct Arg(u64);
+pub struct Arg(pub(super) u64);
+
+impl Arg {
+    /// A pointer; 0 is null.
+    pub(super) fn pointer(address: u64) -> Arg {
+        Arg(address)
+    }
+}
 
 impl<T: Element> From<&Buffer<T>> for Arg {
     fn from(b: &Buffer<T>) -> Arg {
@@ -76,34 +99,96 @@ impl Cuda {
     /// `args` must be the kernel's parameters in order and of their types, and what the kernel reads and writes through them
     /// must be allocated.
     pub unsafe fn launch(&self, kernel: &str, op: &dyn Debug, grid: Grid, args: &[Arg]) -> Result<()> {
-        let k = self.kernels.get(kernel).ok_or_else(|| Error::Cuda {
+        // SAFETY: the caller's promise; without the attribute the kernel starts when all before it is done.
+        unsafe { self.enqueue(kernel, op, grid, args, &mut []) }
+    }
+
+    /// As [`Cuda::launch`], for a kernel of a decode step: where the GPU can, it starts when every block of the one before has
+    /// waited for *its* predecessor (all kernels of the chain say `grid_dependency_wait`, then `grid_launch_dependents`). So
+    /// two kernels overlap and never three, and what a kernel may read before it waits is what the one before it does not
+    /// write.
+    ///
+    /// # Safety
+    /// That of [`Cuda::launch`]; and the kernel must call `grid_dependency_wait` before it reads what the kernel before it
+    /// writes and before it writes anything.
+    pub unsafe fn launch_dependent(&self, kernel: &str, op: &dyn Debug, grid: Grid, args: &[Arg]) -> Result<()> {
+        // SAFETY: plain bytes, of which each attribute uses some.
+        let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+        attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        attribute.value.programmaticStreamSerializationAllowed = 1;
+        let attributes = &mut [attribute][..usize::from(self.pdl)];
+        // SAFETY: the caller's promise.
+        unsafe { self.enqueue(kernel, op, grid, args, attributes) }
+    }
+
+    /// # Safety
+    /// That of [`Cuda::launch`], and what the attributes ask of the kernel.
+    unsafe fn enqueue(
+        &self,
+        kernel: &str,
+        op: &dyn Debug,
+        grid: Grid,
+        args: &[Arg],
+        attributes: &mut [sys::CUlaunchAttribute],
+    ) -> Result<()> {
+        let k = self.kernels.get()?.get(kernel).ok_or_else(|| Error::Cuda {
             what: format!("{op:?}"),
             cause: format!("kernel {kernel} is not in this binary"),
         })?;
+        let shipped = grid;
+        let grid = k
+            .geometry
+            .apply(grid, self.info.sm_count)
+            .map_err(|e| Error::Cuda { what: format!("{} for {op:?}", k.name), cause: e })?;
+        if grid.blocks != shipped.blocks && self.trace.id() != 0 {
+            // its spans have room for the shipped kernel's blocks
+            return Err(Error::Input(format!("a trace cannot show {}, which has other blocks than its op", k.name)));
+        }
+        if let Some(launches) = &mut *self.launches.lock().unwrap_or_else(PoisonError::into_inner) {
+            launches.push(Launched { kernel: k.name.clone(), grid });
+        }
         let mut pointers = [std::ptr::null_mut::<c_void>(); 24];
         for (p, a) in pointers.iter_mut().zip(args) {
             *p = std::ptr::from_ref(&a.0).cast_mut().cast();
         }
         assert!(args.len() <= pointers.len(), "{kernel} has too many parameters");
         let [x, y, z] = grid.blocks;
+        let recording = Cuda::recording();
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: grid.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: grid.shared,
+            hStream: recording.unwrap_or(self.stream.cu_stream()),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
+        };
         let run = || {
             self.context.bind_to_thread()?;
             k.allow_shared(grid.shared)?;
-            // SAFETY: the pointers are to values that live until the call returns, and the driver copies them; that they are
-            // what the kernel takes is the caller's promise.
+            // SAFETY: configuration, attributes and the values behind the pointers live until the call returns, and the driver
+            // copies them; that the values are what the kernel takes is the caller's promise.
             unsafe {
-                result::launch_kernel(
-                    k.function.cu_function(),
-                    (x, y, z),
-                    (grid.threads, 1, 1),
-                    grid.shared,
-                    self.stream.cu_stream(),
-                    &mut pointers[..args.len()],
-                )?;
+                sys::cuLaunchKernelEx(&config, k.function.cu_function(), pointers.as_mut_ptr(), std::ptr::null_mut())
             }
-            if self.sync { self.stream.synchronize() } else { Ok(()) }
+            .result()?;
+            if self.sync && recording.is_none() { self.stream.synchronize() } else { Ok(()) }
         };
         let mut run = run;
-        run().map_err(failed(|| format!("{kernel} for {op:?} with {grid:?}")))
+        run().map_err(failed(|| format!("{} for {op:?} with {grid:?}", k.name)))?;
+        self.trace.launched(&k.name, op);
+        Ok(())
+    }
+
+    /// What `ops` launches, in order. Not of two threads at once.
+    pub fn launches(&self, ops: impl FnOnce() -> Result<()>) -> Result<Vec<Launched>> {
+        let record = |to| std::mem::replace(&mut *self.launches.lock().unwrap_or_else(PoisonError::into_inner), to);
+        record(Some(Vec::new()));
+        let result = ops();
+        let launches = record(None).unwrap_or_default();
+        result.map(|()| launches)
     }
 }

@@ -62,7 +62,15 @@ impl AddRmsNorm {
                 "add_rms_norm_bf16",
                 self,
                 self.grid(),
-                &[out.into(), x.into(), d.into(), w.into(), self.dim.into(), self.eps.into()],
+                &[
+                    out.into(),
+                    x.into(),
+                    d.into(),
+                    w.into(),
+                    self.dim.into(),
+                    self.eps.into(),
+                    cu.trace(self, self.grid()),
+                ],
             )
         }
     }

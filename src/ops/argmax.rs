@@ -57,20 +57,25 @@ impl Argmax {
         token: &mut crate::cuda::Buffer<u32>,
         pos: &mut crate::cuda::Buffer<u32>,
         scratch: &mut crate::cuda::Buffer<f32>,
+        outbox: &mut crate::cuda::Outbox,
         logits: &crate::cuda::Buffer<f32>,
     ) -> Result<()> {
         self.check(token.len(), pos.len(), scratch.len(), logits.len())?;
         super::expect_ints(Self::STEM, &[self.vocab])?;
-        // SAFETY: check() proved that a token, a position, scratch() words and vocab logits exist; the arguments are those of
-        // the kernel, in order.
-        unsafe {
-            cu.launch(
-                "argmax_f32",
-                self,
-                self.grid(),
-                &[token.into(), pos.into(), scratch.into(), logits.into(), self.vocab.into()],
-            )
-        }
+        let [serial, ring] = outbox.args();
+        let args = [
+            token.into(),
+            pos.into(),
+            scratch.into(),
+            serial,
+            ring,
+            logits.into(),
+            self.vocab.into(),
+            cu.trace(self, self.grid()),
+        ];
+        // SAFETY: check() proved that a token, a position, scratch() words and vocab logits exist, and an outbox has its
+        // words; the arguments are those of the kernel, in order; it waits for its predecessor before it reads anything.
+        unsafe { cu.launch_dependent("argmax_f32", self, self.grid(), &args) }
     }
 }
 
@@ -101,10 +106,10 @@ impl Op for Argmax {
     }
 
     fn run<B: Backend>(&self, b: &B, (token, pos, state, logits): &mut Self::Io<B>) -> Result<()> {
-        b.argmax(self, token, pos, state, logits)
+        b.argmax(self, token, pos, &mut state.scratch, &mut state.outbox, logits)
     }
 
-    /// Token, position, and the counter of arrived blocks, which must be 0 again.
+    /// Token, position, and the counter of arrived blocks, which must be 0 again. `tests/sampler.rs` looks at the outbox.
     fn outputs<B: Backend>(&self, b: &B, (token, pos, state, _): &Self::Io<B>) -> Result<Vec<f32>> {
         let mut counter = [f32::NAN];
         b.read(&mut counter, &state.scratch, 0)?;

@@ -140,9 +140,10 @@ impl AttnDecode {
         let [n_heads, n_kv_heads, max_seq] = [self.n_heads, self.n_kv_heads, self.max_seq].map(crate::cuda::Arg::from);
         // SAFETY: check() and check_kernel() proved that every buffer holds what the sizes say and that these fit the
         // kernel; each pos is below kv_len, and so below max_seq, which the caller promises (the device alone knows
-        // them); the arguments are those of the kernel, in order.
+        // them); the arguments are those of the kernel, in order. Before it waits for its predecessor it reads pos, which
+        // a step's first kernels write, and keys and values before the least of them, which earlier steps wrote.
         unsafe {
-            cu.launch(
+            cu.launch_dependent(
                 kernel,
                 self,
                 self.grid(),
@@ -158,6 +159,7 @@ impl AttnDecode {
                     n_kv_heads,
                     max_seq,
                     scale.into(),
+                    cu.trace(self, self.grid()),
                 ],
             )
         }

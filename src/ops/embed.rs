@@ -54,11 +54,11 @@ impl Embed {
         // SAFETY: check() proved that rows rows of x and rows tokens exist and that the table is [vocab, dim]; each token is
         // below vocab by the caller's promise. The arguments are those of the kernel, in order.
         unsafe {
-            cu.launch(
+            cu.launch_dependent(
                 "embed_bf16",
                 self,
                 self.grid(),
-                &[x.into(), tokens.into(), (&table.data).into(), self.dim.into()],
+                &[x.into(), tokens.into(), (&table.data).into(), self.dim.into(), cu.trace(self, self.grid())],
             )
         }
     }

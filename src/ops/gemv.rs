@@ -38,18 +38,19 @@ impl Gemv {
         })
     }
 
-    /// What the kernel asks for beyond [`Gemv::check`]: rows of `w` and `x` are read 16 bytes at a time.
+    /// What the kernel asks for beyond [`Gemv::check`]: rows of `w` and `x` are read 16 bytes at a time, and 16 rows of `w`
+    /// by a block.
     pub fn check_kernel(&self) -> Result<()> {
-        expect(Self::STEM, self.n > 0 && self.k > 0 && self.k.is_multiple_of(8), || {
-            format!("{self:?}: the kernel needs k % 8 == 0")
+        let enough = self.n >= tiles::GEMV_TILE as usize;
+        expect(Self::STEM, enough && self.k > 0 && self.k.is_multiple_of(8), || {
+            format!("{self:?}: the kernel needs k % 8 == 0 and n >= {}", tiles::GEMV_TILE)
         })?;
         expect(Self::STEM, self.n.max(self.k) <= MAX_SIZE, || format!("{self:?}: the kernel takes n and k up to 2^30"))
     }
 
     /// One block per `GEMV_TILE` rows of `w`.
     pub fn grid(&self) -> Grid {
-        let blocks = self.n.div_ceil(tiles::GEMV_TILE as usize) as u32;
-        Grid { blocks: [blocks, 1, 1], threads: tiles::GEMV_WARPS * 32, shared: 0 }
+        product_grid(self.n, self.rows, false)
     }
 
     /// The definition, before the epilogue: `out` [rows, n] in f32.
@@ -79,12 +80,21 @@ impl Gemv {
         };
         self.check(len, x.len(), (w.rows, w.cols))?;
         self.check_kernel()?;
-        let args = [out, x.into(), (&w.data).into(), self.rows.into(), self.n.into(), self.k.into()];
+        let trace = cu.trace(self, self.grid());
+        let args = [out, x.into(), (&w.data).into(), self.rows.into(), self.n.into(), self.k.into(), trace];
         // SAFETY: check() proved that x holds [rows, k], w [n, k] and out [rows, n] elements of the epilogue's type,
-        // and check_kernel() that rows are 16-byte aligned and the sizes fit an int; the arguments are those of the
-        // kernel, in order.
-        unsafe { cu.launch(kernel, self, self.grid(), &args) }
+        // and check_kernel() that rows are 16-byte aligned, that w has the rows of a block and that the sizes fit an int;
+        // the arguments are those of the kernel, in order; it waits for its predecessor before it reads what that wrote.
+        unsafe { cu.launch_dependent(kernel, self, self.grid(), &args) }
     }
+}
+
+/// Geometry of the kernels of `kernels/common/gemv.cuh`: `n` rows of `w` times `rows` rows of `x`, normed or not.
+pub(crate) fn product_grid(n: usize, rows: usize, norm: bool) -> Grid {
+    let stage = (tiles::GEMV_TILE as usize + rows + usize::from(norm)) * tiles::GEMV_STAGE as usize * 2;
+    let shared = stage as u32 * tiles::GEMV_STAGES * tiles::GEMV_WARPS;
+    let blocks = n.div_ceil(tiles::GEMV_TILE as usize) as u32;
+    Grid { blocks: [blocks, 1, 1], threads: tiles::GEMV_WARPS * 32, shared }
 }
 
 /// The cases run [`Out::Store`]; `tests/decode.rs` has the other epilogues.
@@ -95,11 +105,11 @@ impl Op for Gemv {
     fn cases() -> Vec<Self> {
         let case = |(rows, n, k)| Gemv { rows, n, k };
         let edges = [
-            (1, 1, 8),     // one row of w, one chunk of it
-            (3, 17, 72),   // just past a tile, just past a stage of 64 columns
+            (1, 16, 8),    // one block, one chunk of a row
+            (3, 17, 72),   // just past a block, just past a stage of 64 columns
             (8, 31, 256),  // one stage a warp
-            (2, 16, 1032), // just past the first round of 1024 columns
-            (5, 5, 2056),  // full rounds and a rest
+            (2, 16, 1032), // just past the first round of the rings
+            (5, 20, 2056), // full rounds and a rest
         ];
         let demo = [(1, 512, 256), (8, 1408, 256), (1, 256, 704)];
         let smollm2_135m = [(1, 960, 576), (4, 576, 576), (1, 3072, 576), (1, 576, 1536), (1, 49152, 576)];
@@ -143,7 +153,7 @@ mod tests {
 
     #[test]
     fn blocks_cover_the_rows_and_fill_132_multiprocessors() {
-        for n in [1, 15, 16, 17, 49_152] {
+        for n in [16, 17, 31, 32, 49_152] {
             let blocks = Gemv { rows: 1, n, k: 8 }.grid().blocks[0] as usize;
             assert!(blocks * 16 >= n && (blocks - 1) * 16 < n, "{n} rows, {blocks} blocks");
         }
@@ -157,14 +167,14 @@ mod tests {
 
     #[test]
     fn check_names_what_is_wrong() {
-        let op = Gemv { rows: 2, n: 5, k: 16 };
-        assert!(op.check(10, 32, (5, 16)).is_ok() && op.check_kernel().is_ok());
+        let op = Gemv { rows: 2, n: 20, k: 16 };
+        assert!(op.check(40, 32, (20, 16)).is_ok() && op.check_kernel().is_ok());
         let text = |r: Result<()>| r.unwrap_err().to_string();
-        assert_eq!(text(op.check(10, 32, (16, 5))), "gemv: w is (16, 5), Gemv { rows: 2, n: 5, k: 16 }");
-        assert!(text(op.check(9, 32, (5, 16))).starts_with("gemv: x has 32 elements and out 9"));
-        let rows = |rows| text(Gemv { rows, ..op.clone() }.check(999, 999, (5, 16)));
+        assert_eq!(text(op.check(40, 32, (16, 20))), "gemv: w is (16, 20), Gemv { rows: 2, n: 20, k: 16 }");
+        assert!(text(op.check(39, 32, (20, 16))).starts_with("gemv: x has 32 elements and out 39"));
+        let rows = |rows| text(Gemv { rows, ..op.clone() }.check(999, 999, (20, 16)));
         assert!(rows(9).ends_with("1 to 8 rows, more go to gemm") && rows(0).contains("rows: 0"));
-        assert!(text(Gemv { k: 12, ..op.clone() }.check_kernel()).ends_with("the kernel needs k % 8 == 0"));
+        assert!(text(Gemv { k: 12, ..op.clone() }.check_kernel()).ends_with("the kernel needs k % 8 == 0 and n >= 16"));
         assert!(text(Gemv { n: (1 << 30) + 1, ..op }.check_kernel()).ends_with("up to 2^30"));
     }
 

@@ -85,6 +85,7 @@ impl KvAppend {
                     self.n_kv_heads.into(),
                     self.head_dim.into(),
                     self.max_seq.into(),
+                    cu.trace(self, self.grid()),
                 ],
             )
         }

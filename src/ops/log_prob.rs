@@ -79,7 +79,15 @@ impl LogProb {
                 "log_prob_f32",
                 self,
                 self.grid(),
-                &[out.into(), greedy.into(), logits.into(), target.into(), self.targets.into(), self.vocab.into()],
+                &[
+                    out.into(),
+                    greedy.into(),
+                    logits.into(),
+                    target.into(),
+                    self.targets.into(),
+                    self.vocab.into(),
+                    cu.trace(self, self.grid()),
+                ],
             )
         }
     }

@@ -66,7 +66,15 @@ impl RmsNorm {
                 "rms_norm_bf16",
                 self,
                 self.grid(),
-                &[out.into(), x.into(), w.into(), self.first.into(), self.dim.into(), self.eps.into()],
+                &[
+                    out.into(),
+                    x.into(),
+                    w.into(),
+                    self.first.into(),
+                    self.dim.into(),
+                    self.eps.into(),
+                    cu.trace(self, self.grid()),
+                ],
             )
         }
     }

@@ -92,7 +92,15 @@ impl Rope {
                 "rope_bf16",
                 self,
                 self.grid(),
-                &[qkv.into(), pos.into(), table.into(), self.qkv_dim().into(), rotated.into(), self.head_dim.into()],
+                &[
+                    qkv.into(),
+                    pos.into(),
+                    table.into(),
+                    self.qkv_dim().into(),
+                    rotated.into(),
+                    self.head_dim.into(),
+                    cu.trace(self, self.grid()),
+                ],
             )
         }
     }

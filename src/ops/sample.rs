@@ -188,6 +188,7 @@ pub(crate) fn state<B: Backend>(b: &B, p: &Params, history: &[u32], bias: &[f32]
         history: b.upload(history)?,
         bias: b.upload(bias)?,
         scratch: b.alloc(history.len().max(Argmax::scratch()))?,
+        outbox: b.outbox()?,
     })
 }
 
@@ -280,37 +281,28 @@ impl Sample {
 
     /// The kernel.
     #[cfg(feature = "cuda")]
+    #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
     pub fn launch(
         &self,
         cu: &crate::cuda::Cuda,
         token: &mut crate::cuda::Buffer<u32>,
         pos: &mut crate::cuda::Buffer<u32>,
-        state: &mut SamplerState<crate::cuda::Cuda>,
+        params: &mut crate::cuda::Buffer<u32>,
+        history: &mut crate::cuda::Buffer<u32>,
+        scratch: &mut crate::cuda::Buffer<f32>,
+        outbox: &mut crate::cuda::Outbox,
+        bias: &crate::cuda::Buffer<f32>,
         logits: &crate::cuda::Buffer<f32>,
     ) -> Result<()> {
-        let s = state;
-        let lens = [s.params.len(), s.history.len(), s.bias.len(), s.scratch.len()];
+        let lens = [params.len(), history.len(), bias.len(), scratch.len()];
         self.check(token.len(), pos.len(), lens[0], lens[1], lens[2], lens[3], logits.len())?;
-        let (params, history, scratch) = (&mut s.params, &mut s.history, &mut s.scratch);
-        // SAFETY: check() proved that a token, a position, all params and vocab words of the rest exist; the kernel writes
-        // history at an id below vocab. The arguments are those of the kernel, in order.
-        unsafe {
-            cu.launch(
-                "sample_f32",
-                self,
-                self.grid(),
-                &[
-                    token.into(),
-                    pos.into(),
-                    params.into(),
-                    history.into(),
-                    scratch.into(),
-                    (&s.bias).into(),
-                    logits.into(),
-                    self.vocab.into(),
-                ],
-            )
-        }
+        let [serial, ring] = outbox.args();
+        let state = [token.into(), pos.into(), params.into(), history.into(), scratch.into(), serial, ring];
+        let args = [&state[..], &[bias.into(), logits.into(), self.vocab.into(), cu.trace(self, self.grid())]].concat();
+        // SAFETY: check() proved that a token, a position, all params and vocab words of the rest exist, and an outbox has its
+        // words; the kernel writes history at an id below vocab. The arguments are those of the kernel, in order; it waits
+        // for its predecessor before it reads anything.
+        unsafe { cu.launch_dependent("sample_f32", self, self.grid(), &args) }
     }
 }
 
@@ -356,8 +348,9 @@ impl Op for Sample {
         Ok((b.upload(&[u32::MAX])?, b.upload(&[41])?, state(b, &p, &history, &bias)?, b.upload(&logits)?))
     }
 
-    fn run<B: Backend>(&self, b: &B, (token, pos, state, logits): &mut Self::Io<B>) -> Result<()> {
-        b.sample(self, token, pos, state, logits)
+    fn run<B: Backend>(&self, b: &B, (token, pos, s, logits): &mut Self::Io<B>) -> Result<()> {
+        let SamplerState { params, history, bias, scratch, outbox } = s;
+        b.sample(self, token, pos, params, history, scratch, outbox, bias, logits)
     }
 
     /// Token, position, draws and the token's count.

@@ -53,7 +53,14 @@ impl Swiglu {
         expect(Self::STEM, self.ffn_dim.is_multiple_of(8), || format!("{self:?}: the kernel needs ffn_dim % 8 == 0"))?;
         super::expect_ints(Self::STEM, &[self.rows, self.ffn_dim])?;
         // SAFETY: check() proved that rows rows of hb and of gate_up exist; the arguments are those of the kernel, in order.
-        unsafe { cu.launch("swiglu_bf16", self, self.grid(), &[hb.into(), gate_up.into(), self.ffn_dim.into()]) }
+        unsafe {
+            cu.launch(
+                "swiglu_bf16",
+                self,
+                self.grid(),
+                &[hb.into(), gate_up.into(), self.ffn_dim.into(), cu.trace(self, self.grid())],
+            )
+        }
     }
 }
 

@@ -51,13 +51,16 @@ impl ModelArgs {
 
     /// Opens the model, with a progress bar on a terminal.
     pub fn open(&self) -> Result<Engine> {
-        let files = self.files()?;
         let bar = bar(0, "loading", "{bytes}/{total_bytes} {bytes_per_sec}");
         let options = Options { device: self.device, activations: self.dtype, context: self.context };
-        let engine = Engine::load(files, &options, &mut |done, total| {
+        let progress = &mut |done, total| {
             bar.set_length(total);
             bar.set_position(done);
-        })?;
+        };
+        let engine = match self.lora[..] {
+            [] => Engine::open_with(&self.model, &options, progress)?,
+            _ => Engine::load(self.files()?, &options, progress)?,
+        };
         bar.finish_and_clear();
         let config = engine.config();
         let token = |id: u32| describe_token(engine.tokenizer().ok(), id);

@@ -38,6 +38,7 @@ API cuModuleGetFunction(Func** f, Module* m, const char* name) {
 API cuModuleGetGlobal_v2(Ptr*, size_t*, void*, const char*) { return NOT_FOUND; }
 
 // --- functions
+API cuFuncLoad(Func* f) { return f ? OK : INVALID_HANDLE; }  // all of them are there from the start
 enum FuncAttribute { MAX_THREADS = 0, PTX_VERSION = 5, BINARY_VERSION = 6, MAX_DYNAMIC_SHARED = 8, CARVEOUT = 9 };
 API cuFuncSetAttribute(Func* f, int a, int v) {
   LOCK;
@@ -99,6 +100,14 @@ API cuOccupancyAvailableDynamicSMemPerBlock(size_t* n, Func*, int blocks, int) {
   *n = std::min(SMEM_BLOCK, SMEM_MULTIPROCESSOR / std::max(1, blocks) - SMEM_RESERVED);
   return OK;
 }
+
+// --- the clock and the multiprocessors that kernels see
+uint64_t emu::timer() {
+  static uint64_t ns = 0;
+  return ns += 32;
+}
+unsigned emu::block_id() { return block_idx.x + grid_dim.x * (block_idx.y + grid_dim.y * block_idx.z); }
+unsigned emu::sm_id() { return block_id() % device.sms; }
 
 // --- launches
 struct Attribute {  // CUlaunchAttribute

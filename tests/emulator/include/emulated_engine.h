@@ -62,6 +62,9 @@ void check_plain(const void* p, unsigned n, bool write);                       /
 void atomic_begin(const void* p, unsigned n, Order o, bool write, bool read);  // likewise, and orders it
 void copy(void* d, const void* s, unsigned n);                                 // uninstrumented
 void fence();
+uint64_t timer();    // 32 more at each reading: a clock that never stands still, the same in every run
+unsigned block_id();
+unsigned sm_id();    // blocks go to the multiprocessors in turn
 void spin();  // a poll that may have failed: lets others run
 void yield();
 

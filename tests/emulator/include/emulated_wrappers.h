@@ -21,8 +21,12 @@ EMU_INLINE void st128(void* p, uint4 v) {
   emu::copy(p, &v, 16);
 }
 EMU_INLINE uint4 ld128_stream(const void* p) { return ld128(p); }
+EMU_INLINE uint4 ld128_l2(const void* p) { return ld128(p); }
 inline void prefetch_l2(const void*) {}
 inline void cp_async16(void* s, const void* g, bool pred, EMU_SITE) { emu::cp_async(s, g, 16, pred ? 16 : 0, EMU_AT); }
+inline void cp_async16_l1(void* s, const void* g, bool pred, EMU_SITE) {
+  emu::cp_async(s, g, 16, pred ? 16 : 0, EMU_AT);
+}
 inline void cp_commit() { emu::cp_commit(); }
 template <int N> inline void cp_wait() { emu::cp_wait(N); }
 
@@ -52,6 +56,10 @@ template <class T> EMU_INLINE T atomic_add_acq_rel(T* p, T v) {
   return emu::atomic(p, [v](T o) { return o + v; }, emu::ACQ_REL);
 }
 #undef EMU_32BIT
+EMU_INLINE void st_host(unsigned long long* p, unsigned long long v) {
+  emu::atomic_begin(p, 8, emu::RELAXED, true, false);
+  emu::copy(p, &v, 8);
+}
 
 // --- reductions of a full warp: one rendezvous instead of five, in the same butterfly order
 namespace emu {
@@ -75,6 +83,19 @@ struct Fmax {
 }  // namespace emu
 inline float warp_sum(float v, EMU_SITE) { return emu::butterfly<emu::Add>("warp_sum", v, EMU_AT); }
 inline float warp_max(float v, EMU_SITE) { return emu::butterfly<emu::Fmax>("warp_max", v, EMU_AT); }
+
+// --- when and where
+inline unsigned long long global_timer_ns() { return emu::timer(); }
+inline unsigned sm_id() { return emu::sm_id(); }
+inline unsigned block_id() { return emu::block_id(); }
+
+// --- two numbers in a word
+inline uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
+  auto f = [](uint32_t bits) { return __uint_as_float(bits); };
+  // a product of two bf16 is exact in f32: one rounding here too
+  __nv_bfloat162 v = __floats2bfloat162_rn(f(a << 16) * f(b << 16), f(a & 0xffff0000u) * f(b & 0xffff0000u));
+  return emu_bits<uint32_t>(v);
+}
 
 // --- barriers
 inline void named_barrier_sync(int id, int n, EMU_SITE) { emu::bar_sync(id, n, EMU_AT); }

@@ -1,7 +1,7 @@
 //! Correct kernels through cudarc's safe API, against f64.
 mod common;
 use common::*;
-use cudarc::driver::{LaunchConfig, sys};
+use cudarc::driver::{DevicePtr, LaunchConfig, sys};
 
 #[test]
 fn rms_norm() {
@@ -208,6 +208,32 @@ fn cublas_gemm_also_captured() {
     let graph = g.capture(|| unsafe { b.gemm(cfg(), &wd, &xd, &mut y) }.unwrap()).unwrap().unwrap();
     graph.launch().unwrap();
     assert!(error(&g.stream.clone_dtoh(&y).unwrap(), &want) < 4e-3);
+}
+
+/// Each block notes when it ran and where; the one that may start early is ready only when the other is done.
+#[test]
+fn traces() {
+    let g = Gpu::new();
+    let (blocks, words) = (3 * 2, 4);
+    let mut spans = g.stream.alloc_zeros::<u64>(2 * blocks * words).unwrap();
+    let first = spans.device_ptr(&g.stream).0;
+    let second = first + (8 * blocks * words) as u64;
+    launch!(g, "t_trace", grid(3, 2, 64, 0), &mut spans).unwrap();
+    g.launch_pdl("t_trace", blocks as u32, 64, &mut [arg(&second)]);
+    let got = g.stream.clone_dtoh(&spans).unwrap();
+    assert_eq!(cuda_emulator::last_fault(), None);
+    let spans: Vec<&[u64]> = got.chunks(words).collect();
+    for (i, s) in spans.iter().enumerate() {
+        assert!(0 < s[0] && s[0] < s[1] && s[1] < s[2], "block {i}: {s:?}");
+        assert_eq!(s[3] as usize, i % blocks % 4, "the multiprocessor of block {i}");
+    }
+    let (first, second) = spans.split_at(blocks);
+    let done = first.iter().map(|s| s[2]).max();
+    assert!(done < second.iter().map(|s| s[1]).min(), "ready before its predecessor was done: {got:?}");
+    // off: nothing is written, and nothing of it read
+    launch!(g, "t_trace", grid(2, 1, 64, 0), &0u64).unwrap();
+    g.stream.synchronize().unwrap();
+    assert_eq!(cuda_emulator::last_fault(), None);
 }
 
 /// Tests of one process run in parallel: work, faults and their texts stay with the thread that enqueued them.

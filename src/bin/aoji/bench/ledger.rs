@@ -55,6 +55,17 @@ enum State {
     NeverRun,
 }
 
+impl std::fmt::Display for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            State::Passed { on } => f.write_str(&on.iter().map(Place::to_string).collect::<Vec<_>>().join(", ")),
+            State::Failed { on } => write!(f, "FAILED: {on}"),
+            State::Changed { since } => write!(f, "changed since {since}"),
+            State::NeverRun => f.write_str("not yet"),
+        }
+    }
+}
+
 #[derive(Serialize, Clone, Debug, PartialEq)]
 struct Place {
     gpu: String,
@@ -70,13 +81,23 @@ impl std::fmt::Display for Place {
 
 /// Reads the results, and prints.
 pub fn run(args: &Args) -> Result<()> {
+    let entries = entries(&args.results)?;
+    if args.json { common::print_json(&entries) } else { common::print(&markdown(&entries)) }
+}
+
+/// What the results below a directory say of each kernel of this binary: its stem, and words for it.
+pub fn confirmed(results: &Path) -> Result<Vec<(&'static str, String)>> {
+    Ok(entries(results)?.iter().map(|e| (e.kernel, e.state.to_string())).collect())
+}
+
+fn entries(dir: &Path) -> Result<Vec<Entry>> {
     if MODULES.is_empty() {
         return Err(Error::Input(
             "this binary was built without kernels (AOJI_SKIP_KERNELS): it knows no versions".into(),
         ));
     }
     let mut runs = Vec::new();
-    for path in results(&args.results) {
+    for path in results(dir, "kernels.json") {
         let text = common::read_file(&path)?;
         let what = |e| format!("is not an output of `aoji bench --kernels --json`: {e}");
         let run: Run = serde_json::from_str(&text).map_err(|e| Error::File { path: path.clone(), what: what(e) })?;
@@ -86,17 +107,16 @@ pub fn run(args: &Args) -> Result<()> {
     }
     runs.sort_by(|a, b| a.date.cmp(&b.date));
     let entry = |stem, source| Entry { kernel: stem, source, state: state(stem, source, &runs) };
-    let entries: Vec<Entry> = MODULES.iter().map(|m| entry(m.stem, m.hash)).collect();
-    if args.json { common::print_json(&entries) } else { common::print(&markdown(&entries)) }
+    Ok(MODULES.iter().map(|m| entry(m.stem, m.hash)).collect())
 }
 
-/// Every `kernels.json` below a directory, sorted; none where there is no directory.
-fn results(dir: &Path) -> Vec<PathBuf> {
+/// Every file of a name below a directory, sorted; none where there is no directory.
+pub fn results(dir: &Path, name: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for path in fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()) {
         match path.is_dir() {
-            true => found.extend(results(&path)),
-            false if path.file_name().is_some_and(|n| n == "kernels.json") => found.push(path),
+            true => found.extend(results(&path, name)),
+            false if path.file_name().is_some_and(|n| n == name) => found.push(path),
             false => {}
         }
     }
@@ -128,13 +148,7 @@ fn state(stem: &str, source: &str, runs: &[Run]) -> State {
 fn markdown(entries: &[Entry]) -> String {
     let mut text = String::from("| kernel | source | confirmed on a GPU |\n|---|---|---|\n");
     for e in entries {
-        let said = match &e.state {
-            State::Passed { on } => on.iter().map(Place::to_string).collect::<Vec<_>>().join(", "),
-            State::Failed { on } => format!("FAILED: {on}"),
-            State::Changed { since } => format!("changed since {since}"),
-            State::NeverRun => "never run on a GPU".into(),
-        };
-        text += &format!("| `{}` | `{}` | {said} |\n", e.kernel, &e.source[..8]);
+        text += &format!("| `{}` | `{}` | {} |\n", e.kernel, &e.source[..8], e.state);
     }
     text
 }

@@ -1,22 +1,44 @@
 //! `aoji bench`: how fast a model runs here, how fast each kernel, and which kernels a GPU has confirmed.
 
+mod compare;
 #[cfg(feature = "cuda")]
 mod kernels;
 #[cfg(feature = "cuda")]
 mod ledger;
 mod model;
+#[cfg(feature = "cuda")]
+mod readme;
+#[cfg(feature = "cuda")]
+mod roofline;
+pub mod startup;
 mod table;
+#[cfg(feature = "cuda")]
+mod timeline;
 
 use crate::common::ModelArgs;
 use aoji::{Error, Result, bench};
 use serde::Serialize;
 use std::path::PathBuf;
 
+const AFTER_HELP: &str = "\
+Times are of this machine as it is now. What its memory can do (reading 4 GB and nothing else; a copy, reads and writes \
+counted) and its matrix units is measured in the same run. \"floor\" is the time in which nothing could be faster: all \
+bytes that the ops must move at the rate of reading, all operations at the rate of the matrix product. \"host us\" is \
+what the calling thread does for a step outside waiting for the GPU; it overlaps with the GPU's work on the steps before.
+
+--compare states each change with an interval that holds it in 95 of 100 such pairs of runs, by the ranks of the \
+medians of repeated runs (Hodges and Lehmann). It knows only the noise inside the two runs: another process, another \
+temperature or another hour can change more.
+
+--startup runs `aoji generate` with a prompt of 16 tokens and says what happens up to the first token; phases \
+overlap, and memory and copies are parts of weights. \"from disk\" is 0 when the page cache held the model's files; \
+on the CPU weights stay in the mapped file and are read when they are first used. --json has for every run its \
+seconds and `startup` as in `aoji generate --json`, whose times begin when the model is opened.";
+
 /// Arguments of `aoji bench`.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Times are of this machine as it is now; the best rates of its memory (a large copy, reads and \
-writes counted) and of its matrix units are measured in the same run."
+    after_help = AFTER_HELP
 )]
 #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "what is said of kernels needs them"))]
 pub struct Args {
@@ -28,10 +50,10 @@ pub struct Args {
     /// Depths at which to time decoding; one that does not fit the context is moved to where it does
     #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "0,512,2048,8192")]
     depth: Vec<usize>,
-    /// Runs of each prompt; of each kernel, 20 times as many
+    /// Runs of each prompt, of each depth or of the start; of each kernel, 20 times as many
     #[arg(long, value_name = "N", default_value_t = 5)]
     repeat: usize,
-    /// Steps of decoding at each depth
+    /// Steps of decoding in each run
     #[arg(long, value_name = "N", default_value_t = 128)]
     tokens: usize,
     /// Time kernels instead of a model: all, or those of one op
@@ -46,10 +68,29 @@ pub struct Args {
     /// With --kernels: run each case once, without warm-up, for tools that slow down every launch
     #[arg(long, requires = "kernels")]
     once: bool,
+    /// With --kernels: compare the variants of kernels/lab with the shipped kernels, in turn; or only the one of this name
+    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "", requires = "kernels")]
+    lab: Option<String>,
+    /// With --kernels: also draw the cases under the roofs of this machine (roofline)
+    #[arg(long, value_name = "FILE", requires = "kernels")]
+    svg: Option<PathBuf>,
+    /// Trace one step of decoding at the first --depth: writes OUT.json, for https://ui.perfetto.dev, and OUT.svg
+    #[arg(long, value_name = "OUT", conflicts_with = "kernels")]
+    timeline: Option<PathBuf>,
+    /// Measure the start instead: a process for each run, from its start to its first token
+    #[arg(long, conflicts_with_all = ["kernels", "timeline"])]
+    startup: bool,
     /// Which kernels a GPU has confirmed, from the results of earlier runs, as a table in Markdown
-    #[arg(long, conflicts_with = "kernels")]
+    #[arg(long, conflicts_with_all = ["kernels", "startup"])]
     ledger: bool,
-    /// With --ledger: where the results are
+    /// Rewrite the tables of a README, and the plot beside the results, from the results of earlier runs
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernels", "ledger", "startup", "timeline"])]
+    readme: Option<PathBuf>,
+    /// Compare two outputs of `aoji bench --json`, of models or of kernels
+    #[arg(long, value_names = ["A", "B"], num_args = 2,
+        conflicts_with_all = ["kernels", "ledger", "startup", "timeline", "readme"])]
+    compare: Option<Vec<PathBuf>>,
+    /// With --ledger and --readme: where the results are
     #[arg(long, value_name = "DIR", default_value = "benches/results")]
     results: PathBuf,
     /// One JSON object instead of a table
@@ -70,6 +111,8 @@ struct Header {
     memory_bytes: Option<u64>,
     /// CUDA version that the driver supports.
     driver: Option<String>,
+    /// What nvidia-smi says of the GPU.
+    board: Option<bench::Board>,
     /// The kernels ran on the CPU: times mean nothing.
     emulated: bool,
 }
@@ -85,6 +128,7 @@ impl Header {
             sm_count: None,
             memory_bytes: None,
             driver: None,
+            board: None,
             emulated: false,
         }
     }
@@ -96,6 +140,7 @@ impl Header {
             sm_count: Some(gpu.sm_count),
             memory_bytes: Some(gpu.memory),
             driver: Some(format!("{}.{}", gpu.driver / 1000, gpu.driver % 1000 / 10)),
+            board: if gpu.is_emulated() { None } else { bench::Board::of(&gpu.pci) },
             emulated: gpu.is_emulated(),
             ..Header::new(&gpu.name)
         }
@@ -104,7 +149,9 @@ impl Header {
     /// Above a table.
     fn text(&self) -> String {
         let commit = self.commit.as_ref().map_or(String::new(), |c| format!(" ({c})"));
-        let driver = self.driver.as_ref().map_or(String::new(), |d| format!(", driver CUDA {d}"));
+        let board = self.board.as_ref().and_then(|b| b.driver_version.as_ref());
+        let version = board.map_or(String::new(), |v| format!(" ({v})"));
+        let driver = self.driver.as_ref().map_or(String::new(), |d| format!(", driver CUDA {d}{version}"));
         let emulated = if self.emulated { "\nTHE EMULATED DEVICE: these times mean nothing.\n" } else { "" };
         format!("aoji {}{commit}, {}{driver}, {}\n{emulated}", self.aoji, self.device, self.date)
     }
@@ -112,6 +159,9 @@ impl Header {
 
 /// Measures, and prints.
 pub fn run(args: Args) -> Result<()> {
+    if let Some([a, b]) = args.compare.as_deref() {
+        return compare::run(a, b, args.json);
+    }
     #[cfg(feature = "cuda")]
     {
         if args.ledger {
@@ -120,11 +170,17 @@ pub fn run(args: Args) -> Result<()> {
         if args.kernels.is_some() {
             return kernels::run(&args);
         }
+        if let Some(out) = &args.timeline {
+            return timeline::run(&args, out);
+        }
+        if let Some(readme) = &args.readme {
+            return readme::run(readme, &args.results);
+        }
     }
-    if args.ledger || args.kernels.is_some() {
+    if args.ledger || args.kernels.is_some() || args.timeline.is_some() || args.readme.is_some() {
         return Err(Error::NoGpu("this binary was built without the feature `cuda`: it has no kernels".into()));
     }
-    model::run(&args)
+    if args.startup { startup::run(&args) } else { model::run(&args) }
 }
 
 /// The number of the GPU that `--device` names.

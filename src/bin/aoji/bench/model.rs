@@ -4,9 +4,9 @@ use super::{Args, Header, table};
 use crate::common;
 use aoji::{
     Config, Engine, Result,
-    bench::{self, Times},
+    bench::{self, Peak, Times},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -40,42 +40,37 @@ struct Sizes {
     vocab: usize,
 }
 
-/// The machine's best rates, measured in this run.
-#[derive(Serialize, Clone, Copy)]
-struct Peak {
-    copy_gb_per_s: f64,
-    matmul_tflops: Option<f64>,
-}
-
 /// Times of one length of prompt, or of a step at one depth.
-#[derive(Serialize)]
-struct Row {
+#[derive(Serialize, Deserialize)]
+pub struct Row {
     /// Of the prompt, or before the step.
-    tokens: usize,
+    pub tokens: usize,
     #[serde(flatten)]
-    times: Times,
+    pub times: Times,
     /// At the median.
-    tokens_per_s: f64,
+    pub tokens_per_s: f64,
     /// That its ops must move at least: each weight once, the cache, and activations.
     bytes: u64,
     flops: u64,
     /// At the median.
     gb_per_s: f64,
-    tflops: f64,
+    pub tflops: f64,
     /// In which nothing could be faster, by the measured rates.
-    floor_ms: Option<f64>,
-    /// The floor over the median.
-    share: Option<f64>,
+    pub floor_ms: Option<f64>,
+    /// The floor over the median. For decoding it is also the share of the read bandwidth.
+    pub share: Option<f64>,
+    /// The median less the floor, spread over the layers.
+    pub over_floor_us_per_layer: Option<f64>,
+    /// Of decoding on a GPU: what the host does for a step, outside waiting.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_us: Option<f64>,
 }
 
 impl Row {
-    fn new(config: &Config, depth: usize, rows: usize, times: Times, peak: Option<Peak>) -> Result<Row> {
+    fn new(config: &Config, depth: usize, rows: usize, times: Times, peak: Option<&Peak>) -> Result<Row> {
         let cost = bench::floor(config, depth, rows)?;
         let (bytes, flops, ms) = (cost.read + cost.write, cost.flops, times.p50_ms);
-        let floor_ms = peak.map(|p| {
-            let memory = bytes as f64 / (p.copy_gb_per_s * 1e6);
-            p.matmul_tflops.map_or(memory, |t| memory.max(flops as f64 / (t * 1e9)))
-        });
+        let floor_ms = peak.map(|p| p.floor_ms(cost));
         Ok(Row {
             tokens: if depth > 0 { depth } else { rows },
             tokens_per_s: rows as f64 * 1e3 / ms,
@@ -85,41 +80,51 @@ impl Row {
             tflops: flops as f64 / (ms * 1e9),
             floor_ms,
             share: floor_ms.map(|f| f / ms),
+            over_floor_us_per_layer: floor_ms.map(|f| (ms - f) * 1e3 / config.n_layers as f64),
+            host_us: None,
             times,
         })
     }
 
-    fn cells(&self, name: String) -> Vec<String> {
-        let t = &self.times;
-        vec![
-            name,
-            format!("{:.3}", t.p50_ms),
-            format!("{:.3}", t.p99_ms),
-            format!("{:.1}", self.tokens_per_s),
+    fn cells(&self) -> [String; 4] {
+        let (name, t) = (self.tokens.to_string(), &self.times);
+        [name, format!("{:.3}", t.p50_ms), format!("{:.3}", t.p99_ms), format!("{:.1}", self.tokens_per_s)]
+    }
+
+    fn decode_cells(&self) -> Vec<String> {
+        let cells = [
+            format!("{:.1}", self.bytes as f64 / 1e6),
             format!("{:.1}", self.gb_per_s),
-            format!("{:.2}", self.tflops),
             table::number(self.floor_ms, 3),
             table::percent(self.share),
-        ]
+            table::number(self.over_floor_us_per_layer, 2),
+            table::number(self.host_us, 1),
+        ];
+        [&self.cells()[..], &cells].concat()
+    }
+
+    fn prefill_cells(&self) -> Vec<String> {
+        let cells = [format!("{:.2}", self.tflops), table::number(self.floor_ms, 3), table::percent(self.share)];
+        [&self.cells()[..], &cells].concat()
     }
 }
 
 /// Measures the model that the arguments name.
 pub fn run(args: &Args) -> Result<()> {
     let engine = args.model.open()?;
-    let (header, peak) = machine(args, &engine)?;
+    let (header, peak) = machine(&engine)?;
     let (config, max) = (engine.config(), engine.max_context());
     let (mut prefill, mut decode) = (Vec::new(), Vec::new());
     for &n in args.prefill.iter().filter(|n| (1..=max).contains(*n)) {
         common::note(format_args!("prefill {n}"));
         let times = bench::prefill(&engine, n, args.repeat)?;
-        prefill.push(Row::new(config, 0, n, times, peak)?);
+        prefill.push(Row::new(config, 0, n, times, peak.as_ref())?);
     }
     for depth in depths(&args.depth, max, args.tokens) {
         common::note(format_args!("decode at depth {depth}"));
-        let times = bench::decode(&engine, depth, args.tokens)?;
+        let bench::Decode { times, host_us } = bench::decode(&engine, depth, args.tokens, args.repeat)?;
         let middle = depth.max(1) + bench::WARM_UP + args.tokens / 2; // the depth grows as it runs
-        decode.push(Row { tokens: depth, ..Row::new(config, middle, 1, times, peak)? });
+        decode.push(Row { tokens: depth, host_us, ..Row::new(config, middle, 1, times, peak.as_ref())? });
     }
     let sizes = Sizes {
         dim: config.dim,
@@ -142,7 +147,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// Each depth that fits; one that does not is moved to the deepest that does.
-fn depths(asked: &[usize], max: usize, tokens: usize) -> Vec<usize> {
+pub fn depths(asked: &[usize], max: usize, tokens: usize) -> Vec<usize> {
     let deepest = max.saturating_sub(bench::decode_context(0, tokens) - 1);
     let mut depths: Vec<usize> = asked.iter().map(|d| *d.min(&deepest)).collect();
     depths.dedup();
@@ -150,21 +155,28 @@ fn depths(asked: &[usize], max: usize, tokens: usize) -> Vec<usize> {
 }
 
 /// What is measured of the machine itself: nothing where it is emulated.
-fn machine(args: &Args, engine: &Engine) -> Result<(Header, Option<Peak>)> {
+fn machine(engine: &Engine) -> Result<(Header, Option<Peak>)> {
     #[cfg(feature = "cuda")]
-    if engine.is_gpu() {
-        let cuda = aoji::cuda::Cuda::open(super::ordinal(args.model.device)?)?;
+    if let Some(cuda) = engine.cuda() {
         let header = Header::of_gpu(cuda.info());
-        if header.emulated {
-            return Ok((header, None));
-        }
-        let p = bench::Peak::measure(&cuda)?;
-        let peak = Peak { copy_gb_per_s: p.copy_gb_per_s, matmul_tflops: p.matmul_tflops };
-        return Ok((header, Some(peak)));
+        let peak = if header.emulated { None } else { Some(Peak::measure(cuda)?) };
+        return Ok((header, peak));
     }
-    let _ = args;
-    let peak = Peak { copy_gb_per_s: bench::host_copy_bandwidth(256 << 20), matmul_tflops: None };
-    Ok((Header::new(engine.device()), Some(peak)))
+    Ok((Header::new(engine.device()), Some(Peak::of_host(256 << 20))))
+}
+
+/// The line of what was measured of the machine.
+pub fn peak_text(p: &Peak) -> String {
+    let mut text = format!("measured now: read {:.1} GB/s, copy {:.1} GB/s", p.read_gb_per_s, p.copy_gb_per_s);
+    if let Some(t) = p.matmul_tflops {
+        text += &format!(", matrix product {t:.1} TFLOP/s");
+    }
+    if let Some(r) = p.running {
+        let value = |x: Option<f64>, unit| x.map_or(String::new(), |x| format!(", {x:.0} {unit}"));
+        text += &format!("; while reading{}", value(r.sm_mhz, "MHz").trim_start_matches(','));
+        text += &(value(r.memory_mhz, "MHz memory") + &value(r.power_w, "W") + &value(r.temperature_c, "degrees C"));
+    }
+    text + "\n"
 }
 
 fn text(r: &Report) -> String {
@@ -172,15 +184,16 @@ fn text(r: &Report) -> String {
     let (params, bytes) = (m.params as f64 / 1e9, m.weight_bytes as f64 / 1e9);
     let mut text = r.header.text();
     text += &format!("{}: {params:.3} G parameters, {bytes:.3} GB of weights, context {}\n", m.name, m.context);
-    if let Some(p) = r.peak {
-        text += &format!("measured now: copy {:.1} GB/s", p.copy_gb_per_s);
-        if let Some(t) = p.matmul_tflops {
-            text += &format!(", matrix product {t:.1} TFLOP/s");
+    text += &r.peak.as_ref().map_or(String::new(), peak_text);
+    let of = ["ms p50", "ms p99", "tokens/s"];
+    let mut part = |name, columns: &[&str], rows: Vec<Vec<String>>| {
+        if !rows.is_empty() {
+            text += &format!("\n{}", table::table(&[&[name], &of[..], columns].concat(), &rows));
         }
-        text.push('\n');
-    }
-    let header = ["", "ms p50", "ms p99", "tokens/s", "GB/s", "TFLOP/s", "floor ms", "of floor"];
-    let prefill = r.prefill.iter().map(|row| row.cells(format!("prefill {}", row.tokens)));
-    let decode = r.decode.iter().map(|row| row.cells(format!("decode at {}", row.tokens)));
-    text + "\n" + &table::table(&header, &prefill.chain(decode).collect::<Vec<_>>())
+    };
+    let columns = ["TFLOP/s", "floor ms", "of floor"];
+    part("prefill of", &columns, r.prefill.iter().map(Row::prefill_cells).collect());
+    let columns = ["MB/token", "GB/s", "floor ms", "of floor", "over it, us/layer", "host us"];
+    part("decode at", &columns, r.decode.iter().map(Row::decode_cells).collect());
+    text
 }

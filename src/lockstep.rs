@@ -5,52 +5,46 @@
 //! runs from the same inputs and is compared as a whole. This is the slowest way to run a model and finds the first wrong
 //! number: its first differing op is an [`Error::Disagree`].
 
-mod lend;
-
 use crate::{
-    backend::{Backend, Buffer, Out, SamplerState, Shaped, definition},
+    backend::{Backend, Buffer, Out, Shaped, definition},
+    config::Config,
     cpu::{self, Cpu},
     error::{Error, Result},
-    kv::Kv,
-    model::{Model, Scratch},
     ops::{
-        AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, LogProb, Op, RmsNorm, Rope,
-        Sample, Swiglu, Tolerance,
+        AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, LogProb, NormGateUp,
+        NormHead, NormQkvRopeAppend, Op, RmsNorm, Rope, Sample, StreamRead, Swiglu, Tolerance,
     },
     weights::Tensor,
 };
 use half::bf16;
 use std::{
+    collections::VecDeque,
     fmt::{self, Debug},
-    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard},
+    sync::{Mutex, PoisonError},
 };
-
-/// For fused ops. A fusion leaves out the rounding of an intermediate to bf16, which is up to 2^-9 of each element; the results
-/// then differ by as much relative to their size (L2 2e-3), and by their own rounding. Allowed is twice that.
-const FUSED: Tolerance = Tolerance { l2: 4e-3, worst: 1.6e-2 };
 
 /// The CPU reference and `device` in lockstep.
 pub struct Lockstep<D: Backend<Act = bf16>> {
     host: Cpu<bf16>,
     device: D,
     progress: Mutex<Progress>,
-    /// The device's halves of the model in use, for its fused ops.
-    twin: Mutex<Option<Arc<Model<D>>>>,
 }
 
 #[derive(Default)]
 struct Progress {
     /// Ops so far.
     ops: u64,
-    /// The fused op and the layer that came last.
-    stage: Option<(&'static str, usize)>,
+    /// The fused op that came last.
+    stage: Option<&'static str>,
+    /// Layers begun in this pass.
+    layers: usize,
 }
 
 /// A buffer on both sides.
 pub struct Both<T: Element, D: Backend<Act = bf16>> {
     host: Vec<T>,
-    /// Locked because [`lend`] borrows it from behind a `&`.
-    device: RwLock<D::Buf<T>>,
+    /// The device's half.
+    pub device: D::Buf<T>,
 }
 
 impl<T: Element, D: Backend<Act = bf16>> Buffer for Both<T, D> {
@@ -59,29 +53,12 @@ impl<T: Element, D: Backend<Act = bf16>> Buffer for Both<T, D> {
     }
 }
 
-impl<T: Element, D: Backend<Act = bf16>> Both<T, D> {
-    /// The device's half.
-    pub fn device(&self) -> RwLockReadGuard<'_, D::Buf<T>> {
-        self.device.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The device's half.
-    pub fn device_mut(&mut self) -> &mut D::Buf<T> {
-        self.device.get_mut().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Both halves.
-    fn halves(&mut self) -> (&mut Vec<T>, &mut D::Buf<T>) {
-        (&mut self.host, self.device.get_mut().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
 /// A weight on both sides.
 pub struct BothWeight<D: Backend> {
     /// The reference's.
     pub host: cpu::Weight,
-    /// The device's, shared with the model that its fused ops see.
-    pub device: Arc<D::Weight>,
+    /// The device's.
+    pub device: D::Weight,
 }
 
 impl<D: Backend> Shaped for BothWeight<D>
@@ -93,12 +70,12 @@ where
     }
 }
 
-/// How a fused op is named in messages, as the ops are by their `Debug`.
-struct Fused(String);
+/// How a fused op is named in messages, to tell it from those of its definition.
+struct Fused<'a, O>(&'a O);
 
-impl Debug for Fused {
+impl<O: Debug> Debug for Fused<'_, O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, fused", self.0)
+        write!(f, "{:?}, fused", self.0)
     }
 }
 
@@ -120,7 +97,7 @@ impl Compared for f32 {
 impl<D: Backend<Act = bf16>> Lockstep<D> {
     /// The reference beside `device`.
     pub fn new(device: D) -> Self {
-        Lockstep { host: Cpu::new(), device, progress: Mutex::default(), twin: Mutex::default() }
+        Lockstep { host: Cpu::new(), device, progress: Mutex::default() }
     }
 
     /// The device.
@@ -128,14 +105,25 @@ impl<D: Backend<Act = bf16>> Lockstep<D> {
         &self.device
     }
 
-    fn enter(&self, fused: &'static str, layer: usize) {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner).stage = Some((fused, layer));
+    fn enter(&self, fused: &'static str) {
+        let mut p = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        p.layers += usize::from(fused == NormQkvRopeAppend::STEM); // with which a layer begins
+        p.stage = Some(fused);
     }
 
     fn disagree(&self, op: &dyn Debug, output: &str, what: &str) -> Error {
         let p = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        let stage = p.stage.map_or(String::new(), |(fused, l)| format!(", in or after {fused} of layer {l}"));
+        let stage = match (p.stage, p.layers) {
+            (Some(NormHead::STEM), _) => ", in or after norm_head".into(),
+            (Some(fused), n @ 1..) => format!(", in or after {fused} of layer {}", n - 1),
+            _ => String::new(),
+        };
         Error::Disagree(format!("op {}{stage}: {op:?}: {output}: {what}", p.ops))
+    }
+
+    fn begin_pass(&self) {
+        let mut p = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        (p.stage, p.layers) = (None, 0);
     }
 
     fn count_op(&self) {
@@ -151,7 +139,7 @@ impl<D: Backend<Act = bf16>> Lockstep<D> {
         buf: &mut Both<T, D>,
         len: usize,
     ) -> Result<()> {
-        let (host, device) = buf.halves();
+        let Both { host, device } = buf;
         let mut got = vec![T::zeroed(); len];
         self.device.read(&mut got, device, 0)?;
         let f32s = |v: &[T]| v.iter().map(|x| x.compared()).collect::<Vec<f32>>();
@@ -163,26 +151,12 @@ impl<D: Backend<Act = bf16>> Lockstep<D> {
 
     /// As `settle` for all of a buffer of integers, which must be equal.
     fn settle_words(&self, op: &dyn Debug, output: &str, buf: &mut Both<u32, D>) -> Result<()> {
-        let (host, device) = buf.halves();
+        let Both { host, device } = buf;
         let got = self.device.download(device)?;
         match got.iter().zip(&*host).position(|(g, w)| g != w) {
             None => Ok(()),
             Some(i) => Err(self.disagree(op, output, &format!("element {i} is {}, expected {}", got[i], host[i]))),
         }
-    }
-
-    /// The sampler's outputs. Its scratch is nobody's business.
-    fn settle_choice(
-        &self,
-        op: &dyn Debug,
-        token: &mut Both<u32, D>,
-        pos: &mut Both<u32, D>,
-        state: &mut SamplerState<Self>,
-    ) -> Result<()> {
-        self.settle_words(op, "token", token)?;
-        self.settle_words(op, "pos", pos)?;
-        self.settle_words(op, "params", &mut state.params)?;
-        self.settle_words(op, "history", &mut state.history)
     }
 }
 
@@ -193,9 +167,8 @@ macro_rules! product {
         let len = $op.rows * $op.n;
         macro_rules! epilogue {
             ($kind:ident, $buf:ident) => {{
-                let (host, device) = $buf.halves();
-                $self.host.$method($op, Out::$kind(host), &$x.host, &$w.host)?;
-                $self.device.$method($op, Out::$kind(device), &$x.device(), &$w.device)?;
+                $self.host.$method($op, Out::$kind(&mut $buf.host), &$x.host, &$w.host)?;
+                $self.device.$method($op, Out::$kind(&mut $buf.device), &$x.device, &$w.device)?;
                 $self.settle($op, stringify!($kind), $op.tolerance(), $buf, len)
             }};
         }
@@ -212,7 +185,7 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
     type Buf<T: Element> = Both<T, D>;
     type Weight = BothWeight<D>;
     type Graphs = ();
-    type Fetch = u32;
+    type Outbox = (VecDeque<u32>, D::Outbox);
     const LOOKAHEAD: usize = 0;
     const CHUNK: usize = D::CHUNK;
     const IS_GPU: bool = D::IS_GPU;
@@ -223,49 +196,59 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
     fn free_memory(&self) -> Result<Option<u64>> {
         self.device.free_memory()
     }
+    fn supports(&self, config: &Config) -> Result<()> {
+        self.device.supports(config)
+    }
     fn alloc<T: Element>(&self, len: usize) -> Result<Both<T, D>> {
-        Ok(Both { host: self.host.alloc(len)?, device: RwLock::new(self.device.alloc(len)?) })
+        Ok(Both { host: self.host.alloc(len)?, device: self.device.alloc(len)? })
     }
     fn write<T: Element>(&self, dst: &mut Both<T, D>, at: usize, src: &[T]) -> Result<()> {
-        let (host, device) = dst.halves();
-        self.device.write(device, at, src)?;
-        self.host.write(host, at, src)
+        self.device.write(&mut dst.device, at, src)?;
+        self.host.write(&mut dst.host, at, src)
     }
     fn read<T: Element>(&self, dst: &mut [T], src: &Both<T, D>, at: usize) -> Result<()> {
-        self.device.read(dst, &src.device(), at)
+        self.device.read(dst, &src.device, at)
     }
-    fn weight(&self, parts: &[Tensor]) -> Result<BothWeight<D>> {
-        Ok(BothWeight { host: self.host.weight(parts)?, device: Arc::new(self.device.weight(parts)?) })
+    fn weights(&self, stacks: &[Vec<Tensor>], progress: &mut dyn FnMut(u64)) -> Result<Vec<BothWeight<D>>> {
+        let host = self.host.weights(stacks, &mut |_| {})?;
+        let both = host.into_iter().zip(self.device.weights(stacks, progress)?);
+        Ok(both.map(|(host, device)| BothWeight { host, device }).collect())
     }
     fn weight_from(&self, rows: usize, cols: usize, data: &[bf16]) -> Result<BothWeight<D>> {
-        let device = Arc::new(self.device.weight_from(rows, cols, data)?);
+        let device = self.device.weight_from(rows, cols, data)?;
         Ok(BothWeight { host: self.host.weight_from(rows, cols, data)?, device })
     }
     fn synchronize(&self) -> Result<()> {
         self.device.synchronize()
     }
-    fn fetch(&self, src: &Both<u32, D>) -> Result<u32> {
-        let mut word = [0];
-        self.read(&mut word, src, 0)?;
-        Ok(word[0])
+    fn outbox(&self) -> Result<Self::Outbox> {
+        Ok((self.host.outbox()?, self.device.outbox()?))
     }
-    fn fetched(&self, fetch: u32) -> Result<u32> {
-        Ok(fetch)
+    fn take(&self, (host, device): &mut Self::Outbox) -> Result<u32> {
+        let (ours, theirs) = (self.host.take(host)?, self.device.take(device)?);
+        match ours == theirs {
+            true => Ok(ours),
+            false => Err(Error::Disagree(format!("the outbox has token {theirs}, expected {ours}"))),
+        }
+    }
+    fn skip(&self, (host, device): &mut Self::Outbox, n: usize) {
+        self.host.skip(host, n);
+        self.device.skip(device, n);
     }
 
     fn embed(&self, op: &Embed, x: &mut Both<bf16, D>, tokens: &Both<u32, D>, table: &BothWeight<D>) -> Result<()> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner).stage = None; // a pass begins
+        self.begin_pass();
         self.count_op();
-        let (host, device) = x.halves();
+        let Both { host, device } = &mut *x;
         self.host.embed(op, host, &tokens.host, &table.host)?;
-        self.device.embed(op, device, &tokens.device(), &table.device)?;
+        self.device.embed(op, device, &tokens.device, &table.device)?;
         self.settle(op, "x", op.tolerance(), x, op.rows * op.dim)
     }
     fn rms_norm(&self, op: &RmsNorm, out: &mut Both<bf16, D>, x: &Both<bf16, D>, w: &BothWeight<D>) -> Result<()> {
         self.count_op();
-        let (host, device) = out.halves();
+        let Both { host, device } = &mut *out;
         self.host.rms_norm(op, host, &x.host, &w.host)?;
-        self.device.rms_norm(op, device, &x.device(), &w.device)?;
+        self.device.rms_norm(op, device, &x.device, &w.device)?;
         self.settle(op, "out", op.tolerance(), out, op.rows * op.dim)
     }
     fn add_rms_norm(
@@ -277,9 +260,8 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         w: &BothWeight<D>,
     ) -> Result<()> {
         self.count_op();
-        let ((host, device), (host_x, device_x)) = (out.halves(), x.halves());
-        self.host.add_rms_norm(op, host, host_x, &d.host, &w.host)?;
-        self.device.add_rms_norm(op, device, device_x, &d.device(), &w.device)?;
+        self.host.add_rms_norm(op, &mut out.host, &mut x.host, &d.host, &w.host)?;
+        self.device.add_rms_norm(op, &mut out.device, &mut x.device, &d.device, &w.device)?;
         self.settle(op, "x", op.tolerance(), x, op.rows * op.dim)?;
         self.settle(op, "out", op.tolerance(), out, op.rows * op.dim)
     }
@@ -291,9 +273,9 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
     }
     fn rope(&self, op: &Rope, qkv: &mut Both<bf16, D>, pos: &Both<u32, D>, table: &Both<f32, D>) -> Result<()> {
         self.count_op();
-        let (host, device) = qkv.halves();
+        let Both { host, device } = &mut *qkv;
         self.host.rope(op, host, &pos.host, &table.host)?;
-        self.device.rope(op, device, &pos.device(), &table.device())?;
+        self.device.rope(op, device, &pos.device, &table.device)?;
         self.settle(op, "qkv", op.tolerance(), qkv, op.rows * op.qkv_dim())
     }
     fn kv_append(
@@ -305,9 +287,8 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         pos: &Both<u32, D>,
     ) -> Result<()> {
         self.count_op();
-        let ((host_k, device_k), (host_v, device_v)) = (k.halves(), v.halves());
-        self.host.kv_append(op, host_k, host_v, &qkv.host, &pos.host)?;
-        self.device.kv_append(op, device_k, device_v, &qkv.device(), &pos.device())?;
+        self.host.kv_append(op, &mut k.host, &mut v.host, &qkv.host, &pos.host)?;
+        self.device.kv_append(op, &mut k.device, &mut v.device, &qkv.device, &pos.device)?;
         let cache = k.len(); // all of it: a copy to a wrong place shows
         self.settle(op, "k", op.tolerance(), k, cache)?;
         self.settle(op, "v", op.tolerance(), v, cache)
@@ -322,9 +303,9 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         pos: &Both<u32, D>,
     ) -> Result<()> {
         self.count_op();
-        let (host, device) = out.halves();
+        let Both { host, device } = &mut *out;
         self.host.attn_prefill(op, host, &qkv.host, &k.host, &v.host, &pos.host)?;
-        self.device.attn_prefill(op, device, &qkv.device(), &k.device(), &v.device(), &pos.device())?;
+        self.device.attn_prefill(op, device, &qkv.device, &k.device, &v.device, &pos.device)?;
         self.settle(op, "out", op.tolerance(), out, op.rows * op.n_heads * op.head_dim)
     }
     fn attn_decode(
@@ -339,18 +320,18 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         pos: &Both<u32, D>,
     ) -> Result<()> {
         self.count_op();
-        let ((host, device), (host_part, part), (host_arrived, arrived)) =
-            (out.halves(), part.halves(), arrived.halves());
-        let (q, p) = (qkv.device(), pos.device());
+        let (q, p) = (&qkv.device, &pos.device);
+        let (host, host_part, host_arrived) = (&mut out.host, &mut part.host, &mut arrived.host);
         self.host.attn_decode(op, host, host_part, host_arrived, &qkv.host, &k.host, &v.host, &pos.host)?;
-        self.device.attn_decode(op, device, part, arrived, &q, &k.device(), &v.device(), &p)?;
+        let (device, part, arrived) = (&mut out.device, &mut part.device, &mut arrived.device);
+        self.device.attn_decode(op, device, part, arrived, q, &k.device, &v.device, p)?;
         self.settle(op, "out", op.tolerance(), out, op.rows * op.n_heads * op.head_dim)
     }
     fn swiglu(&self, op: &Swiglu, hb: &mut Both<bf16, D>, gate_up: &Both<bf16, D>) -> Result<()> {
         self.count_op();
-        let (host, device) = hb.halves();
+        let Both { host, device } = &mut *hb;
         self.host.swiglu(op, host, &gate_up.host)?;
-        self.device.swiglu(op, device, &gate_up.device())?;
+        self.device.swiglu(op, device, &gate_up.device)?;
         self.settle(op, "hb", op.tolerance(), hb, op.rows * op.ffn_dim)
     }
     fn argmax(
@@ -358,34 +339,46 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         op: &Argmax,
         token: &mut Both<u32, D>,
         pos: &mut Both<u32, D>,
-        state: &mut SamplerState<Self>,
+        scratch: &mut Both<f32, D>,
+        (host, device): &mut Self::Outbox,
         logits: &Both<f32, D>,
     ) -> Result<()> {
         self.count_op();
-        let (mut host, mut device) = self.lend_sampler(state)?;
-        let ((ht, dt), (hp, dp)) = (token.halves(), pos.halves());
-        let result = (self.host.argmax(op, ht, hp, &mut host, &logits.host))
-            .and_then(|()| self.device.argmax(op, dt, dp, &mut device, &logits.device()));
-        self.return_sampler(state, host, device);
-        result?;
-        self.settle_choice(op, token, pos, state)
+        self.host.argmax(op, &mut token.host, &mut pos.host, &mut scratch.host, host, &logits.host)?;
+        self.device.argmax(op, &mut token.device, &mut pos.device, &mut scratch.device, device, &logits.device)?;
+        self.settle_words(op, "token", token)?;
+        self.settle_words(op, "pos", pos)
     }
     fn sample(
         &self,
         op: &Sample,
         token: &mut Both<u32, D>,
         pos: &mut Both<u32, D>,
-        state: &mut SamplerState<Self>,
+        params: &mut Both<u32, D>,
+        history: &mut Both<u32, D>,
+        scratch: &mut Both<f32, D>,
+        (host, device): &mut Self::Outbox,
+        bias: &Both<f32, D>,
         logits: &Both<f32, D>,
     ) -> Result<()> {
         self.count_op();
-        let (mut host, mut device) = self.lend_sampler(state)?;
-        let ((ht, dt), (hp, dp)) = (token.halves(), pos.halves());
-        let result = (self.host.sample(op, ht, hp, &mut host, &logits.host))
-            .and_then(|()| self.device.sample(op, dt, dp, &mut device, &logits.device()));
-        self.return_sampler(state, host, device);
-        result?;
-        self.settle_choice(op, token, pos, state)
+        let Both { host: t, device: dt } = token;
+        let Both { host: p, device: dp } = params;
+        let Both { host: h, device: dh } = history;
+        let Both { host: s, device: ds } = scratch;
+        self.host.sample(op, t, &mut pos.host, p, h, s, host, &bias.host, &logits.host)?;
+        self.device.sample(op, dt, &mut pos.device, dp, dh, ds, device, &bias.device, &logits.device)?;
+        self.settle_words(op, "token", token)?;
+        self.settle_words(op, "pos", pos)?;
+        self.settle_words(op, "params", params)?;
+        self.settle_words(op, "history", history)
+    }
+
+    fn stream_read(&self, op: &StreamRead, out: &mut Both<u32, D>, x: &Both<u32, D>) -> Result<()> {
+        self.count_op();
+        self.host.stream_read(op, &mut out.host, &x.host)?;
+        self.device.stream_read(op, &mut out.device, &x.device)?;
+        self.settle_words(op, "out", out)
     }
     fn log_prob(
         &self,
@@ -396,52 +389,67 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         target: &Both<u32, D>,
     ) -> Result<()> {
         self.count_op();
-        let ((ho, d_o), (hg, dg)) = (out.halves(), greedy.halves());
-        self.host.log_prob(op, ho, hg, &logits.host, &target.host)?;
-        self.device.log_prob(op, d_o, dg, &logits.device(), &target.device())?;
+        self.host.log_prob(op, &mut out.host, &mut greedy.host, &logits.host, &target.host)?;
+        self.device.log_prob(op, &mut out.device, &mut greedy.device, &logits.device, &target.device)?;
         self.settle(op, "out", op.tolerance(), out, op.rows * op.targets)?;
         self.settle_words(op, "greedy", greedy)
     }
 
     fn norm_qkv_rope_append(
         &self,
-        m: &Model<Self>,
-        s: &mut Scratch<Self>,
-        kv: &mut Kv<Self>,
-        l: usize,
-        rows: usize,
+        op: &NormQkvRopeAppend,
+        qkv: &mut Both<bf16, D>,
+        k: &mut Both<bf16, D>,
+        v: &mut Both<bf16, D>,
+        xb: &mut Both<bf16, D>,
+        x: &Both<bf16, D>,
+        pos: &Both<u32, D>,
+        gain: &BothWeight<D>,
+        w: &BothWeight<D>,
+        table: &Both<f32, D>,
     ) -> Result<()> {
-        self.enter("norm_qkv_rope_append", l);
-        definition::norm_qkv_rope_append(self, m, s, kv, l, rows)?;
-        self.fused(m, s, kv, |d, m, s, kv| d.norm_qkv_rope_append(m, s, kv, l, rows))?;
-        let op = &Fused(format!("norm_qkv_rope_append({rows} rows, layer {l})"));
-        self.settle(op, "qkv", FUSED, &mut s.qkv, rows * (m.config.q_dim() + 2 * m.config.kv_dim()))?;
-        let cache = kv.k[l].len();
-        self.settle(op, "k", FUSED, &mut kv.k[l], cache)?;
-        self.settle(op, "v", FUSED, &mut kv.v[l], cache)
+        self.enter(NormQkvRopeAppend::STEM);
+        definition::norm_qkv_rope_append(self, op, qkv, k, v, xb, x, pos, gain, w, table)?;
+        let (dqkv, dk, dv, dxb) = (&mut qkv.device, &mut k.device, &mut v.device, &mut xb.device);
+        let (gain, w, table) = (&gain.device, &w.device, &table.device);
+        self.device.norm_qkv_rope_append(op, dqkv, dk, dv, dxb, &x.device, &pos.device, gain, w, table)?;
+        let fused = &Fused(op);
+        self.settle(fused, "qkv", Tolerance::FUSED, qkv, op.rows * op.qkv_dim())?;
+        let cache = k.len();
+        self.settle(fused, "k", Tolerance::FUSED, k, cache)?;
+        self.settle(fused, "v", Tolerance::FUSED, v, cache)
     }
 
-    fn attn(
+    fn norm_gate_up(
         &self,
-        m: &Model<Self>,
-        s: &mut Scratch<Self>,
-        kv: &Kv<Self>,
-        l: usize,
-        rows: usize,
-        kv_len: usize,
+        op: &NormGateUp,
+        hb: &mut Both<bf16, D>,
+        xb: &mut Both<bf16, D>,
+        gate_up: &mut Both<bf16, D>,
+        x: &Both<bf16, D>,
+        gain: &BothWeight<D>,
+        w: &BothWeight<D>,
     ) -> Result<()> {
-        self.enter("attn", l);
-        definition::attn(self, m, s, kv, l, rows, kv_len)?;
-        self.fused(m, s, kv, |d, m, s, kv| d.attn(m, s, kv, l, rows, kv_len))?;
-        let op = &Fused(format!("attn({rows} rows, layer {l}, {kv_len} positions)"));
-        self.settle(op, "att", FUSED, &mut s.att, rows * m.config.q_dim())
+        self.enter(NormGateUp::STEM);
+        definition::norm_gate_up(self, op, hb, xb, gate_up, x, gain, w)?;
+        let (dhb, dxb, dgate_up) = (&mut hb.device, &mut xb.device, &mut gate_up.device);
+        self.device.norm_gate_up(op, dhb, dxb, dgate_up, &x.device, &gain.device, &w.device)?;
+        self.settle(&Fused(op), "hb", Tolerance::FUSED, hb, op.rows * op.ffn_dim)
     }
 
-    fn norm_gate_up(&self, m: &Model<Self>, s: &mut Scratch<Self>, l: usize, rows: usize) -> Result<()> {
-        self.enter("norm_gate_up", l);
-        definition::norm_gate_up(self, m, s, l, rows)?;
-        self.fused_without_cache(m, s, |d, m, s| d.norm_gate_up(m, s, l, rows))?;
-        let op = &Fused(format!("norm_gate_up({rows} rows, layer {l})"));
-        self.settle(op, "hb", FUSED, &mut s.hb, rows * m.config.ffn_dim)
+    fn norm_head(
+        &self,
+        op: &NormHead,
+        logits: &mut Both<f32, D>,
+        xb: &mut Both<bf16, D>,
+        x: &Both<bf16, D>,
+        gain: &BothWeight<D>,
+        w: &BothWeight<D>,
+    ) -> Result<()> {
+        self.enter(NormHead::STEM);
+        definition::norm_head(self, op, logits, xb, x, gain, w)?;
+        let (dlogits, dxb) = (&mut logits.device, &mut xb.device);
+        self.device.norm_head(op, dlogits, dxb, &x.device, &gain.device, &w.device)?;
+        self.settle(&Fused(op), "logits", Tolerance::FUSED, logits, op.rows * op.vocab)
     }
 }

@@ -1,0 +1,29 @@
+// norm_gate_up: hb[r,i] = silu(g) * u, g = sum_j norm(x[r])[j] * w[i,j], u the same with w[ffn_dim+i,j];
+//           norm(x)[j] = x[j] * rsqrt(mean_j(x[j]^2) + eps) * gain[j], silu(g) = g / (1 + exp(-g))       (Shazeer 2020)
+// shapes:   hb [rows, ffn_dim] bf16; x [rows, dim] bf16; gain [dim] bf16; w [2*ffn_dim, dim] bf16, gate rows then up.
+// rounding: x * gain to bf16 (the definition rounds x * gain / rms there), sums, silu and product in f32, one rounding
+//           at the store: those of gate and up are gone.
+// mapping:  common/gemv.cuh; block b owns rows 8b to 8b + 7 of gate and of up, so that both of a pair end in one warp.
+// traffic:  reads 4*ffn_dim*dim + 2*dim + 2*rows*dim (x and gain from L2 once per block); writes 2*rows*ffn_dim.
+//           = NormGateUp::cost. Predicted, not measured, at 4.37 TB/s: 28672x4096 234.9 MB 53.7 us.
+// requires: dim % 8 == 0, ffn_dim % 8 == 0, rows <= DECODE_ROWS      (NormGateUp::check in src/ops/norm_gate_up.rs)
+// source:   ours, see common/gemv.cuh. Not yet measured.
+#include "common/gemv.cuh"
+#include "common/trace.cuh"
+
+extern "C" __global__ void __launch_bounds__(THREADS, GEMV_BLOCKS)
+norm_gate_up_bf16(bf16* hb, const bf16* x, const bf16* gain, const bf16* w, int rows, int dim, int ffn_dim, float eps,
+                  Span* trace) {
+  Traced traced(trace);
+  const bf16* gate = w + (int64_t)blockIdx.x * 8 * dim;
+  Product<true> p;
+  p.begin(gate, gate + (int64_t)ffn_dim * dim, rows, dim);
+  grid_dependency_wait();
+  traced.ready();
+  grid_launch_dependents();
+  p.run(x, gain);
+  float y = p.total(eps), up = __shfl_xor_sync(0xffffffffu, y, 8);
+  int r = threadIdx.x / GEMV_TILE, i = threadIdx.x % GEMV_TILE;
+  if (r < rows && i < 8) hb[(int64_t)r * ffn_dim + blockIdx.x * 8 + i] = __float2bfloat16(y / (1.f + __expf(-y)) * up);
+}
+EXPORT_KERNEL(norm_gate_up_bf16)

@@ -1,0 +1,50 @@
+// norm_qkv_rope_append: y[r,i] = sum_j norm(x[r])[j] * w[i,j], norm(x)[j] = x[j] * rsqrt(mean_j(x[j]^2) + eps) * gain[j];
+//           q and k heads of y rotated to pos[r], half-split as in rope.cu; all to qkv, k and v heads to the cache too.
+// shapes:   qkv [rows, n_heads + 2*n_kv_heads, head_dim] bf16; k, v [n_kv_heads, max_seq, head_dim] bf16; x [rows, dim]
+//           bf16; pos [rows] u32; gain [dim] bf16; w [(n_heads + 2*n_kv_heads) * head_dim, dim] bf16; table [positions,
+//           head_dim] f32, cosines then sines.
+// rounding: x * gain to bf16 (the definition rounds x * gain / rms there), sums and rotation in f32, one rounding at the
+//           store: that of y before the rotation is gone.
+// mapping:  common/gemv.cuh; a head is head_dim / 16 blocks, of which block j owns rows 8j to 8j + 7 of each half, so
+//           that both of a pair end in one warp.
+// traffic:  reads 2*n*dim + 2*dim + 2*rows*dim + 4*rows*head_dim, n rows of w; writes 2*rows*n and the cache's
+//           4*rows*n_kv_heads*head_dim. = NormQkvRopeAppend::cost. Predicted, not measured, at 4.37 TB/s: 6144x4096 50.3
+//           MB 11.5 us.
+// requires: dim % 8 == 0, head_dim % 16 == 0, rows <= DECODE_ROWS, positions below max_seq and those of table
+//                                             (NormQkvRopeAppend::check in src/ops/norm_qkv_rope_append.rs)
+// source:   ours, see common/gemv.cuh. Not yet measured.
+#include "common/gemv.cuh"
+#include "common/trace.cuh"
+
+extern "C" __global__ void __launch_bounds__(THREADS, GEMV_BLOCKS)
+norm_qkv_rope_append_bf16(bf16* qkv, bf16* k, bf16* v, const bf16* x, const uint32_t* pos, const bf16* gain,
+                          const bf16* w, const float* table, int rows, int dim, int n_heads, int n_kv_heads,
+                          int head_dim, int max_seq, float eps, Span* trace) {
+  Traced traced(trace);
+  int half = head_dim / 2, blocks = head_dim / GEMV_TILE;  // of a head
+  int h = blockIdx.x / blocks, j = blockIdx.x % blocks * 8;
+  const bf16* first = w + (int64_t)(h * head_dim + j) * dim;
+  Product<true> p;
+  p.begin(first, first + (int64_t)half * dim, rows, dim);
+  grid_dependency_wait();
+  traced.ready();
+  grid_launch_dependents();
+
+  int r = threadIdx.x / GEMV_TILE, i = j + threadIdx.x % 8;
+  bool second = threadIdx.x & 8, stores = r < rows, rotates = h < n_heads + n_kv_heads;
+  int64_t at = stores ? pos[r] : 0;
+  float c = 1.f, s = 0.f;  // early: their latency would show at the end
+  if (stores && rotates) c = table[at * head_dim + i], s = table[at * head_dim + half + i];
+  p.run(x, gain);
+  float y = p.total(eps), other = __shfl_xor_sync(0xffffffffu, y, 8);
+  if (!stores) return;
+  if (rotates) y = second ? y * c + other * s : y * c - other * s;
+  bf16 rounded = __float2bfloat16(y);
+  i += second ? half : 0;
+  qkv[((int64_t)r * (n_heads + 2 * n_kv_heads) + h) * head_dim + i] = rounded;
+  int kvh = h - n_heads;
+  if (kvh < 0) return;
+  bf16* cache = kvh < n_kv_heads ? k : v;
+  cache[((int64_t)(kvh % n_kv_heads) * max_seq + at) * head_dim + i] = rounded;
+}
+EXPORT_KERNEL(norm_qkv_rope_append_bf16)

@@ -1,0 +1,142 @@
+//! What `nvidia-smi` says of a GPU: under which conditions a number was measured.
+//!
+//! A process a question, because this is asked twice in a run; where there is no nvidia-smi, nothing is known. A GPU is named
+//! by its PCI address: nvidia-smi counts GPUs otherwise than the driver does.
+
+use crate::error::{Error, Result};
+use serde::Serialize;
+use std::{
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// It has hung when it takes longer.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// What does not change while a program runs.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Board {
+    /// `580.95.05`
+    pub driver_version: Option<String>,
+    /// `Enabled`: part of the memory and of its bandwidth goes to error correction, where the memory has none of its own.
+    pub ecc: Option<String>,
+    /// Highest clock of the multiprocessors.
+    pub max_sm_mhz: Option<f64>,
+    /// Highest clock of the memory.
+    pub max_memory_mhz: Option<f64>,
+    /// Power that the GPU may take.
+    pub power_limit_w: Option<f64>,
+}
+
+/// What changes from moment to moment.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Running {
+    /// Clock of the multiprocessors.
+    pub sm_mhz: Option<f64>,
+    /// Clock of the memory.
+    pub memory_mhz: Option<f64>,
+    /// Power.
+    pub power_w: Option<f64>,
+    /// Of the chip.
+    pub temperature_c: Option<f64>,
+}
+
+impl Board {
+    /// Of the GPU at a PCI address; `None` where nothing can be learned.
+    pub fn of(pci: &str) -> Option<Board> {
+        let fields = "driver_version,ecc.mode.current,clocks.max.sm,clocks.max.mem,power.limit";
+        let mut child = ask(pci, fields)?;
+        let begin = Instant::now();
+        while child.try_wait().ok()?.is_none() {
+            std::thread::sleep(Duration::from_millis(5));
+            if begin.elapsed() > LIMIT {
+                let _ = child.kill();
+            }
+        }
+        Board::parse(&answer(child)?)
+    }
+
+    fn parse(line: &str) -> Option<Board> {
+        let [driver_version, ecc, max_sm, max_memory, power_limit] = values(line)?;
+        Some(Board {
+            driver_version,
+            ecc,
+            max_sm_mhz: number(max_sm),
+            max_memory_mhz: number(max_memory),
+            power_limit_w: number(power_limit),
+        })
+    }
+}
+
+impl Running {
+    /// Of the GPU at a PCI address while `load` runs, again and again; `None` where nothing can be learned.
+    ///
+    /// # Errors
+    /// Those of `load`.
+    pub fn during(pci: &str, mut load: impl FnMut() -> Result<()>) -> Result<Option<Running>> {
+        let Some(mut child) = ask(pci, "clocks.sm,clocks.mem,power.draw,temperature.gpu") else { return Ok(None) };
+        let begin = Instant::now();
+        let failed = |source| Error::Io { path: "nvidia-smi".into(), source };
+        while child.try_wait().map_err(failed)?.is_none() {
+            if let Err(e) = load() {
+                let _ = (child.kill(), child.wait());
+                return Err(e);
+            }
+            if begin.elapsed() > LIMIT {
+                let _ = child.kill();
+            }
+        }
+        Ok(answer(child).and_then(|line| Running::parse(&line)))
+    }
+
+    fn parse(line: &str) -> Option<Running> {
+        let [sm, memory, power, temperature] = values(line)?;
+        Some(Running {
+            sm_mhz: number(sm),
+            memory_mhz: number(memory),
+            power_w: number(power),
+            temperature_c: number(temperature),
+        })
+    }
+}
+
+/// `None` where there is none to ask.
+fn ask(pci: &str, fields: &str) -> Option<Child> {
+    let args = [&format!("--query-gpu={fields}"), "--format=csv,noheader,nounits", "--id", pci];
+    let mut command = Command::new("nvidia-smi");
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.spawn().ok()
+}
+
+fn answer(child: Child) -> Option<String> {
+    let output = child.wait_with_output().ok().filter(|o| o.status.success())?;
+    String::from_utf8(output.stdout).ok()
+}
+
+/// The values of the first line, without those that this GPU does not know.
+fn values<const N: usize>(text: &str) -> Option<[Option<String>; N]> {
+    let known = |v: &str| Some(v.trim()).filter(|v| !v.is_empty() && !v.starts_with('[')).map(String::from);
+    text.lines().next()?.split(',').map(known).collect::<Vec<_>>().try_into().ok()
+}
+
+fn number(value: Option<String>) -> Option<f64> {
+    value?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_there_is() {
+        let board = Board::parse("580.95.05, Enabled, 1980, 2619, 700.00\n").unwrap();
+        assert_eq!((board.driver_version.as_deref(), board.ecc.as_deref()), (Some("580.95.05"), Some("Enabled")));
+        assert_eq!((board.max_sm_mhz, board.power_limit_w), (Some(1980.0), Some(700.0)));
+        let board = Board::parse("570.1, [N/A], 2100, 9501, [Not Supported]").unwrap();
+        assert_eq!((board.ecc, board.power_limit_w), (None, None));
+        let running = Running::parse("345, 2619, 112.53, 29\n").unwrap();
+        assert_eq!((running.sm_mhz, running.temperature_c), (Some(345.0), Some(29.0)));
+        assert_eq!(Running::parse("No devices were found"), None);
+        assert_eq!(Board::parse(""), None);
+    }
+}

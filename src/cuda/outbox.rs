@@ -1,0 +1,98 @@
+//! Tokens on their way to the host: a kernel writes them to page-locked memory, and the host polls it.
+
+use super::{Arg, Buffer, Cuda, failed};
+use crate::{
+    backend::Backend,
+    error::{Error, Result},
+    tiles::OUTBOX,
+};
+use cudarc::driver::{CudaStream, PinnedHostSlice, sys};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// How often the driver is asked whether the device still works, while a token is waited for.
+const LOOK_AGAIN: Duration = Duration::from_micros(50);
+
+/// See `kernels/common/outbox.cuh`.
+pub struct Outbox {
+    /// Words of the device: token in the low half, its number from 1 on in the high half.
+    ring: PinnedHostSlice<u64>,
+    /// Of the ring, for the device and for this process.
+    address: *mut u64,
+    /// Tokens posted so far.
+    serial: Buffer<u32>,
+    /// Tokens taken and skipped so far.
+    next: u32,
+    stream: Arc<CudaStream>,
+}
+
+// SAFETY: `address` is that of `ring`, which is owned and may be used by any thread.
+unsafe impl Send for Outbox {}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        let _ = self.stream.synchronize(); // a kernel must not write to freed memory
+    }
+}
+
+impl Outbox {
+    /// The kernel's arguments `serial` and `ring`.
+    pub fn args(&mut self) -> [Arg; 2] {
+        [(&mut self.serial).into(), Arg(self.address as u64)]
+    }
+}
+
+impl Cuda {
+    pub(super) fn new_outbox(&self) -> Result<Outbox> {
+        let what = || failed(|| "allocating the outbox of tokens".into());
+        // SAFETY: a u64 has no invalid values, and all words are written below. Flags 0 is cached memory, which the CPU reads
+        // fast; with unified addressing, which every GPU that the kernels run on has, its address is the device's too.
+        let mut ring = unsafe { self.context.alloc_pinned_with_flags::<u64>(OUTBOX as usize, 0) }.map_err(what())?;
+        ring.as_mut_slice().map_err(what())?.fill(0);
+        let address = ring.as_mut_ptr().map_err(what())?;
+        Ok(Outbox { ring, address, serial: self.alloc(1)?, next: 0, stream: self.stream.clone() })
+    }
+
+    pub(super) fn take_token(&self, outbox: &mut Outbox) -> Result<u32> {
+        let at = (outbox.next % OUTBOX) as usize;
+        debug_assert!(at < outbox.ring.len());
+        // SAFETY: the word is in the ring, which lives as long as the outbox; host and device both access it as a whole.
+        let word = unsafe { AtomicU64::from_ptr(outbox.address.add(at)) };
+        let number = outbox.next.wrapping_add(1);
+        let there = || Some(word.load(Ordering::Acquire)).filter(|w| (w >> 32) as u32 == number).map(|w| w as u32);
+        let (mut looked, mut spins) = (Instant::now(), 0u32);
+        loop {
+            if let Some(token) = there() {
+                outbox.next = number;
+                return Ok(token);
+            }
+            spins = spins.wrapping_add(1);
+            if spins % 64 == 0 && looked.elapsed() > LOOK_AGAIN {
+                // SAFETY: a live stream of this context, which is bound below.
+                let said = || unsafe { sys::cuStreamQuery(self.stream.cu_stream()) };
+                self.context.bind_to_thread().map_err(failed(|| "waiting for a token".into()))?;
+                match said() {
+                    sys::CUresult::CUDA_ERROR_NOT_READY => {}
+                    sys::CUresult::CUDA_SUCCESS if there().is_some() => continue,
+                    sys::CUresult::CUDA_SUCCESS => {
+                        let cause = format!("the GPU has nothing left to do, and token {number} did not come");
+                        return Err(Error::Cuda { what: "waiting for a token".into(), cause });
+                    }
+                    e => e.result().map_err(failed(|| "waiting for a token".into()))?,
+                }
+                std::thread::yield_now(); // where cores are scarce, others get theirs
+                looked = Instant::now();
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    pub(super) fn skip_tokens(outbox: &mut Outbox, n: usize) {
+        outbox.next = outbox.next.wrapping_add(n as u32);
+    }
+}

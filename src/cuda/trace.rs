@@ -1,0 +1,177 @@
+//! When and where each block of each launch ran, by the clock of the device: what `kernels/common/trace.cuh` notes.
+//!
+//! A launch passes [`Cuda::trace`] as its last argument: the address of its own spans while a trace runs, null otherwise.
+//! A recorded step has that address baked in, so a trace has a number that is part of the key of recorded steps: a traced
+//! step is recorded for itself, and a trace sees its last replay.
+
+use super::{Arg, Buffer, Cuda};
+use crate::{
+    backend::Backend,
+    error::{Error, Result},
+    ops::{Cost, Element, Grid, Op},
+};
+use std::{
+    fmt::Debug,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+/// One block's run, as the kernel wrote it; times are nanoseconds of the device's clock.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Span {
+    /// Its first thread started.
+    pub begin: u64,
+    /// What the kernel depends on was done; `begin` where it does not wait for that itself.
+    pub ready: u64,
+    /// Its first thread was done: a lower bound, see `kernels/common/trace.cuh`.
+    pub end: u64,
+    /// The multiprocessor.
+    pub sm: u32,
+    pad: u32,
+}
+
+impl Element for Span {}
+
+impl Span {
+    /// A block's run on a multiprocessor.
+    pub fn new(begin: u64, ready: u64, end: u64, sm: u32) -> Span {
+        Span { begin, ready, end, sm, pad: 0 }
+    }
+}
+
+/// A launch in a trace.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// Name of the kernel.
+    pub kernel: String,
+    /// The op with its sizes.
+    pub case: String,
+    /// What the op must move and compute.
+    pub cost: Cost,
+    /// One for each block, in the order of their linear index. Empty for a kernel that notes nothing.
+    pub spans: Vec<Span>,
+}
+
+/// The trace that is running, if any.
+#[derive(Default)]
+pub(super) struct Tracer {
+    /// Its number, 0 for none; read at each launch.
+    id: AtomicU64,
+    trace: Mutex<Option<Trace>>,
+    started: AtomicU64,
+}
+
+struct Trace {
+    spans: Buffer<Span>,
+    /// Spans that are given to launches.
+    given: usize,
+    /// In the order of the launches.
+    launches: Vec<(Launch, std::ops::Range<usize>)>,
+    /// The last of them has its spans but is not yet enqueued.
+    open: bool,
+}
+
+impl Tracer {
+    /// The number of the running trace; 0 when there is none.
+    pub fn id(&self) -> u64 {
+        self.id.load(Relaxed)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Trace>> {
+        self.trace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Calls `f` when a trace runs; costs one load when none does.
+    fn with<T>(&self, f: impl FnOnce(&mut Trace) -> T) -> Option<T> {
+        if self.id() == 0 { None } else { self.lock().as_mut().map(f) }
+    }
+
+    /// The launches so far belong to another step than those to come, and are forgotten.
+    pub fn step(&self) {
+        self.with(|t| t.launches.clear());
+    }
+
+    /// A kernel was enqueued.
+    pub fn launched(&self, kernel: &str, op: &dyn Debug) {
+        self.with(|t| {
+            if !t.open {
+                let launch =
+                    Launch { kernel: String::new(), case: String::new(), cost: Cost::default(), spans: Vec::new() };
+                t.launches.push((launch, 0..0));
+            }
+            t.open = false;
+            if let Some((launch, _)) = t.launches.last_mut() {
+                (launch.kernel, launch.case) = (kernel.into(), format!("{op:?}"));
+            }
+        });
+    }
+}
+
+impl Cuda {
+    /// The last argument of a launch: where its blocks note their spans, or null.
+    pub fn trace<O: Op>(&self, op: &O, grid: Grid) -> Arg {
+        let address = self.trace.with(|t| {
+            let blocks = grid.blocks.iter().map(|n| *n as usize).product();
+            let range = t.given..t.given + blocks;
+            t.given = range.end;
+            let fits = range.end <= t.spans.len();
+            let address = t.spans.address + (range.start * size_of::<Span>()) as u64;
+            let launch = Launch {
+                kernel: String::new(),
+                case: String::new(),
+                cost: op.cost(),
+                spans: Vec::with_capacity(blocks),
+            };
+            t.launches.push((launch, range));
+            t.open = true;
+            if fits { address } else { 0 }
+        });
+        Arg::pointer(address.unwrap_or(0))
+    }
+
+    /// Begins a trace with room for `blocks` blocks. Of a session's steps it shows the last one that was recorded or run
+    /// operation by operation, at its last replay; of other launches, all.
+    ///
+    /// # Errors
+    /// `Input` when one is running; `Memory` when the room is not there.
+    pub fn trace_start(&self, blocks: usize) -> Result<()> {
+        let spans = self.alloc(blocks)?;
+        let mut trace = self.trace.lock();
+        if trace.is_some() {
+            return Err(Error::Input("a trace is already running on this GPU".into()));
+        }
+        *trace = Some(Trace { spans, given: 0, launches: Vec::new(), open: false });
+        self.trace.id.store(self.trace.started.fetch_add(1, Relaxed) + 1, Relaxed);
+        Ok(())
+    }
+
+    /// Ends the trace, waits for the device, and returns the launches in the order in which they were enqueued.
+    ///
+    /// # Errors
+    /// `Input` when none is running or when there were more blocks than it had room for; `Cuda` when a kernel that takes
+    /// its spans wrote none.
+    pub fn trace_stop(&self) -> Result<Vec<Launch>> {
+        self.trace.id.store(0, Relaxed);
+        let Some(trace) = self.trace.lock().take() else {
+            return Err(Error::Input("no trace is running on this GPU".into()));
+        };
+        if trace.given > trace.spans.len() {
+            let (given, room) = (trace.given, trace.spans.len());
+            return Err(Error::Input(format!("the trace has room for {room} blocks, {given} were launched")));
+        }
+        let spans = self.download(&trace.spans)?;
+        let mut launches = Vec::with_capacity(trace.launches.len());
+        for (mut launch, range) in trace.launches {
+            launch.spans.extend_from_slice(&spans[range]);
+            if let Some(block) = launch.spans.iter().position(|s| s.end == 0) {
+                let (what, cause) = (launch.case, format!("block {block} of {} noted no time", launch.kernel));
+                return Err(Error::Cuda { what, cause });
+            }
+            launches.push(launch);
+        }
+        Ok(launches)
+    }
+}

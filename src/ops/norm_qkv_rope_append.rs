@@ -1,0 +1,249 @@
+//! `qkv[r] = norm(x[r]) w^T`, its q and k heads rotated to `pos[r]`, its k and v heads appended to the cache: what a layer
+//! does before its attention.
+//!
+//! Fused of `rms_norm`, `matmul`, `rope` and `kv_append`, which are its definition ([`crate::backend::definition`]).
+//! Shapes: `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim]; `k`, `v` [n_kv_heads, max_seq, head_dim]; `x` [rows, dim]; `pos`
+//! [at least rows]; `gain` [dim]; `w` [(n_heads + 2 n_kv_heads) * head_dim, dim]; `table` [positions, head_dim] f32.
+//! Rounding: the kernel rounds `x * gain` to bf16 where the definition rounds `x * gain / rms`, and does not round the
+//! product before the rotation. Its bits of a row depend on the row, its position and the weights only.
+
+use super::{
+    Cost, Grid, KvAppend, Op, RmsNorm, Rope, Tolerance, download, expect, gemv::product_grid, noise_buf, noise_weight,
+    poison,
+};
+use crate::{
+    backend::{Backend, DECODE_ROWS},
+    error::Result,
+};
+
+/// Sizes of one call.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NormQkvRopeAppend {
+    /// Tokens.
+    pub rows: usize,
+    /// Width of `x`.
+    pub dim: usize,
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key heads, as many as value heads.
+    pub n_kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Capacity of the cache; the caller proves that each position is below, and that they differ.
+    pub max_seq: usize,
+    /// Positions in the table; the caller proves that each position is below.
+    pub positions: usize,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+impl NormQkvRopeAppend {
+    /// Columns of `qkv`, rows of `w`.
+    pub fn qkv_dim(&self) -> usize {
+        (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+    }
+
+    /// The first op of the definition.
+    pub fn norm(&self) -> RmsNorm {
+        RmsNorm { rows: self.rows, first: 0, dim: self.dim, eps: self.eps }
+    }
+
+    /// The third.
+    pub fn rope(&self) -> Rope {
+        let NormQkvRopeAppend { rows, n_heads, n_kv_heads, head_dim, positions, .. } = *self;
+        Rope { rows, n_heads, n_kv_heads, head_dim, max_seq: positions }
+    }
+
+    /// The last.
+    pub fn append(&self) -> KvAppend {
+        let NormQkvRopeAppend { rows, n_heads, n_kv_heads, head_dim, max_seq, .. } = *self;
+        KvAppend { rows, n_heads, n_kv_heads, head_dim, max_seq }
+    }
+
+    /// Buffer lengths fit the sizes, and the sizes the kernel.
+    #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
+    pub fn check(
+        &self,
+        qkv: usize,
+        k: usize,
+        v: usize,
+        x: usize,
+        pos: usize,
+        gain: usize,
+        w: (usize, usize),
+        table: usize,
+    ) -> Result<()> {
+        expect(Self::STEM, (1..=DECODE_ROWS).contains(&self.rows), || {
+            format!("{self:?}: the kernel takes 1 to {DECODE_ROWS} rows")
+        })?;
+        expect(Self::STEM, self.dim > 0 && self.dim.is_multiple_of(8) && self.head_dim.is_multiple_of(16), || {
+            format!("{self:?}: the kernel needs dim % 8 == 0 and head_dim % 16 == 0")
+        })?;
+        expect(Self::STEM, w == (self.qkv_dim(), self.dim) && gain == self.dim, || {
+            format!("w is {w:?} and gain has {gain} elements, {self:?}")
+        })?;
+        expect(Self::STEM, x >= self.rows * self.dim && qkv >= self.rows * self.qkv_dim() && pos >= self.rows, || {
+            format!("qkv has {qkv} elements, x {x} and pos {pos}, {self:?}")
+        })?;
+        let cache = self.n_kv_heads * self.max_seq * self.head_dim;
+        expect(Self::STEM, k >= cache && v >= cache && table >= self.positions * self.head_dim, || {
+            format!("k has {k} elements, v {v} and table {table}, {self:?}")
+        })
+    }
+
+    /// A block owns 8 rows of each half of a head.
+    pub fn grid(&self) -> Grid {
+        product_grid(self.qkv_dim(), self.rows, true)
+    }
+
+    /// The kernel.
+    #[cfg(feature = "cuda")]
+    #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
+    pub fn launch(
+        &self,
+        cu: &crate::cuda::Cuda,
+        qkv: &mut crate::cuda::Buffer<half::bf16>,
+        k: &mut crate::cuda::Buffer<half::bf16>,
+        v: &mut crate::cuda::Buffer<half::bf16>,
+        x: &crate::cuda::Buffer<half::bf16>,
+        pos: &crate::cuda::Buffer<u32>,
+        gain: &crate::cuda::Weight,
+        w: &crate::cuda::Weight,
+        table: &crate::cuda::Buffer<f32>,
+    ) -> Result<()> {
+        let shape = (w.rows, w.cols);
+        self.check(qkv.len(), k.len(), v.len(), x.len(), pos.len(), gain.data.len(), shape, table.len())?;
+        let sizes = [self.rows, self.dim, self.n_heads, self.n_kv_heads, self.head_dim, self.max_seq];
+        super::expect_ints(Self::STEM, &[&sizes[..], &[self.qkv_dim(), self.positions]].concat())?;
+        let buffers = [qkv.into(), k.into(), v.into(), x.into(), pos.into()];
+        let weights = [(&gain.data).into(), (&w.data).into(), table.into()];
+        let scalars = [self.eps.into(), cu.trace(self, self.grid())];
+        let args = [&buffers[..], &weights, &sizes.map(crate::cuda::Arg::from), &scalars].concat();
+        // SAFETY: check() proved that every buffer holds what the sizes say, that rows of w and x are 16-byte aligned and
+        // that a head is whole blocks; each position is below max_seq and positions, which the caller promises (the device
+        // alone knows them); the arguments are those of the kernel, in order; it waits for its predecessor before it reads
+        // what that wrote.
+        unsafe { cu.launch_dependent("norm_qkv_rope_append_bf16", self, self.grid(), &args) }
+    }
+}
+
+/// The buffers of one call.
+pub struct Io<B: Backend> {
+    qkv: B::Buf<B::Act>,
+    k: B::Buf<B::Act>,
+    v: B::Buf<B::Act>,
+    xb: B::Buf<B::Act>,
+    x: B::Buf<B::Act>,
+    pos: B::Buf<u32>,
+    gain: B::Weight,
+    w: B::Weight,
+    table: B::Buf<f32>,
+}
+
+impl Op for NormQkvRopeAppend {
+    const STEM: &'static str = "norm_qkv_rope_append";
+    type Io<B: Backend> = Io<B>;
+
+    fn cases() -> Vec<Self> {
+        let case = |(rows, dim, n_heads, n_kv_heads, head_dim, max_seq)| NormQkvRopeAppend {
+            rows,
+            dim,
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            max_seq,
+            positions: max_seq + 3,
+            eps: 1e-5,
+        };
+        let shapes = [
+            (1, 8, 1, 1, 16, 1),        // one chunk of a row, one block a head
+            (3, 72, 2, 1, 32, 7),       // just past a stage
+            (8, 1032, 1, 1, 64, 20),    // all rows; the last warps have one stage less
+            (5, 256, 4, 2, 128, 9),     // as many stages as warps
+            (1, 576, 9, 3, 64, 300),    // SmolLM2-135M
+            (1, 4096, 32, 8, 128, 512), // Llama-3-8B
+            (8, 4096, 32, 8, 128, 512),
+        ];
+        shapes.into_iter().map(case).collect()
+    }
+
+    fn cost(&self) -> Cost {
+        let [rows, dim, n, d] = [self.rows, self.dim, self.qkv_dim(), self.head_dim].map(|n| n as u64);
+        let cache = 2 * rows * self.n_kv_heads as u64 * d;
+        Cost {
+            read: 2 * n * dim + 2 * dim + 2 * rows * dim + 4 * rows * d,
+            write: 2 * rows * n + 2 * cache,
+            flops: 2 * rows * n * dim + 4 * rows * dim + 3 * rows * n,
+        }
+    }
+
+    fn tolerance(&self) -> Tolerance {
+        Tolerance::FUSED
+    }
+
+    /// The caches are full, so a copy to a wrong place shows twice.
+    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Io<B>> {
+        let cache = self.n_kv_heads * self.max_seq * self.head_dim;
+        let first = self.max_seq.saturating_sub(self.rows) as u32; // to the cache's end
+        let scale = 2.0 / (self.dim as f32).sqrt(); // heads as large as what the caches hold
+        let inv_freq: Vec<f32> = (0..self.head_dim / 2).map(|i| 0.7f32.powi(i as i32 + 1)).collect();
+        Ok(Io {
+            qkv: poison(b, self.rows * self.qkv_dim())?,
+            k: noise_buf(b, cache, seed + 3, 1.0)?,
+            v: noise_buf(b, cache, seed + 4, 1.0)?,
+            xb: poison(b, self.rows * self.dim)?,
+            x: noise_buf(b, self.rows * self.dim, seed, 3.0)?,
+            pos: b.upload(&(first..first + self.rows as u32).collect::<Vec<u32>>())?,
+            gain: noise_weight(b, 1, self.dim, seed + 1, 1.0)?,
+            w: noise_weight(b, self.qkv_dim(), self.dim, seed + 2, scale)?,
+            table: b.upload(&Rope::table(&inv_freq, self.positions))?,
+        })
+    }
+
+    fn run<B: Backend>(&self, b: &B, io: &mut Io<B>) -> Result<()> {
+        let Io { qkv, k, v, xb, x, pos, gain, w, table } = io;
+        b.norm_qkv_rope_append(self, qkv, k, v, xb, x, pos, gain, w, table)
+    }
+
+    fn outputs<B: Backend>(&self, b: &B, io: &Io<B>) -> Result<Vec<f32>> {
+        Ok([download(b, &io.qkv)?, download(b, &io.k)?, download(b, &io.v)?].concat())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn op() -> NormQkvRopeAppend {
+        NormQkvRopeAppend {
+            rows: 2,
+            dim: 64,
+            n_heads: 2,
+            n_kv_heads: 1,
+            head_dim: 32,
+            max_seq: 10,
+            positions: 10,
+            eps: 1e-5,
+        }
+    }
+
+    #[test]
+    fn check_names_what_is_wrong() {
+        let (op, text) = (op(), |r: Result<()>| r.unwrap_err().to_string());
+        let check = |op: &NormQkvRopeAppend, k, x, w| op.check(256, k, 320, x, 2, 64, w, 320);
+        assert!(check(&op, 320, 128, (128, 64)).is_ok());
+        assert!(text(check(&op, 319, 128, (128, 64))).starts_with("norm_qkv_rope_append: k has 319 elements, v 320"));
+        assert!(text(check(&op, 320, 127, (128, 64))).contains("qkv has 256 elements, x 127 and pos 2"));
+        assert!(text(check(&op, 320, 128, (64, 128))).contains("w is (64, 128)"));
+        let wrong = |op: NormQkvRopeAppend| text(check(&op, 320, 128, (128, 64)));
+        assert!(wrong(NormQkvRopeAppend { rows: 9, ..op.clone() }).ends_with("1 to 8 rows"));
+        assert!(wrong(NormQkvRopeAppend { head_dim: 8, ..op }).ends_with("head_dim % 16 == 0"));
+    }
+
+    #[test]
+    fn a_head_is_whole_blocks() {
+        assert_eq!(op().grid().blocks, [8, 1, 1]);
+        let llama = NormQkvRopeAppend::cases().into_iter().find(|c| c.dim == 4096).unwrap();
+        assert_eq!(llama.grid().blocks, [384, 1, 1]);
+    }
+}
