@@ -22,6 +22,7 @@
 // source:   Dao et al. 2023 (flash-decoding), Milakov & Gimelshein 2018 (online softmax). Not yet measured.
 #include "common/device.cuh"
 #include "common/tiles.h"
+#include "common/trace.cuh"
 
 constexpr int HEADS = ATTN_GROUP;  // most heads of a group: rows of the mma that carry a head
 constexpr int WARPS = ATTN_THREADS / 32;
@@ -137,7 +138,7 @@ template <int D> DEV void add_values(Softmax<D>& m, const float (&p)[4], const T
 
 template <int D> DEV void attn_decode(bf16* out, float* part, unsigned* arrived, const bf16* qkv, const bf16* k,
                                       const bf16* v, const unsigned* positions, int n_heads, int n_kv_heads,
-                                      int max_seq, float scale) {
+                                      int max_seq, float scale, const Traced& traced) {
   constexpr int PITCH = D + 8;  // moves the heads of a lane's neighbours to other banks
   SHARED(float, acc, WARPS * HEADS * PITCH);
   SHARED(float, max_of, WARPS * HEADS);
@@ -163,6 +164,7 @@ template <int D> DEV void attn_decode(bf16* out, float* part, unsigned* arrived,
     load_v(t, v, key, 0, fresh - 1, g, c);
   }
   grid_dependency_wait();
+  traced.ready();
   grid_launch_dependents();
   load_k(t, k, key, fresh, pos, g, c);
   load_v(t, v, key, fresh, pos, g, c);
@@ -256,8 +258,9 @@ template <int D> DEV void attn_decode(bf16* out, float* part, unsigned* arrived,
 #define ATTN_DECODE(name, D)                                                                                       \
   extern "C" __global__ void __launch_bounds__(ATTN_THREADS, 3)                                                    \
       name(bf16* out, float* part, unsigned* arrived, const bf16* qkv, const bf16* k, const bf16* v,               \
-           const unsigned* pos, int n_heads, int n_kv_heads, int max_seq, float scale) {                           \
-    attn_decode<D>(out, part, arrived, qkv, k, v, pos, n_heads, n_kv_heads, max_seq, scale);                       \
+           const unsigned* pos, int n_heads, int n_kv_heads, int max_seq, float scale, Span* trace) {              \
+    Traced traced(trace);                                                                                          \
+    attn_decode<D>(out, part, arrived, qkv, k, v, pos, n_heads, n_kv_heads, max_seq, scale, traced);               \
   }                                                                                                                \
   EXPORT_KERNEL(name)
 

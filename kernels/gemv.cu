@@ -8,14 +8,17 @@
 // requires: k % 8 == 0, rows <= DECODE_ROWS, n and k up to 2^30   (Gemv::check, Gemv::check_kernel in src/ops/gemv.rs)
 // source:   ours, see common/gemv.cuh. Not yet measured.
 #include "common/gemv.cuh"
+#include "common/trace.cuh"
 
 enum Epilogue { STORE, ADD, F32 };
 
-template <Epilogue E, class T> DEV void gemv(T* out, const bf16* x, const bf16* w, int rows, int n, int k) {
+template <Epilogue E, class T>
+DEV void gemv(T* out, const bf16* x, const bf16* w, int rows, int n, int k, const Traced& traced) {
   int tile = blockIdx.x * GEMV_TILE, first = min(tile, n - GEMV_TILE);  // the last block may repeat rows of the one before
   Product<false> p;
   p.begin(w + (int64_t)first * k, w + (int64_t)(first + 8) * k, rows, k);
   grid_dependency_wait();
+  traced.ready();
   grid_launch_dependents();
 
   int r = threadIdx.x / GEMV_TILE, i = first + threadIdx.x % GEMV_TILE;
@@ -34,11 +37,12 @@ template <Epilogue E, class T> DEV void gemv(T* out, const bf16* x, const bf16* 
     out[at] = __float2bfloat16(y + residual);
 }
 
-#define GEMV(name, E, T)                                                    \
-  extern "C" __global__ void __launch_bounds__(THREADS, GEMV_BLOCKS)        \
-      name(T* out, const bf16* x, const bf16* w, int rows, int n, int k) {  \
-    gemv<E>(out, x, w, rows, n, k);                                         \
-  }                                                                         \
+#define GEMV(name, E, T)                                                                \
+  extern "C" __global__ void __launch_bounds__(THREADS, GEMV_BLOCKS)                    \
+      name(T* out, const bf16* x, const bf16* w, int rows, int n, int k, Span* trace) { \
+    Traced traced(trace);                                                               \
+    gemv<E>(out, x, w, rows, n, k, traced);                                             \
+  }                                                                                     \
   EXPORT_KERNEL(name)
 
 // What is supported: bf16 weights, three epilogues, 1 to DECODE_ROWS rows.

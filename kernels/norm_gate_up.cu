@@ -9,13 +9,17 @@
 // requires: dim % 8 == 0, ffn_dim % 8 == 0, rows <= DECODE_ROWS      (NormGateUp::check in src/ops/norm_gate_up.rs)
 // source:   ours, see common/gemv.cuh. Not yet measured.
 #include "common/gemv.cuh"
+#include "common/trace.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, GEMV_BLOCKS)
-norm_gate_up_bf16(bf16* hb, const bf16* x, const bf16* gain, const bf16* w, int rows, int dim, int ffn_dim, float eps) {
+norm_gate_up_bf16(bf16* hb, const bf16* x, const bf16* gain, const bf16* w, int rows, int dim, int ffn_dim, float eps,
+                  Span* trace) {
+  Traced traced(trace);
   const bf16* gate = w + (int64_t)blockIdx.x * 8 * dim;
   Product<true> p;
   p.begin(gate, gate + (int64_t)ffn_dim * dim, rows, dim);
   grid_dependency_wait();
+  traced.ready();
   grid_launch_dependents();
   p.run(x, gain);
   float y = p.total(eps), up = __shfl_xor_sync(0xffffffffu, y, 8);

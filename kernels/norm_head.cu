@@ -7,14 +7,17 @@
 // requires: dim % 8 == 0, vocab >= 16, rows <= DECODE_ROWS            (NormHead::check in src/ops/norm_head.rs)
 // source:   ours, see common/gemv.cuh. Not yet measured.
 #include "common/gemv.cuh"
+#include "common/trace.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, GEMV_BLOCKS)
 norm_head_bf16(float* logits, const bf16* x, const bf16* gain, const bf16* w, int rows, int first, int dim, int vocab,
-               float eps) {
+               float eps, Span* trace) {
+  Traced traced(trace);
   int tile = blockIdx.x * GEMV_TILE, row = min(tile, vocab - GEMV_TILE);  // the last block may repeat some of the rows
   Product<true> p;
   p.begin(w + (int64_t)row * dim, w + (int64_t)(row + 8) * dim, rows, dim);
   grid_dependency_wait();
+  traced.ready();
   grid_launch_dependents();
   p.run(x + (int64_t)first * dim, gain);
   float y = p.total(eps);

@@ -14,17 +14,20 @@
 //                                             (NormQkvRopeAppend::check in src/ops/norm_qkv_rope_append.rs)
 // source:   ours, see common/gemv.cuh. Not yet measured.
 #include "common/gemv.cuh"
+#include "common/trace.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, GEMV_BLOCKS)
 norm_qkv_rope_append_bf16(bf16* qkv, bf16* k, bf16* v, const bf16* x, const uint32_t* pos, const bf16* gain,
                           const bf16* w, const float* table, int rows, int dim, int n_heads, int n_kv_heads,
-                          int head_dim, int max_seq, float eps) {
+                          int head_dim, int max_seq, float eps, Span* trace) {
+  Traced traced(trace);
   int half = head_dim / 2, blocks = head_dim / GEMV_TILE;  // of a head
   int h = blockIdx.x / blocks, j = blockIdx.x % blocks * 8;
   const bf16* first = w + (int64_t)(h * head_dim + j) * dim;
   Product<true> p;
   p.begin(first, first + (int64_t)half * dim, rows, dim);
   grid_dependency_wait();
+  traced.ready();
   grid_launch_dependents();
 
   int r = threadIdx.x / GEMV_TILE, i = j + threadIdx.x % 8;

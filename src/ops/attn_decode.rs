@@ -159,6 +159,7 @@ impl AttnDecode {
                     n_kv_heads,
                     max_seq,
                     scale.into(),
+                    cu.trace(self, self.grid()),
                 ],
             )
         }
