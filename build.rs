@@ -1,4 +1,5 @@
-//! Compiles kernels/*.cu to one fatbin each, to be embedded, and turns kernels/common/tiles.h into Rust constants.
+//! Compiles kernels/*.cu and kernels/lab/*.cu to one fatbin each, to be embedded, and turns kernels/common/tiles.h into Rust
+//! constants.
 //!
 //! Environment: NVCC, CUDA_HOME or CUDA_PATH, NVCC_CCBIN, AOJI_CUDA_ARCHS ("80,90a,ptx80"), AOJI_LINEINFO=1 (for profilers;
 //! triples the size), AOJI_SKIP_KERNELS=1 (no kernels: for checks and documentation).
@@ -43,26 +44,41 @@ fn main() {
         return;
     }
     let skip = ["DOCS_RS", "AOJI_SKIP_KERNELS"].iter().any(|v| env::var_os(v).is_some_and(|v| !v.is_empty()));
-    let sources = sources();
-    let mut modules = String::from("&[\n");
-    if skip {
-        writeln!(modules, "]").unwrap();
-        return write(&out.join("modules.rs"), &modules);
+    let (mut shipped, mut lab) = (Vec::new(), Vec::new());
+    if !skip {
+        (shipped, lab) = (sources("kernels"), sources("kernels/lab"));
+        let nvcc = find_nvcc().unwrap_or_else(|e| fail(&e));
+        compile_all(&nvcc, &[&shipped[..], &lab].concat(), &out);
     }
-    let nvcc = find_nvcc().unwrap_or_else(|e| fail(&e));
-    compile_all(&nvcc, &sources, &out);
-    for f in &sources {
-        let stem = stem(f);
-        let file = |extension: &str| format!("concat!(env!(\"OUT_DIR\"), \"/{stem}.{extension}\")");
-        let (image, log, hash) = (file("fatbin"), file("ptxas"), source_hash(f));
-        writeln!(
-            modules,
-            "Module {{ stem: {stem:?}, hash: {hash:?}, image: include_bytes!({image}), ptxas: include_str!({log}) }},"
-        )
-        .unwrap();
-    }
-    modules.push_str("]\n");
-    write(&out.join("modules.rs"), &modules);
+    write_list(&out.join("modules.rs"), shipped.iter().map(|f| module(f)));
+    write_list(&out.join("lab.rs"), lab.iter().map(|f| variant(f, &shipped)));
+}
+
+/// A slice for `include!`.
+fn write_list(path: &Path, items: impl Iterator<Item = String>) {
+    write(path, &format!("&[\n{}]\n", items.map(|i| i + ",\n").collect::<String>()));
+}
+
+/// `Module { ... }` of a compiled file.
+fn module(f: &Path) -> String {
+    let (stem, hash) = (stem(f), source_hash(f));
+    let file = |extension: &str| format!("concat!(env!(\"OUT_DIR\"), \"/{stem}.{extension}\")");
+    let (image, log) = (file("fatbin"), file("ptxas"));
+    format!("Module {{ stem: {stem:?}, hash: {hash:?}, image: include_bytes!({image}), ptxas: include_str!({log}) }}")
+}
+
+/// `Variant { ... }` of a compiled kernels/lab/<op>_<name>.cu: the op is the longest stem of kernels/*.cu that fits.
+fn variant(f: &Path, shipped: &[PathBuf]) -> String {
+    let full = stem(f);
+    let name = |op: &str| full.strip_prefix(op)?.strip_prefix('_').filter(|name| !name.is_empty()).map(String::from);
+    let ops = shipped.iter().map(|s| stem(s));
+    let (op, name) = ops.filter_map(|op| Some((op, name(op)?))).max_by_key(|(op, _)| op.len()).unwrap_or_else(|| {
+        let stems = shipped.iter().map(|s| stem(s)).collect::<Vec<_>>().join(", ");
+        fail(&format!("error: {}: expected <op>_<name>.cu, where <op> is one of {stems}", f.display()))
+    });
+    let text = fs::read_to_string(f).unwrap_or_else(|e| fail(&format!("error: {}: {e}", f.display())));
+    let launch = text.lines().find_map(|l| l.strip_prefix("// launch:")).unwrap_or("").trim();
+    format!("Variant {{ op: {op:?}, name: {name:?}, launch: {launch:?}, module: {} }}", module(f))
 }
 
 fn write(path: &Path, text: &str) {
@@ -78,19 +94,19 @@ fn stem(f: &Path) -> &str {
     f.file_stem().and_then(|s| s.to_str()).unwrap_or_else(|| fail("error: a kernel's file name is not UTF-8"))
 }
 
-fn sources() -> Vec<PathBuf> {
-    let entries = fs::read_dir("kernels").unwrap_or_else(|e| fail(&format!("error: kernels/: {e}")));
-    let mut v: Vec<_> =
-        entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "cu")).collect();
-    v.sort();
-    v
+fn sources(dir: &str) -> Vec<PathBuf> {
+    children(Path::new(dir)).into_iter().filter(|p| p.extension().is_some_and(|e| e == "cu")).collect()
 }
 
-/// FNV-1a of a kernel's text and of all common headers: the same on every machine and with every compiler.
+/// FNV-1a of a kernel's text, of the kernel that a variant includes, and of all common headers: the same on every machine and
+/// with every compiler.
 fn source_hash(f: &Path) -> String {
-    let headers = children(Path::new("kernels/common"));
-    let hash = [f.to_path_buf()].iter().chain(&headers).fold(0xcbf2_9ce4_8422_2325u64, |h, p| {
-        let text = fs::read(p).unwrap_or_else(|e| fail(&format!("error: {}: {e}", p.display())));
+    let text = fs::read_to_string(f).unwrap_or_else(|e| fail(&format!("error: {}: {e}", f.display())));
+    let included = text.lines().filter_map(|l| l.strip_prefix("#include \"")?.strip_suffix(".cu\""));
+    let included = included.map(|stem| PathBuf::from(format!("kernels/{stem}.cu")));
+    let files = std::iter::once(f.to_path_buf()).chain(included).chain(children(Path::new("kernels/common")));
+    let hash = files.fold(0xcbf2_9ce4_8422_2325u64, |h, p| {
+        let text = fs::read(&p).unwrap_or_else(|e| fail(&format!("error: {}: {e}", p.display())));
         text.iter().fold(h, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3))
     });
     format!("{hash:016x}")
@@ -162,7 +178,7 @@ fn find_nvcc() -> Result<Nvcc, String> {
     }
     message.push_str(
         "  looked in: $NVCC, $CUDA_HOME, $CUDA_PATH, $VIRTUAL_ENV, ./.venv, $PATH, /usr/local/cuda, /opt/cuda, python3's packages
-  fix (no root, seconds, 270 MB on disk):
+  fix (no root, seconds, 280 MB on disk):
     python3 -m venv .venv && .venv/bin/pip install -r requirements-cuda.txt
   or name one:      NVCC=/path/to/nvcc cargo build --release
   or without a GPU: cargo build --release --no-default-features --features cli",
@@ -204,6 +220,7 @@ fn compile_all(nvcc: &Nvcc, sources: &[PathBuf], out: &Path) {
     }
     println!("cargo:rustc-env=AOJI_KERNEL_IMAGES={}", images.join(","));
     println!("cargo:rustc-env=AOJI_NVCC_VERSION={}.{}", nvcc.version.0, nvcc.version.1);
+    println!("cargo:rustc-env=AOJI_NVCC={}", nvcc.path.display()); // for tests: the disassembler is beside it
     if let Some(c) = env::var_os("NVCC_CCBIN") {
         args.extend(["-ccbin".into(), c.to_string_lossy().into_owned()]);
     }

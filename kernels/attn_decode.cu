@@ -136,9 +136,9 @@ template <int D> DEV void add_values(Softmax<D>& m, const float (&p)[4], const T
     }
 }
 
-template <int D> DEV void attn_decode(bf16* out, float* part, unsigned* arrived, const bf16* qkv, const bf16* k,
-                                      const bf16* v, const unsigned* positions, int n_heads, int n_kv_heads,
-                                      int max_seq, float scale, const Traced& traced) {
+template <int D> DEV void attn_decode(const Traced& traced, bf16* out, float* part, unsigned* arrived,
+                                      const bf16* qkv, const bf16* k, const bf16* v, const unsigned* positions,
+                                      int n_heads, int n_kv_heads, int max_seq, float scale) {
   constexpr int PITCH = D + 8;  // moves the heads of a lane's neighbours to other banks
   SHARED(float, acc, WARPS * HEADS * PITCH);
   SHARED(float, max_of, WARPS * HEADS);
@@ -255,13 +255,13 @@ template <int D> DEV void attn_decode(bf16* out, float* part, unsigned* arrived,
   if (threadIdx.x == 0) arrived[r * n_kv_heads + kvh] = 0;
 }
 
-#define ATTN_DECODE(name, D)                                                                                       \
-  extern "C" __global__ void __launch_bounds__(ATTN_THREADS, 3)                                                    \
-      name(bf16* out, float* part, unsigned* arrived, const bf16* qkv, const bf16* k, const bf16* v,               \
-           const unsigned* pos, int n_heads, int n_kv_heads, int max_seq, float scale, Span* trace) {              \
-    Traced traced(trace);                                                                                          \
-    attn_decode<D>(out, part, arrived, qkv, k, v, pos, n_heads, n_kv_heads, max_seq, scale, traced);               \
-  }                                                                                                                \
+#define ATTN_DECODE(name, D)                                                                                      \
+  extern "C" __global__ void __launch_bounds__(ATTN_THREADS, 3)                                                   \
+      name(bf16* out, float* part, unsigned* arrived, const bf16* qkv, const bf16* k, const bf16* v,              \
+           const unsigned* pos, int n_heads, int n_kv_heads, int max_seq, float scale, Span* trace) {             \
+    Traced traced(trace);                                                                                         \
+    attn_decode<D>(traced, out, part, arrived, qkv, k, v, pos, n_heads, n_kv_heads, max_seq, scale);              \
+  }                                                                                                               \
   EXPORT_KERNEL(name)
 
 // What is supported: two widths of a head.

@@ -13,7 +13,7 @@
 enum Epilogue { STORE, ADD, F32 };
 
 template <Epilogue E, class T>
-DEV void gemv(T* out, const bf16* x, const bf16* w, int rows, int n, int k, const Traced& traced) {
+DEV void gemv(const Traced& traced, T* out, const bf16* x, const bf16* w, int rows, int n, int k) {
   int tile = blockIdx.x * GEMV_TILE, first = min(tile, n - GEMV_TILE);  // the last block may repeat rows of the one before
   Product<false> p;
   p.begin(w + (int64_t)first * k, w + (int64_t)(first + 8) * k, rows, k);
@@ -37,12 +37,12 @@ DEV void gemv(T* out, const bf16* x, const bf16* w, int rows, int n, int k, cons
     out[at] = __float2bfloat16(y + residual);
 }
 
-#define GEMV(name, E, T)                                                                \
-  extern "C" __global__ void __launch_bounds__(THREADS, GEMV_BLOCKS)                    \
+#define GEMV(name, E, T)                                                               \
+  extern "C" __global__ void __launch_bounds__(THREADS, GEMV_BLOCKS)                   \
       name(T* out, const bf16* x, const bf16* w, int rows, int n, int k, Span* trace) { \
-    Traced traced(trace);                                                               \
-    gemv<E>(out, x, w, rows, n, k, traced);                                             \
-  }                                                                                     \
+    Traced traced(trace);                                                              \
+    gemv<E>(traced, out, x, w, rows, n, k);                                            \
+  }                                                                                    \
   EXPORT_KERNEL(name)
 
 // What is supported: bf16 weights, three epilogues, 1 to DECODE_ROWS rows.

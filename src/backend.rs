@@ -11,6 +11,7 @@
 //! which roundings the fusion removes.
 
 use crate::{
+    config::Config,
     error::Result,
     ops::{
         Act, AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, NormGateUp, NormHead,
@@ -94,6 +95,13 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn name(&self) -> String;
     /// Bytes that can still be allocated, where that is limited.
     fn free_memory(&self) -> Result<Option<u64>>;
+    /// Whether its ops take the sizes of a model: asked before anything is loaded.
+    ///
+    /// # Errors
+    /// `Op` names the op and what it takes.
+    fn supports(&self, _config: &Config) -> Result<()> {
+        Ok(())
+    }
     /// A buffer of zeros.
     fn alloc<T: Element>(&self, len: usize) -> Result<Self::Buf<T>>;
     /// Writes `src` to `dst[at..]`.

@@ -262,6 +262,7 @@ impl Engine {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Engine> {
         let ModelFiles { config, weights, tokenizer, template, .. } = files;
+        b.supports(&config)?;
         let plan = Plan::choose::<B>(&config, config.weight_bytes(), options.context, b.free_memory()?)?;
         tracing::info!("{}: {plan}", b.name());
         let (mut done, total) = (0, weights.bytes());

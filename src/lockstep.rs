@@ -7,6 +7,7 @@
 
 use crate::{
     backend::{Backend, Buffer, Out, Shaped, definition},
+    config::Config,
     cpu::{self, Cpu},
     error::{Error, Result},
     ops::{
@@ -194,6 +195,9 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
     }
     fn free_memory(&self) -> Result<Option<u64>> {
         self.device.free_memory()
+    }
+    fn supports(&self, config: &Config) -> Result<()> {
+        self.device.supports(config)
     }
     fn alloc<T: Element>(&self, len: usize) -> Result<Both<T, D>> {
         Ok(Both { host: self.host.alloc(len)?, device: self.device.alloc(len)? })

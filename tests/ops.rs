@@ -1,15 +1,21 @@
-//! Every op, every case: the kernel against the reference.
+//! Every op, every case: the kernel against the reference; and so each variant of the lab.
 //!
 //! Without a GPU the kernels run on the emulated device with its checks on, and the cases too large for it are left to a GPU.
 //! `AOJI_TEST_GPU=1` runs all cases on the GPU instead.
 
 use aoji::{
     Result,
+    bench::{self, Check, KernelOptions},
     cpu::Cpu,
-    cuda::{Cuda, GemmBy},
+    cuda::{
+        Cuda, GemmBy,
+        kernels::Module,
+        lab::{LAB, Variant},
+    },
     ops::{self, Op, Visitor},
 };
 use half::bf16;
+use std::collections::BTreeSet;
 
 /// The GPU, or the emulated one; and whether it is a real one.
 fn device() -> (Cuda, bool) {
@@ -22,34 +28,129 @@ fn device() -> (Cuda, bool) {
     (cuda, real)
 }
 
-/// Runs all cases of an op on both backends, twice on the device: the same input gives the same bits.
-fn check<O: Op>() {
-    let (cuda, real) = device();
+/// Runs all cases of an op on both backends, twice on the device: the same input gives the same bits. The kernels that ran, or
+/// what is wrong.
+fn check<O: Op>(cuda: &Cuda, real: bool) -> Result<BTreeSet<String>, String> {
     let cpu = Cpu::<bf16>::new();
     let cases: Vec<O> = O::cases().into_iter().filter(|c| real || c.is_small()).collect();
     assert!(cases.len() >= 3, "{}: too few cases", O::STEM);
+    let mut kernels = BTreeSet::new();
     for (seed, op) in cases.iter().enumerate() {
-        let run = |seed| -> Result<Vec<f32>> {
-            let mut io = op.setup(&cuda, seed)?;
-            op.run(&cuda, &mut io)?;
-            op.outputs(&cuda, &io)
+        let seed = seed as u64;
+        let mut run = || -> Result<Vec<f32>> {
+            let mut io = op.setup(cuda, seed)?;
+            kernels.extend(cuda.launches(|| op.run(cuda, &mut io))?.into_iter().map(|l| l.kernel));
+            op.outputs(cuda, &io)
         };
-        let reference = |seed| -> Result<Vec<f32>> {
+        let reference = || -> Result<Vec<f32>> {
             let mut io = op.setup(&cpu, seed)?;
             op.run(&cpu, &mut io)?;
             op.outputs(&cpu, &io)
         };
-        let seed = seed as u64;
-        let got = run(seed).unwrap_or_else(|e| panic!("{op:?}: {e}\n{:?}", cuda_emulator::last_fault()));
-        let again = run(seed).unwrap_or_else(|e| panic!("{op:?}, second run: {e}\n{:?}", cuda_emulator::last_fault()));
+        let fault = || if real { None } else { cuda_emulator::last_fault() };
+        let got = run().map_err(|e| format!("{op:?}: {e}\n{:?}", fault()))?;
+        let again = run().map_err(|e| format!("{op:?}, second run: {e}\n{:?}", fault()))?;
         let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-        assert_eq!(bits(&got), bits(&again), "{op:?}: two runs differ");
-        let want = reference(seed).unwrap_or_else(|e| panic!("{op:?} on the CPU: {e}"));
-        op.tolerance().compare(&got, &want).unwrap_or_else(|e| panic!("{op:?}: {e}"));
-        if !real {
-            assert_eq!(cuda_emulator::last_fault(), None, "{op:?}");
+        if bits(&got) != bits(&again) {
+            return Err(format!("{op:?}: two runs differ"));
+        }
+        let want = reference().unwrap_or_else(|e| panic!("{op:?} on the CPU: {e}"));
+        op.tolerance().compare(&got, &want).map_err(|e| format!("{op:?}: {e}"))?;
+        if let Some(fault) = fault() {
+            return Err(format!("{op:?}: {fault}"));
         }
     }
+    Ok(kernels)
+}
+
+/// As [`check`] for the op of a variant, with the variant in the place of shipped kernels. Those of its kernels that no case
+/// runs, or what is wrong.
+fn check_variant(variant: &'static Variant) -> Result<Vec<String>, String> {
+    struct OfOp<'a>(&'a Variant, Cuda, bool, Option<Result<BTreeSet<String>, String>>);
+    impl Visitor for OfOp<'_> {
+        fn op<O: Op>(&mut self) -> Result<()> {
+            if O::STEM == self.0.op {
+                self.3 = Some(check::<O>(&self.1, self.2));
+            }
+            Ok(())
+        }
+    }
+    let wrong = |e: String| format!("kernels/lab/{}.cu: {e}", variant.module.stem);
+    let (cuda, real) = device();
+    let cuda = cuda.with_variant(variant).map_err(|e| e.to_string())?;
+    let mut of_op = OfOp(variant, cuda, real, None);
+    ops::each(&mut of_op).unwrap();
+    let ran = of_op.3.ok_or_else(|| wrong(format!("{} is no op", variant.op)))?.map_err(wrong)?;
+    let (checked, rest): (Vec<_>, Vec<_>) = variant.kernels().into_iter().partition(|k| ran.contains(k));
+    if checked.is_empty() {
+        return Err(wrong(format!("no case of {} runs {}", variant.op, rest.join(", "))));
+    }
+    Ok(rest)
+}
+
+/// Each `kernels/lab/*.cu`: it has to be as right as the kernel that it replaces.
+#[test]
+fn lab() {
+    for variant in LAB {
+        let rest = check_variant(variant).unwrap_or_else(|e| panic!("{e}"));
+        for kernel in rest {
+            println!("{kernel} is run by no case of {}: see docs/kernel-lab.md", variant.op);
+        }
+    }
+}
+
+/// What is said of variants that are planted in tests/emulator/tests/kernels/lab.cu.
+#[test]
+fn a_wrong_variant_is_found() {
+    let (_, real) = device();
+    if real {
+        return println!("skipped: the planted kernels are only on the emulated device");
+    }
+    // what build.rs makes of a file; the emulated device does not look at the image
+    let variant = |name: &'static str, launch, kernels: &[&str]| {
+        cuda_emulator::clear_faults(); // of the one before
+        let entry = |k: &&str| format!("ptxas info    : Compiling entry function '{k}' for 'sm_90a'\n");
+        let ptxas = kernels.iter().map(entry).collect::<String>().leak();
+        let module = Module { stem: format!("rms_norm_{name}").leak(), hash: "", image: &[0], ptxas };
+        &*Box::leak(Box::new(Variant { op: "rms_norm", name, launch, module }))
+    };
+    let planted = |name, launch, kernels: &[&str]| check_variant(variant(name, launch, kernels));
+    assert_eq!(planted("warp", "threads 32", &["rms_norm_bf16__warp"]), Ok(vec![]));
+    let says = |result: Result<Vec<String>, String>, expected: &[&str]| {
+        let error = result.expect_err("a variant that is wrong");
+        for text in expected.iter().chain(&["kernels/lab/rms_norm_"]) {
+            assert!(error.contains(text), "no {text:?} in {error}");
+        }
+    };
+    let run = |name, kernel| planted(name, "", &[kernel]);
+    says(run("biased", "rms_norm_bf16__biased"), &["RmsNorm { rows: 1, first: 0, dim: 8", "relative L2 error"]);
+    says(run("x", "rms_norm_bf17__x"), &["rms_norm_bf17__x is no <shipped kernel>__x", "rms_norm has rms_norm_bf16"]);
+    says(run("x", "swiglu_bf16__x"), &["swiglu_bf16__x"]); // on no device
+    says(planted("x", "", &[]), &["it has no kernel"]);
+    says(planted("warp", "threads 0", &["rms_norm_bf16__warp"]), &["threads is 0"]);
+    says(planted("warp", "warps 1", &["rms_norm_bf16__warp"]), &["\"warps 1\": expected threads"]);
+    // of another op: right or wrong, nothing of rms_norm runs it
+    says(run("idle", "swiglu_bf16__idle"), &["no case of rms_norm runs swiglu_bf16__idle"]);
+    says(run("outside", "rms_norm_bf16__outside"), &["RmsNorm { rows: 1", "lab.cu:"]);
+    let warp = variant("warp", "threads 32", &["rms_norm_bf16__warp"]);
+    let biased = variant("biased", "", &["rms_norm_bf16__biased"]);
+    let error = Cuda::open_with(0, &[warp, biased]).err().expect("a place taken twice").to_string();
+    assert!(error.contains("rms_norm_biased.cu: rms_norm_bf16__biased: rms_norm_bf16__warp has taken"), "{error}");
+
+    // the same said by the bench, of each case
+    let variants = vec![warp, biased, variant("idle", "", &["swiglu_bf16__idle"])];
+    let options = KernelOptions { stem: None, small: true, check: false, repeat: 1, once: true, variants };
+    let mut results = Vec::new();
+    bench::kernels(&device().0, &options, &mut |r| results.push(r)).unwrap();
+    let of = |name| results.iter().filter(move |r| r.variant == name && r.op == "rms_norm");
+    let cases = of(None).count();
+    assert_eq!(results.len(), 3 * cases + 1, "only the variants' op runs");
+    assert!(cases >= 3 && of(None).chain(of(Some("warp"))).all(|r| r.check == Check::Passed && r.times.is_some()));
+    assert!(of(Some("warp")).all(|r| r.launches[0].grid.threads == 32 && r.ratio.is_some()));
+    assert!(of(Some("biased")).any(|r| matches!(&r.check, Check::Failed(why) if why.contains("relative L2 error"))));
+    let idle: Vec<_> = of(Some("idle")).map(|r| (r.case.as_str(), &r.check)).collect();
+    assert!(matches!(&idle[..], [("no case", Check::Failed(why))] if why.contains("swiglu_bf16__idle")), "{idle:?}");
+    cuda_emulator::clear_faults();
 }
 
 /// Each launch of a trace has a span for each block, in which its times are in order, and ends before the next is ready.
@@ -101,7 +202,10 @@ fn a_trace_shows_each_block() {
 
 macro_rules! op_tests {
     ($($stem:ident: $op:ty),* $(,)?) => {
-        $(#[test] fn $stem() { check::<$op>() })*
+        $(#[test] fn $stem() {
+            let (cuda, real) = device();
+            check::<$op>(&cuda, real).unwrap_or_else(|e| panic!("{e}"));
+        })*
 
         #[test]
         fn no_op_is_forgotten() {

@@ -202,3 +202,39 @@ fn min_tokens_holds_the_end_back() {
         }
     }
 }
+
+/// What the kernels do not take is refused before anything is loaded.
+#[test]
+#[cfg(feature = "cuda")]
+fn a_model_that_the_kernels_do_not_take_is_refused_at_once() {
+    cuda_emulator::install();
+    let dir = tempfile::tempdir().unwrap();
+    let config = CONFIG.replace("\"head_dim\": 64", "\"head_dim\": 32");
+    aoji::synth::write(&config, 7, aoji::Dtype::Bf16, 1 << 30, dir.path(), |_, _| {}).unwrap();
+    let open = |device| Engine::open(dir.path().to_str().unwrap(), &Options { device, ..Options::default() });
+    assert!(open(Device::Cpu).is_ok());
+    let said = open(Device::Cuda(0)).err().expect("no kernel for 32").to_string();
+    assert!(said.contains("the kernel has head_dim 64 and 128; others run on the CPU only"), "{said}");
+}
+
+/// One recording a step does not catch what the other enqueues, and each gets its own tokens.
+#[test]
+fn sessions_of_several_threads_do_not_meet() {
+    for engine in engines() {
+        let run =
+            |salt| tokens(&mut engine.session(64).unwrap(), &prompt(9 + salt as usize, salt), 12, &Sampling::default());
+        let alone: Vec<_> = (0..3).map(run).collect();
+        let together: Vec<_> = std::thread::scope(|s| {
+            let threads: Vec<_> = (0..3)
+                .map(|salt| {
+                    s.spawn({
+                        let run = &run;
+                        move || run(salt)
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        assert_eq!(together, alone, "{}", engine.device());
+    }
+}

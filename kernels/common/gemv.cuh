@@ -3,11 +3,11 @@
 // mapping:  a block owns GEMV_TILE = 16 rows of w, two groups of 8 that its kernel chooses (they need not be
 //           neighbours), which its GEMV_WARPS warps share by columns: warp v takes the 64-column stages v,
 //           v + GEMV_WARPS, ... in a ring of its own of GEMV_STAGES stages in shared memory, so it waits for no other
-//           warp before the end. A block has 32 KB of weights on their way, an SM the 5 blocks that shared memory
-//           holds. Of the matrices of Llama-3-8B on 132 SMs, 4096, 6144, 28672 and 128256 rows are 1.94, 2.91, 13.6
+//           warp before the end. A block has 24 KB of weights on their way, an SM 120 KB with the 5 blocks that shared
+//           memory holds. Of the matrices of Llama-3-8B on 132 SMs, 4096, 6144, 28672 and 128256 rows are 1.94, 2.91, 13.6
 //           and 60.7 blocks an SM: at least 97% of what whole rounds would hold, and the first two leave room for the
 //           blocks of the next kernel, whose weights are then on their way.
-// overlap:  `Product::begin` asks for the first 32 KB of weights, which depend on nothing, and comes before
+// overlap:  `Product::begin` asks for the first 24 KB of weights, which depend on nothing, and comes before
 //           grid_dependency_wait; x, its norm and the epilogue's inputs come after it.
 // traffic:  x and gain come through L1, which the blocks of an SM share: from L2 they would be a sixteenth each of what w is.
 // mma:      w is the 16-row operand and x, filled up with copies of its last row, the 8-column one: the cost is that

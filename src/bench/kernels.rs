@@ -3,11 +3,11 @@
 //! A call is timed inside a recorded sequence of calls, each on buffers of its own, so that neither the host nor what is in
 //! the L2 cache counts: `copies` sets of buffers, together at least twice the L2 where the case is large enough for that.
 
-use super::Times;
+use super::{Ratio, Times, lab};
 use crate::{
     backend::Backend,
     cpu::Cpu,
-    cuda::Cuda,
+    cuda::{Cuda, Launched, lab::Variant},
     error::{Error, Result},
     ops::{self, Cost, Op, Visitor},
 };
@@ -30,6 +30,8 @@ pub struct KernelOptions {
     pub repeat: usize,
     /// Only one set of buffers and no warm-up: for tools that slow every launch down.
     pub once: bool,
+    /// Variants of the lab to compare with the shipped kernels; without `stem`, only their ops run.
+    pub variants: Vec<&'static Variant>,
 }
 
 /// Whether what was timed computes the right thing.
@@ -44,21 +46,28 @@ pub enum Check {
     Failed(String),
 }
 
-/// One case of one op.
+/// One case of one op, by the shipped kernels or by a variant.
 #[derive(Debug, Clone, Serialize)]
 pub struct KernelResult {
     /// Stem of the op.
     pub op: &'static str,
     /// Its sizes.
     pub case: String,
+    /// Name of the variant.
+    pub variant: Option<&'static str>,
     /// Bytes that a call must read.
     pub read_bytes: u64,
     /// Bytes that a call must write.
     pub write_bytes: u64,
     /// Floating-point operations of a call.
     pub flops: u64,
+    /// What a call launches.
+    #[serde(skip)]
+    pub launches: Vec<Launched>,
     /// Of one call; absent when it failed.
     pub times: Option<Times>,
+    /// A variant's time as a multiple of the shipped kernel's.
+    pub ratio: Option<Ratio>,
     /// Sets of buffers that took turns.
     pub copies: usize,
     /// They are at least twice the L2 cache: no call finds its data there.
@@ -67,17 +76,38 @@ pub struct KernelResult {
     pub check: Check,
 }
 
+impl KernelResult {
+    pub(super) fn new<O: Op>(op: &O, variant: Option<&'static str>) -> KernelResult {
+        let Cost { read, write, flops } = op.cost();
+        KernelResult {
+            op: O::STEM,
+            case: format!("{op:?}"),
+            variant,
+            read_bytes: read,
+            write_bytes: write,
+            flops,
+            launches: Vec::new(),
+            times: None,
+            ratio: None,
+            copies: 0,
+            cold: false,
+            check: Check::Skipped,
+        }
+    }
+}
+
 /// One case, ready to be timed.
 pub struct Bench<'a, O: Op> {
     cuda: &'a Cuda,
     op: O,
     buffers: Vec<O::Io<Cuda>>,
+    launches: Vec<Launched>,
     graphs: <Cuda as Backend>::Graphs,
     cold: bool,
 }
 
 impl<'a, O: Op> Bench<'a, O> {
-    /// Allocates and fills the buffers.
+    /// Allocates and fills the buffers, and makes one call on the first set.
     pub fn new(cuda: &'a Cuda, op: O, once: bool) -> Result<Self> {
         let c = op.cost();
         let (bytes, l2) = ((c.read + c.write).max(1), cuda.info().l2_bytes);
@@ -87,8 +117,14 @@ impl<'a, O: Op> Bench<'a, O> {
         };
         // one set would be cold by its own size
         let cold = copies as u64 * bytes >= 2 * l2;
-        let buffers = (0..copies).map(|i| op.setup(cuda, i as u64)).collect::<Result<_>>()?;
-        Ok(Bench { cuda, op, buffers, graphs: Default::default(), cold })
+        let mut buffers = (0..copies).map(|i| op.setup(cuda, i as u64)).collect::<Result<Vec<_>>>()?;
+        let launches = cuda.launches(|| op.run(cuda, &mut buffers[0]))?;
+        Ok(Bench { cuda, op, buffers, launches, graphs: Default::default(), cold })
+    }
+
+    /// What a call launches.
+    pub fn launches(&self) -> &[Launched] {
+        &self.launches
     }
 
     /// Sets of buffers.
@@ -96,10 +132,9 @@ impl<'a, O: Op> Bench<'a, O> {
         self.buffers.len()
     }
 
-    /// Runs the first set once and compares it with the reference. Must come before any timing: some ops work in place.
-    pub fn check(&mut self) -> Result<()> {
+    /// Compares the first call with the reference. Must come before any timing: some ops work in place.
+    pub fn check(&self) -> Result<()> {
         let Bench { cuda, op, buffers, .. } = self;
-        op.run(*cuda, &mut buffers[0])?;
         let got = op.outputs(*cuda, &buffers[0])?;
         let cpu = Cpu::<bf16>::new();
         let mut io = op.setup(&cpu, 0)?;
@@ -128,10 +163,11 @@ impl<'a, O: Op> Bench<'a, O> {
     }
 }
 
-/// Runs all cases of all ops; `each` gets a result as soon as it is there. A case that fails does not stop the others.
+/// Runs all cases of all ops; `each` gets a result as soon as it is there: the shipped kernel's, then each variant's. A case
+/// that fails does not stop the others.
 ///
 /// # Errors
-/// `Input` when no op has the name.
+/// `Input` when no op has the name; what opening the GPU for a variant says.
 pub fn kernels(cuda: &Cuda, options: &KernelOptions, each: &mut dyn FnMut(KernelResult)) -> Result<()> {
     struct All<'a> {
         cuda: &'a Cuda,
@@ -143,13 +179,24 @@ pub fn kernels(cuda: &Cuda, options: &KernelOptions, each: &mut dyn FnMut(Kernel
     impl Visitor for All<'_> {
         fn op<O: Op>(&mut self) -> Result<()> {
             self.stems.push(O::STEM);
-            if self.options.stem.as_ref().is_none_or(|s| s == O::STEM) {
-                self.found = true;
-                let small = self.options.small || self.cuda.info().is_emulated();
-                for op in O::cases().into_iter().filter(|c| !small || c.is_small()) {
-                    (self.each)(one(self.cuda, op, self.options));
+            let variants = &self.options.variants;
+            let of_variant = variants.is_empty() || variants.iter().any(|v| v.op == O::STEM);
+            if !self.options.stem.as_ref().map_or(of_variant, |s| s == O::STEM) {
+                return Ok(());
+            }
+            self.found = true;
+            let mut labs = lab::open(self.cuda, O::STEM, variants)?;
+            let small = self.options.small || self.cuda.info().is_emulated();
+            for op in O::cases().into_iter().filter(|c| !small || c.is_small()) {
+                let (mut bench, result) = shipped(self.cuda, &op, self.options);
+                (self.each)(result);
+                for lab in labs.iter_mut() {
+                    if let Some(result) = bench.as_mut().and_then(|bench| lab.case(&op, bench, self.options)) {
+                        (self.each)(result);
+                    }
                 }
             }
+            labs.iter().filter_map(|lab| lab.unused::<O>()).for_each(&mut self.each);
             Ok(())
         }
     }
@@ -163,32 +210,30 @@ pub fn kernels(cuda: &Cuda, options: &KernelOptions, each: &mut dyn FnMut(Kernel
     }
 }
 
-fn one<O: Op>(cuda: &Cuda, op: O, options: &KernelOptions) -> KernelResult {
-    let Cost { read, write, flops } = op.cost();
-    let mut result = KernelResult {
-        op: O::STEM,
-        case: format!("{op:?}"),
-        read_bytes: read,
-        write_bytes: write,
-        flops,
-        times: None,
-        copies: 0,
-        cold: false,
-        check: Check::Skipped,
-    };
-    let small = op.is_small();
-    let run = || -> Result<()> {
-        let mut bench = Bench::new(cuda, op, options.once)?;
-        (result.copies, result.cold) = (bench.copies(), bench.cold);
-        if small || options.check {
-            bench.check()?;
-            result.check = Check::Passed;
-        }
+/// Checks and times a case by the shipped kernels; without what was timed when that failed.
+fn shipped<'a, O: Op>(cuda: &'a Cuda, op: &O, options: &KernelOptions) -> (Option<Bench<'a, O>>, KernelResult) {
+    let mut result = KernelResult::new(op, None);
+    let mut run = || -> Result<Bench<O>> {
+        let mut bench = ready(cuda, op, options, &mut result)?;
         result.times = Some(bench.times(options.repeat, !options.once)?);
-        Ok(())
+        Ok(bench)
     };
-    if let Err(e) = run() {
-        result.check = Check::Failed(e.to_string());
+    let bench = run().map_err(|e| result.check = Check::Failed(e.to_string())).ok();
+    (bench, result)
+}
+
+/// A case after its first call, compared with the reference where that is asked for.
+pub(super) fn ready<'a, O: Op>(
+    cuda: &'a Cuda,
+    op: &O,
+    options: &KernelOptions,
+    result: &mut KernelResult,
+) -> Result<Bench<'a, O>> {
+    let bench = Bench::new(cuda, op.clone(), options.once)?;
+    (result.copies, result.cold, result.launches) = (bench.copies(), bench.cold, bench.launches.clone());
+    if op.is_small() || options.check {
+        bench.check()?;
+        result.check = Check::Passed;
     }
-    result
+    Ok(bench)
 }

@@ -5,6 +5,8 @@
 
 #[cfg(feature = "cuda")]
 mod kernels;
+#[cfg(feature = "cuda")]
+mod lab;
 mod peak;
 mod smi;
 #[cfg(feature = "cuda")]
@@ -12,6 +14,8 @@ mod timeline;
 
 #[cfg(feature = "cuda")]
 pub use kernels::{Bench, Check, KernelOptions, KernelResult, kernels};
+#[cfg(feature = "cuda")]
+pub use lab::Ratio;
 pub use peak::Peak;
 pub use smi::{Board, Running};
 #[cfg(feature = "cuda")]

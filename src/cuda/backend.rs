@@ -3,7 +3,7 @@
 use super::{Buffer, Cuda, Graphs, Outbox, Weight, failed};
 use crate::{
     backend::{Backend, DECODE_ROWS, Out, definition},
-    config::Dtype,
+    config::{Config, Dtype},
     error::{Error, Result},
     ops::{
         AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, NormGateUp, NormHead,
@@ -32,6 +32,16 @@ impl Backend for Cuda {
     fn free_memory(&self) -> Result<Option<u64>> {
         let (free, _) = self.context.mem_get_info().map_err(failed(|| "cuMemGetInfo".into()))?;
         Ok(Some(free as u64))
+    }
+
+    fn supports(&self, c: &Config) -> Result<()> {
+        let &Config { dim, ffn_dim, vocab, n_heads, n_kv_heads, head_dim, max_seq, norm_eps: eps, .. } = c;
+        let (rows, positions, any) = (DECODE_ROWS, max_seq, usize::MAX);
+        AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len: max_seq }.check_kernel(any, any)?;
+        let qkv = NormQkvRopeAppend { rows, dim, n_heads, n_kv_heads, head_dim, max_seq, positions, eps };
+        qkv.check(any, any, any, any, any, dim, (qkv.qkv_dim(), dim), any)?;
+        NormGateUp { rows, dim, ffn_dim, eps }.check(any, any, dim, (2 * ffn_dim, dim))?;
+        NormHead { rows, first: 0, dim, vocab, eps }.check(any, any, dim, (vocab, dim))
     }
 
     fn alloc<T: Element>(&self, len: usize) -> Result<Buffer<T>> {

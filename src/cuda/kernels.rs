@@ -42,6 +42,12 @@ pub fn image_for(images: &str, (major, minor): (i32, i32)) -> Option<&str> {
     newest(&code).or_else(|| newest(&ptx))
 }
 
+/// What a kernel needs on one architecture (`sm_90a`); `None` where it was not compiled for it.
+pub fn usage(kernel: &str, arch: &str) -> Option<Usage> {
+    let modules = MODULES.iter().chain(super::lab::LAB.iter().map(|v| &v.module));
+    modules.flat_map(Module::usage).find(|u| u.kernel == kernel && u.arch == arch)
+}
+
 /// What one kernel needs on one architecture.
 #[derive(Debug, Clone, Default, PartialEq, serde::Serialize)]
 pub struct Usage {
@@ -57,6 +63,12 @@ pub struct Usage {
     pub spills: u32,
     /// Bytes of static shared memory of a block.
     pub shared: u32,
+}
+
+impl std::fmt::Debug for Module {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.stem, self.hash)
+    }
 }
 
 impl Module {

@@ -1,6 +1,6 @@
 //! The one function that launches kernels.
 
-use super::{Buffer, Cuda, failed};
+use super::{Buffer, Cuda, failed, lab::Geometry};
 use crate::{
     error::{Error, Result},
     ops::{Element, Grid},
@@ -9,7 +9,10 @@ use cudarc::driver::{CudaFunction, sys};
 use std::{
     ffi::c_void,
     fmt::Debug,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 /// More dynamic shared memory has to be asked for, once per function.
@@ -18,13 +21,26 @@ const DEFAULT_SHARED: u32 = 48 << 10;
 /// A loaded kernel.
 pub(super) struct Kernel {
     pub function: CudaFunction,
+    /// Of the function: another name than the op calls, for a variant of the lab.
+    pub name: String,
+    /// A variant's changes of the launch.
+    pub geometry: Geometry,
     /// Dynamic shared memory that the function may use.
     pub shared: AtomicU32,
 }
 
+/// One launch, as it was.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Launched {
+    /// Name of the function.
+    pub kernel: String,
+    /// Its geometry.
+    pub grid: Grid,
+}
+
 impl Kernel {
-    pub fn new(function: CudaFunction) -> Kernel {
-        Kernel { function, shared: AtomicU32::new(DEFAULT_SHARED) }
+    pub fn new(function: CudaFunction, name: String) -> Kernel {
+        Kernel { function, name, geometry: Geometry::default(), shared: AtomicU32::new(DEFAULT_SHARED) }
     }
 
     fn allow_shared(&self, bytes: u32) -> Result<(), cudarc::driver::DriverError> {
@@ -40,13 +56,6 @@ impl Kernel {
 /// A kernel argument: the bytes of a pointer, an int or a float, low end first.
 #[derive(Clone, Copy)]
 pub struct Arg(pub(super) u64);
-
-impl Arg {
-    /// A pointer; 0 is null.
-    pub(super) fn pointer(address: u64) -> Arg {
-        Arg(address)
-    }
-}
 
 impl<T: Element> From<&Buffer<T>> for Arg {
     fn from(b: &Buffer<T>) -> Arg {
@@ -119,6 +128,12 @@ impl Cuda {
             what: format!("{op:?}"),
             cause: format!("kernel {kernel} is not in this binary"),
         })?;
+        let refused = |cause| Error::Cuda { what: format!("{} for {op:?}", k.name), cause };
+        let grid = k.geometry.apply(grid, self.info.sm_count).map_err(refused)?;
+        self.trace.launching(&k.name, op, grid).map_err(refused)?;
+        if let Some(launches) = &mut *self.launches.lock().unwrap_or_else(PoisonError::into_inner) {
+            launches.push(Launched { kernel: k.name.clone(), grid });
+        }
         let mut pointers = [std::ptr::null_mut::<c_void>(); 24];
         for (p, a) in pointers.iter_mut().zip(args) {
             *p = std::ptr::from_ref(&a.0).cast_mut().cast();
@@ -150,8 +165,15 @@ impl Cuda {
             if self.sync && recording.is_none() { self.stream.synchronize() } else { Ok(()) }
         };
         let mut run = run;
-        run().map_err(failed(|| format!("{kernel} for {op:?} with {grid:?}")))?;
-        self.trace.launched(kernel, op);
-        Ok(())
+        run().map_err(failed(|| format!("{} for {op:?} with {grid:?}", k.name)))
+    }
+
+    /// What `ops` launches, in order. Not of two threads at once.
+    pub fn launches(&self, ops: impl FnOnce() -> Result<()>) -> Result<Vec<Launched>> {
+        let record = |to| std::mem::replace(&mut *self.launches.lock().unwrap_or_else(PoisonError::into_inner), to);
+        record(Some(Vec::new()));
+        let result = ops();
+        let launches = record(None).unwrap_or_default();
+        result.map(|()| launches)
     }
 }

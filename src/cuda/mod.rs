@@ -9,7 +9,9 @@ mod buffer;
 mod device;
 mod graph;
 pub mod kernels;
+pub mod lab;
 mod launch;
+pub mod occupancy;
 mod outbox;
 mod trace;
 
@@ -17,7 +19,7 @@ pub use blas::{GemmBy, MANY_ROWS, cublas_version};
 pub use buffer::{Buffer, Weight};
 pub use device::{Info, devices};
 pub use graph::{Edges, Graphs};
-pub use launch::Arg;
+pub use launch::{Arg, Launched};
 pub use outbox::Outbox;
 pub use trace::{Launch, Span};
 
@@ -27,7 +29,7 @@ use cudarc::nvrtc::Ptx;
 use std::{
     collections::{HashMap, hash_map::Entry},
     ffi::c_void,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
 };
 
 /// CUDA version that the kernels need of the driver, as the driver counts: 13.0 is 13000.
@@ -40,6 +42,7 @@ pub struct Cuda {
     gemm_by: GemmBy,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    /// By the names that ops call.
     kernels: HashMap<String, launch::Kernel>,
     _modules: Vec<Arc<CudaModule>>,
     info: Info,
@@ -48,6 +51,8 @@ pub struct Cuda {
     pdl: bool,
     /// `AOJI_SYNC=1`: wait for each launch.
     sync: bool,
+    /// What is launched, while somebody wants to know.
+    launches: Mutex<Option<Vec<Launched>>>,
     trace: trace::Tracer,
 }
 
@@ -71,8 +76,17 @@ pub fn driver_version() -> Result<i32> {
 }
 
 impl Cuda {
-    /// Opens GPU `ordinal` and loads the kernels.
+    /// Opens GPU `ordinal` and loads the kernels, with the variants that `AOJI_LAB` names in the place of shipped ones.
     pub fn open(ordinal: usize) -> Result<Cuda> {
+        let variants = lab::from_env()?;
+        for v in &variants {
+            tracing::warn!("AOJI_LAB: kernels/lab/{}.cu replaces shipped kernels", v.module.stem);
+        }
+        Self::open_with(ordinal, &variants)
+    }
+
+    /// As [`Cuda::open`], with these variants and without a look at `AOJI_LAB`.
+    pub fn open_with(ordinal: usize, variants: &[&'static lab::Variant]) -> Result<Cuda> {
         let driver = driver_version()?;
         if driver < NEEDED {
             return Err(Error::NoGpu(format!(
@@ -92,11 +106,17 @@ impl Cuda {
             return Err(Error::NoGpu("this binary was built without GPU kernels (AOJI_SKIP_KERNELS)".into()));
         }
         let gemm_by = GemmBy::from_env()?;
-        Self::start(ordinal, driver, gemm_by)
+        Self::start(ordinal, driver, gemm_by, variants)
             .map_err(|e| Error::Cuda { what: format!("opening GPU {ordinal}"), cause: e })
     }
 
-    fn start(ordinal: usize, driver: i32, gemm_by: GemmBy) -> Result<Cuda, String> {
+    /// The same GPU again, with a variant in the place of shipped kernels.
+    pub fn with_variant(&self, variant: &'static lab::Variant) -> Result<Cuda> {
+        Self::start(self.context.ordinal(), self.info.driver, self.gemm_by, &[variant])
+            .map_err(|e| Error::Cuda { what: format!("loading a variant of {}", variant.op), cause: e })
+    }
+
+    fn start(ordinal: usize, driver: i32, gemm_by: GemmBy, variants: &[&'static lab::Variant]) -> Result<Cuda, String> {
         let text = |e: DriverError| e.to_string();
         let context = CudaContext::new(ordinal).map_err(text)?;
         // SAFETY: all work goes to one stream, so no slice needs events to order its uses. Must come before the stream and
@@ -115,15 +135,30 @@ impl Cuda {
                 if let Entry::Vacant(place) = kernels.entry(name) {
                     let name = place.key();
                     let function = module.load_function(name).map_err(|e| format!("{name}: {e}"))?;
-                    place.insert(launch::Kernel::new(function));
+                    let kernel = launch::Kernel::new(function, name.clone());
+                    place.insert(kernel);
                 }
             }
             modules.push(module);
         }
+        for v in variants {
+            modules.push(v.load(&context, &mut kernels)?);
+        }
         let sync = std::env::var_os("AOJI_SYNC").is_some_and(|v| v == "1");
         let pdl = info.capability.0 >= 9 && std::env::var_os("AOJI_PDL").is_none_or(|v| v != "0");
-        let (blas, trace) = (OnceLock::new(), trace::Tracer::default());
-        Ok(Cuda { blas, gemm_by, context, stream, kernels, _modules: modules, info, pdl, sync, trace })
+        Ok(Cuda {
+            blas: OnceLock::new(),
+            gemm_by,
+            context,
+            stream,
+            kernels,
+            _modules: modules,
+            info,
+            pdl,
+            sync,
+            launches: Mutex::default(),
+            trace: trace::Tracer::default(),
+        })
     }
 
     /// What the driver says of the GPU.

@@ -80,15 +80,8 @@ impl Gemv {
         };
         self.check(len, x.len(), (w.rows, w.cols))?;
         self.check_kernel()?;
-        let args = [
-            out,
-            x.into(),
-            (&w.data).into(),
-            self.rows.into(),
-            self.n.into(),
-            self.k.into(),
-            cu.trace(self, self.grid()),
-        ];
+        let trace = cu.trace(self, self.grid());
+        let args = [out, x.into(), (&w.data).into(), self.rows.into(), self.n.into(), self.k.into(), trace];
         // SAFETY: check() proved that x holds [rows, k], w [n, k] and out [rows, n] elements of the epilogue's type,
         // and check_kernel() that rows are 16-byte aligned, that w has the rows of a block and that the sizes fit an int;
         // the arguments are those of the kernel, in order; it waits for its predecessor before it reads what that wrote.

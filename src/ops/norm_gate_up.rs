@@ -72,8 +72,8 @@ impl NormGateUp {
         self.check(hb.len(), x.len(), gain.data.len(), (w.rows, w.cols))?;
         super::expect_ints(Self::STEM, &[self.dim, 2 * self.ffn_dim])?;
         let [rows, dim, ffn_dim] = [self.rows, self.dim, self.ffn_dim].map(crate::cuda::Arg::from);
-        let (eps, trace) = (self.eps.into(), cu.trace(self, self.grid()));
-        let args = [hb.into(), x.into(), (&gain.data).into(), (&w.data).into(), rows, dim, ffn_dim, eps, trace];
+        let (weights, trace) = ([(&gain.data).into(), (&w.data).into()], cu.trace(self, self.grid()));
+        let args = [hb.into(), x.into(), weights[0], weights[1], rows, dim, ffn_dim, self.eps.into(), trace];
         // SAFETY: check() proved that every buffer holds what the sizes say, that rows of w and x are 16-byte aligned and
         // that gate is whole groups of 8 rows; the arguments are those of the kernel, in order; it waits for its predecessor
         // before it reads what that wrote.

@@ -69,9 +69,9 @@ impl NormHead {
         let sizes = [self.rows, self.first, self.dim, self.vocab];
         super::expect_ints(Self::STEM, &sizes)?;
         let [rows, first, dim, vocab] = sizes.map(crate::cuda::Arg::from);
-        let weights = [(&gain.data).into(), (&w.data).into()];
-        let (eps, trace) = (self.eps.into(), cu.trace(self, self.grid()));
-        let args = [logits.into(), x.into(), weights[0], weights[1], rows, first, dim, vocab, eps, trace];
+        let buffers = [logits.into(), x.into(), (&gain.data).into(), (&w.data).into()];
+        let scalars = [rows, first, dim, vocab, self.eps.into(), cu.trace(self, self.grid())];
+        let args = [&buffers[..], &scalars].concat();
         // SAFETY: check() proved that every buffer holds what the sizes say, that rows of w and x are 16-byte aligned and
         // that w has the rows of a block; the arguments are those of the kernel, in order; it waits for its predecessor
         // before it reads what that wrote.

@@ -117,13 +117,8 @@ impl NormQkvRopeAppend {
         super::expect_ints(Self::STEM, &[&sizes[..], &[self.qkv_dim(), self.positions]].concat())?;
         let buffers = [qkv.into(), k.into(), v.into(), x.into(), pos.into()];
         let weights = [(&gain.data).into(), (&w.data).into(), table.into()];
-        let args = [
-            &buffers[..],
-            &weights,
-            &sizes.map(crate::cuda::Arg::from),
-            &[self.eps.into(), cu.trace(self, self.grid())],
-        ]
-        .concat();
+        let scalars = [self.eps.into(), cu.trace(self, self.grid())];
+        let args = [&buffers[..], &weights, &sizes.map(crate::cuda::Arg::from), &scalars].concat();
         // SAFETY: check() proved that every buffer holds what the sizes say, that rows of w and x are 16-byte aligned and
         // that a head is whole blocks; each position is below max_seq and positions, which the caller promises (the device
         // alone knows them); the arguments are those of the kernel, in order; it waits for its predecessor before it reads

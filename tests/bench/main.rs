@@ -5,7 +5,10 @@ mod compare;
 mod readme;
 mod timeline;
 
-use ::aoji::{Activations, Device, Engine, Options, cuda::kernels::MODULES};
+use ::aoji::{
+    Activations, Device, Engine, Options,
+    cuda::kernels::{IMAGES, MODULES},
+};
 use serde_json::{Value, json};
 use std::{fs, path::Path, process::Command};
 
@@ -212,6 +215,94 @@ fn kernels_on_the_emulated_device_and_their_ledger() {
     assert!(code == 1 && text.contains("kernels.json: is not an output of"), "{text}");
 }
 
+/// The table's columns, the picture, and the variants of the lab: the commands of docs/kernel-lab.md, on the emulated device.
+#[test]
+fn kernels_and_their_variants() {
+    if MODULES.is_empty() {
+        return println!("skipped: built without kernels");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let page = include_str!("../../docs/kernel-lab.md");
+    let commands = page.lines().filter(|l| l.contains(" -- bench --kernels")).collect::<Vec<_>>();
+    assert_eq!(commands.len(), 2, "{commands:?}");
+    for command in commands {
+        let args = command.split_once(" -- ").expect("filtered").1.split(' ').collect::<Vec<_>>();
+        let mut c = emulated(&args);
+        c.current_dir(dir.path());
+        let text = output(c);
+        assert!(text.contains("THE EMULATED DEVICE") && text.contains("\n  onepass "), "{command}: {text}");
+        for column in
+            ["us p50", "of floor", "flop/B", "roof", "registers", "shared B", "blocks/SM", "occupancy", "limit"]
+        {
+            assert!(text.contains(column), "{column}: {text}");
+        }
+        for verdict in ["faster", "slower", "no difference"] {
+            assert!(!text.contains(verdict), "times of the emulated device are no reason for {verdict:?}: {text}");
+        }
+    }
+    let picture = fs::read_to_string(dir.path().join("roofline.svg")).unwrap();
+    assert!(picture.starts_with("<svg") && picture.contains("THE EMULATED DEVICE"), "{picture}");
+    assert!(picture.contains("<title>RmsNorm { rows: 1, first: 0, dim: 8, eps: 1e-5 } onepass: "), "{picture}");
+
+    let report = parse(&output(emulated(&["bench", "--kernels", "--lab", "rms_norm_onepass", "--json"])));
+    let variant = &report["lab"][0];
+    assert_eq!((&variant["op"], &variant["variant"]), (&json!("rms_norm"), &json!("onepass")));
+    assert_eq!((&variant["passed"], report["kernels"].as_array().unwrap().len()), (&json!(true), 1));
+    let cases = report["cases"].as_array().unwrap();
+    let (shipped, variants): (Vec<_>, Vec<_>) = cases.iter().partition(|c| c["variant"].is_null());
+    assert_eq!(shipped.len(), variants.len());
+    assert_eq!((&report["kernels"][0]["checked"], &variant["checked"]), (&json!(shipped.len()), &json!(shipped.len())));
+    for (shipped, variant) in shipped.into_iter().zip(variants) {
+        assert_eq!(shipped["case"], variant["case"]);
+        let launch = |case: &Value| case["launches"].as_array().unwrap()[0].clone();
+        assert_eq!(launch(shipped)["kernel"], "rms_norm_bf16");
+        assert_eq!(launch(variant)["kernel"], "rms_norm_bf16__onepass");
+        assert_eq!(launch(shipped)["threads"], aoji::tiles::NORM_THREADS);
+        assert!(shipped["ratio"].is_null() && variant["ratio"]["p50"].as_f64().is_some_and(|r| r > 0.0), "{variant}");
+        assert!(shipped["intensity"].as_f64().is_some_and(|i| 0.3 < i && i < 1.0), "{shipped}");
+        assert!(shipped["roof"].is_null(), "no roof was measured: {shipped}");
+        if IMAGES.split(',').any(|i| i == "90a") {
+            assert!(launch(variant)["blocks_per_sm"].as_u64().is_some_and(|n| (1..=8).contains(&n)), "{variant}");
+            assert!(launch(variant)["occupancy"].as_f64().is_some_and(|o| 0.0 < o && o <= 1.0), "{variant}");
+        }
+    }
+
+    let says = |args: &[&str], expected: &str| {
+        let (_, text) = failure(emulated(&[&["bench"], args].concat()));
+        assert!(text.contains(expected), "{args:?}: {text}");
+    };
+    says(&["--kernels", "rms_norm", "--lab", "nonsense"], "no variant \"nonsense\" of rms_norm: kernels/lab holds ");
+    says(&["--kernels", "embed", "--lab"], "no variant of embed");
+    says(&["--lab"], "--kernels");
+    says(&["--svg", "x.svg"], "--kernels");
+    says(&["--kernels", "rms_norm", "--svg", "/nonexistent/x.svg"], "/nonexistent/x.svg");
+}
+
+/// `AOJI_LAB` puts variants in the place of shipped kernels, and says so; what `bench --kernels` calls shipped stays that.
+#[test]
+fn a_model_runs_with_a_variant() {
+    if MODULES.is_empty() {
+        return println!("skipped: built without kernels");
+    }
+    let run = |args: &[&str], variants: &str| {
+        let mut c = emulated(args);
+        c.env("AOJI_LAB", variants);
+        let o = c.output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (o.status.success(), text(o.stdout), text(o.stderr))
+    };
+    let generate = ["generate", "--device", "cuda", "--prompt", "가", "--max-tokens", "2", "--context", "16"];
+    let (ok, shipped, said) = run(&generate, "");
+    assert!(ok && !said.contains("AOJI_LAB"), "{said}");
+    let (ok, text, said) = run(&generate, "rms_norm_onepass");
+    assert!(ok && said.contains("kernels/lab/rms_norm_onepass.cu replaces"), "{said}");
+    assert_eq!(text, shipped, "it sums in the same order");
+    let (ok, _, said) = run(&generate, "rms_norm_onepass,nonsense");
+    assert!(!ok && said.contains("no variant \"nonsense\""), "{said}");
+    let (ok, text, _) = run(&["bench", "--kernels", "rms_norm", "--json"], "rms_norm_onepass");
+    assert!(ok && !text.contains("onepass"), "{text}");
+}
+
 const TINY: &str = r#"{"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64, "vocab_size": 100, "torch_dtype": "bfloat16",
     "tie_word_embeddings": false, "max_position_embeddings": 64}"#;
@@ -330,7 +421,7 @@ fn gpu_check_runs_dry() {
         let step = steps.iter().find(|s| s["step"] == name).unwrap_or_else(|| panic!("no step {name}: {text}"));
         step["state"].as_str().unwrap().to_string()
     };
-    for name in ["doctor", "kernels", "synth 1B", "lockstep", "synth 8B", "bench", "timeline"] {
+    for name in ["doctor", "kernels", "lab", "synth 1B", "lockstep", "synth 8B", "bench", "timeline"] {
         assert_eq!(state(name), "passed", "{name}: {text}");
     }
     for name in ["kernel tests", "memcheck", "racecheck", "peers"] {
@@ -338,7 +429,7 @@ fn gpu_check_runs_dry() {
     }
     assert_ne!(state("Hugging Face"), "failed", "{text}");
     assert_eq!(parse(&fs::read_to_string(out.join("bench.json")).unwrap())["emulated"], true);
-    assert!(out.join("step.json").exists() && out.join("step.svg").exists());
+    assert!(out.join("step.json.gz").exists() && out.join("step.svg").exists());
     let table = fs::read_to_string(out.join("check.md")).unwrap();
     assert!(table.contains("nothing here was measured on a GPU") && text.contains(&table), "{table}");
 

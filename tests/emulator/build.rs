@@ -124,6 +124,9 @@ fn main() {
     for dir in &dirs {
         let mut headers = interface.clone();
         headers.extend([dir, &shared.join("common")].into_iter().flat_map(|d| files(d, &["h", "cuh"])));
+        if *dir != shared {
+            headers.extend(files(&shared, &["cu"])); // a variant may include the shipped kernel
+        }
         let kernels: Vec<_> = files(dir, &["cu"]).into_iter().map(|f| (wrap(&out, &f), f)).collect();
         let mut b = compiler(true);
         b.include(dir).include(&shared).include(here.join("include"));

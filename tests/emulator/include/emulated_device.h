@@ -27,6 +27,8 @@
   static const char emu_key_##name = 0; \
   T(&name)[n] = *reinterpret_cast<T(*)[n]>(::emu::static_shared(&emu_key_##name, sizeof(T) * (n), 128, #name))
 
-#define EXPORT_KERNEL(k)                                                                                      \
+// in two steps, so that a macro can rename a kernel
+#define EXPORT_KERNEL(k) EMU_EXPORT_KERNEL(k)
+#define EMU_EXPORT_KERNEL(k)                                                                                  \
   static const ::emu::Kernel emu_k_##k{#k, ::emu::Bind<&k>::run, ::emu::Bind<&k>::n, ::emu::Bind<&k>::sizes}; \
   static ::emu::Registrar emu_r_##k(&emu_k_##k);

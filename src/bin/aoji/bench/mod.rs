@@ -8,6 +8,8 @@ mod ledger;
 mod model;
 #[cfg(feature = "cuda")]
 mod readme;
+#[cfg(feature = "cuda")]
+mod roofline;
 mod table;
 #[cfg(feature = "cuda")]
 mod timeline;
@@ -60,6 +62,12 @@ pub struct Args {
     /// With --kernels: run each case once, without warm-up, for tools that slow down every launch
     #[arg(long, requires = "kernels")]
     once: bool,
+    /// With --kernels: compare the variants of kernels/lab with the shipped kernels, in turn; or only the one of this name
+    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "", requires = "kernels")]
+    lab: Option<String>,
+    /// With --kernels: also draw the cases under the roofs of this machine (roofline)
+    #[arg(long, value_name = "FILE", requires = "kernels")]
+    svg: Option<PathBuf>,
     /// Trace one step of decoding at the first --depth: writes OUT.json, for https://ui.perfetto.dev, and OUT.svg
     #[arg(long, value_name = "OUT", conflicts_with = "kernels")]
     timeline: Option<PathBuf>,

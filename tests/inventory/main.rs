@@ -1,9 +1,17 @@
 //! What must fit together fits: kernel sources, ops, loaded kernels, and what ptxas said of them.
 
+mod sass;
+
 use aoji::{
     Result,
-    cuda::{Cuda, kernels::MODULES},
-    ops::{self, Op, Visitor},
+    cuda::{
+        Cuda,
+        kernels::{IMAGES, MODULES},
+        lab::LAB,
+        occupancy::occupancy,
+    },
+    ops::{self, Grid, Op, Visitor},
+    tiles,
 };
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -38,7 +46,7 @@ fn each_op_has_its_kernel_and_its_cases() {
 
 #[test]
 fn the_readme_lists_each_kernel() {
-    let readme = include_str!("../README.md");
+    let readme = include_str!("../../README.md");
     let table =
         readme.split_once("\n## Kernels\n").and_then(|(_, s)| s.split("\n## ").next()).expect("a section Kernels");
     let rows = table.lines().filter_map(|l| l.strip_prefix("| `")?.split('`').next());
@@ -75,7 +83,7 @@ fn kernels_of_a_decode_step_note_when_they_ran() {
                 body.trim_start().starts_with("Traced traced(trace);"),
                 "kernels/{stem}.cu: not its first statement"
             );
-            for after in text.split("grid_dependency_wait();").skip(1) {
+            for after in body.split("grid_dependency_wait();").skip(1) {
                 assert!(
                     after.trim_start().starts_with("traced.ready();"),
                     "kernels/{stem}.cu: waits and does not say so"
@@ -83,7 +91,7 @@ fn kernels_of_a_decode_step_note_when_they_ran() {
             }
         }
     }
-    assert_eq!(found, without.map(String::from).into(), "kernels/*.cu without `Span* trace`");
+    assert_eq!(found, without.into_iter().map(String::from).collect(), "kernels/*.cu without `Span* trace`");
 }
 
 /// The emulated device knows a kernel by its EXPORT_KERNEL, so opening it fails where that is missing.
@@ -102,6 +110,57 @@ fn each_kernel_is_loaded_under_its_stem() {
         }
     }
     assert_eq!(loaded, BTreeSet::new(), "loaded, of no module");
+}
+
+/// Each file of the lab is in the binary; that its kernels are right is for `tests/ops.rs`.
+#[test]
+fn each_variant_is_in_the_binary() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/lab");
+    let files = fs::read_dir(dir).into_iter().flatten().map(|f| f.unwrap().file_name().into_string().unwrap());
+    let files: BTreeSet<String> = files.filter(|f| f.ends_with(".cu")).collect();
+    assert_eq!(files, LAB.iter().map(|v| format!("{}_{}.cu", v.op, v.name)).collect());
+}
+
+/// The page's worked example is the file of the lab, to the letter.
+#[test]
+fn the_page_of_the_lab_shows_its_example() {
+    let page = include_str!("../../docs/kernel-lab.md");
+    let shown = page.split_once("\n```cuda\n").and_then(|(_, rest)| rest.split("```").next()).expect("a block of CUDA");
+    assert_eq!(shown, include_str!("../../kernels/lab/rms_norm_onepass.cu"));
+}
+
+/// The kernels of a decode step by the beginning of their names, their launch for one token of Llama-3-8B, and the blocks of them
+/// that a multiprocessor of an H100 or H200 must hold at once.
+fn decode_chain() -> [(&'static str, Grid, u32); 5] {
+    let (rows, dim, eps) = (1, 4096, 1e-5);
+    let (n_heads, n_kv_heads, head_dim, max_seq, positions) = (32, 8, 128, 8192, 8192);
+    let qkv = ops::NormQkvRopeAppend { rows, dim, n_heads, n_kv_heads, head_dim, max_seq, positions, eps };
+    let attention = ops::AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len: 8192 };
+    [
+        ("norm_qkv_rope_append_", qkv.grid(), tiles::GEMV_BLOCKS),
+        ("attn_decode_", attention.grid(), 3),
+        ("gemv_", ops::Gemv { rows, n: dim, k: dim }.grid(), tiles::GEMV_BLOCKS),
+        ("norm_gate_up_", ops::NormGateUp { rows, dim, ffn_dim: 14_336, eps }.grid(), tiles::GEMV_BLOCKS),
+        ("norm_head_", ops::NormHead { rows, first: 0, dim, vocab: 128_256, eps }.grid(), tiles::GEMV_BLOCKS),
+    ]
+}
+
+#[test]
+fn blocks_of_the_decode_chain_fit_together() {
+    let arch = "sm_90a";
+    if !IMAGES.split(',').any(|i| arch.strip_prefix("sm_") == Some(i)) {
+        return println!("skipped: no code for {arch} in this binary");
+    }
+    for (prefix, grid, blocks) in decode_chain() {
+        let usage = MODULES.iter().flat_map(|m| m.usage());
+        let kernels: Vec<_> = usage.filter(|u| u.kernel.starts_with(prefix) && u.arch == arch).collect();
+        assert!(!kernels.is_empty(), "no kernel {prefix}*");
+        for u in kernels {
+            let fits = occupancy((9, 0), grid.threads, u.registers, u.shared + grid.shared).expect("known");
+            println!("{}: {fits:?}", u.kernel);
+            assert!(fits.blocks_per_sm >= blocks, "expected {blocks} blocks of {u:?} with {grid:?}: {fits:?}");
+        }
+    }
 }
 
 /// A spill is traffic to memory that no cost counts; a stack is an array that was meant to be in registers.

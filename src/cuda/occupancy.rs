@@ -1,0 +1,120 @@
+//! How many blocks of a kernel a streaming multiprocessor (SM) holds at once.
+//!
+//! Limits of each compute capability: CUDA C++ programming guide, "Technical Specifications per Compute Capability". How
+//! registers and shared memory are handed out: `cuda_occupancy.h` of the CUDA toolkit.
+
+/// Registers of an SM, of every capability here.
+const REGISTERS: u32 = 64 << 10;
+/// A warp gets registers in units of so many.
+const REGISTER_UNIT: u32 = 256;
+/// Parts of an SM with registers and a scheduler of their own; a warp lives in one of them.
+const PARTS: u32 = 4;
+/// A block gets shared memory in units of so many bytes, with what the system keeps for itself.
+const SHARED_UNIT: u32 = 128;
+const SHARED_OF_SYSTEM: u32 = 1 << 10;
+/// Most threads of a block.
+const BLOCK_THREADS: u32 = 1024;
+
+/// What an SM holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sm {
+    /// Threads of all its blocks.
+    pub threads: u32,
+    /// Blocks.
+    pub blocks: u32,
+    /// Bytes of shared memory.
+    pub shared: u32,
+}
+
+impl Sm {
+    /// Of a compute capability; `None` for one that is not known.
+    pub fn of((major, minor): (i32, i32)) -> Option<Sm> {
+        let (threads, blocks, kilobytes) = match (major, minor) {
+            (8, 0) => (2048, 32, 164),
+            (8, 7) => (1536, 16, 164),
+            (8, 9) => (1536, 24, 100),
+            (8, _) => (1536, 16, 100),
+            (9 | 10, _) => (2048, 32, 228),
+            (11, _) => (1536, 24, 228),
+            (12, _) => (1536, 24, 100),
+            _ => return None,
+        };
+        Some(Sm { threads, blocks, shared: kilobytes << 10 })
+    }
+}
+
+/// What an SM holds of one kernel.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct Occupancy {
+    /// Blocks at once; 0: it cannot be launched so.
+    pub blocks_per_sm: u32,
+    /// Their warps, as a share of the most that an SM holds.
+    pub occupancy: f64,
+    /// What there would have to be more of for another block: `registers`, `shared memory`, `threads` or `blocks`.
+    pub limit: &'static str,
+}
+
+/// Of blocks of `threads`, with `registers` a thread and `shared` bytes a block, static and dynamic together; with as much of the
+/// SM's memory used as shared memory as can be. `None` for a capability that is not known.
+pub fn occupancy(capability: (i32, i32), threads: u32, registers: u32, shared: u32) -> Option<Occupancy> {
+    let sm = Sm::of(capability)?;
+    let warps = threads.div_ceil(32).max(1);
+    let of_warp = (registers * 32).next_multiple_of(REGISTER_UNIT).max(1);
+    let of_block = (shared + SHARED_OF_SYSTEM).next_multiple_of(SHARED_UNIT);
+    // whether a block fits at all is checked as if its warps were spread evenly over the parts
+    let fits = threads <= BLOCK_THREADS && of_warp * warps.next_multiple_of(PARTS) <= REGISTERS;
+    let limits = [
+        ("registers", REGISTERS / PARTS / of_warp * PARTS / warps),
+        ("shared memory", sm.shared / of_block),
+        ("threads", sm.threads / 32 / warps),
+        ("blocks", sm.blocks),
+    ];
+    let (limit, blocks) = limits.into_iter().min_by_key(|(_, n)| *n)?;
+    let blocks_per_sm = if fits { blocks } else { 0 };
+    let limit = if !fits && threads > BLOCK_THREADS { "threads" } else { limit };
+    Some(Occupancy { blocks_per_sm, occupancy: f64::from(blocks_per_sm * warps * 32) / f64::from(sm.threads), limit })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `cudaOccMaxActiveBlocksPerMultiprocessor` of CUDA 13.0's `cuda_occupancy.h` answers, with the largest carveout.
+    #[test]
+    fn blocks_as_nvidia_counts_them() {
+        let capabilities = [(8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (11, 0), (12, 0)];
+        for (threads, registers, shared, expected) in [
+            (128, 122, 2048, [4, 4, 4, 4, 4, 4, 4, 4]), // gemv in its first form
+            (32, 16, 0, [32, 16, 16, 24, 32, 32, 24, 24]),
+            (256, 255, 0, [1; 8]),
+            (96, 40, 0, [16; 8]),
+            (1024, 64, 0, [1; 8]),
+            (1024, 65, 0, [0; 8]),
+            (128, 32, 101_376, [1, 1, 1, 1, 2, 2, 2, 1]),
+            (256, 90, 49_152, [2; 8]),
+            (64, 33, 24_000, [6, 4, 6, 4, 9, 9, 9, 4]),
+            (32, 255, 0, [8; 8]),
+            (128, 128, 57_344, [2, 1, 2, 1, 4, 4, 4, 1]),
+            (100, 72, 100, [7; 8]),
+            (128, 24, 232_448, [0, 0, 0, 0, 1, 1, 1, 0]),
+            (192, 170, 0, [1; 8]),
+            (288, 112, 0, [1; 8]),
+            (64, 200, 7000, [4; 8]),
+        ] {
+            let got = capabilities.map(|c| occupancy(c, threads, registers, shared).unwrap().blocks_per_sm);
+            assert_eq!(got, expected, "{threads} threads, {registers} registers, {shared} bytes");
+        }
+    }
+
+    #[test]
+    fn what_limits() {
+        let limit = |threads, registers, shared| occupancy((9, 0), threads, registers, shared).unwrap().limit;
+        assert_eq!(limit(128, 122, 2048), "registers");
+        assert_eq!(limit(128, 32, 100 << 10), "shared memory");
+        assert_eq!(limit(1024, 16, 0), "threads");
+        assert_eq!(limit(32, 16, 0), "blocks");
+        assert_eq!((limit(2048, 16, 0), limit(1024, 65, 0)), ("threads", "registers"));
+        assert_eq!(occupancy((9, 0), 128, 122, 2048).unwrap().occupancy, 0.25);
+        assert_eq!(occupancy((7, 5), 128, 16, 0), None);
+    }
+}

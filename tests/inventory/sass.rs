@@ -1,0 +1,158 @@
+//! What the compiler made of kernels, read in their machine code: `scripts/sass` on the fatbins of this binary.
+
+use aoji::cuda::kernels::{IMAGES, MODULES};
+use std::{collections::BTreeSet, path::Path, process::Command};
+
+/// One instruction.
+struct Instruction {
+    address: u32,
+    text: String,
+}
+
+impl Instruction {
+    /// `LDG.E.128` of `@P0 LDG.E.128 R4, [R2.64]`.
+    fn name(&self) -> &str {
+        self.text.split(' ').find(|w| !w.starts_with('@')).unwrap_or_default()
+    }
+
+    fn is(&self, name: &str) -> bool {
+        self.name().split('.').next() == Some(name)
+    }
+
+    fn is_16_bytes(&self) -> bool {
+        self.name().split('.').any(|part| part == "128")
+    }
+
+    /// Where a branch goes.
+    fn target(&self) -> Option<u32> {
+        let address = self.text.rsplit_once(" 0x").filter(|_| self.is("BRA"))?.1;
+        u32::from_str_radix(address, 16).ok()
+    }
+}
+
+/// The instructions of a kernel; `None`, with the reason printed, where the disassembler is not installed.
+fn disassemble(kernel: &str, arch: &str, fatbin: &Path) -> Option<Vec<Instruction>> {
+    let mut c = Command::new("bash");
+    c.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/sass")).args([kernel, arch]).arg(fatbin);
+    if let Some(nvcc) = option_env!("AOJI_NVCC") {
+        c.env("NVCC", nvcc);
+    }
+    let o = c.output().expect("bash runs");
+    let said = String::from_utf8_lossy(&o.stderr).into_owned();
+    if o.status.code() == Some(77) {
+        println!("skipped: {said}");
+        return None;
+    }
+    assert!(o.status.success(), "{c:?}: {said}");
+    let parse = |line: &str| -> Option<Instruction> {
+        let (address, text) = line.split_once("/*")?.1.split_once("*/ ")?;
+        Some(Instruction { address: u32::from_str_radix(address, 16).ok()?, text: text.into() })
+    };
+    let text = String::from_utf8(o.stdout).expect("UTF-8");
+    Some(text.lines().map(|l| parse(l).unwrap_or_else(|| panic!("{kernel} for {arch}: {l:?}"))).collect())
+}
+
+/// The loops, from the target of a branch back to the branch, that hold `name`, and no smaller loop that does.
+fn innermost<'a>(code: &'a [Instruction], name: &str) -> Vec<Vec<&'a Instruction>> {
+    let spans = code.iter().filter_map(|i| Some((i.target()?, i.address))).filter(|(first, last)| first < last);
+    let body = |(first, last)| code.iter().filter(|i| (first..=last).contains(&i.address)).collect::<Vec<_>>();
+    let loops: BTreeSet<_> = spans.filter(|span| body(*span).iter().any(|i| i.is(name))).collect();
+    let holds = |(a, b): &(u32, u32), (c, d): &(u32, u32)| (a, b) != (c, d) && a <= c && d <= b;
+    loops.iter().filter(|span| !loops.iter().any(|other| holds(span, other))).map(|span| body(*span)).collect()
+}
+
+/// Whether a file's kernels are matrix-vector products: those of gemv, and whatever shares its inner loop.
+fn is_product(stem: &str) -> bool {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("kernels/{stem}.cu"));
+    stem.starts_with("gemv") || std::fs::read_to_string(file).unwrap().contains("#include \"common/gemv.cuh\"")
+}
+
+/// Weights are what decoding reads: 16 bytes at a time (or by bulk copies), and nothing goes through local memory.
+#[test]
+fn the_inner_loops_of_gemv_load_16_bytes_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let archs: Vec<String> =
+        ["90a", "80"].iter().filter(|a| IMAGES.split(',').any(|i| i == **a)).map(|a| format!("sm_{a}")).collect();
+    let mut read = 0;
+    for module in MODULES.iter().filter(|m| is_product(m.stem)) {
+        let fatbin = dir.path().join(module.stem);
+        std::fs::write(&fatbin, module.image).unwrap();
+        for usage in module.usage().iter().filter(|u| archs.contains(&u.arch)) {
+            let Some(code) = disassemble(&usage.kernel, &usage.arch, &fatbin) else { return };
+            let what = format!("{} for {}", usage.kernel, usage.arch);
+            for i in &code {
+                assert!(!i.is("LDL") && !i.is("STL"), "{what}: local memory: {}", i.text);
+            }
+            let bulk = code.iter().any(|i| i.is("UBLKCP"));
+            let loops = innermost(&code, "HMMA");
+            assert!(!loops.is_empty(), "{what}: no loop with HMMA");
+            for body in loops {
+                let loads: Vec<_> = body.iter().filter(|i| i.is("LDG") || i.is("LDGSTS")).collect();
+                assert!(bulk || !loads.is_empty(), "{what}: its inner loop loads nothing");
+                for i in loads {
+                    assert!(i.is_16_bytes(), "{what}: {}", i.text);
+                }
+            }
+            read += 1;
+        }
+    }
+    assert!(read >= archs.len(), "no kernel of a gemv for {archs:?}");
+}
+
+/// On Hopper a decode kernel asks for weights, or for keys and values, before it waits for its predecessor (ACQBULK), and lets
+/// the next kernel start (PREEXIT) after that: in this order the compiler must leave them.
+#[test]
+fn decode_kernels_load_before_they_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let arch = "sm_90a";
+    if !IMAGES.split(',').any(|i| i == "90a") {
+        return println!("skipped: no machine code for {arch} in this binary");
+    }
+    for module in MODULES.iter().filter(|m| is_product(m.stem) || m.stem == "attn_decode") {
+        let fatbin = dir.path().join(module.stem);
+        std::fs::write(&fatbin, module.image).unwrap();
+        for usage in module.usage().iter().filter(|u| u.arch == arch) {
+            let Some(code) = disassemble(&usage.kernel, arch, &fatbin) else { return };
+            let all = |names: &[&str]| -> Vec<usize> {
+                (0..code.len()).filter(|&i| names.iter().any(|n| code[i].is(n))).collect()
+            };
+            let what = &usage.kernel;
+            let (wait, start) = (all(&["ACQBULK"]), all(&["PREEXIT"]));
+            let ([wait], [start]) = (&wait[..], &start[..]) else { panic!("{what}: waits {wait:?}, starts {start:?}") };
+            assert!(wait < start, "{what}: lets the next kernel start before it has waited");
+            let early = all(&["LDG", "LDGSTS"]).into_iter().filter(|i| i < wait && code[*i].is_16_bytes()).count();
+            assert!(early >= 4, "{what}: {early} wide loads before the wait");
+            let stores = all(&["STG", "RED", "ATOMG"]).into_iter().filter(|i| i < wait).count();
+            assert_eq!(stores, 0, "{what}: writes before it waits");
+        }
+    }
+}
+
+/// The reading itself.
+#[test]
+fn loops_are_found() {
+    let code = |lines: &[&str]| -> Vec<Instruction> {
+        lines.iter().enumerate().map(|(i, text)| Instruction { address: 16 * i as u32, text: (*text).into() }).collect()
+    };
+    let all = code(&[
+        "MOV R1, R2",                            // 00
+        "LDG.E.64 R4, desc[UR4][R2.64]",         // 10: the outer loop
+        "@P6 LDG.E.NA.128.CONSTANT R8, [R2.64]", // 20: the inner one
+        "LDGSTS.E.BYPASS.128 [R13], [R10.64]",   // 30: a loop in it, without HMMA
+        "@P0 BRA 0x30",                          // 40
+        "HMMA.16816.F32.BF16 R8, R8, R36, R100", // 50
+        "@!P0 BRA 0x20",                         // 60
+        "@P1 BRA !P2, 0x10",                     // 70
+        "HMMA.16816.F32.BF16 R8, R8, R36, R100", // 80
+        "BRA 0x90",                              // 90: the padding
+    ]);
+    let loops = innermost(&all, "HMMA");
+    assert_eq!(loops.len(), 1);
+    assert_eq!(loops[0].iter().map(|i| i.address).collect::<Vec<_>>(), [0x20, 0x30, 0x40, 0x50, 0x60]);
+    let wide = |i: &Instruction| (i.is("LDG"), i.is("LDGSTS"), i.is_16_bytes());
+    assert_eq!(
+        all[1..4].iter().map(wide).collect::<Vec<_>>(),
+        [(true, false, false), (true, false, true), (false, true, true)]
+    );
+    assert!(innermost(&all[7..], "HMMA").is_empty() && innermost(&all, "FFMA").is_empty());
+}
