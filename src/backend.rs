@@ -108,11 +108,12 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn write<T: Element>(&self, dst: &mut Self::Buf<T>, at: usize, src: &[T]) -> Result<()>;
     /// Reads `src[at..]` into `dst`; waits for the ops that write it.
     fn read<T: Element>(&self, dst: &mut [T], src: &Self::Buf<T>, at: usize) -> Result<()>;
-    /// A matrix of the tensors stacked by rows, converted to what the backend computes with.
-    fn weight(&self, parts: &[Tensor]) -> Result<Self::Weight>;
+    /// For each stack of tensors the matrix of them one below the other, converted to what the backend computes with;
+    /// `progress` gets the bytes of the files as they are done.
+    fn weights(&self, stacks: &[Vec<Tensor>], progress: &mut dyn FnMut(u64)) -> Result<Vec<Self::Weight>>;
     /// A matrix [rows, cols] of given values.
     fn weight_from(&self, rows: usize, cols: usize, data: &[bf16]) -> Result<Self::Weight>;
-    /// Waits until everything enqueued is done.
+    /// Waits until everything enqueued is done, and all that ops need is loaded.
     fn synchronize(&self) -> Result<()>;
 
     /// An empty outbox.

@@ -8,7 +8,7 @@ use crate::{
     config::Config,
     error::{Error, Result},
     kv::Kv,
-    model::{Model, Scratch},
+    model::{self, Model, Scratch},
     ops::{
         AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Cost, Element, Embed, Gemm, Gemv, KvAppend, NormGateUp, NormHead,
         NormQkvRopeAppend, Op, RmsNorm, Rope, Sample, StreamRead, Swiglu,
@@ -100,8 +100,9 @@ impl Count {
             [rows, cols] => Ok((rows, cols)),
             _ => Err(Error::Input(format!("a weight of shape {shape:?}: expected a vector or a matrix"))),
         })?;
-        let stack = |parts: &[&(usize, usize)]| Ok(Shape(parts.iter().map(|s| s.0).sum(), parts[0].1));
-        let model = Model::bind(config, &shapes, b.alloc(kv_len * config.head_dim)?, kv_len, stack)?;
+        let stack = |parts: Vec<(usize, usize)>| Shape(parts.iter().map(|s| s.0).sum(), parts[0].1);
+        let stacks = model::stacks(config, &shapes, |shape| *shape).into_iter().map(stack).collect();
+        let model = Model::bind(config, stacks, b.alloc(kv_len * config.head_dim)?, kv_len);
         let mut s = Scratch::new(&b, config, rows, 1, kv_len)?;
         let mut kv = Kv::new(&b, config, kv_len)?;
         model.forward(&b, &mut s, &mut kv, rows, kv_len)?;
@@ -161,8 +162,10 @@ impl Backend for Count {
         dst.fill(T::zeroed());
         Ok(())
     }
-    fn weight(&self, parts: &[Tensor]) -> Result<Shape> {
-        Ok(Shape(parts.iter().map(Tensor::rows).sum(), parts.first().map_or(0, Tensor::cols)))
+    fn weights(&self, stacks: &[Vec<Tensor>], _progress: &mut dyn FnMut(u64)) -> Result<Vec<Shape>> {
+        let shape =
+            |parts: &Vec<Tensor>| Shape(parts.iter().map(Tensor::rows).sum(), parts.first().map_or(0, Tensor::cols));
+        Ok(stacks.iter().map(shape).collect())
     }
     fn weight_from(&self, rows: usize, cols: usize, _data: &[bf16]) -> Result<Shape> {
         Ok(Shape(rows, cols))

@@ -9,16 +9,19 @@ use crate::{
     kv::Kv,
     model::{Model, Scratch},
     session::Session,
+    startup::Startup,
     text::{Template, Tokenizer},
     timeline::{AnyLoaded, LOGIT_ROWS, Loaded},
     weights::Weights,
 };
 use half::bf16;
 use std::{
-    fmt,
+    fmt, fs,
+    panic::resume_unwind,
     path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
+    thread::{self, ScopedJoinHandle},
 };
 
 /// Where the model runs.
@@ -169,6 +172,7 @@ struct Inner {
     device: String,
     is_gpu: bool,
     plan: Plan,
+    startup: Startup,
 }
 
 /// The embedded demo model.
@@ -197,71 +201,163 @@ impl ModelFiles {
     /// Finds and checks a model: a directory in Hugging Face layout, the name of a repository in the local Hugging Face cache,
     /// or `demo` for the embedded one.
     pub fn open(model: &str) -> Result<ModelFiles> {
-        if model == "demo" {
-            let path = Path::new("(embedded)/config.json");
-            let config = Config::from_json(path, demo::CONFIG, Some(demo::GENERATION))?;
-            let weights = Weights::embedded(demo::WEIGHTS, &config)?;
-            let tokenizer = Tokenizer::from_bytes("(embedded)/tokenizer.json", demo::TOKENIZER)?;
-            return Ok(ModelFiles { dir: None, config, weights, tokenizer: Some(tokenizer), template: Template::Aog });
+        let startup = Startup::begin();
+        let source = Source::find(model, &startup)?;
+        thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| source.tokenizer(&startup));
+            let files = source.files(&startup)?;
+            Ok(ModelFiles { tokenizer: join(tokenizer)?, ..files })
+        })
+    }
+}
+
+/// A model that was found: what of its files is read first, and how the others are read, each in a thread of its own.
+struct Source {
+    /// `None` for the embedded model.
+    dir: Option<PathBuf>,
+    config: Config,
+}
+
+impl Source {
+    fn find(model: &str, startup: &Startup) -> Result<Source> {
+        startup.time("config", 0, || {
+            if model == "demo" {
+                let path = Path::new("(embedded)/config.json");
+                let config = Config::from_json(path, demo::CONFIG, Some(demo::GENERATION))?;
+                return Ok(Source { dir: None, config });
+            }
+            let dir = hub::resolve(model)?;
+            Ok(Source { config: Config::from_dir(&dir)?, dir: Some(dir) })
+        })
+    }
+
+    /// All but the tokenizer.
+    fn files(&self, startup: &Startup) -> Result<ModelFiles> {
+        let (dir, config) = (self.dir.clone(), self.config.clone());
+        startup.time("files", 0, || {
+            let (weights, template) = match &dir {
+                None => (Weights::embedded(demo::WEIGHTS, &config)?, Template::Aog),
+                Some(dir) => (Weights::open(dir, &config)?, Template::for_model(Some(dir))?),
+            };
+            Ok(ModelFiles { dir, config, weights, tokenizer: None, template })
+        })
+    }
+
+    /// The longest of them to read: Llama 3's is 9 MB of JSON.
+    fn tokenizer(&self, startup: &Startup) -> Result<Option<Tokenizer>> {
+        let path = self.dir.as_ref().map(|dir| dir.join("tokenizer.json"));
+        let bytes = path.as_ref().and_then(|path| fs::metadata(path).ok());
+        let bytes = bytes.map_or(demo::TOKENIZER.len() as u64, |m| m.len());
+        startup.time("tokenizer", bytes, || {
+            let (Some(dir), Some(path)) = (&self.dir, path) else {
+                return Tokenizer::from_bytes("(embedded)/tokenizer.json", demo::TOKENIZER).map(Some);
+            };
+            let tokenizer = Tokenizer::from_dir(dir)?;
+            match tokenizer.as_ref().map(Tokenizer::vocab).filter(|n| *n > self.config.vocab) {
+                None => Ok(tokenizer),
+                Some(n) => {
+                    let what = format!("has {n} tokens, config.json says vocab_size {}", self.config.vocab);
+                    Err(Error::file(path, what))
+                }
+            }
+        })
+    }
+}
+
+fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+/// A device that was opened.
+enum Opened {
+    Cpu(Activations),
+    #[cfg(feature = "cuda")]
+    Cuda(Box<crate::cuda::Cuda>),
+}
+
+impl Opened {
+    fn open(options: &Options, startup: &Startup) -> Result<Opened> {
+        let cpu = Ok(Opened::Cpu(options.activations));
+        #[cfg(feature = "cuda")]
+        let cuda = |n| crate::cuda::Cuda::begin(n, startup.clone()).map(|cuda| Opened::Cuda(Box::new(cuda)));
+        #[cfg(not(feature = "cuda"))]
+        let cuda = |_: usize| {
+            let _ = startup;
+            Err(Error::NoGpu("this binary was built without the feature `cuda`".into()))
+        };
+        match options.device {
+            Device::Cpu => cpu,
+            Device::Cuda(n) => cuda(n),
+            Device::Auto => match cuda(0) {
+                Err(Error::NoGpu(why)) => {
+                    tracing::info!("running on the CPU: {why}");
+                    cpu
+                }
+                opened => opened,
+            },
         }
-        let dir = hub::resolve(model)?;
-        let config = Config::from_dir(&dir)?;
-        let weights = Weights::open(&dir, &config)?;
-        let tokenizer = Tokenizer::from_dir(&dir)?;
-        if let Some(t) = tokenizer.as_ref().filter(|t| t.vocab() > config.vocab) {
-            return Err(Error::file(
-                dir.join("tokenizer.json"),
-                format!("has {} tokens, config.json says vocab_size {}", t.vocab(), config.vocab),
-            ));
-        }
-        let template = Template::for_model(Some(&dir))?;
-        Ok(ModelFiles { dir: Some(dir), config, weights, tokenizer, template })
     }
 }
 
 impl Engine {
     /// Opens a model; see [`ModelFiles::open`] for its name.
     pub fn open(model: &str, options: &Options) -> Result<Engine> {
-        Engine::load(ModelFiles::open(model)?, options, &mut |_, _| {})
+        Engine::open_with(model, options, &mut |_, _| {})
     }
 
-    /// Brings a model to its device; `progress` gets the bytes done and in all.
-    pub fn load(files: ModelFiles, options: &Options, progress: &mut dyn FnMut(u64, u64)) -> Result<Engine> {
-        match options.device {
-            Device::Cpu => Engine::load_on_cpu(files, options, progress),
+    /// As [`Engine::open`]; `progress` gets the bytes of the weights that are on the device, and all.
+    ///
+    /// The device is opened and its kernels are loaded, the tokenizer is read, and weights go to the device, all at the
+    /// same time; [`Engine::startup`] says when.
+    pub fn open_with(model: &str, options: &Options, progress: &mut dyn FnMut(u64, u64)) -> Result<Engine> {
+        let startup = Startup::begin();
+        let source = Source::find(model, &startup)?; // first: who mistyped a name hears it at once
+        thread::scope(|scope| {
+            let device = scope.spawn(|| Opened::open(options, &startup));
+            let tokenizer = scope.spawn(|| source.tokenizer(&startup));
+            let files = source.files(&startup)?;
+            Engine::load_opened(join(device)?, files, || join(tokenizer), options, &startup, progress)
+        })
+    }
+
+    /// Brings a model to its device; `progress` is that of [`Engine::open_with`].
+    pub fn load(mut files: ModelFiles, options: &Options, progress: &mut dyn FnMut(u64, u64)) -> Result<Engine> {
+        let startup = Startup::begin();
+        let tokenizer = files.tokenizer.take();
+        Engine::load_opened(Opened::open(options, &startup)?, files, || Ok(tokenizer), options, &startup, progress)
+    }
+
+    fn load_opened(
+        device: Opened,
+        files: ModelFiles,
+        tokenizer: impl FnOnce() -> Result<Option<Tokenizer>>,
+        options: &Options,
+        startup: &Startup,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Engine> {
+        match device {
+            Opened::Cpu(Activations::Bf16) => {
+                Engine::load_on(Cpu::<bf16>::new(), files, tokenizer, options, startup, progress)
+            }
+            Opened::Cpu(Activations::F32) => {
+                Engine::load_on(Cpu::<f32>::new(), files, tokenizer, options, startup, progress)
+            }
             #[cfg(feature = "cuda")]
-            Device::Cuda(n) => Engine::load_on(crate::cuda::Cuda::open(n)?, files, options, progress),
-            #[cfg(feature = "cuda")]
-            Device::Auto => match crate::cuda::Cuda::open(0) {
-                Ok(cuda) => Engine::load_on(cuda, files, options, progress),
-                Err(Error::NoGpu(why)) => {
-                    tracing::info!("running on the CPU: {why}");
-                    Engine::load_on_cpu(files, options, progress)
-                }
-                Err(e) => Err(e),
-            },
-            #[cfg(not(feature = "cuda"))]
-            Device::Auto => Engine::load_on_cpu(files, options, progress),
-            #[cfg(not(feature = "cuda"))]
-            Device::Cuda(_) => Err(Error::NoGpu("this binary was built without the feature `cuda`".into())),
+            Opened::Cuda(cuda) => Engine::load_on(*cuda, files, tokenizer, options, startup, progress),
         }
     }
 
-    fn load_on_cpu(f: ModelFiles, options: &Options, progress: &mut dyn FnMut(u64, u64)) -> Result<Engine> {
-        match options.activations {
-            Activations::Bf16 => Engine::load_on(Cpu::<bf16>::new(), f, options, progress),
-            Activations::F32 => Engine::load_on(Cpu::<f32>::new(), f, options, progress),
-        }
-    }
-
-    /// Brings a model to a backend of whatever kind.
+    /// Brings a model to a backend of whatever kind. `tokenizer` gives the tokenizer, for which it may have to wait; the
+    /// one in `files` is not looked at.
     pub(crate) fn load_on<B: Backend>(
         b: B,
         files: ModelFiles,
+        tokenizer: impl FnOnce() -> Result<Option<Tokenizer>>,
         options: &Options,
+        startup: &Startup,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Engine> {
-        let ModelFiles { config, weights, tokenizer, template, .. } = files;
+        let ModelFiles { config, weights, template, .. } = files;
         b.supports(&config)?;
         let plan = Plan::choose::<B>(&config, config.weight_bytes(), options.context, b.free_memory()?)?;
         tracing::info!("{}: {plan}", b.name());
@@ -270,11 +366,12 @@ impl Engine {
             done += bytes;
             progress(done, total);
         };
-        let model = Model::load(&b, &config, &weights, plan.context, &mut add)?;
+        let model = startup.time("weights", total, || Model::load(&b, &config, &weights, plan.context, &mut add))?;
+        let tokenizer = tokenizer()?;
         b.synchronize()?;
         let (device, is_gpu) = (b.name(), B::IS_GPU);
-        let loaded = Arc::new(Loaded { b, model });
-        Ok(Engine(Arc::new(Inner { config, tokenizer, template, loaded, device, is_gpu, plan })))
+        let (loaded, startup) = (Arc::new(Loaded { b, model }), startup.clone());
+        Ok(Engine(Arc::new(Inner { config, tokenizer, template, loaded, device, is_gpu, plan, startup })))
     }
 
     /// An empty session with room for `max_tokens` tokens, at most [`Engine::max_context`].
@@ -323,6 +420,11 @@ impl Engine {
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
         let none = || Error::Input("the model has no tokenizer.json: give token ids with --tokens".into());
         self.0.tokenizer.as_ref().ok_or_else(none)
+    }
+
+    /// The start of this engine, to which a program can add its own phases.
+    pub fn startup(&self) -> &Startup {
+        &self.0.startup
     }
 
     /// How the model is spoken to.

@@ -209,8 +209,10 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
     fn read<T: Element>(&self, dst: &mut [T], src: &Both<T, D>, at: usize) -> Result<()> {
         self.device.read(dst, &src.device, at)
     }
-    fn weight(&self, parts: &[Tensor]) -> Result<BothWeight<D>> {
-        Ok(BothWeight { host: self.host.weight(parts)?, device: self.device.weight(parts)? })
+    fn weights(&self, stacks: &[Vec<Tensor>], progress: &mut dyn FnMut(u64)) -> Result<Vec<BothWeight<D>>> {
+        let host = self.host.weights(stacks, &mut |_| {})?;
+        let both = host.into_iter().zip(self.device.weights(stacks, progress)?);
+        Ok(both.map(|(host, device)| BothWeight { host, device }).collect())
     }
     fn weight_from(&self, rows: usize, cols: usize, data: &[bf16]) -> Result<BothWeight<D>> {
         let device = self.device.weight_from(rows, cols, data)?;

@@ -8,7 +8,7 @@ use crate::{
     ops::{AttnDecode, AttnPrefill, Embed, NormGateUp, NormHead, NormQkvRopeAppend, Rope},
     weights::{LayerTensors, Tensor, Weights},
 };
-use std::sync::Arc;
+use std::{panic::resume_unwind, sync::Arc, thread};
 
 /// Weights of one layer on a backend. Shared: [`crate::lockstep`] makes a second model of them.
 pub struct Layer<B: Backend> {
@@ -44,8 +44,28 @@ pub struct Model<B: Backend> {
     pub max_seq: usize,
 }
 
+/// What each weight of a model is made of: one tensor or several, one below the other. A tensor is what `part` makes of
+/// whatever `weights` has of it.
+pub fn stacks<T, P>(config: &Config, weights: &Weights<T>, part: impl Fn(&T) -> P) -> Vec<Vec<P>> {
+    let layer = |t: &LayerTensors<T>| {
+        [
+            vec![part(&t.attn_norm)],
+            vec![part(&t.wq), part(&t.wk), part(&t.wv)],
+            vec![part(&t.wo)],
+            vec![part(&t.ffn_norm)],
+            vec![part(&t.w_gate), part(&t.w_up)],
+            vec![part(&t.w_down)],
+        ]
+    };
+    let mut stacks = vec![vec![part(&weights.embed)]];
+    stacks.extend(weights.layers.iter().flat_map(layer));
+    stacks.push(vec![part(&weights.final_norm)]);
+    stacks.extend((!config.tied).then(|| vec![part(&weights.lm_head)]));
+    stacks
+}
+
 impl<B: Backend> Model<B> {
-    /// Brings the weights to the backend. `max_seq` bounds the positions; `progress` gets each tensor's bytes.
+    /// Brings the weights to the backend. `max_seq` bounds the positions; `progress` gets the bytes as they are done.
     pub fn load(
         b: &B,
         config: &Config,
@@ -53,41 +73,35 @@ impl<B: Backend> Model<B> {
         max_seq: usize,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self> {
-        let load = |parts: &[&Tensor]| {
-            let parts: Vec<Tensor> = parts.iter().map(|t| (*t).clone()).collect();
-            let w = b.weight(&parts)?;
-            progress(parts.iter().map(|t| t.bytes().len() as u64).sum());
-            Ok(w)
-        };
-        let rope_table = b.upload(&Rope::table(&config.rope_inv_freq(), max_seq))?;
-        Self::bind(config, weights, rope_table, max_seq, load)
+        thread::scope(|scope| {
+            // while the weights are on their way: long contexts have large tables
+            let table = scope.spawn(|| Rope::table(&config.rope_inv_freq(), max_seq));
+            let loaded = b.weights(&stacks(config, weights, Tensor::clone), progress)?;
+            let table = table.join().unwrap_or_else(|panic| resume_unwind(panic));
+            Ok(Self::bind(config, loaded, b.upload(&table)?, max_seq))
+        })
     }
 
-    /// A model of what `load` makes of each weight, which is one tensor or several stacked by rows. A tensor is whatever
-    /// `weights` has of it: its data, or only its shape.
-    pub fn bind<T>(
-        config: &Config,
-        weights: &Weights<T>,
-        rope_table: B::Buf<f32>,
-        max_seq: usize,
-        mut load: impl FnMut(&[&T]) -> Result<B::Weight>,
-    ) -> Result<Self> {
-        let mut load = |parts: &[&T]| load(parts).map(Arc::new);
-        let embed = load(&[&weights.embed])?;
-        let mut layer = |t: &LayerTensors<T>| {
-            Ok(Layer {
-                attn_norm: load(&[&t.attn_norm])?,
-                wqkv: load(&[&t.wq, &t.wk, &t.wv])?,
-                wo: load(&[&t.wo])?,
-                ffn_norm: load(&[&t.ffn_norm])?,
-                w_gate_up: load(&[&t.w_gate, &t.w_up])?,
-                w_down: load(&[&t.w_down])?,
-            })
+    /// A model of what a backend made of its [`stacks`], in their order.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn bind(config: &Config, loaded: Vec<B::Weight>, rope_table: B::Buf<f32>, max_seq: usize) -> Self {
+        let mut loaded = loaded.into_iter().map(Arc::new);
+        let mut next = || loaded.next().expect("a weight for each stack");
+        let embed = next();
+        let mut layer = || Layer {
+            attn_norm: next(),
+            wqkv: next(),
+            wo: next(),
+            ffn_norm: next(),
+            w_gate_up: next(),
+            w_down: next(),
         };
-        let layers = weights.layers.iter().map(&mut layer).collect::<Result<_>>()?;
-        let final_norm = load(&[&weights.final_norm])?;
-        let lm_head = if config.tied { None } else { Some(load(&[&weights.lm_head])?) };
-        Ok(Model { config: config.clone(), embed, layers, final_norm, lm_head, rope_table, max_seq })
+        let layers = (0..config.n_layers).map(|_| layer()).collect();
+        let final_norm = next();
+        let lm_head = (!config.tied).then(next);
+        Model { config: config.clone(), embed, layers, final_norm, lm_head, rope_table, max_seq }
     }
 
     /// `s.x[..rows]`, the residual stream after the last layer, from `s.tokens` at positions `s.pos`; their keys and values

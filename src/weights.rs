@@ -3,6 +3,8 @@
 //! Hugging Face tensor names appear here only ([`Weights::table`]).
 
 mod header;
+#[cfg(unix)]
+pub mod reader;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -114,6 +116,18 @@ impl Tensor {
     pub fn offset(&self) -> usize {
         self.range.start
     }
+
+    /// Both are in one file.
+    #[cfg(unix)]
+    fn same_file(&self, other: &Tensor) -> bool {
+        Arc::ptr_eq(&self.shard, &other.shard)
+    }
+
+    /// Reads its file from byte `at` on, not through the mapping.
+    #[cfg(unix)]
+    fn read_file(&self, at: usize, buf: &mut [u8]) -> Result<()> {
+        self.shard.read(at, buf)
+    }
 }
 
 impl fmt::Debug for Tensor {
@@ -167,7 +181,8 @@ impl Weights {
     /// since ignoring it would compute another model. `metadata.total_size` of the index is not looked at.
     ///
     /// The files must not be changed while the `Weights`, or a `Tensor` of it, lives: the memory is the file. A
-    /// program that truncates one of them meanwhile makes this process end with `SIGBUS`.
+    /// program that truncates one of them meanwhile makes this process end with `SIGBUS` when it touches the memory;
+    /// a GPU's weights are read from the file itself, where that is an error.
     ///
     /// # Errors
     /// Each names the file, the tensor, what was expected and what was found: [`Error::Io`] for a file that is
@@ -245,7 +260,11 @@ struct Shard {
 }
 
 enum Data {
-    Mapped(Mmap),
+    Mapped {
+        map: Mmap,
+        #[cfg_attr(not(unix), expect(dead_code))]
+        file: File,
+    },
     Static(&'static [u8]),
 }
 
@@ -260,14 +279,44 @@ impl Shard {
         // cannot be enforced on any system; it is the documented contract of `Weights::open`, and the file is one
         // that the user named as the model to run.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
-        Ok(Shard { path, index, data: Data::Mapped(map) })
+        Ok(Shard { path, index, data: Data::Mapped { map, file } })
     }
 
     fn bytes(&self) -> &[u8] {
         match &self.data {
-            Data::Mapped(map) => map,
+            Data::Mapped { map, .. } => map,
             Data::Static(bytes) => bytes,
         }
+    }
+
+    #[cfg(unix)]
+    fn read(&self, at: usize, buf: &mut [u8]) -> Result<()> {
+        use std::{io, os::unix::fs::FileExt};
+        let file = match &self.data {
+            Data::Mapped { file, .. } => file,
+            Data::Static(bytes) => {
+                buf.copy_from_slice(&bytes[at..at + buf.len()]);
+                return Ok(());
+            }
+        };
+        let end = at + buf.len();
+        let mut from = at;
+        while from < end {
+            match file.read_at(&mut buf[from - at..], from as u64) {
+                Ok(0) => {
+                    let what =
+                        format!("ends at byte {from}, data was expected up to {end}: cut short since it was opened");
+                    return Err(Error::file(&self.path, what));
+                }
+                Ok(n) => from += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => {
+                    let e = io::Error::new(e.kind(), format!("reading at byte {from}: {e}"));
+                    return Err(Error::io(&self.path)(e));
+                }
+            }
+        }
+        Ok(())
     }
 }
 

@@ -106,7 +106,7 @@ fn the_answer_and_nothing_else_goes_to_stdout() {
     // With -v the same, and beside it what was done.
     let run = generate(&[&question, "-v"]);
     assert_eq!((run.code, run.stdout), (Some(0), format!("{answer}\n")));
-    for text in ["rope_theta 10000", "BOS 2046", "eos 2047", "tokens/s"] {
+    for text in ["rope_theta 10000", "BOS 2046", "eos 2047", "tokens/s", "phase", "tokenizer", "first token"] {
         assert!(run.stderr.contains(text), "no {text:?} in: {}", run.stderr);
     }
 }
@@ -124,6 +124,14 @@ fn json_has_ids_reason_and_timings() {
     for key in ["prompt_seconds", "decode_seconds", "first_token_seconds"] {
         assert!(timings[key].as_f64().is_some_and(|s| s > 0.0), "{key} in {timings}");
     }
+    let phases = whole["startup"]["phases"].as_array().unwrap();
+    let of = |name: &str| phases.iter().find(|p| p["name"] == name).unwrap_or_else(|| panic!("no {name}: {phases:?}"));
+    for name in ["config", "files", "tokenizer", "weights", "session"] {
+        assert!(of(name)["seconds"].as_f64() >= Some(0.0), "{name}");
+    }
+    let (first, total) = (of("first token"), whole["startup"]["seconds"].as_f64().unwrap());
+    let end = first["begin"].as_f64().unwrap() + first["seconds"].as_f64().unwrap();
+    assert!((total - end).abs() < 1e-9, "the first token ends the start");
     let cut = generate(&[&question, "--json", "--max-tokens", "4"]).json();
     assert_eq!((ids(&cut["token_ids"]), cut["finish_reason"].as_str()), (tokens[..4].to_vec(), Some("length")));
     assert!(answer.starts_with(cut["text"].as_str().unwrap()));

@@ -8,7 +8,7 @@ use aoji::{
     cpu::Cpu,
     cuda::{Cuda, Graphs},
     kv::Kv,
-    model::{Model, Scratch},
+    model::{self, Model, Scratch},
     ops::{Argmax, AttnDecode, Gemv, NormGateUp, NormHead, NormQkvRopeAppend, Op, Rope, Tolerance, noise},
     weights::Weights,
 };
@@ -186,12 +186,12 @@ impl Step {
         let shapes =
             Weights::table(&c, |_, shape| Ok((shape[..shape.len() - 1].iter().product(), shape[shape.len() - 1])));
         let table = cuda.upload(&Rope::table(&c.rope_inv_freq(), 40)).unwrap();
-        let mut seed = 0;
-        let model = Model::bind(&c, &shapes.unwrap(), table, 40, |parts: &[&(usize, usize)]| {
+        let weight = |(parts, seed): (Vec<(usize, usize)>, u64)| {
             let (rows, cols): (usize, usize) = (parts.iter().map(|p| p.0).sum(), parts[0].1);
-            seed += 1;
-            cuda.weight_from(rows, cols, &values(rows * cols, seed))
-        });
+            cuda.weight_from(rows, cols, &values(rows * cols, seed)).unwrap()
+        };
+        let stacks = model::stacks(&c, &shapes.unwrap(), |shape| *shape);
+        let model = Model::bind(&c, stacks.into_iter().zip(1..).map(weight).collect(), table, 40);
         let sampler = SamplerState {
             params: cuda.alloc(aoji::tiles::SAMPLE_PARAMS as usize).unwrap(),
             history: cuda.alloc(c.vocab).unwrap(),
@@ -200,7 +200,7 @@ impl Step {
             outbox: cuda.outbox().unwrap(),
         };
         let (s, kv) = (Scratch::new(cuda, &c, 8, 1, 40).unwrap(), Kv::new(cuda, &c, 40).unwrap());
-        Step { model: model.unwrap(), s, kv, sampler, graphs: Graphs::default() }
+        Step { model, s, kv, sampler, graphs: Graphs::default() }
     }
 
     /// A greedy step after the token and position on the device; returns its token.

@@ -7,7 +7,7 @@ use aoji::{
     cuda::Cuda,
     kv::Kv,
     lockstep::Lockstep,
-    model::{Model, Scratch},
+    model::{self, Model, Scratch},
     ops::{
         Act, AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, NormGateUp, NormHead,
         NormQkvRopeAppend, RmsNorm, Rope, Sample, StreamRead, Swiglu, noise, sample::Params,
@@ -40,15 +40,14 @@ impl<D: Backend<Act = bf16>> Run<D> {
         let shapes =
             Weights::table(&c, |_, shape| Ok((shape[..shape.len() - 1].iter().product(), shape[shape.len() - 1])));
         let table = b.upload(&Rope::table(&c.rope_inv_freq(), MAX_SEQ)).unwrap();
-        let mut seed = 0;
-        let model = Model::bind(&c, &shapes.unwrap(), table, MAX_SEQ, |parts: &[&(usize, usize)]| {
+        let weight = |(parts, seed): (Vec<(usize, usize)>, u64)| {
             let (rows, cols): (usize, usize) = (parts.iter().map(|p| p.0).sum(), parts[0].1);
-            seed += 1;
             let scale = if rows == 1 { 1.0 } else { 0.15 };
             let data: Vec<bf16> = noise(rows * cols, seed).into_iter().map(|x| bf16::from_f32(x * scale)).collect();
-            b.weight_from(rows, cols, &data)
-        })
-        .unwrap();
+            b.weight_from(rows, cols, &data).unwrap()
+        };
+        let stacks = model::stacks(&c, &shapes.unwrap(), |shape| *shape);
+        let model = Model::bind(&c, stacks.into_iter().zip(1..).map(weight).collect(), table, MAX_SEQ);
         let s = Scratch::new(&b, &c, 12, 1, MAX_SEQ).unwrap();
         let kv = Kv::new(&b, &c, MAX_SEQ).unwrap();
         let params = Params { temperature: 0.9, top_k: 20, top_p: 0.9, seed: 5, ..Params::default() };
@@ -195,8 +194,8 @@ impl Backend for Wrong {
     fn read<T: Element>(&self, dst: &mut [T], src: &Vec<T>, at: usize) -> Result<()> {
         self.0.read(dst, src, at)
     }
-    fn weight(&self, parts: &[Tensor]) -> Result<Weight> {
-        self.0.weight(parts)
+    fn weights(&self, stacks: &[Vec<Tensor>], progress: &mut dyn FnMut(u64)) -> Result<Vec<Weight>> {
+        self.0.weights(stacks, progress)
     }
     fn weight_from(&self, rows: usize, cols: usize, data: &[bf16]) -> Result<Weight> {
         self.0.weight_from(rows, cols, data)

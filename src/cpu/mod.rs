@@ -68,8 +68,13 @@ impl<A: Act> Backend for Cpu<A> {
         dst.copy_from_slice(&src[at..at + dst.len()]);
         Ok(())
     }
-    fn weight(&self, parts: &[Tensor]) -> Result<Weight> {
-        Ok(Weight::new::<A>(parts))
+    fn weights(&self, stacks: &[Vec<Tensor>], progress: &mut dyn FnMut(u64)) -> Result<Vec<Weight>> {
+        let weight = |parts: &Vec<Tensor>| {
+            let weight = Weight::new::<A>(parts);
+            progress(parts.iter().map(|t| t.bytes().len() as u64).sum());
+            weight
+        };
+        Ok(stacks.iter().map(weight).collect())
     }
     fn weight_from(&self, rows: usize, cols: usize, data: &[bf16]) -> Result<Weight> {
         Ok(Weight::from_values(rows, cols, data))

@@ -3,7 +3,7 @@
 use super::{Buffer, Cuda, Graphs, Outbox, Weight, failed};
 use crate::{
     backend::{Backend, DECODE_ROWS, Out, definition},
-    config::{Config, Dtype},
+    config::Config,
     error::{Error, Result},
     ops::{
         AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, NormGateUp, NormHead,
@@ -11,9 +11,29 @@ use crate::{
     },
     weights::Tensor,
 };
-use cudarc::driver::{DevicePtr, DriverError, sys};
-use half::{bf16, f16};
+use cudarc::driver::{CudaSlice, DevicePtr, DriverError, sys};
+use half::bf16;
 use std::marker::PhantomData;
+
+impl Cuda {
+    /// `len` values in memory that `alloc` gives for that many bytes.
+    pub(super) fn buffer<T: Element>(
+        &self,
+        len: usize,
+        alloc: impl FnOnce(usize) -> Result<CudaSlice<u8>, DriverError>,
+    ) -> Result<Buffer<T>> {
+        let bytes = (len * size_of::<T>()).max(1); // the driver refuses empty allocations
+        let bytes = alloc(bytes).map_err(|e| match e {
+            DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY) => {
+                let free = self.free_memory().ok().flatten().unwrap_or(0);
+                Error::Memory(format!("the GPU is out of memory: {bytes} bytes asked for, {free} free"))
+            }
+            e => failed(|| format!("allocating {bytes} bytes"))(e),
+        })?;
+        let address = bytes.device_ptr(&self.stream).0;
+        Ok(Buffer { bytes, address, len, kind: PhantomData })
+    }
+}
 
 impl Backend for Cuda {
     type Act = bf16;
@@ -45,17 +65,7 @@ impl Backend for Cuda {
     }
 
     fn alloc<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
-        let bytes = len * size_of::<T>();
-        // at least one byte: the driver refuses empty allocations
-        let bytes = self.stream.alloc_zeros::<u8>(bytes.max(1)).map_err(|e| match e {
-            DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY) => {
-                let free = self.free_memory().ok().flatten().unwrap_or(0);
-                Error::Memory(format!("the GPU is out of memory: {bytes} bytes asked for, {free} free"))
-            }
-            e => failed(|| format!("allocating {bytes} bytes"))(e),
-        })?;
-        let address = bytes.device_ptr(&self.stream).0;
-        Ok(Buffer { bytes, address, len, kind: PhantomData })
+        self.buffer(len, |bytes| self.stream.alloc_zeros(bytes))
     }
 
     fn write<T: Element>(&self, dst: &mut Buffer<T>, at: usize, src: &[T]) -> Result<()> {
@@ -80,32 +90,8 @@ impl Backend for Cuda {
         self.stream.synchronize().map_err(what())
     }
 
-    fn weight(&self, parts: &[Tensor]) -> Result<Weight> {
-        let (rows, cols) = (parts.iter().map(Tensor::rows).sum(), parts.first().map_or(0, Tensor::cols));
-        let mut data = self.alloc::<bf16>(rows * cols)?;
-        let mut at = 0;
-        for t in parts {
-            let bytes = t.bytes();
-            match t.dtype() {
-                Dtype::Bf16 => {
-                    let mut dst = data.bytes.slice_mut(2 * at..2 * at + bytes.len());
-                    let what = failed(|| format!("uploading {} ({} bytes)", t.name(), bytes.len()));
-                    self.stream.memcpy_htod(bytes, &mut dst).map_err(what)?;
-                }
-                Dtype::F16 => {
-                    let v = bytemuck::pod_collect_to_vec::<u8, f16>(bytes);
-                    let v: Vec<bf16> = v.into_iter().map(|x| bf16::from_f32(x.to_f32())).collect();
-                    self.write(&mut data, at, &v)?;
-                }
-                Dtype::F32 => {
-                    let v = bytemuck::pod_collect_to_vec::<u8, f32>(bytes);
-                    let v: Vec<bf16> = v.into_iter().map(bf16::from_f32).collect();
-                    self.write(&mut data, at, &v)?;
-                }
-            }
-            at += t.rows() * t.cols();
-        }
-        Ok(Weight { data, rows, cols })
+    fn weights(&self, stacks: &[Vec<Tensor>], progress: &mut dyn FnMut(u64)) -> Result<Vec<Weight>> {
+        self.upload_weights(stacks, progress)
     }
 
     fn weight_from(&self, rows: usize, cols: usize, data: &[bf16]) -> Result<Weight> {
@@ -113,6 +99,7 @@ impl Backend for Cuda {
     }
 
     fn synchronize(&self) -> Result<()> {
+        self.kernels.get()?; // loaded in the background
         self.stream.synchronize().map_err(failed(|| "waiting for the GPU".into()))
     }
 

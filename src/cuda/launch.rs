@@ -124,7 +124,7 @@ impl Cuda {
         args: &[Arg],
         attributes: &mut [sys::CUlaunchAttribute],
     ) -> Result<()> {
-        let k = self.kernels.get(kernel).ok_or_else(|| Error::Cuda {
+        let k = self.kernels.get()?.get(kernel).ok_or_else(|| Error::Cuda {
             what: format!("{op:?}"),
             cause: format!("kernel {kernel} is not in this binary"),
         })?;

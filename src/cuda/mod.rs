@@ -11,9 +11,11 @@ mod graph;
 pub mod kernels;
 pub mod lab;
 mod launch;
+mod modules;
 pub mod occupancy;
 mod outbox;
 mod trace;
+mod upload;
 
 pub use blas::{GemmBy, MANY_ROWS, cublas_version};
 pub use buffer::{Buffer, Weight};
@@ -23,11 +25,12 @@ pub use launch::{Arg, Launched};
 pub use outbox::Outbox;
 pub use trace::{Launch, Span};
 
-use crate::error::{Error, Result};
-use cudarc::driver::{CudaContext, CudaModule, CudaStream, DriverError, result, sys};
-use cudarc::nvrtc::Ptx;
+use crate::{
+    error::{Error, Result},
+    startup::Startup,
+};
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 use std::{
-    collections::{HashMap, hash_map::Entry},
     ffi::c_void,
     sync::{Arc, Mutex, OnceLock},
 };
@@ -42,10 +45,9 @@ pub struct Cuda {
     gemm_by: GemmBy,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
-    /// By the names that ops call.
-    kernels: HashMap<String, launch::Kernel>,
-    _modules: Vec<Arc<CudaModule>>,
+    kernels: modules::Modules,
     info: Info,
+    startup: Startup,
     /// Kernels of a step may start before the one before them is done: programmatic dependent launch, which GPUs have from
     /// Hopper on. `AOJI_PDL=0` switches it off, to measure what it is worth.
     pdl: bool,
@@ -78,87 +80,66 @@ pub fn driver_version() -> Result<i32> {
 impl Cuda {
     /// Opens GPU `ordinal` and loads the kernels, with the variants that `AOJI_LAB` names in the place of shipped ones.
     pub fn open(ordinal: usize) -> Result<Cuda> {
-        let variants = lab::from_env()?;
-        for v in &variants {
-            tracing::warn!("AOJI_LAB: kernels/lab/{}.cu replaces shipped kernels", v.module.stem);
-        }
-        Self::open_with(ordinal, &variants)
+        let cuda = Cuda::begin(ordinal, Startup::begin())?;
+        cuda.kernels.get()?;
+        Ok(cuda)
     }
 
     /// As [`Cuda::open`], with these variants and without a look at `AOJI_LAB`.
     pub fn open_with(ordinal: usize, variants: &[&'static lab::Variant]) -> Result<Cuda> {
-        let driver = driver_version()?;
-        if driver < NEEDED {
-            return Err(Error::NoGpu(format!(
-                "the NVIDIA driver supports CUDA {}.{}, the kernels need {}.0: update the driver to 580 or newer",
-                driver / 1000,
-                driver % 1000 / 10,
-                NEEDED / 1000
-            )));
+        let cuda = Cuda::begin_with(ordinal, variants, Startup::begin())?;
+        cuda.kernels.get()?;
+        Ok(cuda)
+    }
+
+    /// As [`Cuda::open`], but a thread goes on to load the kernels: the first launch, or `synchronize`, waits for them.
+    pub(crate) fn begin(ordinal: usize, startup: Startup) -> Result<Cuda> {
+        let variants = lab::from_env()?;
+        for v in &variants {
+            tracing::warn!("AOJI_LAB: kernels/lab/{}.cu replaces shipped kernels", v.module.stem);
         }
-        let count = devices()?.len();
-        if ordinal >= count {
-            return Err(Error::NoGpu(format!(
-                "GPU {ordinal} was asked for and the driver shows {count} (see nvidia-smi and CUDA_VISIBLE_DEVICES)"
-            )));
-        }
-        if kernels::MODULES.is_empty() {
-            return Err(Error::NoGpu("this binary was built without GPU kernels (AOJI_SKIP_KERNELS)".into()));
-        }
+        Self::begin_with(ordinal, &variants, startup)
+    }
+
+    fn begin_with(ordinal: usize, variants: &[&'static lab::Variant], startup: Startup) -> Result<Cuda> {
+        let driver = startup.time("driver", 0, || usable(ordinal))?;
         let gemm_by = GemmBy::from_env()?;
-        Self::start(ordinal, driver, gemm_by, variants)
-            .map_err(|e| Error::Cuda { what: format!("opening GPU {ordinal}"), cause: e })
+        Self::start(ordinal, driver, gemm_by, variants, startup)
+            .map_err(|e| Error::Cuda { what: format!("opening GPU {ordinal}"), cause: e.to_string() })
     }
 
     /// The same GPU again, with a variant in the place of shipped kernels.
     pub fn with_variant(&self, variant: &'static lab::Variant) -> Result<Cuda> {
-        Self::start(self.context.ordinal(), self.info.driver, self.gemm_by, &[variant])
-            .map_err(|e| Error::Cuda { what: format!("loading a variant of {}", variant.op), cause: e })
+        let (gpu, driver) = (self.context.ordinal(), self.info.driver);
+        let cuda = Self::start(gpu, driver, self.gemm_by, &[variant], Startup::begin());
+        let what = || format!("loading a variant of {}", variant.op);
+        let cuda = cuda.map_err(|e| Error::Cuda { what: what(), cause: e.to_string() })?;
+        cuda.kernels.get()?;
+        Ok(cuda)
     }
 
-    fn start(ordinal: usize, driver: i32, gemm_by: GemmBy, variants: &[&'static lab::Variant]) -> Result<Cuda, String> {
-        let text = |e: DriverError| e.to_string();
-        let context = CudaContext::new(ordinal).map_err(text)?;
-        // SAFETY: all work goes to one stream, so no slice needs events to order its uses. Must come before the stream and
-        // every allocation: events recorded before a capture would break it.
-        unsafe { context.disable_event_tracking() };
-        let stream = context.new_stream().map_err(text)?;
-        let info = Info::of(ordinal, driver).map_err(text)?;
-        keep_freed_memory(&context).map_err(text)?;
-        let (mut kernels, mut modules) = (HashMap::new(), Vec::new());
-        for m in kernels::MODULES {
-            let module = context.load_module(Ptx::from_binary(m.image.to_vec())).map_err(|e| {
-                let (a, b) = info.capability;
-                format!("kernels/{}.cu on {} (sm_{a}{b}): {e}; aoji needs Ampere (sm_80) or newer", m.stem, info.name)
-            })?;
-            for name in m.usage().into_iter().map(|u| u.kernel) {
-                if let Entry::Vacant(place) = kernels.entry(name) {
-                    let name = place.key();
-                    let function = module.load_function(name).map_err(|e| format!("{name}: {e}"))?;
-                    let kernel = launch::Kernel::new(function, name.clone());
-                    place.insert(kernel);
-                }
-            }
-            modules.push(module);
-        }
-        for v in variants {
-            modules.push(v.load(&context, &mut kernels)?);
-        }
+    fn start(
+        ordinal: usize,
+        driver: i32,
+        gemm_by: GemmBy,
+        variants: &[&'static lab::Variant],
+        startup: Startup,
+    ) -> Result<Cuda, DriverError> {
+        let (context, stream) = startup.time("context", 0, || {
+            let context = CudaContext::new(ordinal)?;
+            // SAFETY: all work goes to one stream, so no slice needs events to order its uses. Must come before the
+            // stream and every allocation: events recorded before a capture would break it.
+            unsafe { context.disable_event_tracking() };
+            let stream = context.new_stream()?;
+            keep_freed_memory(&context)?;
+            Ok::<_, DriverError>((context, stream))
+        })?;
+        let info = Info::of(ordinal, driver)?;
+        let kernels = modules::Modules::load(&context, &info, variants, &startup);
         let sync = std::env::var_os("AOJI_SYNC").is_some_and(|v| v == "1");
         let pdl = info.capability.0 >= 9 && std::env::var_os("AOJI_PDL").is_none_or(|v| v != "0");
-        Ok(Cuda {
-            blas: OnceLock::new(),
-            gemm_by,
-            context,
-            stream,
-            kernels,
-            _modules: modules,
-            info,
-            pdl,
-            sync,
-            launches: Mutex::default(),
-            trace: trace::Tracer::default(),
-        })
+        let (blas, launches, trace) = (OnceLock::new(), Mutex::default(), trace::Tracer::default());
+        Ok(Cuda { blas, gemm_by, context, stream, kernels, info, startup, pdl, sync, launches, trace })
     }
 
     /// What the driver says of the GPU.
@@ -167,8 +148,8 @@ impl Cuda {
     }
 
     /// Names of the loaded kernels.
-    pub fn kernel_names(&self) -> impl Iterator<Item = &str> {
-        self.kernels.keys().map(String::as_str)
+    pub fn kernel_names(&self) -> Result<impl Iterator<Item = &str>> {
+        Ok(self.kernels.get()?.keys().map(String::as_str))
     }
 
     /// Bytes a second that the device's memory moves, in GB/s: the median of ten copies of `bytes` from one place to another,
@@ -202,6 +183,29 @@ impl Cuda {
         ops()?;
         begin.elapsed_ms(&event()?).map_err(failed(|| "timing".into()))
     }
+}
+
+/// The driver's version, when it, GPU `ordinal` and this binary's kernels can be used.
+fn usable(ordinal: usize) -> Result<i32> {
+    let driver = driver_version()?;
+    if driver < NEEDED {
+        return Err(Error::NoGpu(format!(
+            "the NVIDIA driver supports CUDA {}.{}, the kernels need {}.0: update the driver to 580 or newer",
+            driver / 1000,
+            driver % 1000 / 10,
+            NEEDED / 1000
+        )));
+    }
+    let count = devices()?.len();
+    if ordinal >= count {
+        return Err(Error::NoGpu(format!(
+            "GPU {ordinal} was asked for and the driver shows {count} (see nvidia-smi and CUDA_VISIBLE_DEVICES)"
+        )));
+    }
+    if kernels::MODULES.is_empty() {
+        return Err(Error::NoGpu("this binary was built without GPU kernels (AOJI_SKIP_KERNELS)".into()));
+    }
+    Ok(driver)
 }
 
 /// The default memory pool gives freed memory back to the system at every synchronisation unless told to keep it.

@@ -3,6 +3,7 @@
 
 mod compare;
 mod readme;
+mod start;
 mod timeline;
 
 use ::aoji::{
@@ -421,7 +422,7 @@ fn gpu_check_runs_dry() {
         let step = steps.iter().find(|s| s["step"] == name).unwrap_or_else(|| panic!("no step {name}: {text}"));
         step["state"].as_str().unwrap().to_string()
     };
-    for name in ["doctor", "kernels", "lab", "synth 1B", "lockstep", "synth 8B", "bench", "timeline"] {
+    for name in ["doctor", "kernels", "lab", "synth 1B", "lockstep", "synth 8B", "bench", "timeline", "start"] {
         assert_eq!(state(name), "passed", "{name}: {text}");
     }
     for name in ["kernel tests", "memcheck", "racecheck", "peers"] {

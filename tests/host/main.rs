@@ -7,6 +7,8 @@ mod config;
 mod download;
 mod files;
 mod prompt;
+#[cfg(unix)]
+mod reader;
 mod synth;
 mod text;
 mod tokenizers;

@@ -2,8 +2,8 @@
 
 use crate::Cli;
 use aoji::{
-    Activations, Device, Engine, Error, Event, FinishReason, GenerateOptions, ModelFiles, Options, Result, Sampling,
-    Session, Template, Timings, Tokenizer, hub,
+    Activations, Device, Engine, Error, Event, FinishReason, GenerateOptions, Options, Result, Sampling, Session,
+    Template, Timings, Tokenizer, hub,
 };
 use clap::{CommandFactory, error::ErrorKind};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -41,10 +41,9 @@ pub struct ModelArgs {
 impl ModelArgs {
     /// Opens the model, with a progress bar on a terminal.
     pub fn open(&self) -> Result<Engine> {
-        let files = ModelFiles::open(&self.model)?;
         let bar = bar(0, "loading", "{bytes}/{total_bytes} {bytes_per_sec}");
         let options = Options { device: self.device, activations: self.dtype, context: self.context };
-        let engine = Engine::load(files, &options, &mut |done, total| {
+        let engine = Engine::open_with(&self.model, &options, &mut |done, total| {
             bar.set_length(total);
             bar.set_position(done);
         })?;

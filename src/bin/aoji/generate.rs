@@ -1,18 +1,28 @@
 //! `aoji generate`: one prompt, one answer.
 
-use crate::common::{self, ModelArgs, SamplingArgs};
-use aoji::{Engine, Message, Result, Template};
+use crate::{
+    bench::startup,
+    common::{self, Answer, ModelArgs, SamplingArgs},
+};
+use aoji::{Engine, Message, Result, StartupReport, Template};
 use clap::ArgGroup;
-use std::path::PathBuf;
+use serde::Serialize;
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 const EXAMPLE: &str = "aoji generate \"피보나치 수열이 무엇인가요?\"";
 
 const AFTER_HELP: &str = "\
 The text goes to standard output as it is made. Tokens are chosen greedily unless --temperature is given.
 
---json prints one object: {\"text\", \"prompt_tokens\": [ids], \"token_ids\": [ids], \"finish_reason\", \"timings\"}. \
-finish_reason is \"stop\" (end-of-text token or --stop), \"length\" (--max-tokens, or the context is full) or null \
-(Ctrl-C); token_ids has the token that ended the text.
+--json prints one object: {\"text\", \"prompt_tokens\": [ids], \"token_ids\": [ids], \"finish_reason\", \"timings\", \
+\"startup\"}. finish_reason is \"stop\" (end-of-text token or --stop), \"length\" (--max-tokens, or the context is full) \
+or null (Ctrl-C); token_ids has the token that ended the text. \
+startup is what happened up to the first token: {\"seconds\", \"disk_bytes\", \"phases\": [{\"name\", \"begin\", \
+\"seconds\", \"bytes\"}]}, which -v prints as a table; disk_bytes is 0 when the page cache had all, and null where the \
+system does not say.
 
 Example: aoji generate \"피보나치 수열이 무엇인가요?\"";
 
@@ -69,19 +79,38 @@ pub fn run(args: Args) -> Result<()> {
     let prompt = args.prompt(&engine, input)?;
     let options = args.sampling.options();
     let room = options.max_tokens.unwrap_or(usize::MAX).saturating_add(prompt.len()).min(engine.max_context());
+    let begin = Instant::now();
     let mut session = engine.session(room)?;
+    engine.startup().record("session", begin, Instant::now(), 0);
     common::catch_interrupt()?;
+    let begin = Instant::now();
     let answer = common::answer(&mut session, &prompt, &options, &mut |text| match args.json {
         true => Ok(()),
         false => common::print(text),
     })?;
+    if let Some(t) = answer.timings {
+        let first = begin + Duration::from_secs_f64(t.first_token_seconds);
+        engine.startup().record("first token", begin, first, 0);
+    }
+    let start = engine.startup().report();
     if args.json {
-        common::print_json(&answer)?;
+        common::print_json(&Report { answer: &answer, startup: &start })?;
     } else if !answer.text.ends_with('\n') {
         common::print("\n")?;
     }
+    if tracing::enabled!(tracing::Level::INFO) {
+        eprint!("{}", startup::table(&start, 0.0));
+    }
     common::note(format_args!("{}", answer.summary()));
     Ok(())
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    answer: &'a Answer,
+    startup: &'a StartupReport,
 }
 
 impl Args {

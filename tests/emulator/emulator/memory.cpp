@@ -106,6 +106,13 @@ API cuMemPoolGetAttribute(void* pool, int a, void* v) {
 API cuMemPoolTrimTo(void* pool, size_t) { return pool == POOL ? OK : INVALID_VALUE; }
 
 // --- page-locked memory
+static size_t locked, locked_most;  // bytes, what programs registered not counted
+API cuda_emulator_page_locked(size_t* now, size_t* most) {
+  LOCK;
+  *now = locked;
+  *most = locked_most;
+  return OK;
+}
 static emu::Pinned* pinned_at(const void* p) {
   for (auto& r : E.pinned) {
     if (r.p == p) return &r;
@@ -126,6 +133,7 @@ API cuMemHostAlloc(void** p, size_t n, u32) {
   *p = aligned_alloc(4096, (n + 4095) / 4096 * 4096);
   if (!*p) return OUT_OF_MEMORY;
   E.pinned.push_back({(char*)*p, n, false});
+  locked_most = std::max(locked_most, locked += n);
   return OK;
 }
 API cuMemAllocHost_v2(void** p, size_t n) { return cuMemHostAlloc(p, n, 0); }
@@ -134,6 +142,7 @@ API cuMemFreeHost(void* p) {
   int e = run_all();
   emu::Pinned* r = pinned_at(p);
   if (!r || r->registered) return INVALID_VALUE;
+  locked -= r->n;
   E.pinned.erase(E.pinned.begin() + (r - E.pinned.data()));
   free(p);
   return e;

@@ -61,6 +61,17 @@ fn memory_pool() {
 #[test]
 fn page_locked_memory() {
     let g = Gpu::new();
+    // SAFETY: freed once, and not used.
+    let most = unsafe {
+        let memory = result::malloc_host(5 << 20, 0).unwrap();
+        let (now, most) = cuda_emulator::page_locked();
+        assert!(now >= 5 << 20 && most >= now);
+        result::free_host(memory).unwrap();
+        most
+    };
+    // other tests page-lock at the same time, but little
+    let (now, most_then) = cuda_emulator::page_locked();
+    assert!(now < 5 << 20 && most_then >= most);
     // SAFETY: an array of numbers, written before it is read.
     let mut pinned = unsafe { g.ctx.alloc_pinned_with_flags::<f32>(4, 0) }.unwrap();
     pinned.as_mut_slice().unwrap().copy_from_slice(&[1.0, 2.0, 3.0, 4.0]);
@@ -182,6 +193,11 @@ fn functions_and_occupancy() {
     let module = g.ctx.load_module(Ptx::from_binary(vec![0])).unwrap();
     assert_eq!(module.load_function("no_such_kernel").err().unwrap().0, sys::CUresult::CUDA_ERROR_NOT_FOUND);
     let f = module.load_function("t_gemv").unwrap();
+    // SAFETY: a function of a loaded module, and no function.
+    unsafe {
+        sys::cuFuncLoad(f.cu_function()).result().unwrap();
+        assert!(sys::cuFuncLoad(std::ptr::null_mut()).result().is_err());
+    }
     assert_eq!((f.num_regs().unwrap(), f.max_threads_per_block().unwrap()), (0, 1024));
     assert_eq!(f.get_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES).unwrap(), 48 << 10);
     f.set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, 200 << 10).unwrap();

@@ -10,6 +10,7 @@ mod model;
 mod readme;
 #[cfg(feature = "cuda")]
 mod roofline;
+pub mod startup;
 mod table;
 #[cfg(feature = "cuda")]
 mod timeline;
@@ -27,7 +28,12 @@ what the calling thread does for a step outside waiting for the GPU; it overlaps
 
 --compare states each change with an interval that holds it in 95 of 100 such pairs of runs, by the ranks of the \
 medians of repeated runs (Hodges and Lehmann). It knows only the noise inside the two runs: another process, another \
-temperature or another hour can change more.";
+temperature or another hour can change more.
+
+--startup runs `aoji generate` with a prompt of 16 tokens and says what happens up to the first token; phases \
+overlap, and memory and copies are parts of weights. \"from disk\" is 0 when the page cache held the model's files; \
+on the CPU weights stay in the mapped file and are read when they are first used. --json has for every run its \
+seconds and `startup` as in `aoji generate --json`, whose times begin when the model is opened.";
 
 /// Arguments of `aoji bench`.
 #[derive(clap::Args)]
@@ -44,7 +50,7 @@ pub struct Args {
     /// Depths at which to time decoding; one that does not fit the context is moved to where it does
     #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "0,512,2048,8192")]
     depth: Vec<usize>,
-    /// Runs of each prompt and of each depth; of each kernel, 20 times as many
+    /// Runs of each prompt, of each depth or of the start; of each kernel, 20 times as many
     #[arg(long, value_name = "N", default_value_t = 5)]
     repeat: usize,
     /// Steps of decoding in each run
@@ -71,14 +77,18 @@ pub struct Args {
     /// Trace one step of decoding at the first --depth: writes OUT.json, for https://ui.perfetto.dev, and OUT.svg
     #[arg(long, value_name = "OUT", conflicts_with = "kernels")]
     timeline: Option<PathBuf>,
+    /// Measure the start instead: a process for each run, from its start to its first token
+    #[arg(long, conflicts_with_all = ["kernels", "timeline"])]
+    startup: bool,
     /// Which kernels a GPU has confirmed, from the results of earlier runs, as a table in Markdown
-    #[arg(long, conflicts_with = "kernels")]
+    #[arg(long, conflicts_with_all = ["kernels", "startup"])]
     ledger: bool,
     /// Rewrite the tables of a README, and the plot beside the results, from the results of earlier runs
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernels", "ledger", "timeline"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernels", "ledger", "startup", "timeline"])]
     readme: Option<PathBuf>,
     /// Compare two outputs of `aoji bench --json`, of models or of kernels
-    #[arg(long, value_names = ["A", "B"], num_args = 2, conflicts_with_all = ["kernels", "ledger", "timeline", "readme"])]
+    #[arg(long, value_names = ["A", "B"], num_args = 2,
+        conflicts_with_all = ["kernels", "ledger", "startup", "timeline", "readme"])]
     compare: Option<Vec<PathBuf>>,
     /// With --ledger and --readme: where the results are
     #[arg(long, value_name = "DIR", default_value = "benches/results")]
@@ -170,7 +180,7 @@ pub fn run(args: Args) -> Result<()> {
     if args.ledger || args.kernels.is_some() || args.timeline.is_some() || args.readme.is_some() {
         return Err(Error::NoGpu("this binary was built without the feature `cuda`: it has no kernels".into()));
     }
-    model::run(&args)
+    if args.startup { startup::run(&args) } else { model::run(&args) }
 }
 
 /// The number of the GPU that `--device` names.
