@@ -319,8 +319,10 @@ impl Shard {
         while from < end {
             match file.read_at(&mut buf[from - at..], from as u64) {
                 Ok(0) => {
+                    // not `from`: this part may begin beyond the end
+                    let len = file.metadata().map_err(Error::io(&self.path))?.len();
                     let what =
-                        format!("ends at byte {from}, data was expected up to {end}: cut short since it was opened");
+                        format!("ends at byte {len}, data was expected up to {end}: cut short since it was opened");
                     return Err(Error::file(&self.path, what));
                 }
                 Ok(n) => from += n,

@@ -99,6 +99,15 @@ fn lab() {
     }
 }
 
+/// What build.rs makes of a file of the lab; the emulated device does not look at the image.
+fn variant(name: &'static str, launch: &'static str, kernels: &[&str]) -> &'static Variant {
+    cuda_emulator::clear_faults(); // of the one before
+    let entry = |k: &&str| format!("ptxas info    : Compiling entry function '{k}' for 'sm_90a'\n");
+    let ptxas = kernels.iter().map(entry).collect::<String>().leak();
+    let module = Module { stem: format!("rms_norm_{name}").leak(), hash: "", image: &[0], ptxas };
+    Box::leak(Box::new(Variant { op: "rms_norm", name, launch, module }))
+}
+
 /// What is said of variants that are planted in tests/emulator/tests/kernels/lab.cu.
 #[test]
 fn a_wrong_variant_is_found() {
@@ -106,14 +115,6 @@ fn a_wrong_variant_is_found() {
     if real {
         return println!("skipped: the planted kernels are only on the emulated device");
     }
-    // what build.rs makes of a file; the emulated device does not look at the image
-    let variant = |name: &'static str, launch, kernels: &[&str]| {
-        cuda_emulator::clear_faults(); // of the one before
-        let entry = |k: &&str| format!("ptxas info    : Compiling entry function '{k}' for 'sm_90a'\n");
-        let ptxas = kernels.iter().map(entry).collect::<String>().leak();
-        let module = Module { stem: format!("rms_norm_{name}").leak(), hash: "", image: &[0], ptxas };
-        &*Box::leak(Box::new(Variant { op: "rms_norm", name, launch, module }))
-    };
     let planted = |name, launch, kernels: &[&str]| check_variant(variant(name, launch, kernels));
     assert_eq!(planted("warp", "threads 32", &["rms_norm_bf16__warp"]), Ok(vec![]));
     let says = |result: Result<Vec<String>, String>, expected: &[&str]| {
@@ -198,6 +199,35 @@ fn a_trace_shows_each_block() {
     op.run(&cpu, &mut reference).unwrap();
     let want = op.outputs(&cpu, &reference).unwrap();
     op.tolerance().compare(&op.outputs(&cuda, &io).unwrap(), &want).unwrap();
+}
+
+/// A variant of the lab may have another grid than the op says: its blocks have their own spans all the same, and one that
+/// has no room does not run.
+#[test]
+fn a_trace_of_a_variant_has_its_blocks() {
+    let (_, real) = device();
+    if real {
+        return println!("skipped: the planted kernels are only on the emulated device");
+    }
+    let op = &ops::RmsNorm { rows: 3, first: 0, dim: 64, eps: 1e-5 };
+    let trace = |v: &'static Variant, room| -> Result<Vec<usize>> {
+        let cuda = Cuda::open_with(0, &[v])?;
+        let mut io = op.setup(&cuda, 1)?;
+        cuda.trace_start(room)?;
+        let ran = op.run(&cuda, &mut io).and_then(|()| op.run(&cuda, &mut io));
+        let launches = cuda.trace_stop();
+        ran?;
+        let launches = launches?;
+        assert!(launches.iter().all(|l| l.kernel.ends_with(v.name)), "{launches:?}");
+        Ok(launches.iter().map(|l| l.spans.len()).collect())
+    };
+    let twice = variant("traced", "blocks x*2", &["rms_norm_bf16__traced"]);
+    assert_eq!(trace(twice, 12).unwrap(), [6, 6]);
+    let error = trace(twice, 11).unwrap_err().to_string();
+    assert!(error.contains("rms_norm_bf16__traced") && error.contains("room for 11 blocks"), "{error}");
+    // one that leaves the parameter out notes nothing
+    assert_eq!(trace(variant("warp", "threads 32", &["rms_norm_bf16__warp"]), 12).unwrap(), [0, 0]);
+    assert_eq!(cuda_emulator::last_fault(), None);
 }
 
 macro_rules! op_tests {

@@ -12,6 +12,7 @@ use std::{
 
 /// It has hung when it takes longer.
 const LIMIT: Duration = Duration::from_secs(20);
+const PROGRAM: &str = "nvidia-smi";
 
 /// What does not change while a program runs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -44,8 +45,12 @@ pub struct Running {
 impl Board {
     /// Of the GPU at a PCI address; `None` where nothing can be learned.
     pub fn of(pci: &str) -> Option<Board> {
+        Board::by(PROGRAM, pci)
+    }
+
+    fn by(program: &str, pci: &str) -> Option<Board> {
         let fields = "driver_version,ecc.mode.current,clocks.max.sm,clocks.max.mem,power.limit";
-        let mut child = ask(pci, fields)?;
+        let mut child = ask(program, pci, fields)?;
         let begin = Instant::now();
         while child.try_wait().ok()?.is_none() {
             std::thread::sleep(Duration::from_millis(5));
@@ -73,10 +78,15 @@ impl Running {
     ///
     /// # Errors
     /// Those of `load`.
-    pub fn during(pci: &str, mut load: impl FnMut() -> Result<()>) -> Result<Option<Running>> {
-        let Some(mut child) = ask(pci, "clocks.sm,clocks.mem,power.draw,temperature.gpu") else { return Ok(None) };
+    pub fn during(pci: &str, load: impl FnMut() -> Result<()>) -> Result<Option<Running>> {
+        Running::during_by(PROGRAM, pci, load)
+    }
+
+    fn during_by(program: &str, pci: &str, mut load: impl FnMut() -> Result<()>) -> Result<Option<Running>> {
+        let fields = "clocks.sm,clocks.mem,power.draw,temperature.gpu";
+        let Some(mut child) = ask(program, pci, fields) else { return Ok(None) };
         let begin = Instant::now();
-        let failed = |source| Error::Io { path: "nvidia-smi".into(), source };
+        let failed = |source| Error::Io { path: program.into(), source };
         while child.try_wait().map_err(failed)?.is_none() {
             if let Err(e) = load() {
                 let _ = (child.kill(), child.wait());
@@ -101,9 +111,9 @@ impl Running {
 }
 
 /// `None` where there is none to ask.
-fn ask(pci: &str, fields: &str) -> Option<Child> {
+fn ask(program: &str, pci: &str, fields: &str) -> Option<Child> {
     let args = [&format!("--query-gpu={fields}"), "--format=csv,noheader,nounits", "--id", pci];
-    let mut command = Command::new("nvidia-smi");
+    let mut command = Command::new(program);
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     command.spawn().ok()
 }
@@ -138,5 +148,32 @@ mod tests {
         assert_eq!((running.sm_mhz, running.temperature_c), (Some(345.0), Some(29.0)));
         assert_eq!(Running::parse("No devices were found"), None);
         assert_eq!(Board::parse(""), None);
+    }
+
+    /// A program that answers as nvidia-smi does, after a while.
+    #[cfg(unix)]
+    #[test]
+    fn asks_while_the_load_runs() {
+        use std::{fs, os::unix::fs::PermissionsExt};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("smi");
+        let text = "#!/bin/sh\ncase \"$*\" in *clocks.max*) echo 580.1, Enabled, 1980, 2619, 700;; \
+                    *'--id 00:1B'*) sleep 0.05; echo 1755, 2619, 300.5, 40;; *) exit 1;; esac\n";
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let program = path.to_str().unwrap();
+        assert_eq!(Board::by(program, "00:1B").unwrap().max_memory_mhz, Some(2619.0));
+        let mut runs = 0;
+        let mut load = || {
+            runs += 1;
+            Ok(())
+        };
+        let running = Running::during_by(program, "00:1B", &mut load).unwrap().unwrap();
+        assert_eq!((running.sm_mhz, running.power_w), (Some(1755.0), Some(300.5)));
+        assert!(runs > 0);
+        let failing = || Err(Error::Input("the load".into()));
+        assert!(Running::during_by(program, "00:1B", failing).is_err());
+        assert_eq!(Running::during_by(program, "other", || Ok(())).unwrap(), None, "it refused");
+        assert_eq!(Board::by("/nowhere", "00:1B"), None);
     }
 }

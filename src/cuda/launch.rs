@@ -57,13 +57,6 @@ impl Kernel {
 #[derive(Clone, Copy)]
 pub struct Arg(pub(super) u64);
 
-impl Arg {
-    /// A pointer; 0 is null.
-    pub(super) fn pointer(address: u64) -> Arg {
-        Arg(address)
-    }
-}
-
 impl<T: Element> From<&Buffer<T>> for Arg {
     fn from(b: &Buffer<T>) -> Arg {
         Arg(b.address)
@@ -135,15 +128,9 @@ impl Cuda {
             what: format!("{op:?}"),
             cause: format!("kernel {kernel} is not in this binary"),
         })?;
-        let shipped = grid;
-        let grid = k
-            .geometry
-            .apply(grid, self.info.sm_count)
-            .map_err(|e| Error::Cuda { what: format!("{} for {op:?}", k.name), cause: e })?;
-        if grid.blocks != shipped.blocks && self.trace.id() != 0 {
-            // its spans have room for the shipped kernel's blocks
-            return Err(Error::Input(format!("a trace cannot show {}, which has other blocks than its op", k.name)));
-        }
+        let refused = |cause| Error::Cuda { what: format!("{} for {op:?}", k.name), cause };
+        let grid = k.geometry.apply(grid, self.info.sm_count).map_err(refused)?;
+        self.trace.launching(&k.name, op, grid).map_err(refused)?;
         if let Some(launches) = &mut *self.launches.lock().unwrap_or_else(PoisonError::into_inner) {
             launches.push(Launched { kernel: k.name.clone(), grid });
         }
@@ -178,9 +165,7 @@ impl Cuda {
             if self.sync && recording.is_none() { self.stream.synchronize() } else { Ok(()) }
         };
         let mut run = run;
-        run().map_err(failed(|| format!("{} for {op:?} with {grid:?}", k.name)))?;
-        self.trace.launched(&k.name, op);
-        Ok(())
+        run().map_err(failed(|| format!("{} for {op:?} with {grid:?}", k.name)))
     }
 
     /// What `ops` launches, in order. Not of two threads at once.

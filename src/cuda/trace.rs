@@ -12,6 +12,7 @@ use crate::{
 };
 use std::{
     fmt::Debug,
+    ops::Range,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -43,7 +44,7 @@ impl Span {
 }
 
 /// A launch in a trace.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Launch {
     /// Name of the kernel.
     pub kernel: String,
@@ -69,9 +70,9 @@ struct Trace {
     /// Spans that are given to launches.
     given: usize,
     /// In the order of the launches.
-    launches: Vec<(Launch, std::ops::Range<usize>)>,
-    /// The last of them has its spans but is not yet enqueued.
-    open: bool,
+    launches: Vec<(Launch, Range<usize>)>,
+    /// What was given its spans and is not yet enqueued.
+    open: Option<(Launch, Range<usize>)>,
 }
 
 impl Tracer {
@@ -94,46 +95,45 @@ impl Tracer {
         self.with(|t| t.launches.clear());
     }
 
-    /// A kernel was enqueued.
-    pub fn launched(&self, kernel: &str, op: &dyn Debug) {
-        self.with(|t| {
-            if !t.open {
-                let launch =
-                    Launch { kernel: String::new(), case: String::new(), cost: Cost::default(), spans: Vec::new() };
-                t.launches.push((launch, 0..0));
+    /// A kernel is about to be enqueued with this grid: that of a variant of the lab may differ from what [`Cuda::trace`] was
+    /// told.
+    pub fn launching(&self, kernel: &str, op: &dyn Debug, grid: Grid) -> Result<(), String> {
+        let noted = self.with(|t| {
+            let (mut launch, given) = t.open.take().unwrap_or_default();
+            (launch.kernel, launch.case) = (kernel.into(), format!("{op:?}"));
+            let range = given.start..given.start + if given.is_empty() { 0 } else { blocks(grid) };
+            t.given = t.given.max(range.end);
+            if given.end <= t.spans.len() && range.end > t.spans.len() {
+                return Err(format!("the trace has room for {} blocks", t.spans.len()));
             }
-            t.open = false;
-            if let Some((launch, _)) = t.launches.last_mut() {
-                (launch.kernel, launch.case) = (kernel.into(), format!("{op:?}"));
-            }
+            t.launches.push((launch, range));
+            Ok(())
         });
+        noted.unwrap_or(Ok(()))
     }
+}
+
+fn blocks(grid: Grid) -> usize {
+    grid.blocks.iter().map(|n| *n as usize).product()
 }
 
 impl Cuda {
     /// The last argument of a launch: where its blocks note their spans, or null.
     pub fn trace<O: Op>(&self, op: &O, grid: Grid) -> Arg {
         let address = self.trace.with(|t| {
-            let blocks = grid.blocks.iter().map(|n| *n as usize).product();
-            let range = t.given..t.given + blocks;
+            let range = t.given..t.given + blocks(grid);
             t.given = range.end;
             let fits = range.end <= t.spans.len();
             let address = t.spans.address + (range.start * size_of::<Span>()) as u64;
-            let launch = Launch {
-                kernel: String::new(),
-                case: String::new(),
-                cost: op.cost(),
-                spans: Vec::with_capacity(blocks),
-            };
-            t.launches.push((launch, range));
-            t.open = true;
+            t.open = Some((Launch { cost: op.cost(), ..Launch::default() }, range));
             if fits { address } else { 0 }
         });
-        Arg::pointer(address.unwrap_or(0))
+        Arg(address.unwrap_or(0))
     }
 
     /// Begins a trace with room for `blocks` blocks. Of a session's steps it shows the last one that was recorded or run
-    /// operation by operation, at its last replay; of other launches, all.
+    /// operation by operation, at its last replay; of other launches, all. Whatever runs on this GPU meanwhile is in it, so
+    /// that should be one session of one thread.
     ///
     /// # Errors
     /// `Input` when one is running; `Memory` when the room is not there.
@@ -143,7 +143,7 @@ impl Cuda {
         if trace.is_some() {
             return Err(Error::Input("a trace is already running on this GPU".into()));
         }
-        *trace = Some(Trace { spans, given: 0, launches: Vec::new(), open: false });
+        *trace = Some(Trace { spans, given: 0, launches: Vec::new(), open: None });
         self.trace.id.store(self.trace.started.fetch_add(1, Relaxed) + 1, Relaxed);
         Ok(())
     }
@@ -151,8 +151,8 @@ impl Cuda {
     /// Ends the trace, waits for the device, and returns the launches in the order in which they were enqueued.
     ///
     /// # Errors
-    /// `Input` when none is running or when there were more blocks than it had room for; `Cuda` when a kernel that takes
-    /// its spans wrote none.
+    /// `Input` when none is running or when there were more blocks than it had room for; `Cuda` when a kernel noted only some
+    /// of its blocks.
     pub fn trace_stop(&self) -> Result<Vec<Launch>> {
         self.trace.id.store(0, Relaxed);
         let Some(trace) = self.trace.lock().take() else {
@@ -166,6 +166,9 @@ impl Cuda {
         let mut launches = Vec::with_capacity(trace.launches.len());
         for (mut launch, range) in trace.launches {
             launch.spans.extend_from_slice(&spans[range]);
+            if launch.spans.iter().all(|s| s.end == 0) {
+                launch.spans.clear(); // a variant of the lab need not take them
+            }
             if let Some(block) = launch.spans.iter().position(|s| s.end == 0) {
                 let (what, cause) = (launch.case, format!("block {block} of {} noted no time", launch.kernel));
                 return Err(Error::Cuda { what, cause });

@@ -63,7 +63,14 @@ fn kernels_compare_too_and_conditions_are_told_apart() {
         let times = r["decode"][0].clone();
         let o = r.as_object_mut().unwrap();
         ["prefill", "decode", "model"].iter().for_each(|k| drop(o.remove(*k)));
-        r["cases"] = json!([{"op": "gemv", "case": "Gemv { n: 1 }", "times": times}, {"op": "gemv", "case": "bad", "times": null}]);
+        let case = |name: &str, variant: Option<&str>, times: &Value| json!({"op": "gemv", "case": name, "variant": variant, "times": times});
+        let mut slow = times.clone();
+        slow["medians_ms"] = json!([2.0 * ms]);
+        r["cases"] = json!([
+            case("Gemv { n: 1 }", None, &times),
+            case("Gemv { n: 1 }", Some("deep"), &slow),
+            case("bad", None, &Value::Null)
+        ]);
         r
     };
     let (a, mut b) = (kernels("NVIDIA X", 1.0), kernels("NVIDIA Y", 1.1));
@@ -74,6 +81,9 @@ fn kernels_compare_too_and_conditions_are_told_apart() {
         (&report["rows"][0]["name"], &report["rows"][0]["verdict"]),
         (&json!("Gemv { n: 1 }"), &json!("too_few_runs"))
     );
+    let variant = &report["rows"][1];
+    assert_eq!(variant["name"], "Gemv { n: 1 } deep");
+    assert!((variant["change"].as_f64().unwrap() - 0.1).abs() < 1e-9, "with itself: {variant}");
     for line in ["device: NVIDIA X | NVIDIA Y", "driver: 580.1 | 580.2", "emulated: no | yes: its times mean nothing"] {
         assert!(text.contains(&format!("differs: {line}")), "{line}: {text}");
     }

@@ -432,7 +432,7 @@ fn gpu_check_runs_dry() {
     }
     assert_ne!(state("Hugging Face"), "failed", "{text}");
     assert_eq!(parse(&fs::read_to_string(out.join("bench.json")).unwrap())["emulated"], true);
-    assert!(out.join("step.json").exists() && out.join("step.svg").exists());
+    assert!(out.join("step.json.gz").exists() && out.join("step.svg").exists());
     let table = fs::read_to_string(out.join("check.md")).unwrap();
     assert!(table.contains("nothing here was measured on a GPU") && text.contains(&table), "{table}");
 

@@ -44,6 +44,8 @@ struct Row {
 #[derive(Deserialize)]
 struct Case {
     case: String,
+    /// Of the lab.
+    variant: Option<String>,
     times: Option<Times>,
 }
 
@@ -141,7 +143,8 @@ impl Run {
         let named = |kind: &'static str, rows: &[Row]| -> Vec<(String, Times)> {
             rows.iter().map(|r| (format!("{kind} {}", r.tokens), r.times.clone())).collect()
         };
-        let cases = self.cases.iter().filter_map(|c| Some((c.case.clone(), c.times.clone()?)));
+        let name = |c: &Case| c.variant.as_ref().map_or(c.case.clone(), |v| format!("{} {v}", c.case));
+        let cases = self.cases.iter().filter_map(|c| Some((name(c), c.times.clone()?)));
         [named("prefill", &self.prefill), named("decode at", &self.decode), cases.collect()].concat()
     }
 }

@@ -29,6 +29,8 @@ struct Bench {
     date: String,
     commit: Option<String>,
     emulated: bool,
+    /// Of a GPU.
+    capability: Option<String>,
     board: Option<Value>,
     model: Model,
     peak: Option<Peak>,
@@ -85,7 +87,7 @@ fn benches(results: &Path) -> Result<Vec<Bench>> {
     for path in ledger::results(results, "bench.json") {
         let bad = |e| Error::File { path: path.clone(), what: format!("is not an output of `aoji bench --json`: {e}") };
         let mut bench: Bench = serde_json::from_str(&common::read_file(&path)?).map_err(bad)?;
-        if bench.emulated || bench.decode.is_empty() {
+        if bench.emulated || bench.capability.is_none() || bench.decode.is_empty() {
             continue;
         }
         let peers = path.with_file_name("peers.json");

@@ -1,5 +1,5 @@
 // Variants as kernels/lab has them, for aoji's tests/ops.rs: one that is right if its launch is applied, others that are wrong.
-#include "common/device.cuh"
+#include "common/trace.cuh"
 
 // A row by one warp: right with 32 threads, wrong with more.
 extern "C" __global__ void rms_norm_bf16__warp(bf16* out, const bf16* x, const bf16* w, int first, int dim, float eps) {
@@ -38,3 +38,9 @@ EXPORT_KERNEL(rms_norm_bf16__outside)
 // Of an op that the test does not run.
 extern "C" __global__ void swiglu_bf16__idle(bf16* hb, const bf16* gate_up, int ffn_dim) {}
 EXPORT_KERNEL(swiglu_bf16__idle)
+
+// Notes when it ran, and nothing else.
+extern "C" __global__ void rms_norm_bf16__traced(bf16*, const bf16*, const bf16*, int, int, float, Span* trace) {
+  Traced traced(trace);
+}
+EXPORT_KERNEL(rms_norm_bf16__traced)

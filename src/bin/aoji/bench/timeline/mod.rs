@@ -34,6 +34,18 @@ struct Group<'a> {
     run_us: f64,
 }
 
+impl Group<'_> {
+    /// Microseconds of the step that it takes: its gaps and its runs.
+    fn us(&self) -> f64 {
+        (self.gap_us + self.run_us).max(1e-3)
+    }
+
+    /// Over these.
+    fn gb_per_s(&self) -> f64 {
+        (self.n as u64 * self.first.bytes) as f64 / (self.us() * 1e3)
+    }
+}
+
 /// Traces, writes both files, and prints.
 pub fn run(args: &Args, out: &Path) -> Result<()> {
     let engine = args.model.open()?;
@@ -89,6 +101,7 @@ fn summary(r: &Report) -> Vec<String> {
     let (sum, n) = t.sms.iter().fold((0.0, 0.0), |(sum, n), sm| (sum + sm.busy, n + 1.0));
     let least = t.sms.iter().map(|sm| sm.busy).fold(f64::INFINITY, f64::min);
     let most = t.sms.iter().map(|sm| sm.busy).fold(0.0, f64::max);
+    let bytes = t.launches.iter().map(|l| l.bytes).sum::<u64>() as f64;
     let mut lines = vec![
         format!(
             "step {:.1} us on the device, {} launches; wall time of a step {:.1} us, {:.1} us without the trace",
@@ -105,7 +118,13 @@ fn summary(r: &Report) -> Vec<String> {
             100.0 * least,
             100.0 * most
         ),
-        format!("the clock advances in steps of {} ns; a block's end is its first thread's", t.clock_ns),
+        format!(
+            "{:.1} MB that the ops must move: {:.1} GB/s over the step; the clock advances in steps of {} ns; a block's end is \
+             its first thread's",
+            bytes / 1e6,
+            bytes / (t.step_us.max(1e-3) * 1e3),
+            t.clock_ns
+        ),
     ];
     if !t.silent.is_empty() {
         let silent: Vec<String> = t.silent.iter().map(|(kernel, n)| format!("{n} of {kernel}")).collect();
@@ -119,17 +138,17 @@ fn text(r: &Report) -> String {
     text += &format!("{}: one decode step at depth {}\n", r.model, r.timeline.depth);
     summary(r).iter().for_each(|line| text += &format!("{line}\n"));
     let row = |g: &Group| {
-        let (n, us) = (g.n as f64, g.gap_us + g.run_us);
+        let n = g.n as f64;
         vec![
             label(g.first),
             g.n.to_string(),
             g.first.blocks.to_string(),
             format!("{:.2}", g.gap_us / n),
             format!("{:.2}", g.run_us / n),
-            format!("{us:.1}"),
-            format!("{:.1}%", 100.0 * us / r.timeline.step_us.max(1e-3)),
+            format!("{:.1}", g.us()),
+            format!("{:.1}%", 100.0 * g.us() / r.timeline.step_us.max(1e-3)),
             format!("{:.3}", g.first.bytes as f64 / 1e6),
-            format!("{:.1}", g.first.bytes as f64 * n / (us.max(1e-3) * 1e3)),
+            format!("{:.1}", g.gb_per_s()),
         ]
     };
     let columns = ["kernel", "launches", "blocks", "gap us", "run us", "us in all", "of step", "MB each", "GB/s"];

@@ -5,15 +5,17 @@ use super::{Report, groups, label, summary};
 use crate::svg::{Anchor, FAINT, INK, PALETTE, Svg};
 use aoji::bench::Timed;
 
-const WIDTH: f64 = 1400.0;
-const LEFT: f64 = 250.0;
-const RIGHT: f64 = 20.0;
+/// Of the part in which time runs.
+const WIDTH: f64 = 1150.0;
+/// Right of it, for rates.
+const RIGHT: f64 = 190.0;
 /// Of a row of kernels.
 const ROW: f64 = 18.0;
 const IDLE: &str = "#f4cccc";
 
 /// Time from left to right.
 struct Axis {
+    left: f64,
     from: f64,
     to: f64,
 }
@@ -21,7 +23,7 @@ struct Axis {
 impl Axis {
     fn x(&self, us: f64) -> f64 {
         let share = (us - self.from) / (self.to - self.from).max(1e-9);
-        LEFT + share.clamp(0.0, 1.0) * (WIDTH - LEFT - RIGHT)
+        self.left + share.clamp(0.0, 1.0) * WIDTH
     }
 
     /// Grid lines at round times, labelled above.
@@ -51,19 +53,21 @@ pub fn draw(r: &Report) -> String {
         same.unwrap_or_default()
     };
     let rows = groups.len() as f64 * ROW;
+    let left = 30.0 + 6.0 * groups.iter().map(|g| label(g.first).len()).max().unwrap_or(0) as f64;
+    let right = left + WIDTH;
     let sm_height = (400.0 / t.sms.len().max(1) as f64).clamp(2.0, 12.0);
     let lines = summary(r);
     let top = 40.0 + 16.0 * lines.len() as f64;
     let (whole, part) = (top + 40.0, top + rows + 100.0);
     let sms = part + rows + 10.0;
     let bars = sms + sm_height * t.sms.len() as f64 + 50.0;
-    let mut svg = Svg::new(WIDTH, bars + 100.0);
+    let mut svg = Svg::new(right + RIGHT, bars + 100.0);
 
     let mut y = 22.0;
     let title = format!("One decode step at depth {}, {} on {}, {}", t.depth, r.model, r.header.device, r.header.date);
     svg.text(12.0, y, Anchor::Start, 15.0, &title);
     if r.header.emulated {
-        svg.text(WIDTH - RIGHT, y, Anchor::End, 15.0, "THE EMULATED DEVICE: these times mean nothing");
+        svg.text(right + RIGHT - 12.0, y, Anchor::End, 15.0, "THE EMULATED DEVICE: these times mean nothing");
     }
     for line in &lines {
         y += 16.0;
@@ -82,7 +86,10 @@ pub fn draw(r: &Report) -> String {
         }
         axis.draw(svg, top, top + rows);
         for (row, g) in groups.iter().enumerate() {
-            svg.text(LEFT - 8.0, top + row as f64 * ROW + 13.0, Anchor::End, 10.0, &label(g.first));
+            let y = top + row as f64 * ROW + 13.0;
+            svg.text(left - 8.0, y, Anchor::End, 10.0, &label(g.first));
+            let rate = format!("{} x {:.3} MB, {:.1} GB/s", g.n, g.first.bytes as f64 / 1e6, g.gb_per_s());
+            svg.text(right + 8.0, y, Anchor::Start, 10.0, &rate);
         }
         for l in launches {
             let (row, y) = (row_of(l), top + row_of(l) as f64 * ROW + 3.0);
@@ -104,21 +111,27 @@ pub fn draw(r: &Report) -> String {
             svg.rect(ready, y, (end - ready).max(0.5), ROW - 6.0, color(row), &about);
         }
     };
-    let axis = Axis { from: 0.0, to: t.step_us };
-    band(&mut svg, "The step: kernels, and in red where none of them ran", whole, &axis, &t.launches);
+    let axis = Axis { left, from: 0.0, to: t.step_us };
+    band(
+        &mut svg,
+        "The step: kernels (thin: started, but waiting for the one before), and in red where none was past its wait",
+        whole,
+        &axis,
+        &t.launches,
+    );
 
     // about a layer from the middle, with the launch before it for the first gap
     let per_layer = (t.launches.len() / t.n_layers.max(1)).clamp(1, t.launches.len());
     let first = (t.launches.len() - per_layer) / 2;
     let shown = &t.launches[first..first + per_layer];
     let to = shown.iter().map(|l| l.end_us).fold(0.0, f64::max);
-    let axis = Axis { from: shown[0].ready_us - shown[0].gap_us, to };
+    let axis = Axis { left, from: shown[0].ready_us - shown[0].gap_us, to };
     let heading =
         format!("Launches {first} to {}, about one layer; below, on which multiprocessors", first + per_layer - 1);
     band(&mut svg, &heading, part, &axis, shown);
     for sm in (0..t.sms.len()).step_by(t.sms.len().div_ceil(16)) {
         let y = sms + sm as f64 * sm_height + sm_height.max(9.0);
-        svg.text(LEFT - 8.0, y, Anchor::End, 9.0, &format!("SM {sm}"));
+        svg.text(left - 8.0, y, Anchor::End, 9.0, &format!("SM {sm}"));
     }
     let start = t.launches.iter().flat_map(|l| &l.spans).map(|s| s.begin).min().unwrap_or_default();
     for l in shown {
@@ -137,15 +150,15 @@ pub fn draw(r: &Report) -> String {
     }
 
     svg.text(12.0, bars - 12.0, Anchor::Start, 13.0, "Busy share of the step, by multiprocessor");
-    let width = (WIDTH - LEFT - RIGHT) / t.sms.len().max(1) as f64;
+    let width = WIDTH / t.sms.len().max(1) as f64;
     for (i, sm) in t.sms.iter().enumerate() {
         let height = 80.0 * sm.busy.clamp(0.0, 1.0);
         let about = format!("SM {i}: busy {:.1}%", 100.0 * sm.busy);
-        svg.rect(LEFT + i as f64 * width, bars + 80.0 - height, width * 0.9, height, PALETTE[4], &about);
+        svg.rect(left + i as f64 * width, bars + 80.0 - height, width * 0.9, height, PALETTE[4], &about);
     }
     for (share, y) in [("0%", bars + 80.0), ("100%", bars)] {
-        svg.text(LEFT - 8.0, y + 4.0, Anchor::End, 10.0, share);
-        svg.line(&[(LEFT, y), (WIDTH - RIGHT, y)], INK, 0.5);
+        svg.text(left - 8.0, y + 4.0, Anchor::End, 10.0, share);
+        svg.line(&[(left, y), (right, y)], INK, 0.5);
     }
     svg.finish()
 }
