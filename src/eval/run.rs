@@ -69,7 +69,8 @@ pub fn run(
             _ => request.cut_left(max),
         }
     };
-    let requests: Vec<Vec<Request>> = documents.par_iter().map(encode).collect::<Result<_>>()?;
+    let encoded: Vec<Result<Vec<Request>>> = documents.par_iter().map(encode).collect();
+    let requests: Vec<Vec<Request>> = encoded.into_iter().collect::<Result<_>>()?; // the first document's error
     let positions = requests.iter().flatten().map(Request::positions).max();
     let mut session = engine.session(positions.unwrap_or(1))?;
     let mut tasks: Vec<Task> = documents.iter().map(|d| d.task).collect();
