@@ -4,6 +4,7 @@
 mod compare;
 mod readme;
 mod start;
+mod step;
 mod timeline;
 
 use ::aoji::{

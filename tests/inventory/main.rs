@@ -163,6 +163,19 @@ fn blocks_of_the_decode_chain_fit_together() {
     }
 }
 
+/// What may start before its predecessor is done waits for it, and lets the next one start only after that: so two kernels
+/// overlap and never three, on which the reads before a wait rely.
+#[test]
+fn dependent_kernels_wait_and_then_let_the_next_start() {
+    let order = "grid_dependency_wait();\n  traced.ready();\n  grid_launch_dependents();";
+    for (stem, text) in sources() {
+        let op = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("src/ops/{stem}.rs"));
+        let dependent = fs::read_to_string(op).unwrap().contains("launch_dependent(");
+        let calls = ["grid_dependency_wait();", "grid_launch_dependents();", order].map(|c| text.matches(c).count());
+        assert_eq!(calls, [usize::from(dependent); 3], "kernels/{stem}.cu: {order:?}, once, if its op says so");
+    }
+}
+
 /// A spill is traffic to memory that no cost counts; a stack is an array that was meant to be in registers.
 #[test]
 fn no_kernel_spills() {

@@ -1,0 +1,29 @@
+//! How a step of decoding is recorded: with programmatic edges where the GPU has them and nobody switched them off.
+
+use super::emulated;
+use ::aoji::cuda::kernels::MODULES;
+
+/// `(nodes, programmatic, edges)` of the step that generating three tokens records.
+fn recorded(environment: &[(&str, &str)]) -> (usize, usize, usize) {
+    let mut c = emulated(&["generate", "-vv", "--device", "cuda", "--max-tokens", "3", "--tokens", "1,2,3"]);
+    c.envs(environment.iter().copied());
+    let o = c.output().unwrap();
+    let log = String::from_utf8(o.stderr).unwrap();
+    assert!(o.status.success(), "{c:?}: {log}");
+    let line = log.lines().find(|l| l.contains("recorded a step")).unwrap_or_else(|| panic!("no step: {log}"));
+    let numbers: Vec<usize> = line.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect();
+    let [.., nodes, programmatic, edges] = numbers[..] else { panic!("three numbers: {line}") };
+    (nodes, programmatic, edges)
+}
+
+#[test]
+fn a_step_is_a_chain_with_programmatic_edges_from_hopper_on() {
+    if MODULES.is_empty() {
+        return println!("skipped: built without kernels");
+    }
+    let (nodes, programmatic, edges) = recorded(&[]);
+    assert_eq!((edges, programmatic), (nodes - 1, nodes - 1));
+    // Ampere and Ada have the same kernels and plain edges; AOJI_PDL=0 is the same on any GPU
+    assert_eq!(recorded(&[("CUDA_EMULATOR_CC", "86")]), (nodes, 0, edges));
+    assert_eq!(recorded(&[("AOJI_PDL", "0")]), (nodes, 0, edges));
+}
