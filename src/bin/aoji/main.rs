@@ -32,6 +32,10 @@ const AFTER_HELP: &str = "\
 Models: --model takes a directory in Hugging Face layout, the name OWNER/NAME of a model in the local Hugging Face \
 cache (see `aoji pull`), or `demo`, the small model inside this program.
 
+Environment, for measuring and for finding faults: AOJI_GEMM=own|cublas (who multiplies the matrices of a prompt), \
+AOJI_PDL=0 (kernels of a step do not overlap), AOJI_LAB=NAMES (variants of kernels/lab in the place of shipped kernels), \
+AOJI_SYNC=1 (wait for each kernel, so that an error names its op).
+
 Exit codes: 0 success, 1 failure, 2 wrong usage, 3 a verification found a difference, 130 ended by Ctrl-C.";
 
 /// Llama-architecture language models on one GPU, with the least latency.
