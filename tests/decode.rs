@@ -3,7 +3,7 @@
 //! each kernel may start before the one before it is done.
 
 use aoji::{
-    Config,
+    Config, Result,
     backend::{Backend, Out, SamplerState},
     cpu::Cpu,
     cuda::{Cuda, Graphs},
@@ -204,16 +204,15 @@ impl Step {
     }
 
     /// A greedy step after the token and position on the device; returns its token.
-    fn run(&mut self, cuda: &Cuda) -> u32 {
+    fn run(&mut self, cuda: &Cuda) -> Result<u32> {
         let Step { model, s, kv, sampler, graphs } = self;
         cuda.replay(graphs, 0, || {
             model.forward(cuda, s, kv, 1, 40)?;
             model.head(cuda, s, 0, 1)?;
             let op = Argmax { vocab: 96 };
             cuda.argmax(&op, &mut s.tokens, &mut s.pos, &mut sampler.scratch, &mut sampler.outbox, &s.logits)
-        })
-        .unwrap();
-        cuda.take(&mut sampler.outbox).unwrap()
+        })?;
+        cuda.take(&mut sampler.outbox)
     }
 }
 
@@ -221,7 +220,7 @@ impl Step {
 fn a_recorded_step_is_one_chain_of_programmatic_edges() {
     let cuda = device();
     let mut step = Step::new(&cuda);
-    let tokens: Vec<u32> = (0..5).map(|_| step.run(&cuda)).collect();
+    let tokens: Vec<u32> = (0..5).map(|_| step.run(&cuda).unwrap()).collect();
     let [edges] = step.graphs.edges().unwrap()[..] else { panic!("one recorded step") };
     let kernels = 2 * 5 + 3; // five a layer, embedding, head, argmax
     assert_eq!((edges.nodes, edges.all), (kernels, kernels - 1), "{edges:?}");
@@ -232,8 +231,26 @@ fn a_recorded_step_is_one_chain_of_programmatic_edges() {
     let again: Vec<u32> = (0..5)
         .map(|_| {
             plain.graphs = Graphs::default();
-            plain.run(&cuda)
+            plain.run(&cuda).unwrap()
         })
         .collect();
     assert_eq!(again, tokens);
+}
+
+#[test]
+fn waiting_for_a_token_ends_when_none_can_come() {
+    let cuda = device();
+    let mut outbox = cuda.outbox().unwrap();
+    let said = cuda.take(&mut outbox).unwrap_err().to_string();
+    assert!(said.contains("nothing left to do, and token 1 did not come"), "{said}");
+
+    if !cuda.info().is_emulated() {
+        return println!("skipped: a fault would end the GPU's context");
+    }
+    let mut step = Step::new(&cuda);
+    step.run(&cuda).unwrap();
+    cuda.write(&mut step.s.pos, 0, &[1 << 20]).unwrap(); // far beyond the cache
+    let said = step.run(&cuda).unwrap_err().to_string();
+    assert!(said.contains("waiting for a token"), "{said}");
+    assert!(cuda_emulator::last_fault().unwrap().contains("out-of-bounds"));
 }

@@ -28,6 +28,7 @@
 
 constexpr int STAGE = 64;                 // columns of a stage: 128 bytes, one line, of each row of w
 constexpr int STAGES = GEMV_STAGES;       // stages of a warp's ring
+constexpr int STEP = GEMV_WARPS * STAGE;  // from a stage of a warp to its next
 constexpr int ROWS = DECODE_ROWS;         // columns of the mma's small operand
 constexpr int THREADS = GEMV_WARPS * 32;
 static_assert(ROWS == 8 && GEMV_TILE == 16 && STAGE == GEMV_STAGE, "the shape of mma m16n8k16, four times");
@@ -43,7 +44,8 @@ template <bool NORM> struct Product {
   bf16* ring;
   int rows, k, stages;         // stages: of this warp
   int next = 0, left;          // next stage to ask for, and columns from this lane's chunk of it to the end
-  const bf16 *lo, *hi, *from;  // this lane's chunk of it, in row lane / 8 of each group of w, and of x (or gain)
+  const bf16 *lo, *hi;         // this lane's chunk of it, in row lane / 8 of each group of w
+  const bf16* from = nullptr;  // and, from `run` on, of x or gain
   float sum[4] = {};           // w's row g times x's rows 2c and 2c + 1, then w's row g + 8 (g = lane / 4, c = lane % 4)
   float square = 0.f;          // NORM: of row min(g, rows - 1) of x, over this lane's columns
 
@@ -74,10 +76,7 @@ template <bool NORM> struct Product {
     }
   }
 
-  DEV void advance() {
-    constexpr int STEP = GEMV_WARPS * STAGE;
-    lo += STEP, hi += STEP, from += STEP, left -= STEP, next++;
-  }
+  DEV void advance_w() { lo += STEP, hi += STEP, left -= STEP, next++; }
 
   // Asks for the first stages of weights: 8 rows of n_columns columns from w_lo on, 8 from w_hi on.
   DEV void begin(const bf16* w_lo, const bf16* w_hi, int n_rows, int n_columns) {
@@ -89,7 +88,7 @@ template <bool NORM> struct Product {
     int64_t first = (int64_t)(lane() >> 3) * k + column;
     lo = w_lo + first, hi = w_hi + first, left = k - column;
 #pragma unroll 1
-    for (; next < min(stages, STAGES - 1); advance()) load_w();
+    for (; next < min(stages, STAGES - 1); advance_w()) load_w();
   }
 
   DEV void multiply(int stage) {
@@ -127,14 +126,14 @@ template <bool NORM> struct Product {
     next = 0, left = k - column;
 #pragma unroll
     for (int s = 0; s < STAGES - 1; s++) {
-      if (s < asked) load_x(x, gain), from += GEMV_WARPS * STAGE, left -= GEMV_WARPS * STAGE, next++;
+      if (s < asked) load_x(x, gain), from += STEP, left -= STEP, next++;
       cp_commit();  // the first one has all the weights of begin, which are waited for with it
     }
 #pragma unroll 1
     for (int s = 0; s < stages; s++) {
       cp_wait<STAGES - 2>();
       __syncwarp();  // the stage is there for all lanes, and all are done with the one before, whose place is next
-      if (next < stages) load_w(), load_x(x, gain), advance();
+      if (next < stages) load_w(), load_x(x, gain), from += STEP, advance_w();
       cp_commit();
       multiply(s);
     }
