@@ -196,14 +196,23 @@ fn usable(ordinal: usize) -> Result<i32> {
             NEEDED / 1000
         )));
     }
-    let count = devices()?.len();
-    if ordinal >= count {
+    let gpus = devices()?;
+    let Some(gpu) = gpus.get(ordinal) else {
         return Err(Error::NoGpu(format!(
-            "GPU {ordinal} was asked for and the driver shows {count} (see nvidia-smi and CUDA_VISIBLE_DEVICES)"
+            "GPU {ordinal} was asked for and the driver shows {} (see nvidia-smi and CUDA_VISIBLE_DEVICES)",
+            gpus.len()
         )));
-    }
+    };
     if kernels::MODULES.is_empty() {
         return Err(Error::NoGpu("this binary was built without GPU kernels (AOJI_SKIP_KERNELS)".into()));
+    }
+    if kernels::image_for(kernels::IMAGES, gpu.capability).is_none() {
+        let ((a, b), images) = (gpu.capability, kernels::IMAGES);
+        return Err(Error::NoGpu(format!(
+            "{} has compute capability {a}.{b}, which the kernels of this binary ({images}) do not run on: aoji needs \
+             Ampere (8.0) or newer",
+            gpu.name
+        )));
     }
     Ok(driver)
 }

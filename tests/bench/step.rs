@@ -1,7 +1,7 @@
 //! How a step of decoding is recorded: with programmatic edges where the GPU has them and nobody switched them off.
 
 use super::emulated;
-use ::aoji::cuda::kernels::MODULES;
+use ::aoji::cuda::kernels::{IMAGES, image_for};
 
 /// `(nodes, programmatic, edges)` of the step that generating three tokens records.
 fn recorded(environment: &[(&str, &str)]) -> (usize, usize, usize) {
@@ -18,12 +18,27 @@ fn recorded(environment: &[(&str, &str)]) -> (usize, usize, usize) {
 
 #[test]
 fn a_step_is_a_chain_with_programmatic_edges_from_hopper_on() {
-    if MODULES.is_empty() {
-        return println!("skipped: built without kernels");
+    if image_for(IMAGES, (8, 6)).is_none() {
+        return println!("skipped: built without kernels for Ampere");
     }
     let (nodes, programmatic, edges) = recorded(&[]);
     assert_eq!((edges, programmatic), (nodes - 1, nodes - 1));
     // Ampere and Ada have the same kernels and plain edges; AOJI_PDL=0 is the same on any GPU
     assert_eq!(recorded(&[("CUDA_EMULATOR_CC", "86")]), (nodes, 0, edges));
     assert_eq!(recorded(&[("AOJI_PDL", "0")]), (nodes, 0, edges));
+}
+
+#[test]
+fn a_gpu_older_than_ampere_is_refused_at_once() {
+    if IMAGES.is_empty() {
+        return println!("skipped: built without kernels");
+    }
+    let ask = |device| {
+        let mut c = emulated(&["generate", "--device", device, "--max-tokens", "1", "--tokens", "1", "--json"]);
+        c.env("CUDA_EMULATOR_CC", "75").output().unwrap()
+    };
+    let o = ask("cuda");
+    let said = String::from_utf8(o.stderr).unwrap();
+    assert!(!o.status.success() && said.contains("compute capability 7.5") && said.contains("Ampere"), "{said}");
+    assert!(ask("auto").status.success(), "the CPU takes its place");
 }
