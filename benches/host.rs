@@ -5,7 +5,7 @@
 
 use aoji::{
     ModelFiles,
-    backend::Backend,
+    backend::{Backend, SamplerState},
     cuda::{Cuda, Graphs},
     kv::Kv,
     model::{Model, Scratch},
@@ -72,15 +72,19 @@ fn step(c: &mut Criterion) {
     let model = Model::load(&cuda, config, &files.weights, &[], max_seq, &mut |_| {}).expect("its weights");
     let mut s = Scratch::new(&cuda, config, 8, 1, max_seq).expect("memory");
     let mut kv = Kv::new(&cuda, config, max_seq).expect("memory");
-    let mut scratch = cuda.alloc(config.vocab.max(Argmax::scratch())).expect("memory");
-    let mut outbox = cuda.outbox().expect("memory");
+    let words = |n: usize| cuda.alloc::<u32>(n).expect("memory");
+    let mut sampler = SamplerState {
+        params: words(aoji::tiles::SAMPLE_PARAMS as usize),
+        history: words(config.vocab),
+        bias: cuda.alloc(config.vocab).expect("memory"),
+        scratch: cuda.alloc(config.vocab.max(Argmax::scratch())).expect("memory"),
+        outbox: cuda.outbox().expect("memory"),
+    };
     let mut graphs = Graphs::default();
     let mut enqueue = || {
         let step = || {
             model.forward(&cuda, &mut s, &mut kv, 1, max_seq)?;
-            model.head(&cuda, &mut s, 0, 1)?;
-            let op = Argmax { vocab: config.vocab };
-            cuda.argmax(&op, &mut s.tokens, &mut s.pos, &mut scratch, &mut outbox, &s.logits)
+            model.head_argmax(&cuda, &mut s, &mut sampler)
         };
         cuda.replay(&mut graphs, 0, step).expect("a step");
     };

@@ -1,10 +1,10 @@
 // argmax: token[0] = argmax_i logits[i], the lowest id of equals; pos[0] += 1; the token to the host too
-// shapes:   token, pos [1] u32; scratch [2*ARGMAX_BLOCKS + 2] u32; serial, ring: common/outbox.cuh; logits [vocab] f32.
+// shapes:   token, pos [1] u32; scratch [2*ARGMAX_BLOCKS + 4] u32; serial, ring: common/outbox.cuh; logits [vocab] f32.
 // rounding: none. NaN is smaller than everything; -0 equals 0.
 // mapping:  up to ARGMAX_BLOCKS blocks of ARGMAX_THREADS threads stride over the logits, 4 (16 bytes) a thread; each
 //           leaves its best in scratch, and the block that arrives last takes the best of these.
 // traffic:  reads 4*vocab bytes; the partial results stay in the L2 cache. = Argmax::cost
-// requires: scratch[0] is 0: the counter of arrived blocks, 0 again when the kernel is done
+// requires: scratch[0] is 0: the counter of arrived blocks, 0 again when the kernel is done; the next 3 words stay 0
 //                                                                          (Argmax::launch in src/ops/argmax.rs)
 // source:   ours. Not yet measured.
 #include "common/order.cuh"
@@ -18,7 +18,7 @@ argmax_f32(uint32_t* token, uint32_t* pos, uint32_t* scratch, uint32_t* serial, 
   Traced traced(trace);
   SHARED(u64, warps, 32);
   SHARED(uint32_t, is_last, 1);
-  u64* part = (u64*)scratch + 1;
+  u64* part = (u64*)scratch + 2;
   u64 best = 0;
   grid_dependency_wait();
   traced.ready();

@@ -3,7 +3,7 @@
 // The definition is the text of src/ops/sample.rs; this is the same choice, bit for bit: each f32 operation is rounded
 // by itself, everything after the weights is integers, and sums of integers do not depend on their order.
 // shapes:   token, pos [1] u32; params [SAMPLE_PARAMS] u32; history [vocab] u32; y [vocab] f32, scratch for the
-//           adjusted logits, whose first word is 0 afterwards (argmax keeps its counter there); serial, ring:
+//           adjusted logits, whose first 4 words are 0 afterwards (argmax and norm_head_argmax count there); serial, ring:
 //           common/outbox.cuh; bias, logits [vocab] f32.
 // mapping:  one block; each warp owns a contiguous range of ids, so the order of ids is that of warps, steps and lanes.
 // traffic:  reads 12*vocab bytes, writes 4*vocab. = Sample::cost. Then it passes over y (L2 cache): once for the final
@@ -227,12 +227,12 @@ sample_f32(uint32_t* token, uint32_t* pos, uint32_t* params, uint32_t* history, 
     u64 total = row.sum(drawn);
     chosen = row.first_above(drawn, __umul64hi(random, total));
   }
+  if (threadIdx.x < 4) y[threadIdx.x] = 0.f;  // which this thread alone has read
   if (threadIdx.x == 0) {  // the barriers of block_max are behind all reads of params and history
     token[0] = chosen;
     pos[0] += 1;
     params[DRAWS] += 1;
     history[chosen] += 1;
-    y[0] = 0.f;
     post(ring, serial, chosen);
   }
 }

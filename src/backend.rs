@@ -15,7 +15,7 @@ use crate::{
     error::Result,
     ops::{
         Act, AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, LogProb, NormGateUp,
-        NormHead, NormQkvRopeAppend, RmsNorm, Rope, Sample, StreamRead, Swiglu,
+        NormHead, NormHeadArgmax, NormQkvRopeAppend, RmsNorm, Rope, Sample, StreamRead, Swiglu,
     },
     weights::Tensor,
 };
@@ -64,7 +64,7 @@ pub struct SamplerState<B: Backend> {
     pub history: B::Buf<u32>,
     /// Added to the logits; `-inf` forbids. `[vocab]`
     pub bias: B::Buf<f32>,
-    /// Adjusted logits of `sample`, partial results of `argmax`. Its first word is 0 before and after each of them.
+    /// Adjusted logits of `sample`, partial results of `argmax`. Its first four words are 0 before and after each of them.
     /// `vocab` words, or [`Argmax::scratch`] if more.
     pub scratch: B::Buf<f32>,
     /// The chosen tokens on their way to the host.
@@ -308,12 +308,31 @@ pub trait Backend: Sized + Send + Sync + 'static {
     ) -> Result<()> {
         definition::norm_head(self, op, logits, xb, x, gain, w)
     }
+
+    /// `token[0] = argmax(norm(x[0]) w^T)`, `pos[0] += 1`, and the token to the outbox. `scratch` as in [`SamplerState`];
+    /// `logits` and `xb` are scratch.
+    #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
+    fn norm_head_argmax(
+        &self,
+        op: &NormHeadArgmax,
+        token: &mut Self::Buf<u32>,
+        pos: &mut Self::Buf<u32>,
+        scratch: &mut Self::Buf<f32>,
+        outbox: &mut Self::Outbox,
+        logits: &mut Self::Buf<f32>,
+        xb: &mut Self::Buf<Self::Act>,
+        x: &Self::Buf<Self::Act>,
+        gain: &Self::Weight,
+        w: &Self::Weight,
+    ) -> Result<()> {
+        definition::norm_head_argmax(self, op, token, pos, scratch, outbox, logits, xb, x, gain, w)
+    }
 }
 
 pub mod definition {
     //! What the fused ops compute, in terms of the others. A backend that overrides one is compared with this by
     //! `tests/ops.rs` and by [`crate::lockstep`].
-    use super::{Backend, NormGateUp, NormHead, NormQkvRopeAppend, Out, Result};
+    use super::{Backend, NormGateUp, NormHead, NormHeadArgmax, NormQkvRopeAppend, Out, Result};
 
     /// `qkv = norm(x) w^T`, q and k rotated, k and v appended to the cache.
     #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
@@ -365,5 +384,24 @@ pub mod definition {
     ) -> Result<()> {
         b.rms_norm(&op.norm(), xb, x, gain)?;
         b.matmul(op.rows, Out::F32(logits), xb, w)
+    }
+
+    /// `token[0] = argmax(norm(x[0]) w^T)`, `pos[0] += 1`, and the token to the outbox.
+    #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
+    pub fn norm_head_argmax<B: Backend>(
+        b: &B,
+        op: &NormHeadArgmax,
+        token: &mut B::Buf<u32>,
+        pos: &mut B::Buf<u32>,
+        scratch: &mut B::Buf<f32>,
+        outbox: &mut B::Outbox,
+        logits: &mut B::Buf<f32>,
+        xb: &mut B::Buf<B::Act>,
+        x: &B::Buf<B::Act>,
+        gain: &B::Weight,
+        w: &B::Weight,
+    ) -> Result<()> {
+        b.norm_head(&op.head(), logits, xb, x, gain, w)?;
+        b.argmax(&op.argmax(), token, pos, scratch, outbox, logits)
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     model::{self, Model, Scratch},
     ops::{
         AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Cost, Element, Embed, Gemm, Gemv, KvAppend, LogProb, NormGateUp,
-        NormHead, NormQkvRopeAppend, Op, RmsNorm, Rope, Sample, StreamRead, Swiglu,
+        NormHead, NormHeadArgmax, NormQkvRopeAppend, Op, RmsNorm, Rope, Sample, StreamRead, Swiglu,
     },
     weights::{Tensor, Weights},
 };
@@ -329,6 +329,21 @@ impl Backend for Count {
             true => self.op(op),
             false => definition::norm_head(self, op, logits, xb, x, gain, w),
         }
+    }
+    fn norm_head_argmax(
+        &self,
+        op: &NormHeadArgmax,
+        _token: &mut Buf<u32>,
+        _pos: &mut Buf<u32>,
+        _scratch: &mut Buf<f32>,
+        (): &mut (),
+        _logits: &mut Buf<f32>,
+        _xb: &mut Buf<bf16>,
+        _x: &Buf<bf16>,
+        _gain: &Shape,
+        _w: &Shape,
+    ) -> Result<()> {
+        self.op(op)
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{
     error::{Error, Result},
     ops::{
         AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, LogProb, NormGateUp,
-        NormHead, NormQkvRopeAppend, Op, RmsNorm, Rope, Sample, StreamRead, Swiglu, Tolerance,
+        NormHead, NormHeadArgmax, NormQkvRopeAppend, Op, RmsNorm, Rope, Sample, StreamRead, Swiglu, Tolerance,
     },
     weights::Tensor,
 };
@@ -451,5 +451,31 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         let (dlogits, dxb) = (&mut logits.device, &mut xb.device);
         self.device.norm_head(op, dlogits, dxb, &x.device, &gain.device, &w.device)?;
         self.settle(&Fused(op), "logits", Tolerance::FUSED, logits, op.rows * op.vocab)
+    }
+
+    fn norm_head_argmax(
+        &self,
+        op: &NormHeadArgmax,
+        token: &mut Both<u32, D>,
+        pos: &mut Both<u32, D>,
+        scratch: &mut Both<f32, D>,
+        outbox: &mut Self::Outbox,
+        logits: &mut Both<f32, D>,
+        xb: &mut Both<bf16, D>,
+        x: &Both<bf16, D>,
+        gain: &BothWeight<D>,
+        w: &BothWeight<D>,
+    ) -> Result<()> {
+        let before = pos.host[0];
+        definition::norm_head_argmax(self, op, token, pos, scratch, outbox, logits, xb, x, gain, w)?;
+        // once more from the same position, and its token is the one that the host gets
+        self.device.skip(&mut outbox.1, 1);
+        self.device.write(&mut pos.device, 0, &[before])?;
+        let (dtoken, dpos, dscratch) = (&mut token.device, &mut pos.device, &mut scratch.device);
+        let (dlogits, dxb, outbox) = (&mut logits.device, &mut xb.device, &mut outbox.1);
+        let (gain, w) = (&gain.device, &w.device);
+        self.device.norm_head_argmax(op, dtoken, dpos, dscratch, outbox, dlogits, dxb, &x.device, gain, w)?;
+        self.settle_words(&Fused(op), "token", token)?;
+        self.settle_words(&Fused(op), "pos", pos)
     }
 }

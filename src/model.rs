@@ -1,12 +1,12 @@
 //! The architecture: weights bound to a backend, and the forward pass, written once for prefill and decode.
 
 use crate::{
-    backend::{Backend, DECODE_ROWS, Out},
+    backend::{Backend, DECODE_ROWS, Out, SamplerState},
     config::{Config, Dtype},
     error::Result,
     kv::Kv,
     lora::{self, Lora},
-    ops::{AttnDecode, AttnPrefill, Embed, NormGateUp, NormHead, NormQkvRopeAppend, Rope},
+    ops::{AttnDecode, AttnPrefill, Embed, NormGateUp, NormHead, NormHeadArgmax, NormQkvRopeAppend, Rope},
     weights::{LayerTensors, Tensor, Weights},
 };
 use std::{panic::resume_unwind, sync::Arc, thread};
@@ -182,6 +182,16 @@ impl<B: Backend> Model<B> {
         let w = self.lm_head.as_ref().unwrap_or(&self.embed);
         let op = NormHead { rows, first, dim, vocab, eps };
         b.norm_head(&op, &mut s.logits, &mut s.xb, &s.x, &self.final_norm, w)
+    }
+
+    /// The most likely token after row 0 of `s.x`, to `s.tokens`, `s.pos` and the outbox. `s.logits` is anything afterwards.
+    pub fn head_argmax(&self, b: &B, s: &mut Scratch<B>, sampler: &mut SamplerState<B>) -> Result<()> {
+        let Config { dim, vocab, norm_eps: eps, .. } = self.config;
+        let w = self.lm_head.as_ref().unwrap_or(&self.embed);
+        let (op, gain) = (NormHeadArgmax { dim, vocab, eps }, &self.final_norm);
+        let (scratch, outbox) = (&mut sampler.scratch, &mut sampler.outbox);
+        let Scratch { tokens, pos, logits, xb, x, .. } = s;
+        b.norm_head_argmax(&op, tokens, pos, scratch, outbox, logits, xb, x, gain, w)
     }
 }
 

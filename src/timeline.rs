@@ -174,6 +174,9 @@ impl<B: Backend> Timeline<B> {
         let key = 2 * kv_len + usize::from(self.decoding.greedy);
         let result = loaded.b.replay(&mut graphs, key, || {
             loaded.model.forward(&loaded.b, &mut self.s, &mut self.kv, 1, kv_len)?;
+            if self.decoding.greedy {
+                return loaded.model.head_argmax(&loaded.b, &mut self.s, &mut self.sampler);
+            }
             loaded.model.head(&loaded.b, &mut self.s, 0, 1)?;
             self.choose()
         });

@@ -208,9 +208,7 @@ impl Step {
         let Step { model, s, kv, sampler, graphs } = self;
         cuda.replay(graphs, 0, || {
             model.forward(cuda, s, kv, 1, 40)?;
-            model.head(cuda, s, 0, 1)?;
-            let op = Argmax { vocab: 96 };
-            cuda.argmax(&op, &mut s.tokens, &mut s.pos, &mut sampler.scratch, &mut sampler.outbox, &s.logits)
+            model.head_argmax(cuda, s, sampler)
         })?;
         cuda.take(&mut sampler.outbox)
     }
@@ -222,7 +220,7 @@ fn a_recorded_step_is_one_chain_of_programmatic_edges() {
     let mut step = Step::new(&cuda);
     let tokens: Vec<u32> = (0..5).map(|_| step.run(&cuda).unwrap()).collect();
     let [edges] = step.graphs.edges().unwrap()[..] else { panic!("one recorded step") };
-    let kernels = 2 * 5 + 3; // five a layer, embedding, head, argmax
+    let kernels = 2 * 5 + 2; // five a layer, embedding, head
     assert_eq!((edges.nodes, edges.all), (kernels, kernels - 1), "{edges:?}");
     let overlaps = cuda.info().capability.0 >= 9;
     assert_eq!(edges.programmatic, if overlaps { kernels - 1 } else { 0 }, "{edges:?}");

@@ -78,7 +78,10 @@ impl<D: Backend<Act = bf16>> Run<D> {
         b.sample(&op, &mut s.tokens, &mut s.pos, params, history, scratch, outbox, bias, &s.logits)?;
         b.skip(outbox, 1);
         b.take(outbox)?;
-        model.forward(b, s, kv, 1, 14)
+        model.forward(b, s, kv, 1, 14)?;
+        model.head_argmax(b, s, sampler)?;
+        b.take(&mut sampler.outbox)?;
+        model.forward(b, s, kv, 1, 15)
     }
 
     fn disagreement(&mut self) -> String {

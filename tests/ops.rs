@@ -267,6 +267,7 @@ op_tests! {
     norm_qkv_rope_append: ops::NormQkvRopeAppend,
     norm_gate_up: ops::NormGateUp,
     norm_head: ops::NormHead,
+    norm_head_argmax: ops::NormHeadArgmax,
     argmax: ops::Argmax,
     sample: ops::Sample,
     log_prob: ops::LogProb,

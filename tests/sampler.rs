@@ -65,9 +65,9 @@ impl Call {
         let posted = b.take(outbox).unwrap();
         let get = |buf: &B::Buf<u32>| b.download(buf).unwrap();
         assert_eq!(posted, get(&token)[0], "what the host is told");
-        let mut counter = [f32::NAN];
-        b.read(&mut counter, &state.scratch, 0).unwrap();
-        assert_eq!(counter, [0.0], "the first word of scratch is argmax's counter");
+        let mut counters = [f32::NAN; 4];
+        b.read(&mut counters, &state.scratch, 0).unwrap();
+        assert_eq!(counters, [0.0; 4], "the first words of scratch are argmax's");
         (get(&token)[0], get(&pos)[0], get(&state.params), get(&state.history))
     }
 

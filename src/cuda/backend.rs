@@ -7,7 +7,7 @@ use crate::{
     error::{Error, Result},
     ops::{
         AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, LogProb, NormGateUp,
-        NormHead, NormQkvRopeAppend, RmsNorm, Rope, Sample, StreamRead, Swiglu,
+        NormHead, NormHeadArgmax, NormQkvRopeAppend, RmsNorm, Rope, Sample, StreamRead, Swiglu,
     },
     weights::Tensor,
 };
@@ -266,5 +266,20 @@ impl Backend for Cuda {
         target: &Buffer<u32>,
     ) -> Result<()> {
         op.launch(self, out, greedy, logits, target)
+    }
+    fn norm_head_argmax(
+        &self,
+        op: &NormHeadArgmax,
+        token: &mut Buffer<u32>,
+        pos: &mut Buffer<u32>,
+        scratch: &mut Buffer<f32>,
+        outbox: &mut Outbox,
+        _logits: &mut Buffer<f32>,
+        _xb: &mut Buffer<bf16>,
+        x: &Buffer<bf16>,
+        gain: &Weight,
+        w: &Weight,
+    ) -> Result<()> {
+        op.launch(self, token, pos, scratch, outbox, x, gain, w)
     }
 }

@@ -25,10 +25,10 @@ impl Argmax {
         })
     }
 
-    /// Words of scratch that the kernel needs: a counter of arrived blocks, which is 0 before and after each call, a word to
-    /// align, and two words a block.
+    /// Words of scratch that the kernel needs: four that are 0 before and after each call, a counter of arrived blocks first,
+    /// and two a block.
     pub fn scratch() -> usize {
-        2 + 2 * ARGMAX_BLOCKS as usize
+        4 + 2 * ARGMAX_BLOCKS as usize
     }
 
     /// As many blocks as have work, up to the limit.
@@ -140,8 +140,8 @@ mod tests {
     #[test]
     fn check_and_grid() {
         let op = Argmax { vocab: 128256 };
-        assert!(op.check(1, 1, 130, 128256).is_ok());
-        assert!(op.check(1, 1, 129, 128256).unwrap_err().to_string().contains("scratch 129"));
+        assert!(op.check(1, 1, 132, 128256).is_ok());
+        assert!(op.check(1, 1, 131, 128256).unwrap_err().to_string().contains("scratch 131"));
         assert_eq!(op.grid().blocks, [64, 1, 1]);
         assert_eq!(Argmax { vocab: 1025 }.grid().blocks, [2, 1, 1]);
     }
