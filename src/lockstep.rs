@@ -414,10 +414,10 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         let (gain, w, table) = (&gain.device, &w.device, &table.device);
         self.device.norm_qkv_rope_append(op, dqkv, dk, dv, dxb, &x.device, &pos.device, gain, w, table)?;
         let fused = &Fused(op);
-        self.settle(fused, "qkv", Tolerance::FUSED, qkv, op.rows * op.qkv_dim())?;
+        self.settle(fused, "qkv", op.tolerance(), qkv, op.rows * op.qkv_dim())?;
         let cache = k.len();
-        self.settle(fused, "k", Tolerance::FUSED, k, cache)?;
-        self.settle(fused, "v", Tolerance::FUSED, v, cache)
+        self.settle(fused, "k", op.tolerance(), k, cache)?;
+        self.settle(fused, "v", op.tolerance(), v, cache)
     }
 
     fn norm_gate_up(
@@ -434,7 +434,7 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         definition::norm_gate_up(self, op, hb, xb, gate_up, x, gain, w)?;
         let (dhb, dxb, dgate_up) = (&mut hb.device, &mut xb.device, &mut gate_up.device);
         self.device.norm_gate_up(op, dhb, dxb, dgate_up, &x.device, &gain.device, &w.device)?;
-        self.settle(&Fused(op), "hb", Tolerance::FUSED, hb, op.rows * op.ffn_dim)
+        self.settle(&Fused(op), "hb", op.tolerance(), hb, op.rows * op.ffn_dim)
     }
 
     fn norm_head(
@@ -450,7 +450,7 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         definition::norm_head(self, op, logits, xb, x, gain, w)?;
         let (dlogits, dxb) = (&mut logits.device, &mut xb.device);
         self.device.norm_head(op, dlogits, dxb, &x.device, &gain.device, &w.device)?;
-        self.settle(&Fused(op), "logits", Tolerance::FUSED, logits, op.rows * op.vocab)
+        self.settle(&Fused(op), "logits", op.tolerance(), logits, op.rows * op.vocab)
     }
 
     fn norm_head_argmax(

@@ -119,8 +119,10 @@ impl Op for NormGateUp {
         }
     }
 
+    /// The definition rounds four times on the way: it is off by up to 5.5e-3 (L2) from the same in f32, the kernel by 4.2e-3,
+    /// and one from the other by 5.9e-3 and at worst 1.1e-2. Allowed is 1.5 times that.
     fn tolerance(&self) -> Tolerance {
-        Tolerance::FUSED
+        Tolerance { l2: 9e-3, worst: 1.6e-2 }
     }
 
     fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Io<B>> {

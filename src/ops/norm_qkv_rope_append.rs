@@ -177,8 +177,10 @@ impl Op for NormQkvRopeAppend {
         }
     }
 
+    /// The definition rounds once more, before the rotation: both are off by up to 3.2e-3 (L2) from the same in f32, and one
+    /// from the other by 4.3e-3. Allowed is 1.5 times that.
     fn tolerance(&self) -> Tolerance {
-        Tolerance::FUSED
+        Tolerance { l2: 6.4e-3, worst: 1.6e-2 }
     }
 
     /// The caches are full, so a copy to a wrong place shows twice.
