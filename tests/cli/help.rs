@@ -1,0 +1,54 @@
+//! What the command says of itself.
+
+use super::aoji;
+
+#[test]
+fn help_and_completions_know_every_command_and_flag() {
+    let model = ["--model", "--device", "--dtype", "--lora", "--context", "AOJI_MODEL"];
+    let sampling = [
+        "--max-tokens",
+        "--temperature",
+        "--top-k",
+        "--top-p",
+        "--min-p",
+        "--repeat-penalty",
+        "--frequency-penalty",
+        "--presence-penalty",
+        "--logit-bias",
+        "--seed",
+        "--min-tokens",
+        "--stop",
+        "--ignore-eos",
+    ];
+    let prompt = ["--question", "--instruction", "--prompt", "--prompt-file", "--tokens", "--template", "--json"];
+    let commands = [
+        ("generate", [&model[..], &sampling, &prompt].concat()),
+        ("chat", [&model[..], &sampling, &["--instruction", "--template", "/regen"]].concat()),
+        ("score", [&model[..], &["--prompt-file", "--tokens", "--top", "--no-special", "--json"]].concat()),
+        ("tokenize", vec!["--decode", "--no-special", "--jsonl", "--json"]),
+        ("info", vec!["--json"]),
+        ("pull", vec!["--revision", "HF_TOKEN"]),
+        ("doctor", vec!["--json"]),
+        ("synth", vec!["--like", "--seed", "--dtype", "--shard-size"]),
+        ("bench", vec!["--kernels", "--json"]),
+        ("verify", vec!["--golden", "--invariance", "--json"]),
+        ("eval", [&model[..], &["--data", "--shots", "--save-samples", "--beside", "--svg", "--json"]].concat()),
+        ("ppl", [&model[..], &["--window", "--stride", "--json"]].concat()),
+        ("merge-lora", vec!["--lora"]),
+        ("completions", vec!["bash"]),
+    ];
+    let top = aoji(&["--help"]).ok();
+    let script = aoji(&["completions", "bash"]).ok();
+    assert!(top.contains("Exit codes") && top.contains("--verbose"), "{top}");
+    for (name, flags) in commands {
+        assert!(top.contains(name) && script.contains(name), "{name}");
+        let help = aoji(&[name, "--help"]).ok();
+        for flag in flags {
+            assert!(help.contains(flag), "no {flag} in: {help}");
+        }
+    }
+    for shell in ["zsh", "fish"] {
+        assert!(aoji(&["completions", shell]).ok().contains("max-tokens"), "{shell}");
+    }
+    assert!(aoji(&["--version"]).ok().starts_with("aoji "));
+}
