@@ -9,22 +9,22 @@ use crate::{
     ops::{AttnDecode, AttnPrefill, Embed, NormGateUp, NormHead, NormHeadArgmax, NormQkvRopeAppend, Rope},
     weights::{LayerTensors, Tensor, Weights},
 };
-use std::{panic::resume_unwind, sync::Arc, thread};
+use std::{panic::resume_unwind, thread};
 
-/// Weights of one layer on a backend. Shared: [`crate::lockstep`] makes a second model of them.
+/// Weights of one layer on a backend.
 pub struct Layer<B: Backend> {
     /// [1, dim]
-    pub attn_norm: Arc<B::Weight>,
+    pub attn_norm: B::Weight,
     /// q, k and v stacked by rows. [q_dim + 2 kv_dim, dim]
-    pub wqkv: Arc<B::Weight>,
+    pub wqkv: B::Weight,
     /// [dim, q_dim]
-    pub wo: Arc<B::Weight>,
+    pub wo: B::Weight,
     /// [1, dim]
-    pub ffn_norm: Arc<B::Weight>,
+    pub ffn_norm: B::Weight,
     /// gate and up stacked by rows. [2 ffn_dim, dim]
-    pub w_gate_up: Arc<B::Weight>,
+    pub w_gate_up: B::Weight,
     /// [dim, ffn_dim]
-    pub w_down: Arc<B::Weight>,
+    pub w_down: B::Weight,
 }
 
 /// A model on a backend.
@@ -32,13 +32,13 @@ pub struct Model<B: Backend> {
     /// Sizes.
     pub config: Config,
     /// [vocab, dim]
-    pub embed: Arc<B::Weight>,
+    pub embed: B::Weight,
     /// In order.
     pub layers: Vec<Layer<B>>,
     /// [1, dim]
-    pub final_norm: Arc<B::Weight>,
+    pub final_norm: B::Weight,
     /// [vocab, dim]; `None` when tied to `embed`.
-    pub lm_head: Option<Arc<B::Weight>>,
+    pub lm_head: Option<B::Weight>,
     /// Cosines and sines. [max_seq, head_dim]
     pub rope_table: B::Buf<f32>,
     /// Positions in `rope_table`.
@@ -114,7 +114,7 @@ impl<B: Backend> Model<B> {
     /// # Panics
     /// If there are fewer.
     pub fn bind(config: &Config, loaded: Vec<B::Weight>, rope_table: B::Buf<f32>, max_seq: usize) -> Self {
-        let mut loaded = loaded.into_iter().map(Arc::new);
+        let mut loaded = loaded.into_iter();
         let mut next = || loaded.next().expect("a weight for each stack");
         let embed = next();
         let mut layer = || Layer {
