@@ -31,8 +31,9 @@ fn emulated(args: &[&str]) -> Command {
 /// What it prints, when it succeeds.
 fn output(mut c: Command) -> String {
     let o = c.output().unwrap();
-    assert!(o.status.success(), "{c:?}: {}", String::from_utf8_lossy(&o.stderr));
-    String::from_utf8(o.stdout).unwrap()
+    let [stdout, stderr] = [&o.stdout, &o.stderr].map(|text| String::from_utf8_lossy(text));
+    assert!(o.status.success(), "{c:?}: {stdout}{stderr}");
+    stdout.into_owned()
 }
 
 /// Its exit code and what it says, when it fails.
