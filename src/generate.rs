@@ -18,6 +18,8 @@ pub struct GenerateOptions {
     pub max_tokens: Option<usize>,
     /// The text ends before the first of these.
     pub stop: Vec<String>,
+    /// A stop string that ends the text stays in it.
+    pub include_stop: bool,
     /// Ids that end the text besides the model's own.
     pub stop_ids: Vec<u32>,
     /// The model's own end-of-text ids do not end the text.

@@ -26,6 +26,7 @@
 #![warn(clippy::undocumented_unsafe_blocks)]
 
 pub mod backend;
+mod batch;
 pub mod bench;
 pub mod config;
 pub mod count;
@@ -57,6 +58,7 @@ pub mod tiles {
     include!(concat!(env!("OUT_DIR"), "/tiles.rs"));
 }
 
+pub use batch::{Batch, BatchOptions, Constraint, Finish, Job, JobEvent, JobId, Load, StoppedBy, TokenLogprobs};
 pub use config::{Config, Dtype, RopeScaling};
 pub use engine::{Activations, Device, Engine, ModelFiles, Options, Plan};
 pub use error::{Error, Result};
