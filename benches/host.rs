@@ -8,8 +8,8 @@ use aoji::{
     backend::{Backend, SamplerState},
     cuda::{Cuda, Graphs},
     kv::Kv,
-    model::{Model, Scratch},
-    ops::{Argmax, Sample, noise, sample::Params},
+    model::{Model, Rows, Scratch},
+    ops::{Sample, noise, sample::Params},
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::{hint::black_box, time::Instant};
@@ -30,13 +30,15 @@ fn sampler(c: &mut Criterion) {
         draws: 0,
         min_tokens: 0,
         stop_ids: [u32::MAX; 8],
+        masked: false,
     };
     let mut state = params.words();
     let (mut token, mut pos, mut history, bias) = ([0], [0], vec![0; vocab], vec![0.0; vocab]);
+    let mask = vec![0; vocab.div_ceil(32)];
     c.bench_function("sampler reference, 128256 logits", |b| {
         b.iter(|| {
-            let op = Sample { vocab };
-            op.reference(&mut token, &mut pos, &mut state, &mut history, &bias, black_box(&logits));
+            let op = Sample { rows: 1, vocab, max_seq: vocab };
+            op.reference(&mut token, &mut pos, &mut state, &mut history, &bias, &mask, black_box(&logits));
         });
     });
 }
@@ -71,20 +73,14 @@ fn step(c: &mut Criterion) {
     let (config, max_seq) = (&files.config, files.config.max_seq);
     let model = Model::load(&cuda, config, &files.weights, &[], max_seq, &mut |_| {}).expect("its weights");
     let mut s = Scratch::new(&cuda, config, 8, 1, max_seq).expect("memory");
-    let mut kv = Kv::new(&cuda, config, max_seq).expect("memory");
-    let words = |n: usize| cuda.alloc::<u32>(n).expect("memory");
-    let mut sampler = SamplerState {
-        params: words(aoji::tiles::SAMPLE_PARAMS as usize),
-        history: words(config.vocab),
-        bias: cuda.alloc(config.vocab).expect("memory"),
-        scratch: cuda.alloc(config.vocab.max(Argmax::scratch())).expect("memory"),
-        outbox: cuda.outbox().expect("memory"),
-    };
+    let mut kv = Kv::new(&cuda, config, 1, max_seq).expect("memory");
+    let mut rows = Rows::new(&cuda, 1).expect("memory");
+    let mut sampler = SamplerState::new(&cuda, config.vocab, 1).expect("memory");
     let mut graphs = Graphs::default();
     let mut enqueue = || {
         let step = || {
-            model.forward(&cuda, &mut s, &mut kv, 1, max_seq)?;
-            model.head_argmax(&cuda, &mut s, &mut sampler)
+            model.forward(&cuda, &mut s, &mut kv, &rows, 1, max_seq)?;
+            model.head_argmax(&cuda, &mut s, &mut rows, max_seq, &mut sampler)
         };
         cuda.replay(&mut graphs, 0, step).expect("a step");
     };

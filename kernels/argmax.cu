@@ -1,5 +1,5 @@
 // argmax: token[0] = argmax_i logits[i], the lowest id of equals; pos[0] += 1; the token to the host too
-// shapes:   token, pos [1] u32; scratch [2*ARGMAX_BLOCKS + 4] u32; serial, ring: common/outbox.cuh; logits [vocab] f32.
+// shapes:   token, pos [1] u32, pos a place; scratch [2*ARGMAX_BLOCKS + 4] u32; serial, ring: common/outbox.cuh; logits [vocab] f32.
 // rounding: none. NaN is smaller than everything; -0 equals 0.
 // mapping:  up to ARGMAX_BLOCKS blocks of ARGMAX_THREADS threads stride over the logits, 4 (16 bytes) a thread; each
 //           leaves its best in scratch, and the block that arrives last takes the best of these.
@@ -14,7 +14,7 @@
 
 extern "C" __global__ void __launch_bounds__(ARGMAX_THREADS)
 argmax_f32(uint32_t* token, uint32_t* pos, uint32_t* scratch, uint32_t* serial, u64* ring, const float* logits,
-           int vocab, Span* trace) {
+           int vocab, int max_seq, Span* trace) {
   Traced traced(trace);
   SHARED(u64, warps, 32);
   SHARED(uint32_t, is_last, 1);
@@ -42,10 +42,10 @@ argmax_f32(uint32_t* token, uint32_t* pos, uint32_t* scratch, uint32_t* serial, 
   if (!is_last[0]) return;
   best = block_max(threadIdx.x < gridDim.x ? part[threadIdx.x] : 0, warps);
   if (threadIdx.x == 0) {
+    post(ring, serial, pos[0] / (uint32_t)max_seq, candidate_id(best));
     token[0] = candidate_id(best);
     pos[0] += 1;
     scratch[0] = 0;
-    post(ring, serial, candidate_id(best));
   }
 }
 EXPORT_KERNEL(argmax_f32)

@@ -1,12 +1,13 @@
-// attn_decode: out[r,h] = softmax_t( q[r,h] . k[g,t] / sqrt(D) ) v[g,t] over t <= pos[r], g = h / group; few rows.
-// shapes:   out [rows, n_heads*D] bf16; qkv [rows, (n_heads+2*n_kv_heads)*D] bf16, q first; k, v [n_kv_heads, max_seq,
-//           D] bf16; pos [rows] u32; part [rows, n_heads, splits, D] f32, then [rows, n_heads, splits, 2] f32
+// attn_decode: out[r,h] = softmax_t( q[r,h] . k[s,g,t] / sqrt(D) ) v[s,g,t] over t <= pos[r] % max_seq, g = h / group, in sequence
+//              s = pos[r] / max_seq; few rows.
+// shapes:   out [rows, n_heads*D] bf16; qkv [rows, (n_heads+2*n_kv_heads)*D] bf16, q first; k, v [sequences,
+//           n_kv_heads, max_seq, D] bf16; pos [rows] u32, places; part [rows, n_heads, splits, D] f32, then [rows, n_heads, splits, 2] f32
 //           (maximum, sum); arrived [rows, n_kv_heads] u32, zero before and after.
 // rounding: scores, exponentials and sums in f32; a weight enters the tensor cores as the sum of two bf16 (2^-17 of it
 //           is lost); one rounding at the store.
 // mapping:  block (split, kv head, row), 4 warps: all heads of a group, so each key and value is loaded once a row. A
-//           split is span = 64 ceil(len / 2048) keys from split * span on, len = pos + 1: at most 32 splits, of 64
-//           keys up to 2048. Splits depend on pos and nothing else, so a row's bits do too; blocks beyond the last one
+//           split is span = 64 ceil(len / 2048) keys from split * span on, len = position + 1: at most 32 splits, of 64
+//           keys up to 2048. Splits depend on the position and nothing else, so a row's bits do too; blocks beyond the last one
 //           exit. A warp takes 16 of each 64 keys with its own online softmax and has 8 KB of keys and values in
 //           flight (D 128).
 // mma:      scores = q k^T with the heads as rows, then out^T = v^T p^T, for which the scores lie as they came. Both
@@ -137,7 +138,7 @@ template <int D> DEV void add_values(Softmax<D>& m, const float (&p)[4], const T
 }
 
 template <int D> DEV void attn_decode(const Traced& traced, bf16* out, float* part, unsigned* arrived,
-                                      const bf16* qkv, const bf16* k, const bf16* v, const unsigned* positions,
+                                      const bf16* qkv, const bf16* k, const bf16* v, const unsigned* places,
                                       int n_heads, int n_kv_heads, int max_seq, float scale) {
   constexpr int PITCH = D + 8;  // moves the heads of a lane's neighbours to other banks
   SHARED(float, acc, WARPS * HEADS * PITCH);
@@ -149,17 +150,19 @@ template <int D> DEV void attn_decode(const Traced& traced, bf16* out, float* pa
   int split = blockIdx.x, splits = gridDim.x, kvh = blockIdx.y, r = blockIdx.z;
 
   // written two kernels ago or earlier: this one starts when all blocks of the one before have waited for that
-  int pos = __ldcg(positions + r), len = pos + 1, fresh = pos;
-  for (int i = 0; i < gridDim.z; i++) fresh = min(fresh, (int)__ldcg(positions + i));
+  uint32_t place = __ldcg(places + r), sequence = place / (uint32_t)max_seq, base = sequence * max_seq;
+  int pos = place - base, len = pos + 1;
+  uint32_t fresh = pos;  // a row of another sequence is farther from base, below it or above
+  for (int i = 0; i < gridDim.z; i++) fresh = min(fresh, __ldcg(places + i) - base);
   int span = (len + ATTN_TILE * ATTN_SPLITS - 1) / (ATTN_TILE * ATTN_SPLITS) * ATTN_TILE;
   int first = split * span, end = min(first + span, len);
   if (first >= len) return;
 
-  k += (int64_t)kvh * max_seq * D;
-  v += (int64_t)kvh * max_seq * D;
+  int64_t head = ((int64_t)sequence * n_kv_heads + kvh) * max_seq * D;
+  k += head, v += head;
   Tile<D> t;
   int key = first + warp * WARP_KEYS;
-  if (key < fresh) {  // the kernel before appends the keys from `fresh` on; those of earlier steps are there
+  if (key < (int)fresh) {  // the kernel before appends the keys from `fresh` on; those of earlier steps are there
     load_k(t, k, key, 0, fresh - 1, g, c);
     load_v(t, v, key, 0, fresh - 1, g, c);
   }

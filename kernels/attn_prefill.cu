@@ -1,6 +1,8 @@
-// attn_prefill: out[r,h] = softmax_t(q[r,h] . k[g,t] / sqrt(D)) v[g,t] over t <= pos[0] + r, g = h / (n_heads / n_kv_heads)
-// shapes:   out [rows, n_heads, D] bf16; qkv [rows, n_heads + 2 n_kv_heads, D] bf16, of which q is read;
-//           k, v [n_kv_heads, max_seq, D] bf16; pos [1] u32, read here so that a captured launch serves every position.
+// attn_prefill: out[r,h] = softmax_t(q[r,h] . k[s,g,t] / sqrt(D)) v[s,g,t] over t <= pos[f] % max_seq + r - f for the
+//               `rows` rows from f = first on, g = h / (n_heads / n_kv_heads), in sequence s = pos[f] / max_seq, of which the
+//               positions below `shared` are sequence 0's
+// shapes:   out [first + rows, n_heads, D] bf16; qkv [first + rows, n_heads + 2 n_kv_heads, D] bf16, of which q is read;
+//           k, v [sequences, n_kv_heads, max_seq, D] bf16; pos [first + 1] u32, places.
 // rounding: scores, maxima and sums in f32 (mma.m16n8k16); the softmax's weights are rounded to bf16 for the second product
 //           but summed before that; one rounding at the store. `scale` is log2(e) / sqrt(D), for exp2.
 // order:    key tiles of PREFILL_KEYS at absolute positions from 0 up. A tile that a row may not see leaves its state
@@ -9,16 +11,16 @@
 //           together, and the last rows, which see the most keys, first. q stays in registers.
 // pipeline: two stages of cp.async, k and v of the next tile while this one is computed.
 // traffic:  reads q, and k and v once per block; = AttnPrefill::cost counts them once per kv head
-// requires: head_dim 64 or 128; pos[0] + rows <= max_seq                  (AttnPrefill::launch in src/ops/attn_prefill.rs)
+// requires: head_dim 64 or 128; pos[first] % max_seq + rows <= max_seq    (AttnPrefill::launch in src/ops/attn_prefill.rs)
 // source:   FlashAttention-2 (Dao 2023), algorithm 1; code ours. Not yet measured.
 #include "common/device.cuh"
 #include "common/tiles.h"
 
 #define PREFILL_THREADS (PREFILL_ROWS / 16 * 32)
 
-// Copies `valid` rows of D elements from global memory to a tile of 64 rows; the other rows become zero, and nothing is read
-// for them: past the last position the cache may hold anything, and 0 * NaN would spoil the sums.
-template <int D> DEV void load_tile(bf16* tile, const bf16* from, int64_t stride, int valid) {
+// Copies `valid` rows of D elements from where from(row) is to a tile of 64 rows; the other rows become zero, and nothing is
+// read for them: past the last position the cache may hold anything, and 0 * NaN would spoil the sums.
+template <int D, class From> DEV void load_tile(bf16* tile, From from, int valid) {
   constexpr int STEP = PREFILL_THREADS / (D / 8);
   static_assert(STEP % 8 == 0 && PREFILL_ROWS == 64 && PREFILL_KEYS == 64, "one tile shape, a thread's chunks permuted alike");
   int row = threadIdx.x / (D / 8), chunk = threadIdx.x % (D / 8);
@@ -26,30 +28,34 @@ template <int D> DEV void load_tile(bf16* tile, const bf16* from, int64_t stride
 #pragma unroll
   for (int r = 0; r < 64; r += STEP) {
     bool ok = row + r < valid;
-    cp_async16(to + r * D, ok ? from + (row + r) * stride + chunk * 8 : from, ok);
+    cp_async16(to + r * D, from(ok ? row + r : 0) + chunk * 8, ok);
   }
 }
 
 template <int D>
-DEV void attn_prefill(bf16* out, const bf16* qkv, const bf16* k, const bf16* v, const uint32_t* pos, int rows, int n_heads,
-                      int n_kv_heads, int max_seq, float scale) {
+DEV void attn_prefill(bf16* out, const bf16* qkv, const bf16* k, const bf16* v, const uint32_t* pos, int rows, int first_row,
+                      int shared, int n_heads, int n_kv_heads, int max_seq, float scale) {
   constexpr int TILE = 64 * D, DS = D / 16, KS = PREFILL_KEYS / 16;  // steps of 16 along the head and along the keys
   DYN_SHARED(bf16, tiles);                                           // [2 stages][k, v][64][D]
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   int h = blockIdx.x, r0 = (gridDim.y - 1 - blockIdx.y) * PREFILL_ROWS;
-  int64_t kv = (int64_t)(h / (n_heads / n_kv_heads)) * max_seq * D;
+  uint32_t place = pos[first_row], sequence = place / (uint32_t)max_seq;
+  int64_t of_shared = (int64_t)(h / (n_heads / n_kv_heads)) * max_seq * D;  // the head in sequence 0
+  int64_t of_own = of_shared + (int64_t)sequence * n_kv_heads * max_seq * D;
   int64_t qkv_dim = (int64_t)(n_heads + 2 * n_kv_heads) * D;
-  int first = (int)pos[0], len = first + rows;  // positions below len are in the cache
+  int first = place % (uint32_t)max_seq, len = first + rows;  // positions below len are in the cache
   int n_tiles = (first + min(r0 + PREFILL_ROWS, rows) + PREFILL_KEYS - 1) / PREFILL_KEYS;
   auto load_kv = [&](int stage, int tile) {
     int t = tile * PREFILL_KEYS;
-    load_tile<D>(tiles + stage * 2 * TILE, k + kv + (int64_t)t * D, D, len - t);
-    load_tile<D>(tiles + stage * 2 * TILE + TILE, v + kv + (int64_t)t * D, D, len - t);
+    auto at = [&](int row) { return (t + row < shared ? of_shared : of_own) + (int64_t)(t + row) * D; };
+    load_tile<D>(tiles + stage * 2 * TILE, [&](int row) { return k + at(row); }, len - t);
+    load_tile<D>(tiles + stage * 2 * TILE + TILE, [&](int row) { return v + at(row); }, len - t);
   };
 
   // q passes through stage 1, which is free until the loop
   bf16* tq = tiles + 2 * TILE;
-  load_tile<D>(tq, qkv + r0 * qkv_dim + (int64_t)h * D, qkv_dim, rows - r0);
+  const bf16* q_rows = qkv + (first_row + r0) * qkv_dim + (int64_t)h * D;
+  load_tile<D>(tq, [&](int row) { return q_rows + row * qkv_dim; }, rows - r0);
   cp_commit();
   load_kv(0, 0);
   cp_commit();
@@ -136,7 +142,7 @@ DEV void attn_prefill(bf16* out, const bf16* qkv, const bf16* k, const bf16* v, 
     sum += __shfl_xor_sync(0xffffffffu, sum, 2);
     int r = r0 + warp * 16 + (lane >> 2) + half * 8;
     if (r >= rows) continue;
-    bf16* to = out + ((int64_t)r * n_heads + h) * D + (lane & 3) * 2;
+    bf16* to = out + ((int64_t)(first_row + r) * n_heads + h) * D + (lane & 3) * 2;
     float inv = 1.f / sum;
 #pragma unroll
     for (int n = 0; n < D / 8; n++)
@@ -146,9 +152,9 @@ DEV void attn_prefill(bf16* out, const bf16* qkv, const bf16* k, const bf16* v, 
 
 #define ATTN_PREFILL(name, D, BLOCKS)                                                                                 \
   extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, BLOCKS)                                               \
-  name(bf16* out, const bf16* qkv, const bf16* k, const bf16* v, const uint32_t* pos, int rows, int n_heads,          \
-       int n_kv_heads, int max_seq, float scale) {                                                                    \
-    attn_prefill<D>(out, qkv, k, v, pos, rows, n_heads, n_kv_heads, max_seq, scale);                                  \
+  name(bf16* out, const bf16* qkv, const bf16* k, const bf16* v, const uint32_t* pos, int rows, int first, int shared, \
+       int n_heads, int n_kv_heads, int max_seq, float scale) {                                                       \
+    attn_prefill<D>(out, qkv, k, v, pos, rows, first, shared, n_heads, n_kv_heads, max_seq, scale);                   \
   }                                                                                                                   \
   EXPORT_KERNEL(name)
 ATTN_PREFILL(attn_prefill_bf16_d64, 64, 3)

@@ -1,11 +1,11 @@
-// kv_append: k[h,pos[r],:] = k head h of row r of qkv, v likewise
-// shapes:   k, v [n_kv_heads, max_seq, head_dim] bf16; qkv [rows, n_heads + 2*n_kv_heads, head_dim] bf16;
-//           pos [rows] u32.
+// kv_append: k[s,h,t,:] = k head h of row r of qkv at sequence s = pos[r] / max_seq, position t = pos[r] % max_seq; v likewise
+// shapes:   k, v [sequences, n_kv_heads, max_seq, head_dim] bf16; qkv [rows, n_heads + 2*n_kv_heads, head_dim] bf16;
+//           pos [rows] u32, places.
 // rounding: none.
 // mapping:  block (r, c) copies elements c * 8 * VECTOR_THREADS onwards of the k heads and of the v heads of row r,
 //           8 of each (16 bytes) a thread.
 // traffic:  reads 4*rows*n_kv_heads*head_dim + 4*rows bytes, writes 4*rows*n_kv_heads*head_dim. = KvAppend::cost
-// requires: head_dim % 8 == 0; positions < max_seq and different           (KvAppend::launch in src/ops/kv_append.rs)
+// requires: head_dim % 8 == 0; places in the cache and different           (KvAppend::launch in src/ops/kv_append.rs)
 // source:   ours. Not yet measured.
 #include "common/device.cuh"
 #include "common/tiles.h"
@@ -18,7 +18,8 @@ kv_append_bf16(bf16* k, bf16* v, const bf16* qkv, const uint32_t* pos, int n_hea
   int i = (blockIdx.y * VECTOR_THREADS + threadIdx.x) * 8, kv_dim = n_kv_heads * head_dim;
   if (i >= kv_dim) return;
   const bf16* row = qkv + ((int64_t)blockIdx.x * (n_heads + 2 * n_kv_heads) + n_heads) * head_dim;
-  int64_t to = ((int64_t)(i / head_dim) * max_seq + pos[blockIdx.x]) * head_dim + i % head_dim;
+  uint32_t place = pos[blockIdx.x], sequence = place / (uint32_t)max_seq, t = place % (uint32_t)max_seq;
+  int64_t to = (((int64_t)sequence * n_kv_heads + i / head_dim) * max_seq + t) * head_dim + i % head_dim;
   st128(k + to, ld128(row + i));
   st128(v + to, ld128(row + kv_dim + i));
 }

@@ -1,6 +1,6 @@
 // norm_head_argmax: token[0] = argmax_i sum_j norm(x)[j] * w[i,j], the lowest id of equals; pos[0] += 1; the token to the
 //           host too; norm(x)[j] = x[j] * rsqrt(mean_j(x[j]^2) + eps) * gain[j].
-// shapes:   token, pos [1] u32; scratch [4] u32; serial, ring: common/outbox.cuh; x [1, dim] bf16; gain [dim] bf16;
+// shapes:   token, pos [1] u32, pos a place; scratch [4] u32; serial, ring: common/outbox.cuh; x [1, dim] bf16; gain [dim] bf16;
 //           w [vocab, dim] bf16.
 // rounding: that of norm_head.cu, whose logits these are, bit for bit; none is stored. NaN is smaller than everything.
 // mapping:  common/gemv.cuh; block b owns rows 16b to 16b + 15 of w. One thread of each block offers the block's best, as
@@ -17,7 +17,8 @@
 
 extern "C" __global__ void __launch_bounds__(THREADS, GEMV_BLOCKS)
 norm_head_argmax_bf16(uint32_t* token, uint32_t* pos, uint32_t* scratch, uint32_t* serial, u64* ring, const bf16* x,
-                      const bf16* gain, const bf16* w, int dim, int vocab, float eps, Span* trace) {
+                      const bf16* gain, const bf16* w, int dim, int vocab, int max_seq, float eps,
+                      Span* trace) {
   Traced traced(trace);
   int tile = blockIdx.x * GEMV_TILE, row = min(tile, vocab - GEMV_TILE);  // the last block may repeat some of the rows
   Product<true> p;
@@ -34,9 +35,10 @@ norm_head_argmax_bf16(uint32_t* token, uint32_t* pos, uint32_t* scratch, uint32_
   atomicMax(all, best);
   // releases what this block offered to, or acquires what all have for, the block that is last
   if (atomic_add_acq_rel(scratch, 1u) + 1 != gridDim.x) return;
-  token[0] = candidate_id(atomicExch(all, (u64)0));
+  uint32_t chosen = candidate_id(atomicExch(all, (u64)0));
+  post(ring, serial, pos[0] / (uint32_t)max_seq, chosen);
+  token[0] = chosen;
   pos[0] += 1;
   scratch[0] = 0;
-  post(ring, serial, token[0]);
 }
 EXPORT_KERNEL(norm_head_argmax_bf16)

@@ -1,7 +1,8 @@
 // norm_qkv_rope_append: y[r,i] = sum_j norm(x[r])[j] * w[i,j], norm(x)[j] = x[j] * rsqrt(mean_j(x[j]^2) + eps) * gain[j];
-//           q and k heads of y rotated to pos[r], half-split as in rope.cu; all to qkv, k and v heads to the cache too.
-// shapes:   qkv [rows, n_heads + 2*n_kv_heads, head_dim] bf16; k, v [n_kv_heads, max_seq, head_dim] bf16; x [rows, dim]
-//           bf16; pos [rows] u32; gain [dim] bf16; w [(n_heads + 2*n_kv_heads) * head_dim, dim] bf16; table [positions,
+//           q and k heads of y rotated to position pos[r] % max_seq, half-split as in rope.cu; all to qkv, k and v heads to the
+//           cache of sequence pos[r] / max_seq too.
+// shapes:   qkv [rows, n_heads + 2*n_kv_heads, head_dim] bf16; k, v [sequences, n_kv_heads, max_seq, head_dim] bf16; x
+//           [rows, dim] bf16; pos [rows] u32, places; gain [dim] bf16; w [(n_heads + 2*n_kv_heads) * head_dim, dim] bf16; table [positions,
 //           head_dim] f32, cosines then sines.
 // rounding: x * gain to bf16 (the definition rounds x * gain / rms there), sums and rotation in f32, one rounding at the
 //           store: that of y before the rotation is gone.
@@ -10,7 +11,7 @@
 // traffic:  reads 2*n*dim + 2*dim + 2*rows*dim + 4*rows*head_dim, n rows of w; writes 2*rows*n and the cache's
 //           4*rows*n_kv_heads*head_dim. = NormQkvRopeAppend::cost. Predicted, not measured, at 4.37 TB/s: 6144x4096 50.3
 //           MB 11.5 us.
-// requires: dim % 8 == 0, head_dim % 16 == 0, rows <= DECODE_ROWS, positions below max_seq and those of table
+// requires: dim % 8 == 0, head_dim % 16 == 0, rows <= DECODE_ROWS, places in the cache, positions in the table
 //                                             (NormQkvRopeAppend::check in src/ops/norm_qkv_rope_append.rs)
 // source:   ours, see common/gemv.cuh. Not yet measured.
 #include "common/gemv.cuh"
@@ -32,7 +33,8 @@ norm_qkv_rope_append_bf16(bf16* qkv, bf16* k, bf16* v, const bf16* x, const uint
 
   int r = threadIdx.x / GEMV_TILE, i = j + threadIdx.x % 8;
   bool second = threadIdx.x & 8, stores = r < rows, rotates = h < n_heads + n_kv_heads;
-  int64_t at = stores ? pos[r] : 0;
+  uint32_t place = stores ? pos[r] : 0, sequence = place / (uint32_t)max_seq;
+  int64_t at = place - sequence * (uint32_t)max_seq;
   float c = 1.f, s = 0.f;  // early: their latency would show at the end
   if (stores && rotates) c = table[at * head_dim + i], s = table[at * head_dim + half + i];
   p.run(x, gain);
@@ -45,6 +47,6 @@ norm_qkv_rope_append_bf16(bf16* qkv, bf16* k, bf16* v, const bf16* x, const uint
   int kvh = h - n_heads;
   if (kvh < 0) return;
   bf16* cache = kvh < n_kv_heads ? k : v;
-  cache[((int64_t)(kvh % n_kv_heads) * max_seq + at) * head_dim + i] = rounded;
+  cache[(((int64_t)sequence * n_kv_heads + kvh % n_kv_heads) * max_seq + at) * head_dim + i] = rounded;
 }
 EXPORT_KERNEL(norm_qkv_rope_append_bf16)

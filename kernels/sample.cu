@@ -1,15 +1,16 @@
-// sample: token[0] drawn from logits as params say; pos[0] += 1, params.draws += 1, history[token] += 1; the token to the
-//         host too
+// sample: token[r] drawn from logits[r] as params of sequence s = pos[r] / max_seq say; pos[r] += 1, params.draws += 1,
+//         history[s,token] += 1; the token to the host too
 // The definition is the text of src/ops/sample.rs; this is the same choice, bit for bit: each f32 operation is rounded
 // by itself, everything after the weights is integers, and sums of integers do not depend on their order.
-// shapes:   token, pos [1] u32; params [SAMPLE_PARAMS] u32; history [vocab] u32; y [vocab] f32, scratch for the
-//           adjusted logits, whose first 4 words are 0 afterwards (argmax and norm_head_argmax count there); serial, ring:
-//           common/outbox.cuh; bias, logits [vocab] f32.
-// mapping:  one block; each warp owns a contiguous range of ids, so the order of ids is that of warps, steps and lanes.
-// traffic:  reads 12*vocab bytes, writes 4*vocab. = Sample::cost. Then it passes over y (L2 cache): once for the final
+// shapes:   token, pos [rows] u32, pos places, all of different sequences; params [sequences, SAMPLE_PARAMS] u32; history
+//           [sequences, vocab] u32; y [rows, vocab] f32, scratch for the adjusted logits, whose first 4 words are 0
+//           afterwards (argmax and norm_head_argmax count there); serial, ring: common/outbox.cuh; bias [sequences, vocab]
+//           f32; mask [sequences, ceil(vocab / 32)] u32, a bit for each token that MASKED allows; logits [rows, vocab] f32.
+// mapping:  block r draws the token of row r; each warp owns a contiguous range of ids, so the order of ids is that of warps, steps and lanes.
+// traffic:  reads 12*vocab bytes a row, writes 4*vocab. = Sample::cost. Then it passes over y (L2 cache): once for the final
 //           sum, 3 times more for top_k, 4 for top_p, once for each of these whose threshold has ties; part of a pass
 //           for the pick.
-//           All that is the work of one SM; spreading the passes over the GPU is what there is to gain.
+//           All that is the work of one SM a row; spreading the passes over the GPU is what there is to gain.
 // method:   radix select of the threshold key of top_k (by count) and top_p (by weight), 11 bits a pass.
 // requires: blockDim.x a power of two from 32 to SAMPLE_THREADS; vocab <= SAMPLE_MAX_VOCAB, so that sums of weights fit
 //           64 bits                                                          (Sample::launch in src/ops/sample.rs)
@@ -25,12 +26,14 @@ static_assert(SAMPLE_THREADS <= BINS, "each thread adds up the same number of bi
 
 // params, in the order of Params::words.
 enum {
-  TEMPERATURE, TOP_K, TOP_P, MIN_P, REPETITION, FREQUENCY, PRESENCE, SEED_LO, SEED_HI, DRAWS, MIN_TOKENS, STOP_IDS
+  TEMPERATURE, TOP_K, TOP_P, MIN_P, REPETITION, FREQUENCY, PRESENCE, SEED_LO, SEED_HI, DRAWS, MIN_TOKENS, STOP_IDS,
+  MASKED = STOP_IDS + 8
 };
 constexpr int MAX_STOP_IDS = 8;
 
 // Step 1 for one token.
-DEV float adjust(const uint32_t* params, int id, float logit, float bias, uint32_t history) {
+DEV float adjust(const uint32_t* params, const uint32_t* mask, int id, float logit, float bias, uint32_t history) {
+  if (params[MASKED] && !(mask[id >> 5] >> (id & 31) & 1)) return -INFINITY;
   if (params[DRAWS] < params[MIN_TOKENS]) {
     for (int s = 0; s < MAX_STOP_IDS; s++) {
       if (params[STOP_IDS + s] == (uint32_t)id) return -INFINITY;
@@ -160,7 +163,7 @@ struct Row {
 
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS)
 sample_f32(uint32_t* token, uint32_t* pos, uint32_t* params, uint32_t* history, float* y, uint32_t* serial, u64* ring,
-           const float* bias, const float* logits, int vocab, Span* trace) {
+           const float* bias, const uint32_t* mask, const float* logits, int vocab, int max_seq, Span* trace) {
   Traced traced(trace);
   SHARED(uint32_t, bins_lo, BINS);
   SHARED(uint32_t, bins_hi, BINS);
@@ -170,12 +173,16 @@ sample_f32(uint32_t* token, uint32_t* pos, uint32_t* params, uint32_t* history, 
   grid_dependency_wait();
   traced.ready();
   grid_launch_dependents();
+  uint32_t r = blockIdx.x, sequence = pos[r] / (uint32_t)max_seq;
+  params += sequence * SAMPLE_PARAMS, mask += (int64_t)sequence * ((vocab + 31) / 32);
+  history += (int64_t)sequence * vocab, bias += (int64_t)sequence * vocab;
+  y += (int64_t)r * vocab, logits += (int64_t)r * vocab;
   Row row = {y, begin, min(begin + per_warp, vocab), bins_lo, bins_hi, warps, found};
 
   // Steps 1 and 2. A thread writes the y that it reads later, so no barrier is needed for y.
   u64 best = 0;
   for (int i = row.begin + (threadIdx.x & 31); i < row.end; i += 32) {
-    float v = adjust(params, i, logits[i], bias[i], history[i]);
+    float v = adjust(params, mask, i, logits[i], bias[i], history[i]);
     y[i] = v;
     best = max(best, candidate(v, i));
   }
@@ -227,13 +234,13 @@ sample_f32(uint32_t* token, uint32_t* pos, uint32_t* params, uint32_t* history, 
     u64 total = row.sum(drawn);
     chosen = row.first_above(drawn, __umul64hi(random, total));
   }
-  if (threadIdx.x < 4) y[threadIdx.x] = 0.f;  // which this thread alone has read
+  if (r == 0 && threadIdx.x < 4) y[threadIdx.x] = 0.f;  // which this thread alone has read
   if (threadIdx.x == 0) {  // the barriers of block_max are behind all reads of params and history
-    token[0] = chosen;
-    pos[0] += 1;
+    token[r] = chosen;
+    pos[r] += 1;
     params[DRAWS] += 1;
     history[chosen] += 1;
-    post(ring, serial, chosen);
+    post(ring, serial, sequence, chosen);
   }
 }
 EXPORT_KERNEL(sample_f32)

@@ -56,19 +56,41 @@ pub trait Shaped: Send + Sync {
     fn shape(&self) -> (usize, usize);
 }
 
-/// What argmax and sampler keep on the device between steps; made by a session.
+/// What argmax and sampler keep on the device between steps, for each sequence; made by a session.
 pub struct SamplerState<B: Backend> {
-    /// See [`crate::ops::sample::Params`]: temperature, filters, penalties, seed and draw counter, as 32-bit words.
+    /// See [`crate::ops::sample::Params`]: temperature, filters, penalties, seed and draw counter, as 32-bit words. [sequences, SAMPLE_PARAMS]
     pub params: B::Buf<u32>,
-    /// Per token id: how often it was generated, with the top bit set when it is in the prompt. `[vocab]`
+    /// Per token id: how often it was generated, with the top bit set when it is in the prompt. [sequences, vocab]
     pub history: B::Buf<u32>,
-    /// Added to the logits; `-inf` forbids. `[vocab]`
+    /// Added to the logits; `-inf` forbids. [sequences, vocab]
     pub bias: B::Buf<f32>,
+    /// Per token id a bit: allowed, where the parameters say that the mask counts. [sequences, ceil(vocab / 32)]
+    pub mask: B::Buf<u32>,
     /// Adjusted logits of `sample`, partial results of `argmax`. Its first four words are 0 before and after each of them.
-    /// `vocab` words, or [`Argmax::scratch`] if more.
+    /// [rows, vocab] words, or [`Argmax::scratch`] if more.
     pub scratch: B::Buf<f32>,
     /// The chosen tokens on their way to the host.
     pub outbox: B::Outbox,
+}
+
+impl<B: Backend> SamplerState<B> {
+    /// Buffers for so many sequences, of zeros.
+    pub fn new(b: &B, vocab: usize, sequences: usize) -> Result<Self> {
+        let rows = DECODE_ROWS.min(sequences);
+        Ok(SamplerState {
+            params: b.alloc(sequences * crate::tiles::SAMPLE_PARAMS as usize)?,
+            history: b.alloc(sequences * vocab)?,
+            bias: b.alloc(sequences * vocab)?,
+            mask: b.alloc(sequences * vocab.div_ceil(32))?,
+            scratch: b.alloc((rows * vocab).max(Argmax::scratch()))?,
+            outbox: b.outbox(sequences)?,
+        })
+    }
+
+    /// Bytes of the buffers.
+    pub fn bytes(vocab: usize, sequences: usize) -> u64 {
+        (4 * vocab * (2 * sequences + DECODE_ROWS.min(sequences)) + sequences * vocab.div_ceil(8)) as u64
+    }
 }
 
 /// The ops, and the memory they work on.
@@ -81,7 +103,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
     type Weight: Shaped;
     /// Captured steps of one session; see [`Backend::replay`].
     type Graphs: Default + Send;
-    /// Chosen tokens on their way to the host, oldest first; `argmax` and `sample` append to it. See [`Backend::take`].
+    /// Chosen tokens of each sequence on their way to the host, oldest first; `argmax` and `sample` append to it. See
+    /// [`Backend::take`].
     type Outbox: Send;
 
     /// Steps that a session enqueues ahead of the token it waits for.
@@ -106,6 +129,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn alloc<T: Element>(&self, len: usize) -> Result<Self::Buf<T>>;
     /// Writes `src` to `dst[at..]`.
     fn write<T: Element>(&self, dst: &mut Self::Buf<T>, at: usize, src: &[T]) -> Result<()>;
+    /// Copies `buf[from..from + len]` to `buf[to..]`; the ranges do not overlap.
+    fn copy<T: Element>(&self, buf: &mut Self::Buf<T>, to: usize, from: usize, len: usize) -> Result<()>;
     /// Reads `src[at..]` into `dst`; waits for the ops that write it.
     fn read<T: Element>(&self, dst: &mut [T], src: &Self::Buf<T>, at: usize) -> Result<()>;
     /// For each stack of tensors the matrix of them one below the other, converted to what the backend computes with;
@@ -116,15 +141,15 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// Waits until everything enqueued is done, and all that ops need is loaded.
     fn synchronize(&self) -> Result<()>;
 
-    /// An empty outbox.
-    fn outbox(&self) -> Result<Self::Outbox>;
-    /// Waits for the oldest token of the outbox and takes it out.
+    /// An empty outbox of so many sequences.
+    fn outbox(&self, sequences: usize) -> Result<Self::Outbox>;
+    /// Waits for a sequence's oldest token and takes it out.
     ///
     /// # Errors
     /// When the device fails, or has nothing left to do and no token came.
-    fn take(&self, outbox: &mut Self::Outbox) -> Result<u32>;
-    /// Drops the oldest `n` tokens, which need not be there yet.
-    fn skip(&self, outbox: &mut Self::Outbox, n: usize);
+    fn take(&self, outbox: &mut Self::Outbox, sequence: usize) -> Result<u32>;
+    /// Drops a sequence's oldest `n` tokens, which need not be there yet.
+    fn skip(&self, outbox: &mut Self::Outbox, sequence: usize, n: usize);
 
     /// Runs a sequence of ops that is the same each time for the same `key`; a backend may record it once and replay it.
     fn replay(&self, _graphs: &mut Self::Graphs, _key: usize, ops: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -215,7 +240,7 @@ pub trait Backend: Sized + Send + Sync + 'static {
     ) -> Result<()>;
     /// `hb = silu(gate) * up`
     fn swiglu(&self, op: &Swiglu, hb: &mut Self::Buf<Self::Act>, gate_up: &Self::Buf<Self::Act>) -> Result<()>;
-    /// `token[0] = argmax(logits[0])`, `pos[0] += 1`, and the token to the outbox. `scratch` as in [`SamplerState`].
+    /// `token[0] = argmax(logits[0])`, `pos[0] += 1`, and the token to its sequence's outbox. `scratch` as in [`SamplerState`].
     fn argmax(
         &self,
         op: &Argmax,
@@ -225,8 +250,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
         outbox: &mut Self::Outbox,
         logits: &Self::Buf<f32>,
     ) -> Result<()>;
-    /// `token[0]` drawn from `logits[0]` as `params` say, `pos[0] += 1`, and the token to the outbox; updates history and
-    /// draw counter.
+    /// `token[r]` drawn from `logits[r]` as the sequence's `params` say, `pos[r] += 1`, and the token to the sequence's outbox;
+    /// updates history and draw counter.
     #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
     fn sample(
         &self,
@@ -238,6 +263,7 @@ pub trait Backend: Sized + Send + Sync + 'static {
         scratch: &mut Self::Buf<f32>,
         outbox: &mut Self::Outbox,
         bias: &Self::Buf<f32>,
+        mask: &Self::Buf<u32>,
         logits: &Self::Buf<f32>,
     ) -> Result<()>;
     /// `out = ln softmax(logits)[target]`, and whether each target is the greedy choice.

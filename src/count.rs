@@ -8,7 +8,7 @@ use crate::{
     config::Config,
     error::{Error, Result},
     kv::Kv,
-    model::{self, Model, Scratch},
+    model::{self, Model, Rows, Scratch},
     ops::{
         AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Cost, Element, Embed, Gemm, Gemv, KvAppend, LogProb, NormGateUp,
         NormHead, NormHeadArgmax, NormQkvRopeAppend, Op, RmsNorm, Rope, Sample, StreamRead, Swiglu,
@@ -104,8 +104,8 @@ impl Count {
         let stacks = model::stacks(config, &shapes, |shape| *shape).into_iter().map(stack).collect();
         let model = Model::bind(config, stacks, b.alloc(kv_len * config.head_dim)?, kv_len);
         let mut s = Scratch::new(&b, config, rows, 1, kv_len)?;
-        let mut kv = Kv::new(&b, config, kv_len)?;
-        model.forward(&b, &mut s, &mut kv, rows, kv_len)?;
+        let mut kv = Kv::new(&b, config, 1, kv_len)?;
+        model.forward(&b, &mut s, &mut kv, &Rows::new(&b, rows)?, rows, kv_len)?;
         model.head(&b, &mut s, rows - 1, 1)?;
         Ok(b.costs())
     }
@@ -158,6 +158,9 @@ impl Backend for Count {
     fn write<T: Element>(&self, _dst: &mut Buf<T>, _at: usize, _src: &[T]) -> Result<()> {
         Ok(())
     }
+    fn copy<T: Element>(&self, _buf: &mut Buf<T>, _to: usize, _from: usize, _len: usize) -> Result<()> {
+        Ok(())
+    }
     fn read<T: Element>(&self, dst: &mut [T], _src: &Buf<T>, _at: usize) -> Result<()> {
         dst.fill(T::zeroed());
         Ok(())
@@ -173,13 +176,13 @@ impl Backend for Count {
     fn synchronize(&self) -> Result<()> {
         Ok(())
     }
-    fn outbox(&self) -> Result<()> {
+    fn outbox(&self, _sequences: usize) -> Result<()> {
         Ok(())
     }
-    fn take(&self, (): &mut ()) -> Result<u32> {
+    fn take(&self, (): &mut (), _sequence: usize) -> Result<u32> {
         Ok(0)
     }
-    fn skip(&self, (): &mut (), _n: usize) {}
+    fn skip(&self, (): &mut (), _sequence: usize, _n: usize) {}
 
     fn embed(&self, op: &Embed, _x: &mut Buf<bf16>, _tokens: &Buf<u32>, _table: &Shape) -> Result<()> {
         self.op(op)
@@ -264,6 +267,7 @@ impl Backend for Count {
         _scratch: &mut Buf<f32>,
         (): &mut (),
         _bias: &Buf<f32>,
+        _mask: &Buf<u32>,
         _logits: &Buf<f32>,
     ) -> Result<()> {
         self.op(op)

@@ -1,7 +1,7 @@
 //! An engine: a model, loaded and ready. Immutable, cheap to clone, shared by sessions and threads.
 
 use crate::{
-    backend::Backend,
+    backend::{Backend, SamplerState},
     config::Config,
     cpu::Cpu,
     error::{Error, Result},
@@ -13,7 +13,7 @@ use crate::{
     session::Session,
     startup::Startup,
     text::{Template, Tokenizer},
-    timeline::{AnyLoaded, LOGIT_ROWS, Loaded},
+    timeline::{AnyLoaded, AnyTimeline, LOGIT_ROWS, Loaded},
     weights::Weights,
 };
 use half::bf16;
@@ -72,38 +72,50 @@ impl FromStr for Activations {
 }
 
 /// How to open a model.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// Where it runs.
     pub device: Device,
     /// Type of activations, on the CPU.
     pub activations: Activations,
-    /// Most tokens of a session; the model's own maximum when absent, or as much of it as fits the GPU.
+    /// Most tokens of a sequence; the model's own maximum when absent, or as much of it as fits the GPU.
     pub context: Option<usize>,
+    /// Sequences for which the GPU must have room: 1 for a session, those of a [batch](crate::Batch).
+    pub sequences: usize,
 }
 
-/// Bytes that a model needs on its device.
+impl Default for Options {
+    fn default() -> Self {
+        let (device, activations) = (Device::default(), Activations::default());
+        Options { device, activations, context: None, sequences: 1 }
+    }
+}
+
+/// Bytes that a model and its sequences need on their device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct Plan {
     /// Tokens of context that the other numbers are for.
     pub context: usize,
+    /// Sequences that they are for.
+    pub sequences: usize,
     /// Weights, once.
     pub weights: u64,
-    /// KV cache of one session.
+    /// KV cache of the sequences.
     pub kv: u64,
-    /// Activations, logits and sampler of one session.
+    /// Activations and logits of a step, and the sequences' samplers.
     pub scratch: u64,
     /// Free memory of the device, where it is limited.
     pub free: Option<u64>,
 }
 
 impl Plan {
-    /// What `context` tokens need. Computed before anything is allocated.
-    pub fn new<B: Backend>(config: &Config, weights: u64, context: usize, free: Option<u64>) -> Plan {
+    /// What so many sequences of `context` tokens need. Computed before anything is allocated.
+    pub fn new<B: Backend>(config: &Config, weights: u64, context: usize, sequences: usize, free: Option<u64>) -> Plan {
         let table = (context * config.head_dim * 4) as u64;
-        let sampler = 3 * 4 * config.vocab as u64;
+        let sampler = SamplerState::<B>::bytes(config.vocab, sequences);
         let scratch = Scratch::<B>::bytes(config, B::CHUNK.min(context), LOGIT_ROWS, context) + table + sampler;
-        Plan { context, weights, kv: Kv::<B>::bytes(config, context), scratch, free }
+        let kv = sequences as u64 * Kv::<B>::bytes(config, context);
+        Plan { context, sequences, weights, kv, scratch, free }
     }
 
     /// All of it.
@@ -117,11 +129,15 @@ impl Plan {
     }
 
     /// The plan for the context asked for; without one, for the longest that fits up to the model's maximum.
-    fn choose<B: Backend>(config: &Config, weights: u64, asked: Option<usize>, free: Option<u64>) -> Result<Plan> {
+    fn choose<B: Backend>(config: &Config, weights: u64, options: &Options, free: Option<u64>) -> Result<Plan> {
+        let (asked, sequences) = (options.context, options.sequences);
+        if sequences == 0 {
+            return Err(Error::Input("room for 0 sequences: at least 1".into()));
+        }
         if let Some(n) = asked.filter(|n| *n == 0 || *n > config.max_seq) {
             return Err(Error::Input(format!("a context of {n} tokens: the model allows 1 to {}", config.max_seq)));
         }
-        let plan = |context| Plan::new::<B>(config, weights, context, free);
+        let plan = |context| Plan::new::<B>(config, weights, context, sequences, free);
         let wanted = plan(asked.unwrap_or(config.max_seq));
         if wanted.fits() {
             return Ok(wanted);
@@ -151,9 +167,10 @@ impl fmt::Display for Plan {
         let gib = |b: u64| format!("{:.2} GiB", b as f64 / (1u64 << 30) as f64);
         write!(
             f,
-            "weights {} + KV cache {} for {} tokens + scratch {} = {}",
+            "weights {} + KV cache {} for {}{} tokens + scratch {} = {}",
             gib(self.weights),
             gib(self.kv),
+            if self.sequences == 1 { String::new() } else { format!("{} x ", self.sequences) },
             self.context,
             gib(self.scratch),
             gib(self.total())
@@ -369,7 +386,7 @@ impl Engine {
     ) -> Result<Engine> {
         let ModelFiles { config, weights, template, lora, .. } = files;
         b.supports(&config)?;
-        let plan = Plan::choose::<B>(&config, config.weight_bytes(), options.context, b.free_memory()?)?;
+        let plan = Plan::choose::<B>(&config, config.weight_bytes(), options, b.free_memory()?)?;
         tracing::info!("{}: {plan}", b.name());
         let (mut done, total) = (0, weights.bytes());
         let mut add = |bytes| {
@@ -387,10 +404,22 @@ impl Engine {
 
     /// An empty session with room for `max_tokens` tokens, at most [`Engine::max_context`].
     pub fn session(&self, max_tokens: usize) -> Result<Session> {
+        self.session_with_branches(max_tokens, 1)
+    }
+
+    /// A session that scores up to `branches` continuations of a prefix in one pass over the weights; see [`Session::score`].
+    /// It takes the memory of as many sequences.
+    pub fn session_with_branches(&self, max_tokens: usize, branches: usize) -> Result<Session> {
+        let branches = branches.max(1);
+        Ok(Session::new(self.clone(), self.timeline(branches, max_tokens)?, max_tokens, branches))
+    }
+
+    /// So many empty sequences with room for `max_tokens` tokens each.
+    pub(crate) fn timeline(&self, sequences: usize, max_tokens: usize) -> Result<Box<dyn AnyTimeline>> {
         if max_tokens == 0 || max_tokens > self.max_context() {
             return Err(Error::Context { needed: max_tokens, max: self.max_context() });
         }
-        Ok(Session::new(self.clone(), self.0.loaded.clone().timeline(max_tokens)?, max_tokens))
+        self.0.loaded.clone().timeline(sequences, max_tokens)
     }
 
     /// [`Session::score`] in a session of its own.

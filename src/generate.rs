@@ -1,10 +1,11 @@
 //! Text from a session, as an iterator of events.
 
 use crate::{
+    engine::Engine,
     error::{Error, Result},
     sampler::Sampling,
     session::{Decode, Session},
-    text::{StopStrings, TokenStream, Tokenizer},
+    text::{Found, StopStrings, TokenStream},
 };
 use serde::Serialize;
 use std::{collections::VecDeque, time::Instant};
@@ -20,6 +21,8 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// A stop string that ends the text stays in it.
     pub include_stop: bool,
+    /// Special tokens appear in the text.
+    pub keep_special: bool,
     /// Ids that end the text besides the model's own.
     pub stop_ids: Vec<u32>,
     /// The model's own end-of-text ids do not end the text.
@@ -58,6 +61,16 @@ impl Timings {
     pub fn tokens_per_second(&self) -> f64 {
         if self.decode_seconds > 0.0 { self.tokens as f64 / self.decode_seconds } else { 0.0 }
     }
+
+    /// One token more, of a text that began at `begin`.
+    pub(crate) fn count(&mut self, begin: Instant) {
+        let now = begin.elapsed().as_secs_f64();
+        self.tokens += 1;
+        if self.tokens == 1 {
+            self.first_token_seconds = now;
+        }
+        self.decode_seconds = now - self.prompt_seconds;
+    }
 }
 
 /// What a generation yields, in the order it happens.
@@ -71,16 +84,111 @@ pub enum Event {
     Finish(FinishReason, Timings),
 }
 
-/// Iterator of events; dropping it cancels.
-pub struct Generation<'a> {
-    decode: Decode<'a>,
+/// What ended a text early.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoppedBy {
+    /// A stop id.
+    Token(u32),
+    /// A stop string.
+    Text(String),
+}
+
+/// What a token adds to its text.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Written {
+    /// Text that is certain now.
+    pub text: String,
+    /// The text ends here.
+    pub end: Option<(FinishReason, Option<StoppedBy>)>,
+}
+
+/// The tokens of one text as they become text, and where it ends.
+pub(crate) struct Writer {
     stop_ids: Vec<u32>,
     stream: Option<TokenStream>,
     stops: StopStrings,
+    stop: Vec<String>,
+    include_stop: bool,
+    left: usize,
+}
+
+impl Writer {
+    /// For a text of at most `room` tokens.
+    ///
+    /// # Errors
+    /// `Input` for options out of range.
+    pub fn new(engine: &Engine, options: &GenerateOptions, room: usize) -> Result<Writer> {
+        options.sampling.check(engine.config().vocab)?;
+        let (stops, stop) = (StopStrings::new(options.stop.clone())?, options.stop.clone());
+        if !options.stop.is_empty() {
+            engine.tokenizer()?; // stop strings need text
+        }
+        let stream =
+            engine.tokenizer().ok().map(|t| if options.keep_special { t.stream_with_special() } else { t.stream() });
+        let mut stop_ids = options.stop_ids.clone();
+        if !options.ignore_eos {
+            stop_ids.extend(&engine.config().eos);
+        }
+        let left = options.max_tokens.unwrap_or(room).min(room);
+        Ok(Writer { stop_ids, stream, stops, stop, include_stop: options.include_stop, left })
+    }
+
+    /// Ids that end the text.
+    pub fn stop_ids(&self) -> &[u32] {
+        &self.stop_ids
+    }
+
+    /// Tokens that may still come.
+    pub fn left(&self) -> usize {
+        self.left
+    }
+
+    /// Takes the next token.
+    pub fn push(&mut self, token: u32) -> Written {
+        self.left = self.left.saturating_sub(1);
+        if self.stop_ids.contains(&token) {
+            return self.finish(FinishReason::Stop, Some(StoppedBy::Token(token)));
+        }
+        let piece = self.stream.as_mut().and_then(|s| s.push(token)).unwrap_or_default();
+        let written = self.text(&piece);
+        match written.end {
+            None if self.left == 0 => {
+                let rest = self.finish(FinishReason::Length, None);
+                Written { text: written.text + &rest.text, end: rest.end }
+            }
+            _ => written,
+        }
+    }
+
+    /// What of a piece is before a stop string and cannot become one.
+    fn text(&mut self, piece: &str) -> Written {
+        let Found { mut text, stopped } = self.stops.push(piece);
+        let end = stopped.map(|i| (FinishReason::Stop, Some(StoppedBy::Text(self.stop[i].clone()))));
+        if let Some(i) = stopped.filter(|_| self.include_stop) {
+            text.push_str(&self.stop[i]);
+        }
+        Written { text, end }
+    }
+
+    /// Ends the text: what was held back, in which a stop string may still be completed.
+    pub fn finish(&mut self, reason: FinishReason, by: Option<StoppedBy>) -> Written {
+        let piece = self.stream.as_mut().and_then(TokenStream::finish).unwrap_or_default();
+        let mut written = self.text(&piece);
+        if written.end.is_none() {
+            written.text += &self.stops.finish();
+            written.end = Some((reason, by));
+        }
+        written
+    }
+}
+
+/// Iterator of events; dropping it cancels.
+pub struct Generation<'a> {
+    decode: Decode<'a>,
+    writer: Writer,
     queue: VecDeque<Event>,
     begin: Instant,
     timings: Timings,
-    left: usize,
     done: bool,
 }
 
@@ -106,16 +214,7 @@ impl Session {
         if prompt.len() >= self.max_tokens() {
             return Err(Error::Context { needed: prompt.len() + 1, max: self.max_tokens() });
         }
-        options.sampling.check(self.engine().config().vocab)?;
-        let stops = StopStrings::new(options.stop.clone())?;
-        if !options.stop.is_empty() {
-            self.engine().tokenizer()?; // stop strings need text
-        }
-        let stream = self.engine().tokenizer().ok().map(Tokenizer::stream);
-        let mut stop_ids = options.stop_ids.clone();
-        if !options.ignore_eos {
-            stop_ids.extend(&self.engine().config().eos);
-        }
+        let writer = Writer::new(self.engine(), options, self.max_tokens() - prompt.len())?;
         let begin = Instant::now();
         let (reused_tokens, complete) = self.sync_with(prompt, go_on)?;
         if !complete {
@@ -123,12 +222,9 @@ impl Session {
         }
         self.wait()?; // a device computes behind the host's back, and the time is the prompt's
         let prompt_seconds = begin.elapsed().as_secs_f64();
-        let room = self.max_tokens() - prompt.len();
-        let left = options.max_tokens.unwrap_or(room).min(room);
         let timings = Timings { prompt_tokens: prompt.len(), reused_tokens, prompt_seconds, ..Timings::default() };
-        let decode = self.decode(&options.sampling, &stop_ids)?;
-        let queue = VecDeque::new();
-        Ok(Some(Generation { decode, stop_ids, stream, stops, queue, begin, timings, left, done: false }))
+        let decode = self.decode(&options.sampling, writer.stop_ids())?;
+        Ok(Some(Generation { decode, writer, queue: VecDeque::new(), begin, timings, done: false }))
     }
 }
 
@@ -140,57 +236,23 @@ impl Generation<'_> {
 
     /// Queues the events of one more token.
     fn advance(&mut self) -> Result<()> {
-        if self.left == 0 {
-            self.finish(FinishReason::Length);
-            return Ok(());
-        }
-        let Some(token) = self.decode.next().transpose()? else {
-            self.finish(FinishReason::Length);
-            return Ok(());
+        let token = if self.writer.left() > 0 { self.decode.next().transpose()? } else { None };
+        let written = match token {
+            None => self.writer.finish(FinishReason::Length, None),
+            Some(token) => {
+                self.timings.count(self.begin);
+                self.queue.push_back(Event::Token(token));
+                self.writer.push(token)
+            }
         };
-        self.left -= 1;
-        let t = &mut self.timings;
-        t.tokens += 1;
-        let now = self.begin.elapsed().as_secs_f64();
-        if t.tokens == 1 {
-            t.first_token_seconds = now;
+        if !written.text.is_empty() {
+            self.queue.push_back(Event::Text(written.text));
         }
-        t.decode_seconds = now - t.prompt_seconds;
-        self.queue.push_back(Event::Token(token));
-        if self.stop_ids.contains(&token) {
-            self.finish(FinishReason::Stop);
-        } else if let Some(piece) = self.stream.as_mut().and_then(|s| s.push(token)) {
-            self.text(&piece);
+        if let Some((reason, _)) = written.end {
+            self.done = true;
+            self.queue.push_back(Event::Finish(reason, self.timings));
         }
         Ok(())
-    }
-
-    /// Queues what of a piece is before a stop string and cannot become one.
-    fn text(&mut self, piece: &str) {
-        let found = self.stops.push(piece);
-        if !found.text.is_empty() {
-            self.queue.push_back(Event::Text(found.text));
-        }
-        if found.stopped.is_some() {
-            self.done = true;
-            self.queue.push_back(Event::Finish(FinishReason::Stop, self.timings));
-        }
-    }
-
-    /// Queues what was held back, and the end.
-    fn finish(&mut self, reason: FinishReason) {
-        if let Some(piece) = self.stream.as_mut().and_then(TokenStream::finish) {
-            self.text(&piece);
-        }
-        if self.done {
-            return; // a stop string was completed by the last piece
-        }
-        let rest = self.stops.finish();
-        if !rest.is_empty() {
-            self.queue.push_back(Event::Text(rest));
-        }
-        self.done = true;
-        self.queue.push_back(Event::Finish(reason, self.timings));
     }
 }
 

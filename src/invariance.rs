@@ -1,13 +1,15 @@
 //! On what do the bits of a result depend? One experiment for each thing that could matter; see [`invariance`].
 //!
 //! An engine whose kernels add in an order that depends only on the sizes of a call gives the same bits whenever the sizes of all
-//! calls are the same. That is the construction; what changes the sizes, as another division of a prompt into chunks does,
-//! chooses other kernels and other orders, and the last bits may differ.
+//! calls are the same. That is the construction; what changes the sizes may choose other kernels and other orders, as a session's
+//! division of a prompt into chunks does, and the last bits may differ. A batch divides prompts so that it does not.
 
 use crate::{
+    batch::{Batch, BatchOptions, Job, JobEvent, JobId},
     bench,
     engine::Engine,
     error::{Error, Result},
+    generate::GenerateOptions,
     sampler::Sampling,
     session::Session,
 };
@@ -137,6 +139,7 @@ pub fn invariance(engine: &Engine, n: usize) -> Result<Report> {
     };
     let neighbours = Compared(vec![(row(&prompt[half..])?, row(&other[half..])?)]);
 
+    let batched = beside_jobs(engine, &prompt, &other)?;
     let beside = two_sessions(engine, room, &prompt, &other, half)?;
     let divided = [vec![half, n], vec![n - 1, n], vec![1, 3, 8, n], (1..=n).collect()];
     let chunks = divided.iter().map(|parts| Ok((whole.clone(), fresh(parts)?))).collect::<Result<_>>()?;
@@ -162,13 +165,60 @@ pub fn invariance(engine: &Engine, n: usize) -> Result<Report> {
                 true,
                 "sessions share the weights and nothing that is written",
             ),
+            Compared(batched).finding(
+                "other jobs of a batch",
+                true,
+                "a step's rows are independent, and a prompt's parts are never so small that other kernels take them",
+            ),
             Compared(chunks).finding(
-                "how a prompt is divided",
+                "how a session's prompt is divided",
                 false,
                 "the number of rows chooses the kernel (up to 8: gemv, split attention) and so the order of its sums",
             ),
         ],
     })
+}
+
+/// Log-probabilities of 8 tokens drawn after `prompt`, alone in a batch, and: beside other jobs that begin and end meanwhile;
+/// from the cache; with its beginning copied from a busy sequence.
+fn beside_jobs(engine: &Engine, prompt: &[u32], other: &[u32]) -> Result<Vec<(Vec<f32>, Vec<f32>)>> {
+    let options = BatchOptions { sequences: 3, max_tokens: prompt.len() + 8, chunk: 64 };
+    let job = |prompt: &[u32], n: usize, seed| Job {
+        prompt: prompt.to_vec(),
+        options: GenerateOptions {
+            sampling: Sampling { temperature: 1.0, seed, ..Sampling::default() },
+            max_tokens: Some(n),
+            ignore_eos: true,
+            ..GenerateOptions::default()
+        },
+        logprobs: Some(0),
+        ..Job::default()
+    };
+    let run = |batch: &mut Batch, wanted: JobId| -> Result<Vec<f32>> {
+        let mut found = Vec::new();
+        let mut each = |id, event| match event {
+            JobEvent::Token(_, Some(l)) if id == wanted => found.push(l.logprob),
+            _ => {}
+        };
+        while batch.step(&mut each)? {}
+        Ok(found)
+    };
+    let mut batch = engine.batch(&options)?;
+    let id = batch.submit(job(prompt, 8, 1))?;
+    let alone = run(&mut batch, id)?;
+    let mut found = Vec::new();
+    let half = prompt.len() / 2;
+    let mixed = [&prompt[..half], &other[half..]].concat();
+    let crowd: [(&[u32], usize); 4] = [(&mixed, 8), (&other[..half], 5), (prompt, 2), (&other[..4], 8)];
+    for others in [&[][..], &[(other, 3)], &crowd] {
+        for (i, &(tokens, n)) in others.iter().enumerate() {
+            batch.submit(job(tokens, n, 10 + i as u64))?;
+        }
+        let id = batch.submit(job(prompt, 8, 1))?;
+        found.push((alone.clone(), run(&mut batch, id)?));
+        batch = engine.batch(&options)?;
+    }
+    Ok(found)
 }
 
 /// The logits of `prompt`, computed in two parts between which another session computes.

@@ -58,11 +58,11 @@ pub mod tiles {
     include!(concat!(env!("OUT_DIR"), "/tiles.rs"));
 }
 
-pub use batch::{Batch, BatchOptions, Constraint, Finish, Job, JobEvent, JobId, Load, StoppedBy, TokenLogprobs};
+pub use batch::{Batch, BatchOptions, Constraint, Finish, Job, JobEvent, JobId, Load, TokenLogprobs};
 pub use config::{Config, Dtype, RopeScaling};
 pub use engine::{Activations, Device, Engine, ModelFiles, Options, Plan};
 pub use error::{Error, Result};
-pub use generate::{Event, FinishReason, GenerateOptions, Generation, Timings};
+pub use generate::{Event, FinishReason, GenerateOptions, Generation, StoppedBy, Timings};
 pub use sampler::Sampling;
 pub use session::{Decode, Session};
 pub use startup::{Phase, Startup, StartupReport};

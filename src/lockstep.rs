@@ -185,7 +185,7 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
     type Buf<T: Element> = Both<T, D>;
     type Weight = BothWeight<D>;
     type Graphs = ();
-    type Outbox = (VecDeque<u32>, D::Outbox);
+    type Outbox = (Vec<VecDeque<u32>>, D::Outbox);
     const LOOKAHEAD: usize = 0;
     const CHUNK: usize = D::CHUNK;
     const IS_GPU: bool = D::IS_GPU;
@@ -206,6 +206,10 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         self.device.write(&mut dst.device, at, src)?;
         self.host.write(&mut dst.host, at, src)
     }
+    fn copy<T: Element>(&self, buf: &mut Both<T, D>, to: usize, from: usize, len: usize) -> Result<()> {
+        self.device.copy(&mut buf.device, to, from, len)?;
+        self.host.copy(&mut buf.host, to, from, len)
+    }
     fn read<T: Element>(&self, dst: &mut [T], src: &Both<T, D>, at: usize) -> Result<()> {
         self.device.read(dst, &src.device, at)
     }
@@ -221,19 +225,19 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
     fn synchronize(&self) -> Result<()> {
         self.device.synchronize()
     }
-    fn outbox(&self) -> Result<Self::Outbox> {
-        Ok((self.host.outbox()?, self.device.outbox()?))
+    fn outbox(&self, sequences: usize) -> Result<Self::Outbox> {
+        Ok((self.host.outbox(sequences)?, self.device.outbox(sequences)?))
     }
-    fn take(&self, (host, device): &mut Self::Outbox) -> Result<u32> {
-        let (ours, theirs) = (self.host.take(host)?, self.device.take(device)?);
+    fn take(&self, (host, device): &mut Self::Outbox, sequence: usize) -> Result<u32> {
+        let (ours, theirs) = (self.host.take(host, sequence)?, self.device.take(device, sequence)?);
         match ours == theirs {
             true => Ok(ours),
             false => Err(Error::Disagree(format!("the outbox has token {theirs}, expected {ours}"))),
         }
     }
-    fn skip(&self, (host, device): &mut Self::Outbox, n: usize) {
-        self.host.skip(host, n);
-        self.device.skip(device, n);
+    fn skip(&self, (host, device): &mut Self::Outbox, sequence: usize, n: usize) {
+        self.host.skip(host, sequence, n);
+        self.device.skip(device, sequence, n);
     }
 
     fn embed(&self, op: &Embed, x: &mut Both<bf16, D>, tokens: &Both<u32, D>, table: &BothWeight<D>) -> Result<()> {
@@ -306,7 +310,7 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         let Both { host, device } = &mut *out;
         self.host.attn_prefill(op, host, &qkv.host, &k.host, &v.host, &pos.host)?;
         self.device.attn_prefill(op, device, &qkv.device, &k.device, &v.device, &pos.device)?;
-        self.settle(op, "out", op.tolerance(), out, op.rows * op.n_heads * op.head_dim)
+        self.settle(op, "out", op.tolerance(), out, (op.first + op.rows) * op.n_heads * op.head_dim)
     }
     fn attn_decode(
         &self,
@@ -359,6 +363,7 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         scratch: &mut Both<f32, D>,
         (host, device): &mut Self::Outbox,
         bias: &Both<f32, D>,
+        mask: &Both<u32, D>,
         logits: &Both<f32, D>,
     ) -> Result<()> {
         self.count_op();
@@ -366,8 +371,9 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         let Both { host: p, device: dp } = params;
         let Both { host: h, device: dh } = history;
         let Both { host: s, device: ds } = scratch;
-        self.host.sample(op, t, &mut pos.host, p, h, s, host, &bias.host, &logits.host)?;
-        self.device.sample(op, dt, &mut pos.device, dp, dh, ds, device, &bias.device, &logits.device)?;
+        self.host.sample(op, t, &mut pos.host, p, h, s, host, &bias.host, &mask.host, &logits.host)?;
+        let (bias, mask, logits) = (&bias.device, &mask.device, &logits.device);
+        self.device.sample(op, dt, &mut pos.device, dp, dh, ds, device, bias, mask, logits)?;
         self.settle_words(op, "token", token)?;
         self.settle_words(op, "pos", pos)?;
         self.settle_words(op, "params", params)?;
@@ -475,7 +481,7 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         let before = pos.host[0];
         definition::norm_head_argmax(self, op, token, pos, scratch, outbox, logits, xb, x, gain, w)?;
         // once more from the same position, and its token is the one that the host gets
-        self.device.skip(&mut outbox.1, 1);
+        self.device.skip(&mut outbox.1, before as usize / op.max_seq, 1);
         self.device.write(&mut pos.device, 0, &[before])?;
         let (dtoken, dpos, dscratch) = (&mut token.device, &mut pos.device, &mut scratch.device);
         let (dlogits, dxb, outbox) = (&mut logits.device, &mut xb.device, &mut outbox.1);

@@ -131,16 +131,57 @@ impl<B: Backend> Model<B> {
         Model { config: config.clone(), embed, layers, final_norm, lm_head, rope_table, max_seq }
     }
 
-    /// `s.x[..rows]`, the residual stream after the last layer, from `s.tokens` at positions `s.pos`; their keys and values
-    /// go to the cache. `kv_len` is above every position.
-    pub fn forward(&self, b: &B, s: &mut Scratch<B>, kv: &mut Kv<B>, rows: usize, kv_len: usize) -> Result<()> {
+    /// `s.x[..rows]`, the residual stream after the last layer, from the first `rows` tokens of `at`; their keys and values go to
+    /// the cache. Up to [`DECODE_ROWS`] tokens may be of any sequences, more are consecutive ones of one. `kv_len` is above every
+    /// position.
+    pub fn forward(
+        &self,
+        b: &B,
+        s: &mut Scratch<B>,
+        kv: &mut Kv<B>,
+        at: &Rows<B>,
+        rows: usize,
+        kv_len: usize,
+    ) -> Result<()> {
+        match rows <= DECODE_ROWS {
+            true => self.layers(b, s, kv, at, rows, |s, kv, l| self.attn_decode(b, s, kv, at, l, rows, kv_len)),
+            false => self.forward_parts(b, s, kv, at, &[Part { rows, kv_len, shared: 0 }]),
+        }
+    }
+
+    /// [`Model::forward`] of several parts, each of consecutive tokens of one sequence.
+    pub fn forward_parts(&self, b: &B, s: &mut Scratch<B>, kv: &mut Kv<B>, at: &Rows<B>, parts: &[Part]) -> Result<()> {
+        let Config { n_heads, n_kv_heads, head_dim, .. } = self.config;
+        let rows = parts.iter().map(|p| p.rows).sum();
+        self.layers(b, s, kv, at, rows, |s, kv, l| {
+            let mut first = 0;
+            for &Part { rows, kv_len, shared } in parts {
+                let max_seq = kv.max_seq;
+                let op = AttnPrefill { rows, first, shared, n_heads, n_kv_heads, head_dim, max_seq, kv_len };
+                b.attn_prefill(&op, &mut s.att, &s.qkv, &kv.k[l], &kv.v[l], &at.pos)?;
+                first += rows;
+            }
+            Ok(())
+        })
+    }
+
+    /// All layers; `attend(s, kv, l)` makes `s.att` of `s.qkv` and the cache.
+    fn layers(
+        &self,
+        b: &B,
+        s: &mut Scratch<B>,
+        kv: &mut Kv<B>,
+        at: &Rows<B>,
+        rows: usize,
+        attend: impl Fn(&mut Scratch<B>, &Kv<B>, usize) -> Result<()>,
+    ) -> Result<()> {
         let Config { dim, ffn_dim, vocab, n_heads, n_kv_heads, head_dim, norm_eps: eps, .. } = self.config;
         let (max_seq, positions) = (kv.max_seq, self.max_seq);
         let qkv = NormQkvRopeAppend { rows, dim, n_heads, n_kv_heads, head_dim, max_seq, positions, eps };
         let gate_up = NormGateUp { rows, dim, ffn_dim, eps };
-        b.embed(&Embed { rows, dim, vocab }, &mut s.x, &s.tokens, &self.embed)?; // x [rows, dim]
+        b.embed(&Embed { rows, dim, vocab }, &mut s.x, &at.tokens, &self.embed)?; // x [rows, dim]
         for (l, w) in self.layers.iter().enumerate() {
-            let (k, v, pos) = (&mut kv.k[l], &mut kv.v[l], &s.pos);
+            let (k, v, pos) = (&mut kv.k[l], &mut kv.v[l], &at.pos);
             // qkv [rows, q_dim + 2 kv_dim] of norm(x), rotated; the cache
             b.norm_qkv_rope_append(
                 &qkv,
@@ -154,7 +195,7 @@ impl<B: Backend> Model<B> {
                 &w.wqkv,
                 &self.rope_table,
             )?;
-            self.attn(b, s, kv, l, rows, kv_len)?; // att [rows, q_dim]
+            attend(s, kv, l)?; // att [rows, q_dim]
             b.matmul(rows, Out::Add(&mut s.x), &s.att, &w.wo)?; // x += att wo^T
             // hb [rows, ffn_dim] = silu(norm(x) w_gate^T) * (norm(x) w_up^T)
             b.norm_gate_up(&gate_up, &mut s.hb, &mut s.xb, &mut s.gate_up, &s.x, &w.ffn_norm, &w.w_gate_up)?;
@@ -163,17 +204,22 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// `att = attention(q, cache)`: split by keys for few rows, by rows for many.
-    fn attn(&self, b: &B, s: &mut Scratch<B>, kv: &Kv<B>, l: usize, rows: usize, kv_len: usize) -> Result<()> {
+    /// `att = attention(q, cache)` of few rows, split by keys.
+    #[expect(clippy::too_many_arguments, reason = "those of forward, and the layer")]
+    fn attn_decode(
+        &self,
+        b: &B,
+        s: &mut Scratch<B>,
+        kv: &Kv<B>,
+        at: &Rows<B>,
+        l: usize,
+        rows: usize,
+        kv_len: usize,
+    ) -> Result<()> {
         let Config { n_heads, n_kv_heads, head_dim, .. } = self.config;
-        let (max_seq, k, v) = (kv.max_seq, &kv.k[l], &kv.v[l]);
-        if rows <= DECODE_ROWS {
-            let op = AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len };
-            b.attn_decode(&op, &mut s.att, &mut s.attn_part, &mut s.attn_arrived, &s.qkv, k, v, &s.pos)
-        } else {
-            let op = AttnPrefill { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len };
-            b.attn_prefill(&op, &mut s.att, &s.qkv, k, v, &s.pos)
-        }
+        let op = AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq: kv.max_seq, kv_len };
+        let (k, v) = (&kv.k[l], &kv.v[l]);
+        b.attn_decode(&op, &mut s.att, &mut s.attn_part, &mut s.attn_arrived, &s.qkv, k, v, &at.pos)
     }
 
     /// `s.logits[..rows]` from rows `first..first + rows` of `s.x`.
@@ -184,23 +230,58 @@ impl<B: Backend> Model<B> {
         b.norm_head(&op, &mut s.logits, &mut s.xb, &s.x, &self.final_norm, w)
     }
 
-    /// The most likely token after row 0 of `s.x`, to `s.tokens`, `s.pos` and the outbox. `s.logits` is anything afterwards.
-    pub fn head_argmax(&self, b: &B, s: &mut Scratch<B>, sampler: &mut SamplerState<B>) -> Result<()> {
+    /// The most likely token after row 0 of `s.x`, to row 0 of `at` and the outbox. `s.logits` is anything afterwards.
+    pub fn head_argmax(
+        &self,
+        b: &B,
+        s: &mut Scratch<B>,
+        at: &mut Rows<B>,
+        max_seq: usize,
+        sampler: &mut SamplerState<B>,
+    ) -> Result<()> {
         let Config { dim, vocab, norm_eps: eps, .. } = self.config;
         let w = self.lm_head.as_ref().unwrap_or(&self.embed);
-        let (op, gain) = (NormHeadArgmax { dim, vocab, eps }, &self.final_norm);
+        let (op, gain) = (NormHeadArgmax { dim, vocab, max_seq, eps }, &self.final_norm);
         let (scratch, outbox) = (&mut sampler.scratch, &mut sampler.outbox);
-        let Scratch { tokens, pos, logits, xb, x, .. } = s;
+        let (Scratch { logits, xb, x, .. }, Rows { tokens, pos }) = (s, at);
         b.norm_head_argmax(&op, tokens, pos, scratch, outbox, logits, xb, x, gain, w)
+    }
+}
+
+/// Consecutive rows of a pass that are consecutive tokens of one sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// How many.
+    pub rows: usize,
+    /// Above each of their positions.
+    pub kv_len: usize,
+    /// Positions before them that are those of sequence 0 and not of their own.
+    pub shared: usize,
+}
+
+/// Tokens that go through the model together, and their places.
+pub struct Rows<B: Backend> {
+    /// Token ids. `[rows]`
+    pub tokens: B::Buf<u32>,
+    /// Their [places](crate::kv). `[rows]`
+    pub pos: B::Buf<u32>,
+}
+
+impl<B: Backend> Rows<B> {
+    /// Room for so many.
+    pub fn new(b: &B, rows: usize) -> Result<Self> {
+        Ok(Rows { tokens: b.alloc(rows)?, pos: b.alloc(rows)? })
+    }
+
+    /// Makes the first rows these.
+    pub fn set(&mut self, b: &B, tokens: &[u32], places: &[u32]) -> Result<()> {
+        b.write(&mut self.tokens, 0, tokens)?;
+        b.write(&mut self.pos, 0, places)
     }
 }
 
 /// Activations of one session, allocated once.
 pub struct Scratch<B: Backend> {
-    /// Token ids of the rows. `[rows]`
-    pub tokens: B::Buf<u32>,
-    /// Their positions. `[rows]`
-    pub pos: B::Buf<u32>,
     /// Residual stream. [rows, dim]
     pub x: B::Buf<B::Act>,
     /// Normed. [rows, dim]
@@ -226,8 +307,8 @@ pub struct Scratch<B: Backend> {
 }
 
 impl<B: Backend> Scratch<B> {
-    /// Elements of each buffer of the activation type, of f32 and of u32, in the order of the fields.
-    fn sizes(c: &Config, rows: usize, logit_rows: usize, max_seq: usize) -> ([usize; 6], [usize; 2], [usize; 3]) {
+    /// Elements of each buffer of the activation type, of f32, and counters, in the order of the fields.
+    fn sizes(c: &Config, rows: usize, logit_rows: usize, max_seq: usize) -> ([usize; 6], [usize; 2], usize) {
         let qkv = c.q_dim() + 2 * c.kv_dim();
         let Config { n_heads, n_kv_heads, head_dim, .. } = *c;
         let decode_rows = crate::backend::DECODE_ROWS;
@@ -235,24 +316,21 @@ impl<B: Backend> Scratch<B> {
         (
             [c.dim, c.dim, qkv, c.q_dim(), 2 * c.ffn_dim, c.ffn_dim].map(|n| n * rows),
             [attn.part_len(), logit_rows * c.vocab],
-            [rows, rows, attn.arrived_len()],
+            attn.arrived_len(),
         )
     }
 
-    /// Bytes of the buffers.
+    /// Bytes of the buffers, and of the [`Rows`] that go with them.
     pub fn bytes(c: &Config, rows: usize, logit_rows: usize, max_seq: usize) -> u64 {
-        let (act, f32s, u32s) = Self::sizes(c, rows, logit_rows, max_seq);
-        let words: usize = f32s.iter().chain(&u32s).sum();
+        let (act, f32s, arrived) = Self::sizes(c, rows, logit_rows, max_seq);
+        let words = f32s.iter().sum::<usize>() + arrived + 2 * rows;
         (act.iter().sum::<usize>() * size_of::<B::Act>() + words * 4) as u64
     }
 
     /// Buffers for `rows` tokens at a time and `logit_rows` rows of logits.
     pub fn new(b: &B, c: &Config, rows: usize, logit_rows: usize, max_seq: usize) -> Result<Self> {
-        let ([x, xb, qkv, att, gate_up, hb], [part, logits], [tokens, pos, arrived]) =
-            Self::sizes(c, rows, logit_rows, max_seq);
+        let ([x, xb, qkv, att, gate_up, hb], [part, logits], arrived) = Self::sizes(c, rows, logit_rows, max_seq);
         Ok(Scratch {
-            tokens: b.alloc(tokens)?,
-            pos: b.alloc(pos)?,
             x: b.alloc(x)?,
             xb: b.alloc(xb)?,
             qkv: b.alloc(qkv)?,

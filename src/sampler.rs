@@ -85,6 +85,11 @@ impl Sampling {
             && self.min_tokens == 0
     }
 
+    /// Some token's logit depends on which tokens there were.
+    pub(crate) fn has_penalties(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.frequency_penalty != 0.0 || self.presence_penalty != 0.0
+    }
+
     /// For the device. At most [`MAX_STOP_IDS`] stop ids are held back by `min_tokens`.
     pub(crate) fn params(&self, stop_ids: &[u32]) -> Result<Params> {
         if self.min_tokens > 0 && stop_ids.len() > MAX_STOP_IDS {
@@ -102,6 +107,7 @@ impl Sampling {
             draws: 0,
             min_tokens: self.min_tokens,
             stop_ids: std::array::from_fn(|i| stop_ids.get(i).copied().unwrap_or(u32::MAX)),
+            masked: false,
         })
     }
 }

@@ -60,6 +60,7 @@ pub(crate) struct Trie {
 
 struct Node {
     token: u32,
+    parent: usize,
     depth: usize,
     children: Vec<usize>,
     score: TokenScore,
@@ -67,19 +68,20 @@ struct Node {
 
 impl Trie {
     pub fn new<T: AsRef<[u32]>>(continuations: &[T]) -> Trie {
-        let node = |token, depth| Node {
+        let node = |token, parent, depth| Node {
             token,
+            parent,
             depth,
             children: Vec::new(),
             score: TokenScore { logprob: 0.0, greedy: false },
         };
-        let mut trie = Trie { nodes: vec![node(0, 0)] };
+        let mut trie = Trie { nodes: vec![node(0, 0, 0)] };
         for c in continuations {
             let mut at = 0;
             for &token in c.as_ref() {
                 at = trie.child(at, token).unwrap_or_else(|| {
                     let (new, depth) = (trie.nodes.len(), trie.nodes[at].depth + 1);
-                    trie.nodes.push(node(token, depth));
+                    trie.nodes.push(node(token, at, depth));
                     trie.nodes[at].children.push(new);
                     new
                 });
@@ -92,23 +94,33 @@ impl Trie {
         self.nodes[node].children.iter().copied().find(|&c| self.nodes[c].token == token)
     }
 
-    /// Every node that has children, in chains from parent to child, each to be computed in one pass. They come in the order of
-    /// a depth-first walk, so when a chain's turn comes the cache still holds what is before it.
-    pub fn chains(&self) -> Vec<Vec<usize>> {
-        let (mut chains, mut waiting) = (Vec::new(), vec![0]);
-        while let Some(mut node) = waiting.pop() {
-            let mut chain = vec![node];
-            loop {
-                let mut inner =
-                    self.nodes[node].children.iter().copied().filter(|&c| !self.nodes[c].children.is_empty());
-                let Some(next) = inner.next() else { break };
-                waiting.extend(inner.rev());
-                chain.push(next);
-                node = next;
-            }
-            chains.push(chain);
+    /// Every node that has children, in chains from parent to child: the trunk, which begins at the root, and branches, each of
+    /// which begins at a child of the trunk. The branch that leaves the trunk last comes first, so that one after the other could
+    /// take the trunk's place. Nodes that branches have in common are in each of them.
+    pub fn branches(&self) -> (Vec<usize>, Vec<Vec<usize>>) {
+        let inner = |node: usize| {
+            let children = self.nodes[node].children.iter().copied();
+            children.filter(|&c| !self.nodes[c].children.is_empty()).collect::<Vec<_>>()
+        };
+        let (mut trunk, mut leaves, mut waiting) = (vec![0], Vec::new(), Vec::new());
+        while let [next, others @ ..] = &inner(trunk[trunk.len() - 1])[..] {
+            waiting.extend(others.iter().rev());
+            trunk.push(*next);
         }
-        chains
+        while let Some(node) = waiting.pop() {
+            match &inner(node)[..] {
+                [] => leaves.push(node),
+                children => waiting.extend(children.iter().rev()),
+            }
+        }
+        let path = |leaf: usize| {
+            let up = std::iter::successors(Some(leaf), |&n| Some(self.nodes[n].parent));
+            let mut path: Vec<usize> = up.take_while(|n| !trunk.contains(n)).collect();
+            path.reverse();
+            path
+        };
+        let branches = leaves.into_iter().map(path).collect();
+        (trunk, branches)
     }
 
     /// Tokens of the nodes; the root has none.
@@ -281,17 +293,27 @@ mod tests {
     #[test]
     fn continuations_share_what_they_begin_with() {
         let trie = Trie::new(&[vec![7, 1, 2, 3], vec![7, 9], vec![5], vec![7, 1, 4, 6], vec![]]);
-        let chains = trie.chains();
-        let tokens: Vec<Vec<u32>> = chains.iter().map(|c| trie.tokens(c)).collect();
-        assert_eq!(tokens, [vec![7, 1, 2], vec![4]]); // 9, 3, 5 and 6 are only looked up
-        assert_eq!(trie.depth(chains[1][0]), 3);
-        assert_eq!([trie.targets(0), trie.targets(chains[0][1])], [[7, 5], [1, 9]]);
-        assert_eq!(trie.targets(chains[0][2]), [2, 4]);
+        let (trunk, branches) = trie.branches();
+        assert_eq!(trie.tokens(&trunk), [7, 1, 2]); // 9, 3, 5 and 6 are only looked up
+        assert_eq!(branches.iter().map(|b| trie.tokens(b)).collect::<Vec<_>>(), [[4]]);
+        assert_eq!(trie.depth(branches[0][0]), 3);
+        assert_eq!([trie.targets(0), trie.targets(trunk[1])], [[7, 5], [1, 9]]);
+        assert_eq!(trie.targets(trunk[2]), [2, 4]);
+    }
+
+    #[test]
+    fn branches_leave_the_trunk_the_last_first() {
+        let all = [vec![1, 2, 3, 0], vec![8, 8, 5, 0], vec![1, 9, 0], vec![8, 8, 6, 7, 0], vec![1, 2, 4, 0]];
+        let trie = Trie::new(&all);
+        let (trunk, branches) = trie.branches();
+        assert_eq!(trie.tokens(&trunk), [1, 2, 3]);
+        let tokens: Vec<Vec<u32>> = branches.iter().map(|b| trie.tokens(b)).collect();
+        assert_eq!(tokens, [vec![4], vec![9], vec![8, 8, 5], vec![8, 8, 6, 7]]);
     }
 
     #[test]
     fn nothing_to_score_still_computes_the_prefix() {
-        assert_eq!(Trie::new::<Vec<u32>>(&[]).chains(), [[0]]);
+        assert_eq!(Trie::new::<Vec<u32>>(&[]).branches(), (vec![0], vec![]));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::{
     error::{Error, Result},
     sampler::Sampling,
     score::{Scores, Trie},
-    timeline::AnyTimeline,
+    timeline::{AnyTimeline, Branch, Row},
 };
 use std::time::Duration;
 
@@ -21,11 +21,13 @@ pub struct Session {
     /// The device holds the logits after the last token.
     has_logits: bool,
     max_tokens: usize,
+    /// Continuations that are scored in one pass: sequences of the timeline.
+    branches: usize,
 }
 
 impl Session {
-    pub(crate) fn new(engine: Engine, timeline: Box<dyn AnyTimeline>, max_tokens: usize) -> Session {
-        Session { engine, timeline, tokens: Vec::new(), computed: 0, has_logits: false, max_tokens }
+    pub(crate) fn new(engine: Engine, timeline: Box<dyn AnyTimeline>, max_tokens: usize, branches: usize) -> Session {
+        Session { engine, timeline, tokens: Vec::new(), computed: 0, has_logits: false, max_tokens, branches }
     }
 
     /// The engine that made it.
@@ -91,7 +93,7 @@ impl Session {
                 return Ok((reused, false));
             }
             let last = self.computed + chunk.len() == tokens.len();
-            self.timeline.extend(chunk, self.computed, last)?;
+            self.timeline.extend(0, chunk, self.computed, last)?;
             self.tokens.extend(chunk);
             self.computed += chunk.len();
         }
@@ -117,7 +119,9 @@ impl Session {
             let tokens = self.tokens.clone();
             self.sync(&tokens)?;
         }
-        self.timeline.logits()
+        let mut logits = vec![0f32; self.engine.config().vocab];
+        self.timeline.logits(0, &mut logits)?;
+        Ok(logits)
     }
 
     /// Makes the timeline equal to `tokens` and calls `each(i, logits)` with the logits after token `i`, for `i` in `from..`.
@@ -134,7 +138,7 @@ impl Session {
         (self.computed, self.has_logits) = (from, false);
         for chunk in tokens[from..].chunks(self.timeline.chunk()) {
             let at = self.computed;
-            self.timeline.extend_each(chunk, at, &mut |i, logits| each(at + i, logits))?;
+            self.timeline.extend_each(0, chunk, at, &mut |i, logits| each(at + i, logits))?;
             self.tokens.extend(chunk);
             self.computed += chunk.len();
         }
@@ -142,8 +146,9 @@ impl Session {
     }
 
     /// Log-probabilities of each continuation after `prefix`. The prefix is computed once, as far as the session does not
-    /// hold it already, and tokens that continuations begin with in common are computed once as well; the last token of a
-    /// continuation is only looked up, so one of a single token costs nothing of its own.
+    /// hold it already, and tokens that continuations begin with in common mostly too; the last token of a continuation is only
+    /// looked up, so one of a single token costs nothing of its own. A session
+    /// [with branches](crate::Engine::session_with_branches) computes several continuations in one pass over the weights.
     ///
     /// # Errors
     /// `Context` when the prefix and a continuation but for its last token do not fit, `Input` for an empty prefix or an id
@@ -158,35 +163,56 @@ impl Session {
             }
         }
         let mut trie = Trie::new(continuations);
-        let mut computed = 0;
-        for chain in trie.chains() {
-            // the tokens of the chain's nodes, and before them what is missing of the prefix
-            let mut tokens: Vec<u32> = trie.tokens(&chain);
-            let start = match trie.depth(chain[0]) {
-                0 => {
-                    // the last token's logits are wanted
-                    let start = self.common(prefix).min(self.computed).min(prefix.len() - 1);
-                    tokens.splice(..0, prefix[start..].iter().copied());
-                    start
-                }
-                depth => prefix.len() - 1 + depth,
-            };
-            computed += tokens.len();
-            self.tokens.truncate(start);
-            (self.computed, self.has_logits) = (start, false);
-            let targets: Vec<Vec<u32>> = chain.iter().map(|&node| trie.targets(node)).collect();
-            let unscored = tokens.len() - targets.len();
-            let (mut scores, mut at) = (Vec::new(), 0);
-            for chunk in tokens.chunks(self.timeline.chunk()) {
-                let (from, to) = (at.max(unscored) - unscored, (at + chunk.len()).max(unscored) - unscored);
-                scores.extend(self.timeline.extend_score(chunk, self.computed, &targets[from..to])?);
-                self.tokens.extend(chunk);
-                self.computed += chunk.len();
-                at += chunk.len();
-            }
-            chain.iter().zip(scores).for_each(|(&node, scores)| trie.set(node, &scores));
+        let (trunk, branches) = trie.branches();
+        // the trunk's tokens, and before them what is missing of the prefix, whose last token's logits are wanted
+        let start = self.common(prefix).min(self.computed).min(prefix.len() - 1);
+        let tokens = [&prefix[start..], &trie.tokens(&trunk)].concat();
+        let (unscored, size) = (prefix.len() - 1 - start, self.timeline.chunk());
+        self.tokens.truncate(start);
+        (self.computed, self.has_logits) = (start, false);
+        let (mut pass, mut at, mut computed) = (Pass::default(), 0, tokens.len());
+        for tokens in tokens.chunks(size) {
+            self.score_pass(&mut pass, &mut trie)?;
+            let end = at + tokens.len();
+            let nodes = &trunk[at.max(unscored) - unscored..end.max(unscored) - unscored];
+            pass.add(Branch { sequence: 0, tokens: tokens.to_vec(), pos: start + at, shared: 0 }, nodes);
+            at = end;
         }
+        // branches join the trunk's last pass, each in a sequence of its own, or follow in further ones
+        for branch in branches {
+            let shared = prefix.len() - 1 + trie.depth(branch[0]);
+            let mut pos = shared;
+            for nodes in branch.chunks(size) {
+                let tokens = trie.tokens(nodes);
+                if pass.sequences() == self.branches || pass.tokens() + tokens.len() > size {
+                    self.score_pass(&mut pass, &mut trie)?;
+                }
+                let n = tokens.len();
+                computed += n;
+                let (sequence, shared) = if self.branches == 1 { (0, 0) } else { (pass.sequences().max(1), shared) };
+                pass.add(Branch { sequence, tokens, pos, shared }, nodes);
+                pos += n;
+            }
+        }
+        self.score_pass(&mut pass, &mut trie)?;
         Ok(Scores { continuations: trie.scores(continuations), computed })
+    }
+
+    /// Computes the branches of a pass and what they say of what follows their nodes; empties it.
+    fn score_pass(&mut self, pass: &mut Pass, trie: &mut Trie) -> Result<()> {
+        let Pass { branches, nodes } = std::mem::take(pass);
+        if branches.is_empty() {
+            return Ok(());
+        }
+        let targets: Vec<Vec<u32>> = nodes.iter().map(|&node| trie.targets(node)).collect();
+        let scores = self.timeline.extend_score(&branches, &targets)?;
+        nodes.iter().zip(scores).for_each(|(&node, scores)| trie.set(node, &scores));
+        for own in branches.into_iter().filter(|b| b.sequence == 0) {
+            self.tokens.truncate(own.pos);
+            self.tokens.extend(own.tokens);
+            self.computed = self.tokens.len();
+        }
+        Ok(())
     }
 
     /// The tokens that follow, one by one, chosen and fed back on the device. Stop ids only matter for `min_tokens`: whoever
@@ -199,15 +225,42 @@ impl Session {
             let tokens = self.tokens.clone();
             self.sync(&tokens)?;
         }
-        self.timeline.start(&self.tokens, sampling, stop_ids)?;
+        self.timeline.sampler(0, &self.tokens, sampling, stop_ids, false)?;
         self.has_logits = false;
-        Ok(Decode { session: self, failed: false })
+        Ok(Decode { computed: self.tokens.len(), session: self, chosen: Vec::new(), failed: false })
+    }
+}
+
+/// Branches that are computed together, and the nodes of their last tokens.
+#[derive(Default)]
+struct Pass {
+    branches: Vec<Branch>,
+    nodes: Vec<usize>,
+}
+
+impl Pass {
+    fn add(&mut self, branch: Branch, nodes: &[usize]) {
+        self.branches.push(branch);
+        self.nodes.extend(nodes);
+    }
+
+    /// Sequences in use, with sequence 0, which is the trunk's.
+    fn sequences(&self) -> usize {
+        self.branches.iter().map(|b| b.sequence + 1).max().unwrap_or(0)
+    }
+
+    fn tokens(&self) -> usize {
+        self.branches.iter().map(|b| b.tokens.len()).sum()
     }
 }
 
 /// Iterator of [`Session::decode`].
 pub struct Decode<'a> {
     session: &'a mut Session,
+    /// Tokens whose keys and values are in the cache, without steps that are enqueued ahead.
+    computed: usize,
+    /// The last step's token; empty before the first.
+    chosen: Vec<u32>,
     failed: bool,
 }
 
@@ -216,19 +269,31 @@ impl Decode<'_> {
     pub(crate) fn waited(&self) -> Duration {
         self.session.timeline.waited()
     }
+
+    fn advance(&mut self) -> Result<u32> {
+        let timeline = &mut self.session.timeline;
+        if self.chosen.is_empty() {
+            let token = timeline.choose(0, self.computed)?;
+            timeline.run(&[Row { sequence: 0, token, pos: self.computed }], false)?;
+            self.chosen.push(token);
+        } else {
+            timeline.next(true, &mut self.chosen)?;
+            self.computed += 1;
+        }
+        Ok(self.chosen[0])
+    }
 }
 
 impl Iterator for Decode<'_> {
     type Item = Result<u32>;
 
     fn next(&mut self) -> Option<Result<u32>> {
-        let s = &mut *self.session;
-        if self.failed || s.tokens.len() >= s.max_tokens {
+        if self.failed || self.session.tokens.len() >= self.session.max_tokens {
             return None;
         }
-        let token = s.timeline.next();
+        let token = self.advance();
         match &token {
-            Ok(t) => s.tokens.push(*t),
+            Ok(t) => self.session.tokens.push(*t),
             Err(_) => self.failed = true,
         }
         Some(token)
@@ -238,8 +303,9 @@ impl Iterator for Decode<'_> {
 impl Drop for Decode<'_> {
     fn drop(&mut self) {
         let s = &mut *self.session;
+        let ahead = s.timeline.ahead();
+        let stopped = s.timeline.run(&[], false).is_ok();
         // after an error nothing that was computed is relied upon
-        let computed = s.timeline.stop().unwrap_or(0);
-        s.computed = if self.failed { 0 } else { computed.min(s.tokens.len()) };
+        s.computed = if self.failed || !stopped { 0 } else { (self.computed + ahead).min(s.tokens.len()) };
     }
 }

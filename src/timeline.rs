@@ -1,16 +1,17 @@
-//! One sequence of tokens on one backend: where the type of the backend stops.
+//! Sequences of tokens on one backend: where the type of the backend stops.
 
 use crate::{
-    backend::{Backend, SamplerState},
+    backend::{Backend, DECODE_ROWS, SamplerState},
     error::{Error, Result},
     kv::Kv,
-    model::{Model, Scratch},
+    model::{Model, Part, Rows, Scratch},
     ops::{
         Argmax, LogProb, Sample,
         sample::{IN_PROMPT, Params},
     },
     sampler::Sampling,
     score::TokenScore,
+    tiles::SAMPLE_PARAMS,
 };
 use std::{
     sync::Arc,
@@ -18,7 +19,7 @@ use std::{
 };
 
 /// Most rows of logits that are computed at once.
-pub(crate) const LOGIT_ROWS: usize = 16;
+pub(crate) const LOGIT_ROWS: usize = 64;
 /// Most targets of a row that one call of `log_prob` takes.
 const LOG_PROB_TARGETS: usize = 8;
 
@@ -30,16 +31,16 @@ pub(crate) struct Loaded<B: Backend> {
 
 /// A loaded model of whatever backend.
 pub(crate) trait AnyLoaded: Send + Sync {
-    /// An empty sequence with room for `max_seq` tokens.
-    fn timeline(self: Arc<Self>, max_seq: usize) -> Result<Box<dyn AnyTimeline>>;
+    /// So many empty sequences with room for `max_seq` tokens each.
+    fn timeline(self: Arc<Self>, sequences: usize, max_seq: usize) -> Result<Box<dyn AnyTimeline>>;
     /// The backend, for who knows which it may be.
     #[cfg(feature = "cuda")]
     fn backend(&self) -> &dyn std::any::Any;
 }
 
 impl<B: Backend> AnyLoaded for Loaded<B> {
-    fn timeline(self: Arc<Self>, max_seq: usize) -> Result<Box<dyn AnyTimeline>> {
-        Ok(Box::new(Timeline::new(self, max_seq)?))
+    fn timeline(self: Arc<Self>, sequences: usize, max_seq: usize) -> Result<Box<dyn AnyTimeline>> {
+        Ok(Box::new(Timeline::new(self, sequences, max_seq)?))
     }
 
     #[cfg(feature = "cuda")]
@@ -48,81 +49,129 @@ impl<B: Backend> AnyLoaded for Loaded<B> {
     }
 }
 
-/// What a session does with its sequence. Positions and tokens are the session's business: it proves them in range.
+/// A sequence that decodes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Row {
+    pub sequence: usize,
+    /// Its last token, which is not computed yet.
+    pub token: u32,
+    /// Tokens before that: its position.
+    pub pos: usize,
+}
+
+/// Tokens at positions from `pos` on that go on where sequence 0 is at position `shared`, or in sequence 0 itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Branch {
+    pub sequence: usize,
+    pub tokens: Vec<u32>,
+    pub pos: usize,
+    /// Positions before it that are those of sequence 0.
+    pub shared: usize,
+}
+
+/// What a session, or a batch, does with its sequences. Positions and tokens are its business: it proves them in range.
 pub(crate) trait AnyTimeline: Send {
     /// Tokens that one call of `extend` takes.
     fn chunk(&self) -> usize;
-    /// Computes `tokens` at positions from `pos` on; with `head` also the logits of the last.
-    fn extend(&mut self, tokens: &[u32], pos: usize, head: bool) -> Result<()>;
-    /// Computes `tokens` at positions from `pos` on and gives the logits after each.
-    fn extend_each(&mut self, tokens: &[u32], pos: usize, each: &mut dyn FnMut(usize, &[f32])) -> Result<()>;
-    /// Computes `tokens` at positions from `pos` on and scores what may follow: `targets` are those of the last
-    /// `targets.len()` rows. The scores come in the order of the targets.
-    fn extend_score(&mut self, tokens: &[u32], pos: usize, targets: &[Vec<u32>]) -> Result<Vec<Vec<TokenScore>>>;
-    /// The logits of the last `extend` with `head`, `[vocab]`.
-    fn logits(&mut self) -> Result<Vec<f32>>;
+    /// Computes `tokens` of a sequence at positions from `pos` on; with `head` also the logits of the last, as row 0.
+    fn extend(&mut self, sequence: usize, tokens: &[u32], pos: usize, head: bool) -> Result<()>;
+    /// Row 0 of the logits from row `row` of the last `extend`.
+    fn head(&mut self, row: usize) -> Result<()>;
+    /// As `extend`, and gives the logits after each.
+    fn extend_each(
+        &mut self,
+        sequence: usize,
+        tokens: &[u32],
+        pos: usize,
+        each: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<()>;
+    /// Computes branches, at most a chunk of tokens together, and scores what may follow: `targets` are those of the last
+    /// `targets.len()` tokens of all. The scores come in the order of the targets.
+    fn extend_score(&mut self, branches: &[Branch], targets: &[Vec<u32>]) -> Result<Vec<Vec<TokenScore>>>;
+    /// Makes the first `len` positions of sequence `to` those of `from`.
+    fn copy(&mut self, to: usize, from: usize, len: usize) -> Result<()>;
+    /// A row of the last logits, `[vocab]`.
+    fn logits(&mut self, row: usize, logits: &mut [f32]) -> Result<()>;
     /// Waits for everything asked of the device.
     fn wait(&self) -> Result<()>;
-    /// Prepares to decode after `prompt`, whose last logits are computed.
-    fn start(&mut self, prompt: &[u32], sampling: &Sampling, stop_ids: &[u32]) -> Result<()>;
-    /// The next token. Work goes on in the background up to the capacity.
-    fn next(&mut self) -> Result<u32>;
-    /// Time that `next` has waited for the device, ever.
+    /// Sets up the sampler of a sequence whose tokens so far are `prompt`. `masked`: see `mask`.
+    fn sampler(
+        &mut self,
+        sequence: usize,
+        prompt: &[u32],
+        sampling: &Sampling,
+        stop_ids: &[u32],
+        masked: bool,
+    ) -> Result<()>;
+    /// The tokens that a sequence may go on with: a bit each.
+    fn mask(&mut self, sequence: usize, mask: &[u32]) -> Result<()>;
+    /// Chooses a token by row 0 of the logits, for a sequence of `len` tokens.
+    fn choose(&mut self, sequence: usize, len: usize) -> Result<u32>;
+    /// From here on these rows decode; steps that were enqueued ahead are no longer wanted. `keep_logits`: of each step, until
+    /// the next.
+    fn run(&mut self, rows: &[Row], keep_logits: bool) -> Result<()>;
+    /// Steps that are enqueued and whose tokens are not taken.
+    fn ahead(&self) -> usize;
+    /// The tokens of the rows' next step, in their order. With `ahead`, more steps are enqueued while every row has room.
+    fn next(&mut self, ahead: bool, tokens: &mut Vec<u32>) -> Result<()>;
+    /// Time that has been spent waiting for chosen tokens, ever.
     fn waited(&self) -> Duration;
-    /// Ends decoding; what was computed ahead is dropped. Positions whose keys and values are in the cache.
-    fn stop(&mut self) -> Result<usize>;
 }
 
-/// Sequence of tokens on backend `B`.
+/// Sequences of tokens on backend `B`.
 struct Timeline<B: Backend> {
     loaded: Arc<Loaded<B>>,
     s: Scratch<B>,
     kv: Kv<B>,
     sampler: SamplerState<B>,
+    /// Which sequences' choice is that of the largest logit.
+    greedy: Vec<bool>,
+    /// Which sequences' bias is not zero.
+    biased: Vec<bool>,
+    /// The part of a prompt that is computed.
+    prompt: Rows<B>,
+    /// The rows that decode; their tokens and places are fed back on the device.
+    steps: Rows<B>,
     /// Targets of `log_prob`, its log-probabilities and flags. `[LOGIT_ROWS, LOG_PROB_TARGETS]`
     scores: (B::Buf<u32>, B::Buf<f32>, B::Buf<u32>),
     graphs: B::Graphs,
-    decoding: Decoding,
+    run: Run,
     waited: Duration,
 }
 
+/// What decodes at present.
 #[derive(Default)]
-struct Decoding {
-    /// Tokens of the prompt.
-    prompt: usize,
-    /// Tokens asked of the device; each but the first has computed the one before it.
+struct Run {
+    rows: Vec<Row>,
+    /// Steps asked of the device.
     enqueued: usize,
-    /// Tokens given out.
+    /// Steps whose tokens were taken.
     taken: usize,
-    /// `argmax` is enough.
+    /// One row, and `argmax` is enough: no logits are stored.
     greedy: bool,
 }
 
 impl<B: Backend> Timeline<B> {
-    fn new(loaded: Arc<Loaded<B>>, max_seq: usize) -> Result<Self> {
+    fn new(loaded: Arc<Loaded<B>>, sequences: usize, max_seq: usize) -> Result<Self> {
         let (b, c) = (&loaded.b, &loaded.model.config);
-        let s = Scratch::new(b, c, B::CHUNK.min(max_seq), LOGIT_ROWS, max_seq)?;
-        let kv = Kv::new(b, c, max_seq)?;
-        let sampler = SamplerState {
-            params: b.alloc(crate::tiles::SAMPLE_PARAMS as usize)?,
-            history: b.alloc(c.vocab)?,
-            bias: b.alloc(c.vocab)?,
-            scratch: b.alloc(c.vocab.max(Argmax::scratch()))?,
-            outbox: b.outbox()?,
-        };
+        let chunk = B::CHUNK.min(max_seq);
+        let s = Scratch::new(b, c, chunk.max(DECODE_ROWS.min(sequences)), LOGIT_ROWS, max_seq)?;
+        let kv = Kv::new(b, c, sequences, max_seq)?;
+        let sampler = SamplerState::new(b, c.vocab, sequences)?;
+        let (prompt, steps) = (Rows::new(b, chunk)?, Rows::new(b, DECODE_ROWS)?);
         let n = LOGIT_ROWS * LOG_PROB_TARGETS;
         let scores = (b.alloc(n)?, b.alloc(n)?, b.alloc(n)?);
-        let (graphs, decoding, waited) = (B::Graphs::default(), Decoding::default(), Duration::ZERO);
-        Ok(Timeline { loaded, s, kv, sampler, scores, graphs, decoding, waited })
+        let (graphs, run, waited) = (B::Graphs::default(), Run::default(), Duration::ZERO);
+        let (greedy, biased) = (vec![true; sequences], vec![false; sequences]);
+        Ok(Timeline { loaded, s, kv, sampler, greedy, biased, prompt, steps, scores, graphs, run, waited })
     }
 
     /// `s.x` of `tokens`, at most a chunk.
-    fn forward(&mut self, tokens: &[u32], pos: usize) -> Result<()> {
+    fn forward(&mut self, sequence: usize, tokens: &[u32], pos: usize) -> Result<()> {
         let Loaded { b, model } = &*self.loaded;
-        let positions: Vec<u32> = (pos..pos + tokens.len()).map(|p| p as u32).collect();
-        b.write(&mut self.s.tokens, 0, tokens)?;
-        b.write(&mut self.s.pos, 0, &positions)?;
-        model.forward(b, &mut self.s, &mut self.kv, tokens.len(), pos + tokens.len())
+        let places: Vec<u32> = (pos..pos + tokens.len()).map(|p| self.kv.place(sequence, p)).collect();
+        self.prompt.set(b, tokens, &places)?;
+        model.forward(b, &mut self.s, &mut self.kv, &self.prompt, tokens.len(), pos + tokens.len())
     }
 
     /// The scores of each row's targets by the rows of `s.logits`.
@@ -152,36 +201,40 @@ impl<B: Backend> Timeline<B> {
         Ok(all)
     }
 
-    /// Chooses from the logits of row 0 and feeds the token back.
-    fn choose(&mut self) -> Result<()> {
-        let Loaded { b, model } = &*self.loaded;
-        let (s, vocab) = (&mut self.s, model.config.vocab);
-        let SamplerState { params, history, bias, scratch, outbox } = &mut self.sampler;
-        if self.decoding.greedy {
-            b.argmax(&Argmax { vocab }, &mut s.tokens, &mut s.pos, scratch, outbox, &s.logits)
-        } else {
-            let op = Sample { vocab };
-            b.sample(&op, &mut s.tokens, &mut s.pos, params, history, scratch, outbox, bias, &s.logits)
-        }
+    /// One token more of each row: computes the last one, which is on the device, and chooses the next.
+    fn step(&mut self) -> Result<()> {
+        let Timeline { loaded, s, kv, sampler, steps, graphs, run, .. } = self;
+        let Loaded { b, model } = &**loaded;
+        let rows = run.rows.len();
+        let len = run.rows.iter().map(|r| r.pos + 1 + run.enqueued).max().unwrap_or(0); // with this step's tokens
+        let (kv_len, max_seq) = (bucket(len, kv.max_seq), kv.max_seq);
+        let key = (kv_len * (DECODE_ROWS + 1) + rows) * 2 + usize::from(run.greedy);
+        b.replay(graphs, key, || {
+            model.forward(b, s, kv, steps, rows, kv_len)?;
+            if run.greedy {
+                return model.head_argmax(b, s, steps, max_seq, sampler);
+            }
+            model.head(b, s, 0, rows)?;
+            let SamplerState { params, history, bias, mask, scratch, outbox } = sampler;
+            let op = Sample { rows, vocab: model.config.vocab, max_seq };
+            let Rows { tokens, pos } = steps;
+            b.sample(&op, tokens, pos, params, history, scratch, outbox, bias, mask, &s.logits)
+        })?;
+        run.enqueued += 1;
+        Ok(())
     }
 
-    /// One token more: computes the last one, which is on the device, and chooses the next.
-    fn step(&mut self) -> Result<()> {
-        let len = self.decoding.prompt + self.decoding.enqueued; // tokens after this step's forward
-        let kv_len = bucket(len, self.kv.max_seq);
-        let mut graphs = std::mem::take(&mut self.graphs);
-        let loaded = self.loaded.clone();
-        let key = 2 * kv_len + usize::from(self.decoding.greedy);
-        let result = loaded.b.replay(&mut graphs, key, || {
-            loaded.model.forward(&loaded.b, &mut self.s, &mut self.kv, 1, kv_len)?;
-            if self.decoding.greedy {
-                return loaded.model.head_argmax(&loaded.b, &mut self.s, &mut self.sampler);
-            }
-            loaded.model.head(&loaded.b, &mut self.s, 0, 1)?;
-            self.choose()
-        });
-        self.graphs = graphs;
-        result
+    /// The oldest token of a sequence.
+    fn take(&mut self, sequence: usize) -> Result<u32> {
+        let begin = Instant::now();
+        let token = self.loaded.b.take(&mut self.sampler.outbox, sequence);
+        self.waited += begin.elapsed();
+        token
+    }
+
+    /// Every row has a position for the token of one more step.
+    fn has_room(&self) -> bool {
+        self.run.rows.iter().all(|r| r.pos + self.run.enqueued < self.kv.max_seq)
     }
 }
 
@@ -198,19 +251,29 @@ fn bucket(len: usize, max_seq: usize) -> usize {
 
 impl<B: Backend> AnyTimeline for Timeline<B> {
     fn chunk(&self) -> usize {
-        self.s.rows
+        B::CHUNK.min(self.kv.max_seq)
     }
 
-    fn extend(&mut self, tokens: &[u32], pos: usize, head: bool) -> Result<()> {
-        self.forward(tokens, pos)?;
+    fn extend(&mut self, sequence: usize, tokens: &[u32], pos: usize, head: bool) -> Result<()> {
+        self.forward(sequence, tokens, pos)?;
         match head {
-            true => self.loaded.model.head(&self.loaded.b, &mut self.s, tokens.len() - 1, 1),
+            true => self.head(tokens.len() - 1),
             false => Ok(()),
         }
     }
 
-    fn extend_each(&mut self, tokens: &[u32], pos: usize, each: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
-        self.forward(tokens, pos)?;
+    fn head(&mut self, row: usize) -> Result<()> {
+        self.loaded.model.head(&self.loaded.b, &mut self.s, row, 1)
+    }
+
+    fn extend_each(
+        &mut self,
+        sequence: usize,
+        tokens: &[u32],
+        pos: usize,
+        each: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<()> {
+        self.forward(sequence, tokens, pos)?;
         let vocab = self.loaded.model.config.vocab;
         let mut logits = vec![0f32; LOGIT_ROWS * vocab];
         for first in (0..tokens.len()).step_by(LOGIT_ROWS) {
@@ -222,8 +285,24 @@ impl<B: Backend> AnyTimeline for Timeline<B> {
         Ok(())
     }
 
-    fn extend_score(&mut self, tokens: &[u32], pos: usize, targets: &[Vec<u32>]) -> Result<Vec<Vec<TokenScore>>> {
-        self.forward(tokens, pos)?;
+    fn extend_score(&mut self, branches: &[Branch], targets: &[Vec<u32>]) -> Result<Vec<Vec<TokenScore>>> {
+        let tokens: Vec<u32> = branches.iter().flat_map(|b| &b.tokens).copied().collect();
+        match branches {
+            [one] if one.sequence == 0 => self.forward(0, &one.tokens, one.pos)?,
+            _ => {
+                let places =
+                    |x: &Branch| (x.pos..x.pos + x.tokens.len()).map(|p| self.kv.place(x.sequence, p)).collect();
+                let places: Vec<u32> = branches.iter().flat_map(|x| -> Vec<u32> { places(x) }).collect();
+                let part = |x: &Branch| {
+                    let rows = x.tokens.len();
+                    Part { rows, kv_len: x.pos + rows, shared: x.shared }
+                };
+                let parts: Vec<Part> = branches.iter().map(part).collect();
+                let Loaded { b, model } = &*self.loaded;
+                self.prompt.set(b, &tokens, &places)?;
+                model.forward_parts(b, &mut self.s, &mut self.kv, &self.prompt, &parts)?;
+            }
+        }
         let mut all = Vec::with_capacity(targets.len());
         let first = tokens.len() - targets.len();
         for (i, rows) in targets.chunks(LOGIT_ROWS).enumerate() {
@@ -233,66 +312,98 @@ impl<B: Backend> AnyTimeline for Timeline<B> {
         Ok(all)
     }
 
+    fn copy(&mut self, to: usize, from: usize, len: usize) -> Result<()> {
+        self.kv.copy(&self.loaded.b, &self.loaded.model.config, to, from, len)
+    }
+
+    fn logits(&mut self, row: usize, logits: &mut [f32]) -> Result<()> {
+        self.loaded.b.read(logits, &self.s.logits, row * self.loaded.model.config.vocab)
+    }
+
     fn wait(&self) -> Result<()> {
         self.loaded.b.synchronize()
     }
 
-    fn logits(&mut self) -> Result<Vec<f32>> {
-        let mut logits = vec![0f32; self.loaded.model.config.vocab];
-        self.loaded.b.read(&mut logits, &self.s.logits, 0)?;
-        Ok(logits)
-    }
-
-    fn start(&mut self, prompt: &[u32], sampling: &Sampling, stop_ids: &[u32]) -> Result<()> {
+    fn sampler(
+        &mut self,
+        sequence: usize,
+        prompt: &[u32],
+        sampling: &Sampling,
+        stop_ids: &[u32],
+        masked: bool,
+    ) -> Result<()> {
         let b = &self.loaded.b;
         let vocab = self.loaded.model.config.vocab;
         sampling.check(vocab)?;
-        let params: Params = sampling.params(stop_ids)?;
-        let greedy = sampling.is_plain_greedy();
-        if !greedy {
+        let params = Params { masked, ..sampling.params(stop_ids)? };
+        self.greedy[sequence] = sampling.is_plain_greedy() && !masked;
+        b.write(&mut self.sampler.params, sequence * SAMPLE_PARAMS as usize, &params.words())?;
+        if sampling.has_penalties() {
             let mut history = vec![0u32; vocab];
             prompt.iter().for_each(|&t| history[t as usize] |= IN_PROMPT);
+            b.write(&mut self.sampler.history, sequence * vocab, &history)?;
+        }
+        let is_biased = !sampling.logit_bias.is_empty();
+        if std::mem::replace(&mut self.biased[sequence], is_biased) || is_biased {
             let mut bias = vec![0f32; vocab];
             sampling.logit_bias.iter().for_each(|&(t, x)| bias[t as usize] += x);
-            b.write(&mut self.sampler.params, 0, &params.words())?;
-            b.write(&mut self.sampler.history, 0, &history)?;
-            b.write(&mut self.sampler.bias, 0, &bias)?;
+            b.write(&mut self.sampler.bias, sequence * vocab, &bias)?;
         }
-        // of the last token of the prompt: choosing moves on by one
-        b.write(&mut self.s.pos, 0, &[prompt.len() as u32 - 1])?;
-        self.decoding = Decoding { prompt: prompt.len(), enqueued: 0, taken: 0, greedy };
         Ok(())
     }
 
-    fn next(&mut self) -> Result<u32> {
-        while self.decoding.enqueued <= self.decoding.taken + B::LOOKAHEAD
-            && self.decoding.prompt + self.decoding.enqueued <= self.kv.max_seq
-        {
-            if self.decoding.enqueued == 0 {
-                self.choose()?
-            } else {
-                self.step()?
-            }
-            self.decoding.enqueued += 1;
+    fn mask(&mut self, sequence: usize, mask: &[u32]) -> Result<()> {
+        self.loaded.b.write(&mut self.sampler.mask, sequence * mask.len(), mask)
+    }
+
+    fn choose(&mut self, sequence: usize, len: usize) -> Result<u32> {
+        let Timeline { loaded, s, kv, sampler, prompt, .. } = self;
+        let Loaded { b, model } = &**loaded;
+        let (vocab, max_seq) = (model.config.vocab, kv.max_seq);
+        let SamplerState { params, history, bias, mask, scratch, outbox } = sampler;
+        let Rows { tokens, pos } = prompt;
+        b.write(pos, 0, &[kv.place(sequence, len - 1)])?; // choosing moves on by one
+        if self.greedy[sequence] {
+            b.argmax(&Argmax { vocab, max_seq }, tokens, pos, scratch, outbox, &s.logits)?;
+        } else {
+            let op = Sample { rows: 1, vocab, max_seq };
+            b.sample(&op, tokens, pos, params, history, scratch, outbox, bias, mask, &s.logits)?;
         }
-        if self.decoding.taken == self.decoding.enqueued {
+        self.take(sequence)
+    }
+
+    fn run(&mut self, rows: &[Row], keep_logits: bool) -> Result<()> {
+        let ahead = self.ahead();
+        let Timeline { loaded, kv, sampler, steps, greedy, run, .. } = self;
+        run.rows.iter().for_each(|r| loaded.b.skip(&mut sampler.outbox, r.sequence, ahead));
+        *run = Run { rows: rows.to_vec(), ..Run::default() };
+        run.greedy = rows.len() == 1 && greedy[rows[0].sequence] && !keep_logits;
+        let tokens: Vec<u32> = rows.iter().map(|r| r.token).collect();
+        let places: Vec<u32> = rows.iter().map(|r| kv.place(r.sequence, r.pos)).collect();
+        if tokens.is_empty() { Ok(()) } else { steps.set(&loaded.b, &tokens, &places) }
+    }
+
+    fn ahead(&self) -> usize {
+        self.run.enqueued - self.run.taken
+    }
+
+    fn next(&mut self, ahead: bool, tokens: &mut Vec<u32>) -> Result<()> {
+        let most = if ahead { B::LOOKAHEAD } else { 0 };
+        while self.ahead() <= most && self.has_room() {
+            self.step()?;
+        }
+        if self.ahead() == 0 {
             return Err(Error::Context { needed: self.kv.max_seq + 1, max: self.kv.max_seq });
         }
-        self.decoding.taken += 1;
-        let begin = Instant::now();
-        let token = self.loaded.b.take(&mut self.sampler.outbox);
-        self.waited += begin.elapsed();
-        token
+        tokens.clear();
+        for r in 0..self.run.rows.len() {
+            tokens.push(self.take(self.run.rows[r].sequence)?);
+        }
+        self.run.taken += 1;
+        Ok(())
     }
 
     fn waited(&self) -> Duration {
         self.waited
-    }
-
-    fn stop(&mut self) -> Result<usize> {
-        let computed = self.decoding.prompt + self.decoding.enqueued.saturating_sub(1);
-        self.loaded.b.skip(&mut self.sampler.outbox, self.decoding.enqueued - self.decoding.taken);
-        self.decoding = Decoding::default();
-        Ok(computed)
     }
 }

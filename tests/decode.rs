@@ -8,8 +8,8 @@ use aoji::{
     cpu::Cpu,
     cuda::{Cuda, Graphs},
     kv::Kv,
-    model::{self, Model, Scratch},
-    ops::{Argmax, AttnDecode, Gemv, NormGateUp, NormHead, NormQkvRopeAppend, Op, Rope, Tolerance, noise},
+    model::{self, Model, Rows, Scratch},
+    ops::{AttnDecode, Gemv, NormGateUp, NormHead, NormQkvRopeAppend, Op, Rope, Tolerance, noise},
     weights::Weights,
 };
 use half::bf16;
@@ -89,16 +89,18 @@ fn a_row_of_gemv_has_the_same_bits_beside_any_others() {
 fn a_row_of_attn_decode_has_the_same_bits_beside_any_others_in_any_bucket() {
     let cuda = device();
     let (n_heads, n_kv_heads, head_dim, max_seq) = (2, 1, 64, 2300);
-    let cache = |seed| cuda.upload(&values(n_kv_heads * max_seq * head_dim, seed)).unwrap();
+    // three sequences of the same keys and values: a row's bits do not depend on which of them it is in either
+    let cache = |seed| cuda.upload(&values(n_kv_heads * max_seq * head_dim, seed).repeat(3)).unwrap();
     let (k, v) = (cache(2), cache(3));
     // one key, the last key of a split, the first of the next, one of many, two tiles a split
     let positions = [0u32, 63, 64, 500, 2200];
     let qkv_dim = (n_heads + 2 * n_kv_heads) * head_dim;
     let qkv_all = values(positions.len() * qkv_dim, 1);
-    let run = |which: &[usize], kv_len: usize| -> Vec<Vec<u16>> {
+    let run_in = |sequence: &dyn Fn(usize) -> usize, which: &[usize], kv_len: usize| -> Vec<Vec<u16>> {
         let op = AttnDecode { rows: which.len(), n_heads, n_kv_heads, head_dim, max_seq, kv_len };
         let qkv: Vec<bf16> = which.iter().flat_map(|r| &qkv_all[r * qkv_dim..][..qkv_dim]).copied().collect();
-        let pos: Vec<u32> = which.iter().map(|r| positions[*r]).collect();
+        let place = |r: &usize| (sequence(*r) * max_seq) as u32 + positions[*r];
+        let pos: Vec<u32> = which.iter().map(place).collect();
         let mut out = cuda.upload(&vec![bf16::NAN; which.len() * n_heads * head_dim]).unwrap();
         let mut part = cuda.alloc(op.part_len()).unwrap();
         let mut arrived = cuda.alloc(op.arrived_len()).unwrap();
@@ -107,7 +109,11 @@ fn a_row_of_attn_decode_has_the_same_bits_beside_any_others_in_any_bucket() {
         let out = cuda.download(&out).unwrap();
         out.chunks(n_heads * head_dim).map(|row| row.iter().map(|x| x.to_bits()).collect()).collect()
     };
+    let run = |which: &[usize], kv_len| run_in(&|_| 0, which, kv_len);
     let all = run(&[0, 1, 2, 3, 4], max_seq);
+    for step in [1, 2] {
+        assert_eq!(run_in(&|r| r * step % 3, &[0, 1, 2, 3, 4], max_seq), all, "rows of three sequences");
+    }
     for r in 0..positions.len() {
         let len = positions[r] as usize + 1;
         for kv_len in [len, len + 1, len.next_multiple_of(512), max_seq] {
@@ -171,6 +177,7 @@ fn a_row_of_a_fused_product_has_the_same_bits_beside_any_others() {
 /// A tiny model on the device with the buffers of a session.
 struct Step {
     model: Model<Cuda>,
+    rows: Rows<Cuda>,
     s: Scratch<Cuda>,
     kv: Kv<Cuda>,
     sampler: SamplerState<Cuda>,
@@ -192,25 +199,19 @@ impl Step {
         };
         let stacks = model::stacks(&c, &shapes.unwrap(), |shape| *shape);
         let model = Model::bind(&c, stacks.into_iter().zip(1..).map(weight).collect(), table, 40);
-        let sampler = SamplerState {
-            params: cuda.alloc(aoji::tiles::SAMPLE_PARAMS as usize).unwrap(),
-            history: cuda.alloc(c.vocab).unwrap(),
-            bias: cuda.alloc(c.vocab).unwrap(),
-            scratch: cuda.alloc(c.vocab.max(Argmax::scratch())).unwrap(),
-            outbox: cuda.outbox().unwrap(),
-        };
-        let (s, kv) = (Scratch::new(cuda, &c, 8, 1, 40).unwrap(), Kv::new(cuda, &c, 40).unwrap());
-        Step { model, s, kv, sampler, graphs: Graphs::default() }
+        let (rows, sampler) = (Rows::new(cuda, 1).unwrap(), SamplerState::new(cuda, c.vocab, 1).unwrap());
+        let (s, kv) = (Scratch::new(cuda, &c, 8, 1, 40).unwrap(), Kv::new(cuda, &c, 1, 40).unwrap());
+        Step { model, rows, s, kv, sampler, graphs: Graphs::default() }
     }
 
     /// A greedy step after the token and position on the device; returns its token.
     fn run(&mut self, cuda: &Cuda) -> Result<u32> {
-        let Step { model, s, kv, sampler, graphs } = self;
+        let Step { model, rows, s, kv, sampler, graphs } = self;
         cuda.replay(graphs, 0, || {
-            model.forward(cuda, s, kv, 1, 40)?;
-            model.head_argmax(cuda, s, sampler)
+            model.forward(cuda, s, kv, rows, 1, 40)?;
+            model.head_argmax(cuda, s, rows, 40, sampler)
         })?;
-        cuda.take(&mut sampler.outbox)
+        cuda.take(&mut sampler.outbox, 0)
     }
 }
 
@@ -238,8 +239,8 @@ fn a_recorded_step_is_one_chain_of_programmatic_edges() {
 #[test]
 fn waiting_for_a_token_ends_when_none_can_come() {
     let cuda = device();
-    let mut outbox = cuda.outbox().unwrap();
-    let said = cuda.take(&mut outbox).unwrap_err().to_string();
+    let mut outbox = cuda.outbox(1).unwrap();
+    let said = cuda.take(&mut outbox, 0).unwrap_err().to_string();
     assert!(said.contains("nothing left to do, and token 1 did not come"), "{said}");
 
     if !cuda.info().is_emulated() {
@@ -247,7 +248,7 @@ fn waiting_for_a_token_ends_when_none_can_come() {
     }
     let mut step = Step::new(&cuda);
     step.run(&cuda).unwrap();
-    cuda.write(&mut step.s.pos, 0, &[1 << 20]).unwrap(); // far beyond the cache
+    cuda.write(&mut step.rows.pos, 0, &[1 << 20]).unwrap(); // far beyond the cache
     let said = step.run(&cuda).unwrap_err().to_string();
     assert!(said.contains("waiting for a token"), "{said}");
     assert!(cuda_emulator::last_fault().unwrap().contains("out-of-bounds"));

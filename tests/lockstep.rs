@@ -7,7 +7,7 @@ use aoji::{
     cuda::Cuda,
     kv::Kv,
     lockstep::Lockstep,
-    model::{self, Model, Scratch},
+    model::{self, Model, Rows, Scratch},
     ops::{
         Act, AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, LogProb, NormGateUp,
         NormHead, NormQkvRopeAppend, RmsNorm, Rope, Sample, StreamRead, Swiglu, noise, sample::Params,
@@ -29,6 +29,7 @@ fn config() -> Config {
 struct Run<D: Backend<Act = bf16>> {
     b: Lockstep<D>,
     model: Model<Lockstep<D>>,
+    rows: Rows<Lockstep<D>>,
     s: Scratch<Lockstep<D>>,
     kv: Kv<Lockstep<D>>,
     sampler: SamplerState<Lockstep<D>>,
@@ -49,39 +50,36 @@ impl<D: Backend<Act = bf16>> Run<D> {
         let stacks = model::stacks(&c, &shapes.unwrap(), |shape| *shape);
         let model = Model::bind(&c, stacks.into_iter().zip(1..).map(weight).collect(), table, MAX_SEQ);
         let s = Scratch::new(&b, &c, 12, 1, MAX_SEQ).unwrap();
-        let kv = Kv::new(&b, &c, MAX_SEQ).unwrap();
+        let kv = Kv::new(&b, &c, 1, MAX_SEQ).unwrap();
         let params = Params { temperature: 0.9, top_k: 20, top_p: 0.9, seed: 5, ..Params::default() };
-        let sampler = SamplerState {
-            params: b.upload(&params.words()).unwrap(),
-            history: b.alloc(c.vocab).unwrap(),
-            bias: b.alloc(c.vocab).unwrap(),
-            scratch: b.alloc(c.vocab.max(Argmax::scratch())).unwrap(),
-            outbox: b.outbox().unwrap(),
-        };
-        Run { b, model, s, kv, sampler }
+        let mut sampler = SamplerState::new(&b, c.vocab, 1).unwrap();
+        b.write(&mut sampler.params, 0, &params.words()).unwrap();
+        let rows = Rows::new(&b, 12).unwrap();
+        Run { b, model, rows, s, kv, sampler }
     }
 
     fn all(&mut self) -> Result<()> {
-        let Run { b, model, s, kv, sampler } = self;
+        let Run { b, model, rows, s, kv, sampler } = self;
         let vocab = model.config.vocab;
         let prompt: Vec<u32> = (0..12).map(|i| i * 7 % 96).collect();
-        b.write(&mut s.tokens, 0, &prompt)?;
-        b.write(&mut s.pos, 0, &(0..12).collect::<Vec<u32>>())?;
-        model.forward(b, s, kv, 12, 12)?;
+        rows.set(b, &prompt, &(0..12).collect::<Vec<u32>>())?;
+        model.forward(b, s, kv, rows, 12, 12)?;
         model.head(b, s, 11, 1)?;
-        b.write(&mut s.pos, 0, &[11])?;
-        let SamplerState { params, history, bias, scratch, outbox } = sampler;
-        b.argmax(&Argmax { vocab }, &mut s.tokens, &mut s.pos, scratch, outbox, &s.logits)?;
-        model.forward(b, s, kv, 1, 13)?;
+        b.write(&mut rows.pos, 0, &[11])?;
+        let SamplerState { params, history, bias, mask, scratch, outbox } = sampler;
+        let op = Argmax { vocab, max_seq: MAX_SEQ };
+        b.argmax(&op, &mut rows.tokens, &mut rows.pos, scratch, outbox, &s.logits)?;
+        model.forward(b, s, kv, rows, 1, 13)?;
         model.head(b, s, 0, 1)?;
-        let op = Sample { vocab };
-        b.sample(&op, &mut s.tokens, &mut s.pos, params, history, scratch, outbox, bias, &s.logits)?;
-        b.skip(outbox, 1);
-        b.take(outbox)?;
-        model.forward(b, s, kv, 1, 14)?;
-        model.head_argmax(b, s, sampler)?;
-        b.take(&mut sampler.outbox)?;
-        model.forward(b, s, kv, 1, 15)
+        let op = Sample { rows: 1, vocab, max_seq: MAX_SEQ };
+        let Rows { tokens, pos } = rows;
+        b.sample(&op, tokens, pos, params, history, scratch, outbox, bias, mask, &s.logits)?;
+        b.skip(outbox, 0, 1);
+        b.take(outbox, 0)?;
+        model.forward(b, s, kv, rows, 1, 14)?;
+        model.head_argmax(b, s, rows, MAX_SEQ, sampler)?;
+        b.take(&mut sampler.outbox, 0)?;
+        model.forward(b, s, kv, rows, 1, 15)
     }
 
     fn disagreement(&mut self) -> String {
@@ -177,7 +175,7 @@ impl Backend for Wrong {
     type Buf<T: Element> = Vec<T>;
     type Weight = Weight;
     type Graphs = ();
-    type Outbox = VecDeque<u32>;
+    type Outbox = Vec<VecDeque<u32>>;
     const LOOKAHEAD: usize = 0;
     const CHUNK: usize = 128;
     const IS_GPU: bool = false;
@@ -194,6 +192,9 @@ impl Backend for Wrong {
     fn write<T: Element>(&self, dst: &mut Vec<T>, at: usize, src: &[T]) -> Result<()> {
         self.0.write(dst, at, src)
     }
+    fn copy<T: Element>(&self, buf: &mut Vec<T>, to: usize, from: usize, len: usize) -> Result<()> {
+        self.0.copy(buf, to, from, len)
+    }
     fn read<T: Element>(&self, dst: &mut [T], src: &Vec<T>, at: usize) -> Result<()> {
         self.0.read(dst, src, at)
     }
@@ -206,14 +207,14 @@ impl Backend for Wrong {
     fn synchronize(&self) -> Result<()> {
         Ok(())
     }
-    fn outbox(&self) -> Result<VecDeque<u32>> {
-        self.0.outbox()
+    fn outbox(&self, sequences: usize) -> Result<Vec<VecDeque<u32>>> {
+        self.0.outbox(sequences)
     }
-    fn take(&self, outbox: &mut VecDeque<u32>) -> Result<u32> {
-        self.0.take(outbox)
+    fn take(&self, outbox: &mut Vec<VecDeque<u32>>, sequence: usize) -> Result<u32> {
+        self.0.take(outbox, sequence)
     }
-    fn skip(&self, outbox: &mut VecDeque<u32>, n: usize) {
-        self.0.skip(outbox, n);
+    fn skip(&self, outbox: &mut Vec<VecDeque<u32>>, sequence: usize, n: usize) {
+        self.0.skip(outbox, sequence, n);
     }
     fn embed(&self, op: &Embed, x: &mut Acts, tokens: &Words, table: &Weight) -> Result<()> {
         self.0.embed(op, x, tokens, table)
@@ -274,7 +275,7 @@ impl Backend for Wrong {
         token: &mut Words,
         pos: &mut Words,
         scratch: &mut Vec<f32>,
-        outbox: &mut VecDeque<u32>,
+        outbox: &mut Vec<VecDeque<u32>>,
         logits: &Vec<f32>,
     ) -> Result<()> {
         self.0.argmax(op, token, pos, scratch, outbox, logits)
@@ -287,11 +288,12 @@ impl Backend for Wrong {
         params: &mut Words,
         history: &mut Words,
         scratch: &mut Vec<f32>,
-        outbox: &mut VecDeque<u32>,
+        outbox: &mut Vec<VecDeque<u32>>,
         bias: &Vec<f32>,
+        mask: &Words,
         logits: &Vec<f32>,
     ) -> Result<()> {
-        self.0.sample(op, token, pos, params, history, scratch, outbox, bias, logits)
+        self.0.sample(op, token, pos, params, history, scratch, outbox, bias, mask, logits)
     }
     fn log_prob(
         &self,

@@ -87,7 +87,8 @@ fn attention_has_the_same_bits_however_the_prompt_is_cut() {
     let cuda = device();
     for head_dim in [64, 128] {
         let (rows, n_heads, n_kv_heads, max_seq) = (150, 2, 1, 150);
-        let op = |rows, kv_len| AttnPrefill { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len };
+        let op =
+            |rows, kv_len| AttnPrefill { rows, first: 0, shared: 0, n_heads, n_kv_heads, head_dim, max_seq, kv_len };
         let width = op(rows, rows).qkv_dim();
         let qkv: Vec<bf16> = values(rows * width, 1).into_iter().map(|x| x * bf16::from_f32(6.0)).collect();
         let [k, v] = [2, 3].map(|seed| values(max_seq * head_dim, seed));
@@ -115,7 +116,8 @@ fn attention_has_the_same_bits_however_the_prompt_is_cut() {
 #[test]
 fn attention_refuses_other_head_dims() {
     let cuda = device();
-    let op = AttnPrefill { rows: 1, n_heads: 1, n_kv_heads: 1, head_dim: 8, max_seq: 1, kv_len: 1 };
+    let op =
+        AttnPrefill { rows: 1, first: 0, shared: 0, n_heads: 1, n_kv_heads: 1, head_dim: 8, max_seq: 1, kv_len: 1 };
     let mut io = op.setup(&cuda, 1).unwrap();
     let e = op.run(&cuda, &mut io).unwrap_err().to_string();
     assert_eq!(e, "attn_prefill: head_dim is 8, the kernels are for 64 and 128");

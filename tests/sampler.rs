@@ -5,7 +5,7 @@ use aoji::{
     cpu::Cpu,
     cuda::Cuda,
     ops::{
-        Argmax, Sample,
+        Sample,
         sample::{IN_PROMPT, Params},
     },
 };
@@ -39,30 +39,31 @@ struct Call {
     params: Params,
     history: Vec<u32>,
     bias: Vec<f32>,
+    mask: Vec<u32>,
     logits: Vec<f32>,
 }
 
 impl Call {
     fn new(params: Params, logits: &[f32]) -> Call {
-        Call { params, history: vec![0; logits.len()], bias: vec![0.0; logits.len()], logits: logits.to_vec() }
+        let n = logits.len();
+        let mask = vec![0; n.div_ceil(32)];
+        Call { params, history: vec![0; n], bias: vec![0.0; n], mask, logits: logits.to_vec() }
     }
 
     /// The token, and everything else that the call changes.
     fn run<B: Backend>(&self, b: &B) -> (u32, u32, Vec<u32>, Vec<u32>) {
         let vocab = self.logits.len();
-        let mut state = SamplerState::<B> {
-            params: b.upload(&self.params.words()).unwrap(),
-            history: b.upload(&self.history).unwrap(),
-            bias: b.upload(&self.bias).unwrap(),
-            scratch: b.alloc(vocab.max(Argmax::scratch())).unwrap(),
-            outbox: b.outbox().unwrap(),
-        };
+        let mut state = SamplerState::new(b, vocab, 1).unwrap();
+        b.write(&mut state.params, 0, &self.params.words()).unwrap();
+        b.write(&mut state.history, 0, &self.history).unwrap();
+        b.write(&mut state.bias, 0, &self.bias).unwrap();
+        b.write(&mut state.mask, 0, &self.mask).unwrap();
         let (mut token, mut pos) = (b.upload(&[u32::MAX]).unwrap(), b.upload(&[7]).unwrap());
         let logits = b.upload(&self.logits).unwrap();
-        let SamplerState { params, history, bias, scratch, outbox } = &mut state;
-        let op = Sample { vocab };
-        b.sample(&op, &mut token, &mut pos, params, history, scratch, outbox, bias, &logits).unwrap();
-        let posted = b.take(outbox).unwrap();
+        let SamplerState { params, history, bias, mask, scratch, outbox } = &mut state;
+        let op = Sample { rows: 1, vocab, max_seq: 50 };
+        b.sample(&op, &mut token, &mut pos, params, history, scratch, outbox, bias, mask, &logits).unwrap();
+        let posted = b.take(outbox, 0).unwrap();
         let get = |buf: &B::Buf<u32>| b.download(buf).unwrap();
         assert_eq!(posted, get(&token)[0], "what the host is told");
         let mut counters = [f32::NAN; 4];
@@ -110,11 +111,14 @@ impl Call {
             draws: r.pick(&[0, 1, 9, u32::MAX]),
             min_tokens: r.pick(&[0, 0, 5, 10]),
             stop_ids: std::array::from_fn(|i| if i < 3 { r.below(vocab) as u32 } else { u32::MAX }),
+            masked: r.below(4) == 0,
         };
+        let allowed = r.pick(&[u32::MAX, 0xff00_ff0f, 0x1111_1111, 1]);
         Call {
             params,
             history: (0..vocab).map(|_| history(r)).collect(),
             bias: (0..vocab).map(|_| bias(r)).collect(),
+            mask: (0..vocab.div_ceil(32)).map(|_| allowed).collect(),
             logits,
         }
     }
@@ -183,10 +187,45 @@ fn without_a_choice() {
 }
 
 #[test]
+fn rows_are_drawn_each_for_its_own_sequence() {
+    let (cuda, max_seq, sequences) = (emulated(), 9, 5);
+    for (vocab, rows) in [(4, 5), (70, 2), (1000, 3), (4099, 5)] {
+        let mut r = Random(vocab as u64);
+        let calls: Vec<Call> = (0..sequences).map(|_| Call::random(&mut r, vocab)).collect();
+        // row i is of sequence 4 - i
+        let all = |part: &dyn Fn(&Call) -> Vec<u32>| calls.iter().flat_map(part).collect::<Vec<u32>>();
+        let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
+        let floats = |words: Vec<u32>| words.into_iter().map(f32::from_bits).collect::<Vec<f32>>();
+        let mut state = SamplerState::new(&cuda, vocab, sequences).unwrap();
+        cuda.write(&mut state.params, 0, &all(&|c| c.params.words().to_vec())).unwrap();
+        cuda.write(&mut state.history, 0, &all(&|c| c.history.clone())).unwrap();
+        cuda.write(&mut state.bias, 0, &floats(all(&|c| bits(&c.bias)))).unwrap();
+        cuda.write(&mut state.mask, 0, &all(&|c| c.mask.clone())).unwrap();
+        let logits: Vec<f32> = (0..rows).flat_map(|i| calls[4 - i].logits.clone()).collect();
+        let places: Vec<u32> = (0..rows).map(|i| ((4 - i) * max_seq + i) as u32).collect();
+        let (mut token, mut pos) = (cuda.upload(&vec![u32::MAX; rows]).unwrap(), cuda.upload(&places).unwrap());
+        let SamplerState { params, history, bias, mask, scratch, outbox } = &mut state;
+        let (op, logits) = (Sample { rows, vocab, max_seq }, cuda.upload(&logits).unwrap());
+        cuda.sample(&op, &mut token, &mut pos, params, history, scratch, outbox, bias, mask, &logits).unwrap();
+        let (token, pos) = (cuda.download(&token).unwrap(), cuda.download(&pos).unwrap());
+        let (params, history) = (cuda.download(params).unwrap(), cuda.download(history).unwrap());
+        for i in 0..rows {
+            let sequence = 4 - i;
+            let (want, _, want_params, want_history) = calls[sequence].run(&Cpu::<bf16>::new());
+            assert_eq!((token[i], pos[i]), (want, places[i] + 1), "row {i} of {rows}, {vocab} logits");
+            assert_eq!(params[sequence * want_params.len()..][..want_params.len()], want_params);
+            assert_eq!(history[sequence * vocab..][..vocab], want_history);
+            assert_eq!(cuda.take(outbox, sequence).unwrap(), want);
+        }
+        assert_eq!(cuda_emulator::last_fault(), None);
+    }
+}
+
+#[test]
 fn penalties_and_bias() {
     let cpu = Cpu::<bf16>::new();
     let token = |params: Params, history: [u32; 3], bias: [f32; 3], logits: [f32; 3]| {
-        Call { params, history: history.to_vec(), bias: bias.to_vec(), logits: logits.to_vec() }.run(&cpu).0
+        Call { history: history.to_vec(), bias: bias.to_vec(), ..Call::new(params, &logits) }.run(&cpu).0
     };
     let (off, none) = (Params::default(), [0.0; 3]);
     let repetition = Params { repetition_penalty: 2.0, ..off };

@@ -22,9 +22,10 @@ pub use smi::{Board, Running};
 pub use timeline::{Sm, TIMELINE_STEPS, Timed, Timeline, timeline};
 
 use crate::{
-    Engine, Sampling,
+    BatchOptions, Engine, GenerateOptions, Job, JobEvent, Sampling,
     config::Config,
     error::{Error, Result},
+    kv::Kv,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -146,6 +147,53 @@ fn step(steps: &mut crate::session::Decode<'_>) -> Result<(Duration, Duration)> 
     Ok((begin.elapsed(), steps.waited() - waited))
 }
 
+/// Time of a step of so many sequences together, after `depth` tokens each: `n` steps, greedy, and that `repeat` times.
+///
+/// # Errors
+/// As [`decode`]; `Input` for more sequences than a batch takes.
+pub fn decode_together(engine: &Engine, sequences: usize, depth: usize, n: usize, repeat: usize) -> Result<Times> {
+    at_least_one("--tokens", n)?;
+    at_least_one("--repeat", repeat)?;
+    let max_tokens = together_context(sequences, depth, n);
+    let mut groups = Vec::new();
+    for _ in 0..repeat {
+        let mut batch = engine.batch(&BatchOptions { sequences, max_tokens, ..BatchOptions::default() })?;
+        for seed in 0..sequences {
+            let prompt = tokens(depth.max(1), engine.config().vocab, 1 + seed as u64);
+            let options = GenerateOptions { ignore_eos: true, ..GenerateOptions::default() };
+            batch.submit(Job { prompt, options, ..Job::default() })?;
+        }
+        let mut told = 0;
+        while told < sequences {
+            told = 0;
+            batch.step(&mut |_, event| told += usize::from(matches!(event, JobEvent::Token(..))))?;
+        }
+        let mut step = || {
+            let begin = Instant::now();
+            batch.step(&mut |_, _| {})?;
+            Ok(begin.elapsed().as_secs_f64() * 1e3)
+        };
+        (0..WARM_UP).try_for_each(|_| step().map(drop))?;
+        groups.push((0..n).map(|_| step()).collect::<Result<Vec<f64>>>()?);
+    }
+    Ok(Times::of_groups(groups))
+}
+
+/// Tokens of context that [`decode_together`] takes: a sequence decodes while the prompts of others are computed.
+pub fn together_context(sequences: usize, depth: usize, n: usize) -> usize {
+    decode_context(depth, n) + sequences * (depth.div_ceil(BatchOptions::default().chunk) + 2)
+}
+
+/// What a step of so many sequences after `depth` tokens each must move and compute at least: each weight once, each cache.
+///
+/// # Errors
+/// `Input` for no sequences.
+pub fn floor_together(config: &Config, depth: usize, sequences: usize) -> Result<crate::ops::Cost> {
+    let one = floor(config, depth, sequences)?; // of rows that share a cache
+    let cache = Kv::<crate::count::Count>::bytes(config, depth) * (sequences as u64 - 1);
+    Ok(crate::ops::Cost { read: one.read + cache, ..one })
+}
+
 /// Tokens of context that [`decode`] takes.
 pub fn decode_context(depth: usize, n: usize) -> usize {
     depth.max(1) + WARM_UP + n
@@ -225,5 +273,7 @@ mod tests {
         assert!((at(8192) - at(0) - 1.074).abs() < 0.02, "131 KB a token of context: {}", at(8192));
         let flops = floor(&config, 0, 2048).unwrap().flops as f64;
         assert!((flops / 1e12 - 29.7).abs() < 0.3, "{flops}");
+        let eight = floor_together(&config, 1024, 8).unwrap().read - floor(&config, 1024, 8).unwrap().read;
+        assert_eq!(eight, 7 * 1024 * 131_072, "the caches of seven more sequences");
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Result},
     ops::{
         Act, AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, LogProb, RmsNorm, Rope,
-        Sample, StreamRead, Swiglu,
+        Sample, StreamRead, Swiglu, sample::Lengths,
     },
     weights::Tensor,
 };
@@ -46,7 +46,7 @@ impl<A: Act> Backend for Cpu<A> {
     type Buf<T: Element> = Vec<T>;
     type Weight = Weight;
     type Graphs = ();
-    type Outbox = VecDeque<u32>;
+    type Outbox = Vec<VecDeque<u32>>;
     const LOOKAHEAD: usize = 0;
     const CHUNK: usize = 128;
     const IS_GPU: bool = false;
@@ -62,6 +62,10 @@ impl<A: Act> Backend for Cpu<A> {
     }
     fn write<T: Element>(&self, dst: &mut Vec<T>, at: usize, src: &[T]) -> Result<()> {
         dst[at..at + src.len()].copy_from_slice(src);
+        Ok(())
+    }
+    fn copy<T: Element>(&self, buf: &mut Vec<T>, to: usize, from: usize, len: usize) -> Result<()> {
+        buf.copy_within(from..from + len, to);
         Ok(())
     }
     fn read<T: Element>(&self, dst: &mut [T], src: &Vec<T>, at: usize) -> Result<()> {
@@ -82,14 +86,15 @@ impl<A: Act> Backend for Cpu<A> {
     fn synchronize(&self) -> Result<()> {
         Ok(())
     }
-    fn outbox(&self) -> Result<VecDeque<u32>> {
-        Ok(VecDeque::new())
+    fn outbox(&self, sequences: usize) -> Result<Vec<VecDeque<u32>>> {
+        Ok(vec![VecDeque::new(); sequences])
     }
-    fn take(&self, outbox: &mut VecDeque<u32>) -> Result<u32> {
-        outbox.pop_front().ok_or_else(|| Error::Op { op: "take", what: "no token was chosen".into() })
+    fn take(&self, outbox: &mut Vec<VecDeque<u32>>, sequence: usize) -> Result<u32> {
+        outbox[sequence].pop_front().ok_or_else(|| Error::Op { op: "take", what: "no token was chosen".into() })
     }
-    fn skip(&self, outbox: &mut VecDeque<u32>, n: usize) {
-        outbox.drain(..n.min(outbox.len()));
+    fn skip(&self, outbox: &mut Vec<VecDeque<u32>>, sequence: usize, n: usize) {
+        let tokens = &mut outbox[sequence];
+        tokens.drain(..n.min(tokens.len()));
     }
 
     fn embed(&self, op: &Embed, x: &mut Vec<A>, tokens: &Vec<u32>, table: &Weight) -> Result<()> {
@@ -166,12 +171,13 @@ impl<A: Act> Backend for Cpu<A> {
         token: &mut Vec<u32>,
         pos: &mut Vec<u32>,
         scratch: &mut Vec<f32>,
-        outbox: &mut VecDeque<u32>,
+        outbox: &mut Vec<VecDeque<u32>>,
         logits: &Vec<f32>,
     ) -> Result<()> {
         op.check(token.len(), pos.len(), scratch.len(), logits.len())?;
+        let sequence = pos[0] as usize / op.max_seq;
         op.reference(token, pos, logits);
-        outbox.push_back(token[0]);
+        outbox[sequence].push_back(token[0]);
         Ok(())
     }
     fn sample(
@@ -182,14 +188,24 @@ impl<A: Act> Backend for Cpu<A> {
         params: &mut Vec<u32>,
         history: &mut Vec<u32>,
         scratch: &mut Vec<f32>,
-        outbox: &mut VecDeque<u32>,
+        outbox: &mut Vec<VecDeque<u32>>,
         bias: &Vec<f32>,
+        mask: &Vec<u32>,
         logits: &Vec<f32>,
     ) -> Result<()> {
-        let lens = [params.len(), history.len(), bias.len(), scratch.len()];
-        op.check(token.len(), pos.len(), lens[0], lens[1], lens[2], lens[3], logits.len())?;
-        op.reference(token, pos, params, history, bias, logits);
-        outbox.push_back(token[0]);
+        op.check(Lengths {
+            token: token.len(),
+            pos: pos.len(),
+            params: params.len(),
+            history: history.len(),
+            scratch: scratch.len(),
+            bias: bias.len(),
+            mask: mask.len(),
+            logits: logits.len(),
+        })?;
+        let sequences: Vec<usize> = pos[..op.rows].iter().map(|&p| op.sequence(p)).collect();
+        op.reference(token, pos, params, history, bias, mask, logits);
+        sequences.into_iter().zip(&*token).for_each(|(s, t)| outbox[s].push_back(*t));
         Ok(())
     }
     fn stream_read(&self, op: &StreamRead, out: &mut Vec<u32>, x: &Vec<u32>) -> Result<()> {

@@ -78,6 +78,23 @@ impl Backend for Cuda {
         self.stream.memcpy_htod(src, &mut dst).map_err(failed(|| format!("writing {} bytes", src.len())))
     }
 
+    fn copy<T: Element>(&self, buf: &mut Buffer<T>, to: usize, from: usize, len: usize) -> Result<()> {
+        let [to, from, len] = [to, from, len].map(|n| n * size_of::<T>());
+        // of two parts of one buffer, the one that is read and the one that is written
+        let split = to.max(from);
+        let fits = to.min(from) + len <= split && split + len <= buf.bytes.len();
+        if !fits {
+            let what = format!("{len} bytes from {from} to {to} overlap or do not fit the buffer");
+            return Err(Error::Op { op: "copy", what });
+        }
+        let what = || failed(|| format!("copying {len} bytes on the GPU"));
+        let (mut low, mut high) = buf.bytes.split_at_mut(split);
+        match to < from {
+            true => self.stream.memcpy_dtod(&high.slice(..len), &mut low.slice_mut(to..to + len)).map_err(what()),
+            false => self.stream.memcpy_dtod(&low.slice(from..from + len), &mut high.slice_mut(..len)).map_err(what()),
+        }
+    }
+
     fn read<T: Element>(&self, dst: &mut [T], src: &Buffer<T>, at: usize) -> Result<()> {
         let dst: &mut [u8] = bytemuck::cast_slice_mut(dst);
         let (at, len) = (at * size_of::<T>(), dst.len());
@@ -103,16 +120,16 @@ impl Backend for Cuda {
         self.stream.synchronize().map_err(failed(|| "waiting for the GPU".into()))
     }
 
-    fn outbox(&self) -> Result<Outbox> {
-        self.new_outbox()
+    fn outbox(&self, sequences: usize) -> Result<Outbox> {
+        self.new_outbox(sequences)
     }
 
-    fn take(&self, outbox: &mut Outbox) -> Result<u32> {
-        self.take_token(outbox)
+    fn take(&self, outbox: &mut Outbox, sequence: usize) -> Result<u32> {
+        self.take_token(outbox, sequence)
     }
 
-    fn skip(&self, outbox: &mut Outbox, n: usize) {
-        Cuda::skip_tokens(outbox, n);
+    fn skip(&self, outbox: &mut Outbox, sequence: usize, n: usize) {
+        Cuda::skip_tokens(outbox, sequence, n);
     }
 
     fn replay(&self, graphs: &mut Graphs, key: usize, ops: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -202,9 +219,10 @@ impl Backend for Cuda {
         scratch: &mut Buffer<f32>,
         outbox: &mut Outbox,
         bias: &Buffer<f32>,
+        mask: &Buffer<u32>,
         logits: &Buffer<f32>,
     ) -> Result<()> {
-        op.launch(self, token, pos, params, history, scratch, outbox, bias, logits)
+        op.launch(self, token, pos, params, history, scratch, outbox, bias, mask, logits)
     }
 
     fn norm_qkv_rope_append(

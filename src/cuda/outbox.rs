@@ -1,4 +1,4 @@
-//! Tokens on their way to the host: a kernel writes them to page-locked memory, and the host polls it.
+//! Tokens of each sequence on their way to the host: a kernel writes them to page-locked memory, and the host polls it.
 
 use super::{Arg, Buffer, Cuda, failed};
 use crate::{
@@ -20,14 +20,14 @@ const LOOK_AGAIN: Duration = Duration::from_micros(50);
 
 /// See `kernels/common/outbox.cuh`.
 pub struct Outbox {
-    /// Words of the device: token in the low half, its number from 1 on in the high half.
+    /// Words of each sequence: token in the low half, its number from 1 on in the high half. [sequences, OUTBOX]
     ring: PinnedHostSlice<u64>,
     /// Of the ring, for the device and for this process.
     address: *mut u64,
-    /// Tokens posted so far.
+    /// Tokens of each sequence posted so far.
     serial: Buffer<u32>,
-    /// Tokens taken and skipped so far.
-    next: u32,
+    /// Tokens of each sequence taken and skipped so far.
+    next: Vec<u32>,
     stream: Arc<CudaStream>,
 }
 
@@ -48,27 +48,35 @@ impl Outbox {
 }
 
 impl Cuda {
-    pub(super) fn new_outbox(&self) -> Result<Outbox> {
+    pub(super) fn new_outbox(&self, sequences: usize) -> Result<Outbox> {
         let what = || failed(|| "allocating the outbox of tokens".into());
         // SAFETY: a u64 has no invalid values, and all words are written below. Flags 0 is cached memory, which the CPU reads
         // fast; with unified addressing, which every GPU that the kernels run on has, its address is the device's too.
-        let mut ring = unsafe { self.context.alloc_pinned_with_flags::<u64>(OUTBOX as usize, 0) }.map_err(what())?;
+        let mut ring =
+            unsafe { self.context.alloc_pinned_with_flags::<u64>(sequences * OUTBOX as usize, 0) }.map_err(what())?;
         ring.as_mut_slice().map_err(what())?.fill(0);
         let address = ring.as_mut_ptr().map_err(what())?;
-        Ok(Outbox { ring, address, serial: self.alloc(1)?, next: 0, stream: self.stream.clone() })
+        Ok(Outbox {
+            ring,
+            address,
+            serial: self.alloc(sequences)?,
+            next: vec![0; sequences],
+            stream: self.stream.clone(),
+        })
     }
 
-    pub(super) fn take_token(&self, outbox: &mut Outbox) -> Result<u32> {
-        let at = (outbox.next % OUTBOX) as usize;
+    pub(super) fn take_token(&self, outbox: &mut Outbox, sequence: usize) -> Result<u32> {
+        let next = outbox.next[sequence];
+        let at = sequence * OUTBOX as usize + (next % OUTBOX) as usize;
         debug_assert!(at < outbox.ring.len());
         // SAFETY: the word is in the ring, which lives as long as the outbox; host and device both access it as a whole.
         let word = unsafe { AtomicU64::from_ptr(outbox.address.add(at)) };
-        let number = outbox.next.wrapping_add(1);
+        let number = next.wrapping_add(1);
         let there = || Some(word.load(Ordering::Acquire)).filter(|w| (w >> 32) as u32 == number).map(|w| w as u32);
         let (mut looked, mut spins) = (Instant::now(), 0u32);
         loop {
             if let Some(token) = there() {
-                outbox.next = number;
+                outbox.next[sequence] = number;
                 return Ok(token);
             }
             spins = spins.wrapping_add(1);
@@ -92,7 +100,7 @@ impl Cuda {
         }
     }
 
-    pub(super) fn skip_tokens(outbox: &mut Outbox, n: usize) {
-        outbox.next = outbox.next.wrapping_add(n as u32);
+    pub(super) fn skip_tokens(outbox: &mut Outbox, sequence: usize, n: usize) {
+        outbox.next[sequence] = outbox.next[sequence].wrapping_add(n as u32);
     }
 }

@@ -72,7 +72,7 @@ pub fn run(
     let encoded: Vec<Result<Vec<Request>>> = documents.par_iter().map(encode).collect();
     let requests: Vec<Vec<Request>> = encoded.into_iter().collect::<Result<_>>()?; // the first document's error
     let positions = requests.iter().flatten().map(Request::positions).max();
-    let mut session = engine.session(positions.unwrap_or(1))?;
+    let mut session = engine.session_with_branches(positions.unwrap_or(1), branches(&requests))?;
     let mut tasks: Vec<Task> = documents.iter().map(|d| d.task).collect();
     tasks.dedup();
     let key = |&i: &usize| (tasks.iter().position(|t| *t == documents[i].task), &requests[i][0].context);
@@ -107,6 +107,14 @@ pub fn run(
         }
     }
     Ok(())
+}
+
+/// Continuations that are computed in one pass: as many as a document has, and no more than a few, for each takes the memory of
+/// a sequence.
+fn branches(requests: &[Vec<Request>]) -> usize {
+    const MOST: usize = 4; // KoBEST's largest choice
+    let most = requests.iter().flatten().map(|r| r.continuations.len()).max();
+    most.unwrap_or(1).min(MOST)
 }
 
 /// The first of the largest, as numpy's `argmax`.

@@ -1,6 +1,6 @@
 //! `token[0] = argmax_i logits[i]`, the lowest id of equals; `pos[0] += 1`: the greedy choice, fed back on the device.
 //!
-//! Shapes: `token`, `pos` [at least 1]; `logits` [at least vocab] f32. NaN counts as smaller than everything. Exact.
+//! Shapes: `token`, `pos` [at least 1], a [place](crate::kv), whose sequence's outbox gets the token; `logits` [at least vocab] f32. NaN counts as smaller than everything. Exact.
 
 use super::{Cost, Grid, Op, Tolerance, expect, noise, sample};
 use crate::{
@@ -14,12 +14,16 @@ use crate::{
 pub struct Argmax {
     /// Logits.
     pub vocab: usize,
+    /// Positions of a sequence; the caller proves that the place's sequence has an outbox.
+    pub max_seq: usize,
 }
 
 impl Argmax {
     /// Buffer lengths fit the sizes.
     pub fn check(&self, token: usize, pos: usize, scratch: usize, logits: usize) -> Result<()> {
-        expect(Self::STEM, token > 0 && pos > 0, || format!("token has {token} elements and pos {pos}, {self:?}"))?;
+        expect(Self::STEM, token > 0 && pos > 0 && self.max_seq > 0, || {
+            format!("token has {token} elements and pos {pos}, {self:?}")
+        })?;
         expect(Self::STEM, self.vocab > 0 && logits >= self.vocab && scratch >= Self::scratch(), || {
             format!("logits has {logits} elements and scratch {scratch}, {self:?}")
         })
@@ -61,7 +65,7 @@ impl Argmax {
         logits: &crate::cuda::Buffer<f32>,
     ) -> Result<()> {
         self.check(token.len(), pos.len(), scratch.len(), logits.len())?;
-        super::expect_ints(Self::STEM, &[self.vocab])?;
+        super::expect_ints(Self::STEM, &[self.vocab, self.max_seq])?;
         let [serial, ring] = outbox.args();
         let args = [
             token.into(),
@@ -71,10 +75,11 @@ impl Argmax {
             ring,
             logits.into(),
             self.vocab.into(),
+            self.max_seq.into(),
             cu.trace(self, self.grid()),
         ];
-        // SAFETY: check() proved that a token, a position, scratch() words and vocab logits exist, and an outbox has its
-        // words; the arguments are those of the kernel, in order; it waits for its predecessor before it reads anything.
+        // SAFETY: check() proved that a token, a position, scratch() words and vocab logits exist, and the outbox of
+        // the place's sequence exists by the caller's promise; the arguments are those of the kernel, in order; it waits for its predecessor before it reads anything.
         unsafe { cu.launch_dependent("argmax_f32", self, self.grid(), &args) }
     }
 }
@@ -84,7 +89,7 @@ impl Op for Argmax {
     type Io<B: Backend> = (B::Buf<u32>, B::Buf<u32>, SamplerState<B>, B::Buf<f32>);
 
     fn cases() -> Vec<Self> {
-        [1, 7, 1025, 49152, 128256].into_iter().map(|vocab| Argmax { vocab }).collect()
+        [1, 7, 1025, 49152, 128256].into_iter().map(|vocab| Argmax { vocab, max_seq: 50 }).collect()
     }
 
     fn cost(&self) -> Cost {
@@ -123,7 +128,7 @@ mod tests {
 
     fn argmax(logits: &[f32]) -> u32 {
         let (mut token, mut pos) = ([9], [5]);
-        Argmax { vocab: logits.len() }.reference(&mut token, &mut pos, logits);
+        Argmax { vocab: logits.len(), max_seq: 50 }.reference(&mut token, &mut pos, logits);
         assert_eq!(pos, [6]);
         token[0]
     }
@@ -139,10 +144,10 @@ mod tests {
 
     #[test]
     fn check_and_grid() {
-        let op = Argmax { vocab: 128256 };
+        let op = Argmax { vocab: 128256, max_seq: 50 };
         assert!(op.check(1, 1, 132, 128256).is_ok());
         assert!(op.check(1, 1, 131, 128256).unwrap_err().to_string().contains("scratch 131"));
         assert_eq!(op.grid().blocks, [64, 1, 1]);
-        assert_eq!(Argmax { vocab: 1025 }.grid().blocks, [2, 1, 1]);
+        assert_eq!(Argmax { vocab: 1025, max_seq: 50 }.grid().blocks, [2, 1, 1]);
     }
 }

@@ -1,10 +1,11 @@
-//! Causal grouped-query attention for few rows: `out[r, h] = softmax_t(q[r, h] . k[g, t] / sqrt(head_dim)) v[g, t]`
-//! over `t <= pos[r]`, where `g = h / (n_heads / n_kv_heads)`. The keys are split over blocks by the row's position
+//! Causal grouped-query attention for few rows: `out[r, h] = softmax_t(q[r, h] . k[s, g, t] / sqrt(head_dim)) v[s, g, t]`
+//! over the positions `t` up to that of the [place](crate::kv) `pos[r]`, in its sequence `s`, where
+//! `g = h / (n_heads / n_kv_heads)`. The keys are split over blocks by the row's position
 //! alone and the parts merged on the device, so the bits of a row depend on nothing else (flash-decoding, Dao et al.
 //! 2023).
 //!
 //! Shapes: `out` [rows, n_heads * head_dim]; `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim], of which q is read;
-//! `k`, `v` [n_kv_heads, max_seq, head_dim], which hold the rows' own keys already; `pos` [at least rows].
+//! `k`, `v` [sequences, n_kv_heads, max_seq, head_dim], which hold the rows' own keys already; `pos` [at least rows].
 //! Rounding: scores and sums in f32, one rounding at the store.
 
 use super::{Act, Cost, Grid, Op, Tolerance, download, expect, noise, noise_buf, poison};
@@ -26,9 +27,9 @@ pub struct AttnDecode {
     pub n_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Capacity of the cache; the caller proves that each position is below.
+    /// Positions of a sequence; the caller proves that each place is in the cache.
     pub max_seq: usize,
-    /// Positions that the launch covers: every `pos[r]` is below. A captured launch serves a whole bucket.
+    /// Positions that the launch covers: each row's is below. A captured launch serves a whole bucket.
     pub kv_len: usize,
 }
 
@@ -44,7 +45,9 @@ impl AttnDecode {
             format!("{self:?}: n_heads must be a multiple of n_kv_heads")
         })?;
         let cache = self.n_kv_heads * self.max_seq * self.head_dim;
-        expect(Self::STEM, k >= cache && v >= cache, || format!("k has {k} elements and v {v}, {self:?}"))?;
+        expect(Self::STEM, cache > 0 && k >= cache && v >= cache, || {
+            format!("k has {k} elements and v {v}, {self:?}")
+        })?;
         let q = self.rows * self.n_heads * self.head_dim;
         expect(Self::STEM, q > 0 && out >= q && qkv >= self.rows * self.qkv_dim() && pos >= self.rows, || {
             format!("out has {out} elements, qkv {qkv} and pos {pos}, {self:?}")
@@ -103,7 +106,8 @@ impl AttnDecode {
         heads.for_each(|(i, out)| {
             let (r, h) = (i / self.n_heads, i % self.n_heads);
             let q: Vec<f32> = qkv[r * self.qkv_dim() + h * d..][..d].iter().map(|q| q.to_f32()).collect();
-            let (len, base) = (pos[r] as usize + 1, h / group * self.max_seq * d);
+            let (sequence, len) = (pos[r] as usize / self.max_seq, pos[r] as usize % self.max_seq + 1);
+            let base = (sequence * self.n_kv_heads + h / group) * self.max_seq * d;
             let keys = k[base..][..len * d].chunks_exact(d);
             let mut p: Vec<f32> =
                 keys.map(|k| q.iter().zip(k).map(|(q, k)| q * k.to_f32()).sum::<f32>() * scale).collect();
@@ -139,8 +143,8 @@ impl AttnDecode {
         let scale = std::f32::consts::LOG2_E / (self.head_dim as f32).sqrt();
         let [n_heads, n_kv_heads, max_seq] = [self.n_heads, self.n_kv_heads, self.max_seq].map(crate::cuda::Arg::from);
         // SAFETY: check() and check_kernel() proved that every buffer holds what the sizes say and that these fit the
-        // kernel; each pos is below kv_len, and so below max_seq, which the caller promises (the device alone knows
-        // them); the arguments are those of the kernel, in order. Before it waits for its predecessor it reads pos, which
+        // kernel; each place is in the cache and its position below kv_len, which the caller promises (the device alone
+        // knows them); the arguments are those of the kernel, in order. Before it waits for its predecessor it reads pos, which
         // a step's first kernels write, and keys and values before the least of them, which earlier steps wrote.
         unsafe {
             cu.launch_dependent(
@@ -223,15 +227,19 @@ impl Op for AttnDecode {
         Tolerance::BF16
     }
 
-    /// The last row is at `kv_len - 1` and the others before it, evenly; the cache beyond is NaN: a stray read shows.
+    /// All rows are of the second of two sequences, the last one at `kv_len - 1` and the others before it, evenly; the first
+    /// sequence and the cache beyond are NaN: a stray read shows.
     fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Io<B>> {
         let d = self.head_dim;
         let cache = |seed| {
-            let mut v = noise(self.n_kv_heads * self.max_seq * d, seed);
+            let sequence = self.n_kv_heads * self.max_seq * d;
+            let mut v = noise(2 * sequence, seed);
+            v[..sequence].fill(f32::NAN);
             v.chunks_exact_mut(self.max_seq * d).for_each(|head| head[self.kv_len * d..].fill(f32::NAN));
             b.upload(&v.into_iter().map(B::Act::from_f32).collect::<Vec<_>>())
         };
-        let pos: Vec<u32> = (1..=self.rows).map(|r| ((self.kv_len - 1) * r / self.rows) as u32).collect();
+        let place = |r: usize| (self.max_seq + (self.kv_len - 1) * r / self.rows) as u32;
+        let pos: Vec<u32> = (1..=self.rows).map(place).collect();
         Ok(Io {
             out: poison(b, self.rows * self.n_heads * d)?,
             part: b.upload(&vec![f32::NAN; self.part_len()])?,

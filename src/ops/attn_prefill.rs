@@ -1,11 +1,14 @@
-//! Causal grouped-query attention: `out[r, h] = softmax_t(q[r, h] . k[g, t] / sqrt(head_dim)) v[g, t]` over `t <= pos[r]`, where
-//! `g = h / (n_heads / n_kv_heads)`; for many rows: FlashAttention-2 (Dao 2023).
+//! Causal grouped-query attention: `out[r, h] = softmax_t(q[r, h] . k[s, g, t] / sqrt(head_dim)) v[s, g, t]` over the positions `t`
+//! up to that of the [place](crate::kv) `pos[r]`, in its sequence `s`, where `g = h / (n_heads / n_kv_heads)`; for many rows:
+//! FlashAttention-2 (Dao 2023).
 //!
 //! Shapes: `out` [rows, n_heads * head_dim]; `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim], of which q is read; `k`, `v`
-//! [n_kv_heads, max_seq, head_dim], which hold the rows' own keys already; `pos` [at least rows], consecutive:
-//! `pos[r] = pos[0] + r`, of which the kernel reads the first.
+//! [sequences, n_kv_heads, max_seq, head_dim], which hold the rows' own keys already; `pos` [at least rows], consecutive, of
+//! which the kernel reads the first.
 //! Rounding: scores and sums in f32, one rounding at the store. The kernel also rounds the softmax's weights to bf16 before
 //! they meet `v`, as tensor cores take them; the definition does not.
+//! The rows are those from `first` on, and of their sequence the positions below `shared` are those of sequence 0: branches of
+//! one text, each in a sequence of its own, share their beginning.
 //! The kernel's bits of a row depend on its position, its query and the cache up to there: not on how the prompt was cut.
 
 use super::{Act, AttnDecode, Cost, Grid, Op, Tolerance, download, expect, noise, noise_buf, poison};
@@ -16,15 +19,19 @@ use crate::{backend::Backend, error::Result, tiles};
 pub struct AttnPrefill {
     /// Tokens.
     pub rows: usize,
+    /// Row of the first of them in `out`, `qkv` and `pos`.
+    pub first: usize,
+    /// Positions that are those of sequence 0.
+    pub shared: usize,
     /// Query heads.
     pub n_heads: usize,
     /// Key heads.
     pub n_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Capacity of the cache.
+    /// Positions of a sequence; the caller proves that each place is in the cache.
     pub max_seq: usize,
-    /// Positions of the cache in use, these rows' own included: `pos[0] + rows`, or a bound above it when the caller knows no
+    /// Positions of the cache in use, these rows' own included: the last row's and one, or a bound above it when the caller knows no
     /// more. The caller proves that each position is below; the cost is counted by it.
     pub kv_len: usize,
 }
@@ -44,9 +51,12 @@ impl AttnPrefill {
             format!("{self:?}: kv_len must be at least rows and at most max_seq")
         })?;
         let cache = self.n_kv_heads * self.max_seq * self.head_dim;
-        expect(Self::STEM, k >= cache && v >= cache, || format!("k has {k} elements and v {v}, {self:?}"))?;
-        let q = self.rows * self.n_heads * self.head_dim;
-        expect(Self::STEM, q > 0 && out >= q && qkv >= self.rows * self.qkv_dim() && pos >= self.rows, || {
+        expect(Self::STEM, cache > 0 && k >= cache && v >= cache, || {
+            format!("k has {k} elements and v {v}, {self:?}")
+        })?;
+        let (end, width) = (self.first + self.rows, self.n_heads * self.head_dim);
+        let fits = out >= end * width && qkv >= end * self.qkv_dim() && pos >= end;
+        expect(Self::STEM, self.rows > 0 && width > 0 && self.shared <= self.max_seq && fits, || {
             format!("out has {out} elements, qkv {qkv} and pos {pos}, {self:?}")
         })
     }
@@ -63,9 +73,23 @@ impl AttnPrefill {
 
     /// The definition: that of the decode attention, whose rows are independent.
     pub fn reference<A: Act>(&self, out: &mut [A], qkv: &[A], k: &[A], v: &[A], pos: &[u32]) {
-        let Self { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len } = *self;
+        let Self { rows, first, shared, n_heads, n_kv_heads, head_dim, max_seq, kv_len } = *self;
         let op = AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len };
-        op.reference(out, qkv, k, v, pos);
+        let (out, qkv) = (&mut out[first * n_heads * head_dim..], &qkv[first * self.qkv_dim()..]);
+        let pos = &pos[first..first + rows];
+        let sequence = pos[0] as usize / max_seq;
+        if shared == 0 || sequence == 0 {
+            return op.reference(out, qkv, k, v, pos);
+        }
+        // the sequence by itself, with its beginning from sequence 0
+        let whole = |cache: &[A]| -> Vec<A> {
+            let of = |s: usize| cache[s * n_kv_heads * max_seq * head_dim..].chunks_exact(max_seq * head_dim);
+            let heads = of(0).zip(of(sequence)).take(n_kv_heads);
+            let split = shared * head_dim;
+            heads.flat_map(|(base, own)| base[..split].iter().chain(&own[split..]).copied()).collect()
+        };
+        let pos: Vec<u32> = pos.iter().map(|p| p % max_seq as u32).collect();
+        op.reference(out, qkv, &whole(k), &whole(v), &pos);
     }
 
     /// The kernel.
@@ -86,13 +110,13 @@ impl AttnPrefill {
             d => return expect(Self::STEM, false, || format!("head_dim is {d}, the kernels are for 64 and 128")),
         };
         let grid = self.grid();
-        super::expect_ints(Self::STEM, &[self.rows, self.n_heads, self.n_kv_heads, self.max_seq])?;
+        super::expect_ints(Self::STEM, &[self.first + self.rows, self.n_heads, self.n_kv_heads, self.max_seq])?;
         expect(Self::STEM, grid.blocks[1] <= 0xffff, || {
             format!("{self:?}: rows are above the kernel's limit of 4 million")
         })?;
         let scale = std::f32::consts::LOG2_E / (self.head_dim as f32).sqrt();
-        // SAFETY: check() proved that out and qkv hold `rows` rows, k and v the whole cache and pos a position; that positions
-        // pos[0]..pos[0] + rows are below kv_len, and so in the cache, is the caller's promise (`kv_len`). The arguments are
+        // SAFETY: check() proved that out and qkv hold `rows` rows, k and v a sequence and pos a place; that the rows
+        // from first on have consecutive places in one sequence of the cache is the caller's promise (`kv_len`). The arguments are
         // those of the kernel, in order.
         unsafe {
             cu.launch(
@@ -106,6 +130,8 @@ impl AttnPrefill {
                     v.into(),
                     pos.into(),
                     self.rows.into(),
+                    self.first.into(),
+                    self.shared.into(),
                     self.n_heads.into(),
                     self.n_kv_heads.into(),
                     self.max_seq.into(),
@@ -127,6 +153,8 @@ impl Op for AttnPrefill {
     fn cases() -> Vec<Self> {
         let case = |rows, kv_len, (n_heads, n_kv_heads, head_dim), max_seq| AttnPrefill {
             rows,
+            first: 0,
+            shared: 0,
             n_heads,
             n_kv_heads,
             head_dim,
@@ -142,6 +170,8 @@ impl Op for AttnPrefill {
             case(65, 65, (3, 1, 64), 65),    // just past a tile, the cache full
             case(70, 193, (2, 1, 128), 200), // a later chunk, whose rows cross tiles of keys
             case(16, 144, SMOLLM2, 160),
+            AttnPrefill { first: 21, shared: 70, ..case(20, 90, (2, 1, 64), 96) }, // a branch
+            AttnPrefill { first: 3, shared: 100, ..case(9, 137, (4, 2, 128), 140) },
             case(130, 130, (2, 2, 64), 192),
             case(512, 512, SMOLLM2, 2048),
             case(512, 512, LLAMA3, 8192),
@@ -166,22 +196,27 @@ impl Op for AttnPrefill {
     }
 
     fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
-        let first = self.kv_len - self.rows;
-        // what lies past the last position is poisoned: it must neither be read nor leak through a weight of zero
+        let start = self.max_seq + self.kv_len - self.rows; // of the second sequence
+        // of the first sequence only what is shared, of the second what is not, and nothing past the last position is to be
+        // read or to leak through a weight of zero: it is poisoned
         let cache = |seed| {
-            let mut v: Vec<B::Act> =
-                noise(self.n_kv_heads * self.max_seq * self.head_dim, seed).into_iter().map(B::Act::from_f32).collect();
-            for head in v.chunks_exact_mut(self.max_seq * self.head_dim) {
-                head[self.kv_len * self.head_dim..].fill(B::Act::from_f32(f32::NAN));
+            let sequence = self.n_kv_heads * self.max_seq * self.head_dim;
+            let mut v: Vec<B::Act> = noise(2 * sequence, seed).into_iter().map(B::Act::from_f32).collect();
+            let (nan, d) = (B::Act::from_f32(f32::NAN), self.head_dim);
+            let (base, own) = v.split_at_mut(sequence);
+            base.chunks_exact_mut(self.max_seq * d).for_each(|head| head[self.shared * d..].fill(nan));
+            for head in own.chunks_exact_mut(self.max_seq * d) {
+                head[..self.shared * d].fill(nan);
+                head[self.kv_len * d..].fill(nan);
             }
             b.upload(&v)
         };
         Ok((
-            poison(b, self.rows * self.n_heads * self.head_dim)?,
-            noise_buf(b, self.rows * self.qkv_dim(), seed, 6.0)?, // scores of standard deviation 2: neither flat nor one key
+            poison(b, (self.first + self.rows) * self.n_heads * self.head_dim)?,
+            noise_buf(b, (self.first + self.rows) * self.qkv_dim(), seed, 6.0)?, // scores of standard deviation 2: neither flat nor one key
             cache(seed + 1)?,
             cache(seed + 2)?,
-            b.upload(&(first as u32..self.kv_len as u32).collect::<Vec<_>>())?,
+            b.upload(&((start as u32 - self.first as u32)..(start + self.rows) as u32).collect::<Vec<_>>())?,
         ))
     }
 
@@ -190,7 +225,7 @@ impl Op for AttnPrefill {
     }
 
     fn outputs<B: Backend>(&self, b: &B, (out, ..): &Self::Io<B>) -> Result<Vec<f32>> {
-        download(b, out)
+        Ok(download(b, out)?.split_off(self.first * self.n_heads * self.head_dim))
     }
 }
 
@@ -198,8 +233,16 @@ impl Op for AttnPrefill {
 mod tests {
     use super::*;
 
-    const OP: AttnPrefill =
-        AttnPrefill { rows: 65, n_heads: 4, n_kv_heads: 2, head_dim: 64, max_seq: 128, kv_len: 100 };
+    const OP: AttnPrefill = AttnPrefill {
+        rows: 65,
+        first: 0,
+        shared: 0,
+        n_heads: 4,
+        n_kv_heads: 2,
+        head_dim: 64,
+        max_seq: 128,
+        kv_len: 100,
+    };
 
     #[test]
     fn blocks_cover_the_rows() {

@@ -1,6 +1,6 @@
-//! `k[h, pos[r], :] = ` k head `h` of row `r`, and likewise `v`.
+//! `k[s, h, t, :] = ` k head `h` of row `r`, and likewise `v`, at sequence `s` and position `t` of the [place](crate::kv) `pos[r]`.
 //!
-//! Shapes: `k`, `v` [n_kv_heads, max_seq, head_dim]; `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim]; `pos` [at least rows].
+//! Shapes: `k`, `v` [sequences, n_kv_heads, max_seq, head_dim]; `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim]; `pos` [at least rows].
 //! Exact.
 
 use super::{Act, Cost, Grid, Op, Tolerance, download, expect, noise_buf, poison};
@@ -17,7 +17,7 @@ pub struct KvAppend {
     pub n_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Capacity of the cache; the caller proves that each position is below, and that no two rows have the same.
+    /// Positions of a sequence; the caller proves that each place is in the cache, and that no two rows have the same.
     pub max_seq: usize,
 }
 
@@ -30,7 +30,9 @@ impl KvAppend {
     /// Buffer lengths fit the sizes.
     pub fn check(&self, k: usize, v: usize, qkv: usize, pos: usize) -> Result<()> {
         let cache = self.n_kv_heads * self.max_seq * self.head_dim;
-        expect(Self::STEM, k >= cache && v >= cache, || format!("k has {k} elements and v {v}, {self:?}"))?;
+        expect(Self::STEM, cache > 0 && k >= cache && v >= cache, || {
+            format!("k has {k} elements and v {v}, {self:?}")
+        })?;
         expect(Self::STEM, self.rows > 0 && qkv >= self.rows * self.qkv_dim() && pos >= self.rows, || {
             format!("qkv has {qkv} elements and pos {pos}, {self:?}")
         })
@@ -47,7 +49,8 @@ impl KvAppend {
         for (row, &t) in qkv.chunks_exact(self.qkv_dim()).zip(&pos[..self.rows]) {
             let (ks, vs) = row[self.n_heads * d..].split_at(self.n_kv_heads * d);
             for h in 0..self.n_kv_heads {
-                let at = (h * self.max_seq + t as usize) * d;
+                let (s, t) = (t as usize / self.max_seq, t as usize % self.max_seq);
+                let at = ((s * self.n_kv_heads + h) * self.max_seq + t) * d;
                 k[at..at + d].copy_from_slice(&ks[h * d..][..d]);
                 v[at..at + d].copy_from_slice(&vs[h * d..][..d]);
             }
@@ -69,8 +72,8 @@ impl KvAppend {
             format!("{self:?}: the kernel needs head_dim % 8 == 0; the CPU runs any head_dim")
         })?;
         super::expect_ints(Self::STEM, &[self.rows, self.qkv_dim(), self.max_seq])?;
-        // SAFETY: check() proved that [n_kv_heads, max_seq, head_dim] of k and v, rows rows of qkv and rows positions exist;
-        // each position is below max_seq by the caller's promise. The arguments are those of the kernel, in order.
+        // SAFETY: check() proved that a sequence of k and v, rows rows of qkv and rows places exist; each place is in the
+        // cache by the caller's promise. The arguments are those of the kernel, in order.
         unsafe {
             cu.launch(
                 "kv_append_bf16",
@@ -118,15 +121,16 @@ impl Op for KvAppend {
         Tolerance::EXACT
     }
 
-    /// The caches are poison, so a copy to a wrong place shows twice.
+    /// The caches are poison, so a copy to a wrong place shows twice. Two sequences; rows go to the end of the second and, when
+    /// there are several, to that of the first.
     fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
-        let cache = self.n_kv_heads * self.max_seq * self.head_dim;
-        let first = (self.max_seq - self.rows) as u32; // to the cache's end
+        let cache = 2 * self.n_kv_heads * self.max_seq * self.head_dim;
+        let place = |r: usize| ((2 - r % 2) * self.max_seq - 1 - r / 2) as u32;
         Ok((
             poison(b, cache)?,
             poison(b, cache)?,
             noise_buf(b, self.rows * self.qkv_dim(), seed, 3.0)?,
-            b.upload(&(first..first + self.rows as u32).collect::<Vec<u32>>())?,
+            b.upload(&(0..self.rows).map(place).collect::<Vec<u32>>())?,
         ))
     }
 
@@ -150,6 +154,9 @@ mod tests {
         op.reference(&mut k, &mut v, &[9.0, 1.0, 2.0, 3.0, 4.0], &[1]);
         assert_eq!(k, [0.0, 1.0, 0.0, 0.0, 2.0, 0.0]);
         assert_eq!(v, [0.0, 3.0, 0.0, 0.0, 4.0, 0.0]);
+        let (mut k, mut v) = ([0f32; 12], [0f32; 12]);
+        op.reference(&mut k, &mut v, &[9.0, 1.0, 2.0, 3.0, 4.0], &[3 + 2]); // of the second sequence
+        assert_eq!([k[8], k[11], v[8], v[11]], [1.0, 2.0, 3.0, 4.0]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! device.
 //!
 //! Fused of `norm_head` and `argmax`, which are its definition ([`crate::backend::definition`]).
-//! Shapes: `token`, `pos` [at least 1]; `x` [1, dim]; `gain` [dim]; `w` [vocab, dim]. The kernel stores no logits.
+//! Shapes: `token`, `pos` [at least 1], a [place](crate::kv), whose sequence's outbox gets the token; `x` [1, dim]; `gain` [dim]; `w` [vocab, dim]. The kernel stores no logits.
 //! Rounding: that of [`super::NormHead`]'s kernel, with which it agrees bit for bit.
 
 use super::{Argmax, Cost, Grid, NormHead, Op, Tolerance, expect, gemv::product_grid, noise, poison, sample};
@@ -19,6 +19,8 @@ pub struct NormHeadArgmax {
     pub dim: usize,
     /// Rows of `w`.
     pub vocab: usize,
+    /// Positions of a sequence; the caller proves that the place's sequence has an outbox.
+    pub max_seq: usize,
     /// Added to the mean square.
     pub eps: f32,
 }
@@ -31,7 +33,7 @@ impl NormHeadArgmax {
 
     /// The other.
     pub fn argmax(&self) -> Argmax {
-        Argmax { vocab: self.vocab }
+        Argmax { vocab: self.vocab, max_seq: self.max_seq }
     }
 
     /// Buffer lengths fit the sizes, and the sizes the kernel.
@@ -44,7 +46,7 @@ impl NormHeadArgmax {
         gain: usize,
         w: (usize, usize),
     ) -> Result<()> {
-        expect(Self::STEM, token > 0 && pos > 0 && scratch >= Argmax::scratch(), || {
+        expect(Self::STEM, token > 0 && pos > 0 && self.max_seq > 0 && scratch >= Argmax::scratch(), || {
             format!("token has {token} elements, pos {pos} and scratch {scratch}, {self:?}")
         })?;
         self.head().check(self.vocab, x, gain, w)
@@ -70,14 +72,15 @@ impl NormHeadArgmax {
         w: &crate::cuda::Weight,
     ) -> Result<()> {
         self.check(token.len(), pos.len(), scratch.len(), x.len(), gain.data.len(), (w.rows, w.cols))?;
-        super::expect_ints(Self::STEM, &[self.dim, self.vocab])?;
+        super::expect_ints(Self::STEM, &[self.dim, self.vocab, self.max_seq])?;
         let [serial, ring] = outbox.args();
         let state = [token.into(), pos.into(), scratch.into(), serial, ring];
         let inputs = [x.into(), (&gain.data).into(), (&w.data).into()];
-        let scalars = [self.dim.into(), self.vocab.into(), self.eps.into(), cu.trace(self, self.grid())];
-        let args = [&state[..], &inputs, &scalars].concat();
+        let sizes = [self.dim, self.vocab, self.max_seq].map(crate::cuda::Arg::from);
+        let scalars = [self.eps.into(), cu.trace(self, self.grid())];
+        let args = [&state[..], &inputs, &sizes, &scalars].concat();
         // SAFETY: check() proved that a token, a position, the words of scratch, and what the sizes say of the rest exist,
-        // that rows of w and x are 16-byte aligned and that w has the rows of a block; an outbox has its words; the arguments
+        // that rows of w and x are 16-byte aligned and that w has the rows of a block; the outbox of the place's sequence exists by the caller's promise; the arguments
         // are those of the kernel, in order; it waits for its predecessor before it reads what that wrote.
         unsafe { cu.launch_dependent("norm_head_argmax_bf16", self, self.grid(), &args) }
     }
@@ -100,7 +103,7 @@ impl Op for NormHeadArgmax {
     type Io<B: Backend> = Io<B>;
 
     fn cases() -> Vec<Self> {
-        let case = |(dim, vocab)| NormHeadArgmax { dim, vocab, eps: 1e-5 };
+        let case = |(dim, vocab)| NormHeadArgmax { dim, vocab, max_seq: 50, eps: 1e-5 };
         // one block; the last block repeats rows; stories260K, the demo, SmolLM2-135M, Llama-3-8B
         let shapes = [(8, 16), (72, 33), (64, 512), (256, 2048), (576, 49152), (4096, 128_256)];
         shapes.into_iter().map(case).collect()
@@ -158,7 +161,7 @@ mod tests {
 
     #[test]
     fn check_names_what_is_wrong() {
-        let op = NormHeadArgmax { dim: 64, vocab: 20, eps: 1e-5 };
+        let op = NormHeadArgmax { dim: 64, vocab: 20, max_seq: 50, eps: 1e-5 };
         let text = |r: Result<()>| r.unwrap_err().to_string();
         assert!(op.check(1, 1, Argmax::scratch(), 64, 64, (20, 64)).is_ok());
         assert!(

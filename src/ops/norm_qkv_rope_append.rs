@@ -1,8 +1,8 @@
-//! `qkv[r] = norm(x[r]) w^T`, its q and k heads rotated to `pos[r]`, its k and v heads appended to the cache: what a layer
-//! does before its attention.
+//! `qkv[r] = norm(x[r]) w^T`, its q and k heads rotated to the position of the [place](crate::kv) `pos[r]`, its k and v heads
+//! appended to the cache there: what a layer does before its attention.
 //!
 //! Fused of `rms_norm`, `matmul`, `rope` and `kv_append`, which are its definition ([`crate::backend::definition`]).
-//! Shapes: `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim]; `k`, `v` [n_kv_heads, max_seq, head_dim]; `x` [rows, dim]; `pos`
+//! Shapes: `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim]; `k`, `v` [sequences, n_kv_heads, max_seq, head_dim]; `x` [rows, dim]; `pos`
 //! [at least rows]; `gain` [dim]; `w` [(n_heads + 2 n_kv_heads) * head_dim, dim]; `table` [positions, head_dim] f32.
 //! Rounding: the kernel rounds `x * gain` to bf16 where the definition rounds `x * gain / rms`, and does not round the
 //! product before the rotation. Its bits of a row depend on the row, its position and the weights only.
@@ -29,7 +29,7 @@ pub struct NormQkvRopeAppend {
     pub n_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Capacity of the cache; the caller proves that each position is below, and that they differ.
+    /// Positions of a sequence; the caller proves that each place is in the cache, and that they differ.
     pub max_seq: usize,
     /// Positions in the table; the caller proves that each position is below.
     pub positions: usize,
@@ -50,8 +50,8 @@ impl NormQkvRopeAppend {
 
     /// The third.
     pub fn rope(&self) -> Rope {
-        let NormQkvRopeAppend { rows, n_heads, n_kv_heads, head_dim, positions, .. } = *self;
-        Rope { rows, n_heads, n_kv_heads, head_dim, max_seq: positions }
+        let NormQkvRopeAppend { rows, n_heads, n_kv_heads, head_dim, max_seq, positions, .. } = *self;
+        Rope { rows, n_heads, n_kv_heads, head_dim, max_seq, positions }
     }
 
     /// The last.
@@ -86,7 +86,7 @@ impl NormQkvRopeAppend {
             format!("qkv has {qkv} elements, x {x} and pos {pos}, {self:?}")
         })?;
         let cache = self.n_kv_heads * self.max_seq * self.head_dim;
-        expect(Self::STEM, k >= cache && v >= cache && table >= self.positions * self.head_dim, || {
+        expect(Self::STEM, cache > 0 && k >= cache && v >= cache && table >= self.positions * self.head_dim, || {
             format!("k has {k} elements, v {v} and table {table}, {self:?}")
         })
     }
@@ -120,8 +120,8 @@ impl NormQkvRopeAppend {
         let scalars = [self.eps.into(), cu.trace(self, self.grid())];
         let args = [&buffers[..], &weights, &sizes.map(crate::cuda::Arg::from), &scalars].concat();
         // SAFETY: check() proved that every buffer holds what the sizes say, that rows of w and x are 16-byte aligned and
-        // that a head is whole blocks; each position is below max_seq and positions, which the caller promises (the device
-        // alone knows them); the arguments are those of the kernel, in order; it waits for its predecessor before it reads
+        // that a head is whole blocks; each place is in the cache and its position in the table, which the caller promises
+        // (the device alone knows them); the arguments are those of the kernel, in order; it waits for its predecessor before it reads
         // what that wrote.
         unsafe { cu.launch_dependent("norm_qkv_rope_append_bf16", self, self.grid(), &args) }
     }
@@ -183,10 +183,10 @@ impl Op for NormQkvRopeAppend {
         Tolerance { l2: 6.4e-3, worst: 1.6e-2 }
     }
 
-    /// The caches are full, so a copy to a wrong place shows twice.
+    /// The caches are full, so a copy to a wrong place shows twice. Two sequences, which the rows take in turn.
     fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Io<B>> {
-        let cache = self.n_kv_heads * self.max_seq * self.head_dim;
-        let first = self.max_seq.saturating_sub(self.rows) as u32; // to the cache's end
+        let cache = 2 * self.n_kv_heads * self.max_seq * self.head_dim;
+        let place = |r: usize| ((2 - r % 2) * self.max_seq - 1 - r / 2) as u32; // from the cache's end
         let scale = 2.0 / (self.dim as f32).sqrt(); // heads as large as what the caches hold
         let inv_freq: Vec<f32> = (0..self.head_dim / 2).map(|i| 0.7f32.powi(i as i32 + 1)).collect();
         Ok(Io {
@@ -195,7 +195,7 @@ impl Op for NormQkvRopeAppend {
             v: noise_buf(b, cache, seed + 4, 1.0)?,
             xb: poison(b, self.rows * self.dim)?,
             x: noise_buf(b, self.rows * self.dim, seed, 3.0)?,
-            pos: b.upload(&(first..first + self.rows as u32).collect::<Vec<u32>>())?,
+            pos: b.upload(&(0..self.rows).map(place).collect::<Vec<u32>>())?,
             gain: noise_weight(b, 1, self.dim, seed + 1, 1.0)?,
             w: noise_weight(b, self.qkv_dim(), self.dim, seed + 2, scale)?,
             table: b.upload(&Rope::table(&inv_freq, self.positions))?,

@@ -1,9 +1,9 @@
 //! Rotary position embedding, *half-split* (Hugging Face's layout, not the interleaved one of the paper, Su et al. 2021):
 //! for `i < head_dim / 2`, the pair `(a, b) = (h[i], h[i + head_dim / 2])` of a head becomes `(a c - b s, b c + a s)` with
-//! `c, s = cos, sin` of `pos[r] * inv_freq[i]`.
+//! `c, s = cos, sin` of `t * inv_freq[i]`, `t = pos[r] % max_seq` the row's position.
 //!
 //! Shapes: `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim], of which the q and k heads are rotated in place; `pos` [at least
-//! rows]; `table` [max_seq, head_dim] f32, a row holds the cosines and then the sines of a position.
+//! rows], [places](crate::kv); `table` [positions, head_dim] f32, a row holds the cosines and then the sines of a position.
 //! Rounding: f32 arithmetic, one rounding at the store.
 
 use super::{Act, Cost, Grid, Op, Tolerance, download, expect, noise, noise_buf};
@@ -20,8 +20,10 @@ pub struct Rope {
     pub n_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Positions in the table; the caller proves that each position is below.
+    /// Positions of a sequence, by which a place is one of them.
     pub max_seq: usize,
+    /// Positions in the table; the caller proves that each position is below.
+    pub positions: usize,
 }
 
 impl Rope {
@@ -32,11 +34,13 @@ impl Rope {
 
     /// Buffer lengths fit the sizes.
     pub fn check(&self, qkv: usize, pos: usize, table: usize) -> Result<()> {
-        expect(Self::STEM, self.head_dim.is_multiple_of(2), || format!("{self:?}: head_dim must be even"))?;
+        expect(Self::STEM, self.head_dim.is_multiple_of(2) && self.max_seq > 0, || {
+            format!("{self:?}: head_dim must be even and max_seq positive")
+        })?;
         expect(Self::STEM, self.rows > 0 && qkv >= self.rows * self.qkv_dim() && pos >= self.rows, || {
             format!("qkv has {qkv} elements and pos {pos}, {self:?}")
         })?;
-        expect(Self::STEM, table >= self.max_seq * self.head_dim, || format!("table has {table} elements, {self:?}"))
+        expect(Self::STEM, table >= self.positions * self.head_dim, || format!("table has {table} elements, {self:?}"))
     }
 
     /// The table for `inv_freq` [head_dim / 2]: angles in f32 as Hugging Face computes them, cosines and sines exact to f32.
@@ -59,7 +63,7 @@ impl Rope {
     pub fn reference<A: Act>(&self, qkv: &mut [A], pos: &[u32], table: &[f32]) {
         let half = self.head_dim / 2;
         for (row, &t) in qkv.chunks_exact_mut(self.qkv_dim()).zip(&pos[..self.rows]) {
-            let (cos, sin) = table[t as usize * self.head_dim..][..self.head_dim].split_at(half);
+            let (cos, sin) = table[t as usize % self.max_seq * self.head_dim..][..self.head_dim].split_at(half);
             for head in row.chunks_exact_mut(self.head_dim).take(self.n_heads + self.n_kv_heads) {
                 for i in 0..half {
                     let (a, b) = (head[i].to_f32(), head[i + half].to_f32());
@@ -83,10 +87,10 @@ impl Rope {
         expect(Self::STEM, self.head_dim.is_multiple_of(16), || {
             format!("{self:?}: the kernel needs head_dim % 16 == 0; the CPU runs any even head_dim")
         })?;
-        super::expect_ints(Self::STEM, &[self.rows, self.qkv_dim()])?;
+        super::expect_ints(Self::STEM, &[self.rows, self.qkv_dim(), self.max_seq])?;
         let rotated = self.n_heads + self.n_kv_heads;
-        // SAFETY: check() proved that rows rows of qkv, rows positions and max_seq rows of the table exist; each position is
-        // below max_seq by the caller's promise. The arguments are those of the kernel, in order.
+        // SAFETY: check() proved that rows rows of qkv, rows places and `positions` rows of the table exist; each position
+        // is one of these by the caller's promise. The arguments are those of the kernel, in order.
         unsafe {
             cu.launch(
                 "rope_bf16",
@@ -99,6 +103,7 @@ impl Rope {
                     self.qkv_dim().into(),
                     rotated.into(),
                     self.head_dim.into(),
+                    self.max_seq.into(),
                     cu.trace(self, self.grid()),
                 ],
             )
@@ -111,7 +116,14 @@ impl Op for Rope {
     type Io<B: Backend> = (B::Buf<B::Act>, B::Buf<u32>, B::Buf<f32>);
 
     fn cases() -> Vec<Self> {
-        let case = |rows, n_heads, n_kv_heads, head_dim| Rope { rows, n_heads, n_kv_heads, head_dim, max_seq: 700 };
+        let case = |rows, n_heads, n_kv_heads, head_dim| Rope {
+            rows,
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            max_seq: 500,
+            positions: 700,
+        };
         vec![
             case(1, 1, 1, 16),
             case(3, 3, 1, 48),
@@ -133,11 +145,12 @@ impl Op for Rope {
     }
 
     fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
-        let pos: Vec<u32> = (0..self.rows as u32).map(|r| (r * 7 + seed as u32 * 31) % self.max_seq as u32).collect();
+        let pos: Vec<u32> =
+            (0..self.rows as u32).map(|r| (r * 7 + seed as u32 * 31) % (3 * self.max_seq as u32)).collect();
         Ok((
             noise_buf(b, self.rows * self.qkv_dim(), seed, 3.0)?,
             b.upload(&pos)?,
-            b.upload(&noise(self.max_seq * self.head_dim, seed + 1))?,
+            b.upload(&noise(self.positions * self.head_dim, seed + 1))?,
         ))
     }
 
@@ -156,18 +169,18 @@ mod tests {
 
     #[test]
     fn rotates_pairs_half_a_head_apart_and_leaves_v() {
-        let op = Rope { rows: 1, n_heads: 1, n_kv_heads: 1, head_dim: 4, max_seq: 2 };
+        let op = Rope { rows: 1, n_heads: 1, n_kv_heads: 1, head_dim: 4, max_seq: 2, positions: 2 };
         let quarter = std::f32::consts::FRAC_PI_2;
         let table = Rope::table(&[quarter, 0.0], 2); // position 1 turns the first pair by 90 degrees
         let mut qkv = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0f32];
-        op.reference(&mut qkv, &[1], &table);
+        op.reference(&mut qkv, &[2 + 1], &table); // of the second sequence
         let want = [-3.0, 2.0, 1.0, 4.0, -7.0, 6.0, 5.0, 8.0, 9.0, 10.0, 11.0, 12.0];
         assert!(qkv.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-5), "{qkv:?}");
     }
 
     #[test]
     fn a_rotation_by_two_angles_is_one_by_their_sum() {
-        let op = Rope { rows: 1, n_heads: 1, n_kv_heads: 0, head_dim: 8, max_seq: 50 };
+        let op = Rope { rows: 1, n_heads: 1, n_kv_heads: 0, head_dim: 8, max_seq: 50, positions: 50 };
         let table = Rope::table(&[1.0, 0.3, 0.1, 0.01], 50);
         let (mut twice, mut once) = (noise(8, 3), noise(8, 3));
         op.reference(&mut twice, &[19], &table);
@@ -178,7 +191,7 @@ mod tests {
 
     #[test]
     fn check_and_grid() {
-        let op = Rope { rows: 2, n_heads: 32, n_kv_heads: 8, head_dim: 128, max_seq: 9 };
+        let op = Rope { rows: 2, n_heads: 32, n_kv_heads: 8, head_dim: 128, max_seq: 9, positions: 9 };
         let n = 2 * op.qkv_dim();
         assert!(op.check(n, 2, 9 * 128).is_ok());
         assert!(op.check(n, 1, 9 * 128).unwrap_err().to_string().starts_with("rope: qkv has 12288 elements and pos 1"));

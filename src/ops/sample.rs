@@ -1,9 +1,10 @@
-//! Draws `token[0]` from `logits`, feeds it back: `pos[0] += 1`, `history[token] += 1`, one more draw.
+//! Draws `token[r]` from `logits[r]` as the parameters of the row's sequence say, and feeds it back: `pos[r] += 1`,
+//! `history[token] += 1`, one more draw. Each row is of another sequence, that of its [place](crate::kv) `pos[r]`.
 //!
 //! The same choice on every backend, by construction: what is compared is ordered bits of f32, what is added are integers
 //! (sums of integers do not depend on their order), and the few f32 operations before that are rounded one by one. In order:
 //!
-//! 1. `y = logits + bias`; the stop ids are forbidden for the first `min_tokens` draws; repetition penalty (Keskar et al. 2019)
+//! 1. `y = logits + bias`; what the mask does not allow is forbidden where there is one, and the stop ids for the first `min_tokens` draws; repetition penalty (Keskar et al. 2019)
 //!    over prompt and answer, frequency and presence penalty over the answer.
 //!    NaN becomes `-inf`, which is forbidden.
 //! 2. Temperature 0, or the largest `y` is infinite (a certain token, or all are forbidden): the largest `y`, the lowest id of
@@ -13,9 +14,10 @@
 //! 4. `r` uniform below the sum of the kept weights, from Philox4x32-10 (Salmon et al. 2011) with the seed as key and the number
 //!    of the draw as counter; the token is the first in the order of ids at which the running sum of weights exceeds `r`.
 //!
-//! Shapes: `token`, `pos` [at least 1]; `params` [SAMPLE_PARAMS]; `history`, `bias`, `scratch`, `logits` [at least vocab].
+//! Shapes: `token`, `pos` [at least rows]; `params` [sequences, SAMPLE_PARAMS]; `history`, `bias` [sequences, vocab]; `mask`
+//! [sequences, ceil(vocab / 32)], a bit for each token; `scratch`, `logits` [at least rows, vocab].
 
-use super::{Argmax, Cost, Grid, Op, Tolerance, expect, noise};
+use super::{Cost, Grid, Op, Tolerance, expect, noise};
 use crate::{
     backend::{Backend, SamplerState},
     error::Result,
@@ -25,8 +27,12 @@ use crate::{
 /// Sizes of one call.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
-    /// Logits.
+    /// Tokens to draw.
+    pub rows: usize,
+    /// Logits of each.
     pub vocab: usize,
+    /// Positions of a sequence; the caller proves that each place's sequence has a state and an outbox, and that they differ.
+    pub max_seq: usize,
 }
 
 /// Stop ids that `min_tokens` can hold back.
@@ -61,6 +67,8 @@ pub struct Params {
     pub min_tokens: u32,
     /// Ids, then `u32::MAX`.
     pub stop_ids: [u32; MAX_STOP_IDS],
+    /// The mask counts.
+    pub masked: bool,
 }
 
 impl Default for Params {
@@ -78,6 +86,7 @@ impl Default for Params {
             draws: 0,
             min_tokens: 0,
             stop_ids: [u32::MAX; MAX_STOP_IDS],
+            masked: false,
         }
     }
 }
@@ -100,6 +109,7 @@ impl Params {
             self.min_tokens,
         ]);
         words[11..11 + MAX_STOP_IDS].copy_from_slice(&self.stop_ids);
+        words[11 + MAX_STOP_IDS] = self.masked.into();
         words
     }
 
@@ -118,11 +128,15 @@ impl Params {
             draws: w[9],
             min_tokens: w[10],
             stop_ids: std::array::from_fn(|i| w[11 + i]),
+            masked: w[11 + MAX_STOP_IDS] != 0,
         }
     }
 
     /// Step 1 for one token.
-    fn adjust(&self, id: usize, logit: f32, bias: f32, history: u32) -> f32 {
+    fn adjust(&self, id: usize, logit: f32, bias: f32, history: u32, mask: &[u32]) -> f32 {
+        if self.masked && mask[id / 32] >> (id % 32) & 1 == 0 {
+            return f32::NEG_INFINITY;
+        }
         if self.draws < self.min_tokens && self.stop_ids.contains(&(id as u32)) {
             return f32::NEG_INFINITY;
         }
@@ -181,48 +195,63 @@ fn random(seed: u64, draw: u32) -> u64 {
     u64::from(a) | u64::from(b) << 32
 }
 
-/// A sampler's buffers with the given content.
+/// The buffers of one sequence's sampler with the given content.
 pub(crate) fn state<B: Backend>(b: &B, p: &Params, history: &[u32], bias: &[f32]) -> Result<SamplerState<B>> {
-    Ok(SamplerState {
-        params: b.upload(&p.words())?,
-        history: b.upload(history)?,
-        bias: b.upload(bias)?,
-        scratch: b.alloc(history.len().max(Argmax::scratch()))?,
-        outbox: b.outbox()?,
-    })
+    let mut state = SamplerState::new(b, history.len(), 1)?;
+    b.write(&mut state.params, 0, &p.words())?;
+    b.write(&mut state.history, 0, history)?;
+    b.write(&mut state.bias, 0, bias)?;
+    Ok(state)
+}
+
+/// Lengths of the buffers of one call, for [`Sample::check`].
+#[derive(Debug, Clone, Copy)]
+#[expect(missing_docs, reason = "one field a buffer, named as in the kernel")]
+pub struct Lengths {
+    pub token: usize,
+    pub pos: usize,
+    pub params: usize,
+    pub history: usize,
+    pub scratch: usize,
+    pub bias: usize,
+    pub mask: usize,
+    pub logits: usize,
 }
 
 impl Sample {
-    /// Buffer lengths fit the sizes.
-    #[expect(clippy::too_many_arguments, reason = "one argument a buffer")]
-    pub fn check(
-        &self,
-        token: usize,
-        pos: usize,
-        params: usize,
-        history: usize,
-        bias: usize,
-        scratch: usize,
-        logits: usize,
-    ) -> Result<()> {
-        expect(Self::STEM, token > 0 && pos > 0 && params >= SAMPLE_PARAMS as usize, || {
-            format!("token has {token} elements, pos {pos} and params {params}, {self:?}")
-        })?;
-        expect(Self::STEM, self.vocab <= SAMPLE_MAX_VOCAB as usize, || {
-            format!("{self:?}: sums of weights need vocab <= {SAMPLE_MAX_VOCAB}")
-        })?;
-        expect(Self::STEM, self.vocab > 0 && [history, bias, scratch, logits].iter().all(|n| *n >= self.vocab), || {
-            format!("history has {history} elements, bias {bias}, scratch {scratch} and logits {logits}, {self:?}")
-        })
+    /// Words of a mask.
+    pub fn mask_len(&self) -> usize {
+        self.vocab.div_ceil(32)
     }
 
-    /// One block; a small vocabulary leaves a full one without work.
+    /// Buffer lengths fit the sizes.
+    pub fn check(&self, n: Lengths) -> Result<()> {
+        let Sample { rows, vocab, max_seq } = *self;
+        expect(Self::STEM, rows > 0 && vocab > 0 && max_seq > 0 && (rows == 1 || vocab >= 4), || {
+            format!("{self:?}: sizes must be positive, and several rows need vocab >= 4")
+        })?;
+        expect(Self::STEM, vocab <= SAMPLE_MAX_VOCAB as usize, || {
+            format!("{self:?}: sums of weights need vocab <= {SAMPLE_MAX_VOCAB}")
+        })?;
+        let rows_fit = n.token >= rows && n.pos >= rows && n.scratch >= rows * vocab && n.logits >= rows * vocab;
+        let [params, mask] = [SAMPLE_PARAMS as usize, self.mask_len()];
+        let state_fits = n.params >= params && n.history >= vocab && n.bias >= vocab && n.mask >= mask;
+        expect(Self::STEM, rows_fit && state_fits, || format!("{n:?} do not fit {self:?}"))
+    }
+
+    /// One block a row; a small vocabulary leaves a full one without work.
     pub fn grid(&self) -> Grid {
         let threads = self.vocab.div_ceil(4).next_power_of_two().clamp(32, SAMPLE_THREADS as usize);
-        Grid { blocks: [1, 1, 1], threads: threads as u32, shared: 0 }
+        Grid { blocks: [self.rows as u32, 1, 1], threads: threads as u32, shared: 0 }
+    }
+
+    /// Sequence of a row's place.
+    pub fn sequence(&self, pos: u32) -> usize {
+        pos as usize / self.max_seq
     }
 
     /// The definition.
+    #[expect(clippy::too_many_arguments, reason = "one argument a buffer")]
     pub fn reference(
         &self,
         token: &mut [u32],
@@ -230,15 +259,23 @@ impl Sample {
         params: &mut [u32],
         history: &mut [u32],
         bias: &[f32],
+        mask: &[u32],
         logits: &[f32],
     ) {
-        let p = Params::from_words(params);
-        let y: Vec<f32> = (0..self.vocab).map(|i| p.adjust(i, logits[i], bias[i], history[i])).collect();
-        let chosen = self.choose(&p, &y);
-        token[0] = chosen as u32;
-        pos[0] = pos[0].wrapping_add(1);
-        params[9] = p.draws.wrapping_add(1);
-        history[chosen] = history[chosen].wrapping_add(1);
+        let vocab = self.vocab;
+        for (r, logits) in logits.chunks_exact(vocab).take(self.rows).enumerate() {
+            let s = self.sequence(pos[r]);
+            let params = &mut params[s * SAMPLE_PARAMS as usize..][..SAMPLE_PARAMS as usize];
+            let (history, bias) = (&mut history[s * vocab..][..vocab], &bias[s * vocab..][..vocab]);
+            let mask = &mask[s * self.mask_len()..][..self.mask_len()];
+            let p = Params::from_words(params);
+            let y: Vec<f32> = (0..vocab).map(|i| p.adjust(i, logits[i], bias[i], history[i], mask)).collect();
+            let chosen = self.choose(&p, &y);
+            token[r] = chosen as u32;
+            pos[r] = pos[r].wrapping_add(1);
+            params[9] = p.draws.wrapping_add(1);
+            history[chosen] = history[chosen].wrapping_add(1);
+        }
     }
 
     /// Steps 2 to 4.
@@ -292,16 +329,29 @@ impl Sample {
         scratch: &mut crate::cuda::Buffer<f32>,
         outbox: &mut crate::cuda::Outbox,
         bias: &crate::cuda::Buffer<f32>,
+        mask: &crate::cuda::Buffer<u32>,
         logits: &crate::cuda::Buffer<f32>,
     ) -> Result<()> {
-        let lens = [params.len(), history.len(), bias.len(), scratch.len()];
-        self.check(token.len(), pos.len(), lens[0], lens[1], lens[2], lens[3], logits.len())?;
+        self.check(Lengths {
+            token: token.len(),
+            pos: pos.len(),
+            params: params.len(),
+            history: history.len(),
+            scratch: scratch.len(),
+            bias: bias.len(),
+            mask: mask.len(),
+            logits: logits.len(),
+        })?;
+        super::expect_ints(Self::STEM, &[self.rows, self.max_seq])?;
         let [serial, ring] = outbox.args();
         let state = [token.into(), pos.into(), params.into(), history.into(), scratch.into(), serial, ring];
-        let args = [&state[..], &[bias.into(), logits.into(), self.vocab.into(), cu.trace(self, self.grid())]].concat();
-        // SAFETY: check() proved that a token, a position, all params and vocab words of the rest exist, and an outbox has its
-        // words; the kernel writes history at an id below vocab. The arguments are those of the kernel, in order; it waits
-        // for its predecessor before it reads anything.
+        let inputs = [bias.into(), mask.into(), logits.into()];
+        let scalars = [self.vocab.into(), self.max_seq.into(), cu.trace(self, self.grid())];
+        let args = [&state[..], &inputs, &scalars].concat();
+        // SAFETY: check() proved that tokens, places, scratch and logits have `rows` rows and that the rest has a sequence; that
+        // each place's sequence is in the rest, and in the outbox, and that they differ is the caller's promise; the kernel
+        // writes history at an id below vocab. The arguments are those of the kernel, in order; it waits for its predecessor
+        // before it reads anything.
         unsafe { cu.launch_dependent("sample_f32", self, self.grid(), &args) }
     }
 }
@@ -311,7 +361,7 @@ impl Op for Sample {
     type Io<B: Backend> = (B::Buf<u32>, B::Buf<u32>, SamplerState<B>, B::Buf<f32>);
 
     fn cases() -> Vec<Self> {
-        [1, 7, 129, 1000, 4099, 49152, 128256].into_iter().map(|vocab| Sample { vocab }).collect()
+        [1, 7, 129, 1000, 4099, 49152, 128256].into_iter().map(|vocab| Sample { rows: 1, vocab, max_seq: 50 }).collect()
     }
 
     fn is_small(&self) -> bool {
@@ -319,7 +369,7 @@ impl Op for Sample {
     }
 
     fn cost(&self) -> Cost {
-        let n = self.vocab as u64;
+        let n = (self.rows * self.vocab) as u64;
         Cost { read: 12 * n, write: 4 * n, flops: 12 * n } // 10 for a weight, 2 for its place
     }
 
@@ -349,8 +399,8 @@ impl Op for Sample {
     }
 
     fn run<B: Backend>(&self, b: &B, (token, pos, s, logits): &mut Self::Io<B>) -> Result<()> {
-        let SamplerState { params, history, bias, scratch, outbox } = s;
-        b.sample(self, token, pos, params, history, scratch, outbox, bias, logits)
+        let SamplerState { params, history, bias, mask, scratch, outbox } = s;
+        b.sample(self, token, pos, params, history, scratch, outbox, bias, mask, logits)
     }
 
     /// Token, position, draws and the token's count.
@@ -399,18 +449,30 @@ mod tests {
 
     #[test]
     fn params_survive_their_words() {
-        let p =
-            Params { temperature: 0.7, seed: 0x0123_4567_89AB_CDEF, draws: 5, stop_ids: [9; 8], ..Params::default() };
+        let p = Params {
+            temperature: 0.7,
+            seed: 0x0123_4567_89AB_CDEF,
+            draws: 5,
+            stop_ids: [9; 8],
+            masked: true,
+            ..Params::default()
+        };
         assert_eq!(Params::from_words(&p.words()), p);
     }
 
     #[test]
     fn check_and_grid() {
-        let op = Sample { vocab: 100 };
-        assert!(op.check(1, 1, 20, 100, 100, 100, 100).is_ok());
-        assert!(op.check(1, 1, 20, 100, 99, 100, 100).unwrap_err().to_string().contains("bias 99"));
-        assert!(op.check(1, 1, 19, 100, 100, 100, 100).unwrap_err().to_string().contains("params 19"));
-        assert!(Sample { vocab: 1 << 24 }.check(1, 1, 20, 1 << 24, 1 << 24, 1 << 24, 1 << 24).is_err());
-        assert_eq!([1, 100, 300, 128256].map(|vocab| Sample { vocab }.grid().threads), [32, 32, 128, 1024]);
+        let op = Sample { rows: 2, vocab: 100, max_seq: 9 };
+        let n = Lengths { token: 2, pos: 2, params: 20, history: 100, scratch: 200, bias: 100, mask: 4, logits: 200 };
+        assert!(op.check(n).is_ok());
+        for short in [Lengths { bias: 99, ..n }, Lengths { params: 19, ..n }, Lengths { mask: 3, ..n }] {
+            assert!(op.check(short).unwrap_err().to_string().contains("do not fit Sample { rows: 2, vocab: 100"));
+        }
+        assert!(op.check(Lengths { logits: 199, ..n }).is_err());
+        let big = Sample { rows: 1, vocab: 1 << 24, max_seq: 9 };
+        assert!(big.check(n).unwrap_err().to_string().contains("sums of weights"));
+        let grid = |vocab| Sample { rows: 3, vocab, max_seq: 9 }.grid();
+        assert_eq!([1, 100, 300, 128256].map(|vocab| grid(vocab).threads), [32, 32, 128, 1024]);
+        assert_eq!(grid(7).blocks, [3, 1, 1]);
     }
 }

@@ -79,7 +79,7 @@ fn doctor_on_the_emulated_device() {
 fn bench_of_a_model_on_the_cpu() {
     let args = ["bench", "--device", "cpu", "--prefill", "1,20,999999", "--depth", "0,9,999999", "--tokens", "3"];
     let run = |extra: &[&str]| output(aoji(&[&args[..], &["--repeat", "2", "--context", "40"], extra].concat()));
-    let report = parse(&run(&["--json"]));
+    let report = parse(&run(&["--json", "--sequences", "2,3"]));
     assert_eq!((&report["model"]["name"], &report["model"]["context"]), (&json!("demo"), &json!(40)));
     assert_eq!((&report["commit"], &report["emulated"]), (&json!("abc1234"), &json!(false)));
     for rate in ["read_gb_per_s", "copy_gb_per_s"] {
@@ -90,7 +90,9 @@ fn bench_of_a_model_on_the_cpu() {
     };
     assert_eq!(tokens("prefill"), [1, 20], "what does not fit is left out");
     assert_eq!(tokens("decode"), [0, 9, 40 - 8 - 3], "what does not fit is moved");
-    for (kind, n) in [("prefill", 2), ("decode", 2 * 3)] {
+    assert_eq!(tokens("together"), [0, 9, 0, 9], "what does not fit is left out");
+    assert_eq!([0, 3].map(|i| &report["together"][i]["sequences"]), [2, 3]);
+    for (kind, n) in [("prefill", 2), ("decode", 2 * 3), ("together", 2 * 3)] {
         for row in report[kind].as_array().unwrap() {
             let number = |key: &str| row[key].as_f64().unwrap_or_else(|| panic!("{key}: {row}"));
             assert_eq!(number("n"), f64::from(n));
@@ -359,7 +361,7 @@ fn verify_says_whether_it_agrees() {
     fs::write(&config, TINY).unwrap();
     output(synth(&config, &out, &[]));
     let model = out.to_str().unwrap();
-    let options = Options { device: Device::Cpu, activations: Activations::F32, context: None };
+    let options = Options { device: Device::Cpu, activations: Activations::F32, ..Options::default() };
     let engine = Engine::open(model, &options).unwrap();
     let ids = [3u32, 14, 15, 92, 65];
     let mut step = Vec::new();

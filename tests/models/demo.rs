@@ -26,7 +26,7 @@ fn prompt(engine: &Engine, e: &Entry) -> (Vec<u32>, String) {
 }
 
 fn check(activations: Activations, every: usize) {
-    let options = Options { device: Device::Cpu, activations, context: None };
+    let options = Options { device: Device::Cpu, activations, ..Options::default() };
     let engine = Engine::open("demo", &options).unwrap();
     let entries = entries();
     assert!(entries.len() > 300, "{} questions", entries.len());

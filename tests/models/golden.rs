@@ -10,7 +10,7 @@ use aoji::{
 use std::path::PathBuf;
 
 fn open(dir: PathBuf, activations: Activations) -> Engine {
-    let options = Options { device: Device::Cpu, activations, context: None };
+    let options = Options { device: Device::Cpu, activations, ..Options::default() };
     Engine::open(dir.to_str().expect("a UTF-8 path"), &options).unwrap_or_else(|e| panic!("{e}"))
 }
 

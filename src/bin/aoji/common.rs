@@ -52,7 +52,8 @@ impl ModelArgs {
     /// Opens the model, with a progress bar on a terminal.
     pub fn open(&self) -> Result<Engine> {
         let bar = bar(0, "loading", "{bytes}/{total_bytes} {bytes_per_sec}");
-        let options = Options { device: self.device, activations: self.dtype, context: self.context };
+        let options =
+            Options { device: self.device, activations: self.dtype, context: self.context, ..Options::default() };
         let progress = &mut |done, total| {
             bar.set_length(total);
             bar.set_position(done);
@@ -154,6 +155,8 @@ impl SamplingArgs {
             },
             max_tokens: self.max_tokens.map(NonZeroUsize::get),
             stop: self.stop.clone(),
+            include_stop: false,
+            keep_special: false,
             stop_ids: Vec::new(),
             ignore_eos: self.ignore_eos.unwrap_or(false),
         }

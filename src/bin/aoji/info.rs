@@ -55,7 +55,7 @@ impl Info {
         let shards: BTreeSet<&Path> = weights.tensors().map(|t| t.file()).collect();
         let dtypes: BTreeSet<&str> = weights.tensors().map(|t| Dtype::hf_name(t.dtype())).collect();
         let shorter = [512, 2048, 8192, 32768, 131_072].into_iter().filter(|n| *n < config.max_seq);
-        let plan = |context| Plan::new::<Backend>(&config, config.weight_bytes(), context, None);
+        let plan = |context| Plan::new::<Backend>(&config, config.weight_bytes(), context, 1, None);
         let plans = shorter.chain([config.max_seq]).map(plan).collect();
         let (tensors, bytes, shards) = (weights.tensors().count(), weights.bytes(), shards.len());
         Info { dir, config, tokenizer, template: template.to_string(), dtypes, tensors, bytes, shards, plans }

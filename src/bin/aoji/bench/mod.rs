@@ -50,6 +50,9 @@ pub struct Args {
     /// Depths at which to time decoding; one that does not fit the context is moved to where it does
     #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "0,512,2048,8192")]
     depth: Vec<usize>,
+    /// Also time steps of so many sequences together, 1 to 8, at those depths that fit the context
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=8))]
+    sequences: Vec<usize>,
     /// Runs of each prompt, of each depth or of the start; of each kernel, 20 times as many
     #[arg(long, value_name = "N", default_value_t = 5)]
     repeat: usize,

@@ -5,6 +5,7 @@ use crate::common;
 use aoji::{
     Config, Engine, Result,
     bench::{self, Peak, Times},
+    ops::Cost,
 };
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +18,8 @@ struct Report {
     peak: Option<Peak>,
     prefill: Vec<Row>,
     decode: Vec<Row>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    together: Vec<Row>,
 }
 
 #[derive(Serialize)]
@@ -45,6 +48,9 @@ struct Sizes {
 pub struct Row {
     /// Of the prompt, or before the step.
     pub tokens: usize,
+    /// That decode together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sequences: Option<usize>,
     #[serde(flatten)]
     pub times: Times,
     /// At the median.
@@ -68,11 +74,16 @@ pub struct Row {
 
 impl Row {
     fn new(config: &Config, depth: usize, rows: usize, times: Times, peak: Option<&Peak>) -> Result<Row> {
-        let cost = bench::floor(config, depth, rows)?;
+        Ok(Row::of(config, bench::floor(config, depth, rows)?, depth, rows, times, peak))
+    }
+
+    /// Of `rows` tokens at `cost`.
+    fn of(config: &Config, cost: Cost, depth: usize, rows: usize, times: Times, peak: Option<&Peak>) -> Row {
         let (bytes, flops, ms) = (cost.read + cost.write, cost.flops, times.p50_ms);
         let floor_ms = peak.map(|p| p.floor_ms(cost));
-        Ok(Row {
+        Row {
             tokens: if depth > 0 { depth } else { rows },
+            sequences: None,
             tokens_per_s: rows as f64 * 1e3 / ms,
             bytes,
             flops,
@@ -83,7 +94,7 @@ impl Row {
             over_floor_us_per_layer: floor_ms.map(|f| (ms - f) * 1e3 / config.n_layers as f64),
             host_us: None,
             times,
-        })
+        }
     }
 
     fn cells(&self) -> [String; 4] {
@@ -101,6 +112,19 @@ impl Row {
             table::number(self.host_us, 1),
         ];
         [&self.cells()[..], &cells].concat()
+    }
+
+    fn together_cells(&self) -> Vec<String> {
+        let sequences = self.sequences.unwrap_or(1);
+        let name = format!("{sequences} at {}", self.tokens);
+        let each = self.tokens_per_s / sequences as f64;
+        let cells = [
+            format!("{each:.1}"),
+            format!("{:.1}", self.gb_per_s),
+            table::number(self.floor_ms, 3),
+            table::percent(self.share),
+        ];
+        [&[name], &self.cells()[1..], &cells].concat()
     }
 
     fn prefill_cells(&self) -> Vec<String> {
@@ -126,6 +150,17 @@ pub fn run(args: &Args) -> Result<()> {
         let middle = depth.max(1) + bench::WARM_UP + args.tokens / 2; // the depth grows as it runs
         decode.push(Row { tokens: depth, host_us, ..Row::new(config, middle, 1, times, peak.as_ref())? });
     }
+    let mut together = Vec::new();
+    for &n in &args.sequences {
+        for &depth in args.depth.iter().filter(|d| bench::together_context(n, **d, args.tokens) <= max) {
+            common::note(format_args!("{n} sequences at depth {depth}"));
+            let times = bench::decode_together(&engine, n, depth, args.tokens, args.repeat)?;
+            let middle = depth.max(1) + bench::WARM_UP + args.tokens / 2;
+            let cost = bench::floor_together(config, middle, n)?;
+            let row = Row::of(config, cost, middle, n, times, peak.as_ref());
+            together.push(Row { tokens: depth, sequences: Some(n), ..row });
+        }
+    }
     let sizes = Sizes {
         dim: config.dim,
         ffn_dim: config.ffn_dim,
@@ -142,7 +177,7 @@ pub fn run(args: &Args) -> Result<()> {
         config: sizes,
         context: max,
     };
-    let report = Report { header, model, peak, prefill, decode };
+    let report = Report { header, model, peak, prefill, decode, together };
     if args.json { common::print_json(&report) } else { common::print(&text(&report)) }
 }
 
@@ -195,5 +230,7 @@ fn text(r: &Report) -> String {
     part("prefill of", &columns, r.prefill.iter().map(Row::prefill_cells).collect());
     let columns = ["MB/token", "GB/s", "floor ms", "of floor", "over it, us/layer", "host us"];
     part("decode at", &columns, r.decode.iter().map(Row::decode_cells).collect());
+    let columns = ["of each", "GB/s", "floor ms", "of floor"];
+    part("sequences", &columns, r.together.iter().map(Row::together_cells).collect());
     text
 }
