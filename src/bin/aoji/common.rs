@@ -154,6 +154,7 @@ impl SamplingArgs {
             },
             max_tokens: self.max_tokens.map(NonZeroUsize::get),
             stop: self.stop.clone(),
+            include_stop: false,
             stop_ids: Vec::new(),
             ignore_eos: self.ignore_eos.unwrap_or(false),
         }
