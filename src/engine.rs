@@ -14,6 +14,7 @@ use crate::{
     startup::Startup,
     text::{Template, Tokenizer},
     timeline::{AnyLoaded, LOGIT_ROWS, Loaded},
+    token_ids,
     weights::Weights,
 };
 use half::bf16;
@@ -210,7 +211,9 @@ impl ModelFiles {
         thread::scope(|scope| {
             let tokenizer = scope.spawn(|| source.tokenizer(&startup));
             let files = source.files(&startup)?;
-            Ok(ModelFiles { tokenizer: join(tokenizer)?, ..files })
+            let mut config = files.config;
+            let tokenizer = source.settled(&mut config, join(tokenizer)?)?;
+            Ok(ModelFiles { config, tokenizer, ..files })
         })
     }
 
@@ -272,6 +275,14 @@ impl Source {
             }
         })
     }
+
+    /// The tokenizer again, after the ids that begin and end a text are set as it knows them. Our own files agree.
+    fn settled(&self, config: &mut Config, tokenizer: Option<Tokenizer>) -> Result<Option<Tokenizer>> {
+        if let (Some(dir), Some(tokenizer)) = (&self.dir, &tokenizer) {
+            token_ids::settle(config, dir, tokenizer)?;
+        }
+        Ok(tokenizer)
+    }
 }
 
 fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
@@ -326,7 +337,8 @@ impl Engine {
             let device = scope.spawn(|| Opened::open(options, &startup));
             let tokenizer = scope.spawn(|| source.tokenizer(&startup));
             let files = source.files(&startup)?;
-            Engine::load_opened(join(device)?, files, || join(tokenizer), options, &startup, progress)
+            let tokenizer = |config: &mut Config| source.settled(config, join(tokenizer)?);
+            Engine::load_opened(join(device)?, files, tokenizer, options, &startup, progress)
         })
     }
 
@@ -334,13 +346,13 @@ impl Engine {
     pub fn load(mut files: ModelFiles, options: &Options, progress: &mut dyn FnMut(u64, u64)) -> Result<Engine> {
         let startup = Startup::begin();
         let tokenizer = files.tokenizer.take();
-        Engine::load_opened(Opened::open(options, &startup)?, files, || Ok(tokenizer), options, &startup, progress)
+        Engine::load_opened(Opened::open(options, &startup)?, files, |_| Ok(tokenizer), options, &startup, progress)
     }
 
     fn load_opened(
         device: Opened,
         files: ModelFiles,
-        tokenizer: impl FnOnce() -> Result<Option<Tokenizer>>,
+        tokenizer: impl FnOnce(&mut Config) -> Result<Option<Tokenizer>>,
         options: &Options,
         startup: &Startup,
         progress: &mut dyn FnMut(u64, u64),
@@ -357,17 +369,17 @@ impl Engine {
         }
     }
 
-    /// Brings a model to a backend of whatever kind. `tokenizer` gives the tokenizer, for which it may have to wait; the
-    /// one in `files` is not looked at.
+    /// Brings a model to a backend of whatever kind. `tokenizer` gives the tokenizer, for which it may have to wait, and sets
+    /// what of the configuration depends on it; the one in `files` is not looked at.
     pub(crate) fn load_on<B: Backend>(
         b: B,
         files: ModelFiles,
-        tokenizer: impl FnOnce() -> Result<Option<Tokenizer>>,
+        tokenizer: impl FnOnce(&mut Config) -> Result<Option<Tokenizer>>,
         options: &Options,
         startup: &Startup,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Engine> {
-        let ModelFiles { config, weights, template, lora, .. } = files;
+        let ModelFiles { mut config, weights, template, lora, .. } = files;
         b.supports(&config)?;
         let plan = Plan::choose::<B>(&config, config.weight_bytes(), options.context, b.free_memory()?)?;
         tracing::info!("{}: {plan}", b.name());
@@ -378,7 +390,7 @@ impl Engine {
         };
         let load = || Model::load(&b, &config, &weights, &lora, plan.context, &mut add);
         let model = startup.time("weights", total, load)?;
-        let tokenizer = tokenizer()?;
+        let tokenizer = tokenizer(&mut config)?;
         b.synchronize()?;
         let (device, is_gpu) = (b.name(), B::IS_GPU);
         let (loaded, startup) = (Arc::new(Loaded { b, model }), startup.clone());

@@ -51,6 +51,7 @@ mod startup;
 pub mod synth;
 mod text;
 mod timeline;
+mod token_ids;
 pub mod verify;
 pub mod weights;
 pub mod tiles {

@@ -5,6 +5,7 @@
 #![cfg(feature = "cli")]
 
 mod eval;
+mod files;
 mod help;
 
 use serde_json::Value;
