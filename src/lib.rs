@@ -28,6 +28,8 @@
 pub mod backend;
 mod batch;
 pub mod bench;
+#[cfg(feature = "capi")]
+mod capi;
 pub mod config;
 pub mod count;
 pub mod cpu;
