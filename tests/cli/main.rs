@@ -5,6 +5,7 @@
 #![cfg(feature = "cli")]
 
 mod eval;
+mod examples;
 mod files;
 mod help;
 
