@@ -322,6 +322,16 @@ impl Opened {
 
 impl Engine {
     /// Opens a model; see [`ModelFiles::open`] for its name.
+    ///
+    /// ```
+    /// use aoji::{Device, Engine, Error, Options};
+    ///
+    /// let options = Options { device: Device::Cpu, context: Some(512), ..Options::default() };
+    /// let engine = Engine::open("demo", &options)?;
+    /// assert_eq!((engine.max_context(), engine.is_gpu()), (512, false));
+    /// assert!(matches!(Engine::open("no/such-model", &options), Err(Error::NoModel { .. })));
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn open(model: &str, options: &Options) -> Result<Engine> {
         Engine::open_with(model, options, &mut |_, _| {})
     }
@@ -406,6 +416,15 @@ impl Engine {
     }
 
     /// [`Session::score`] in a session of its own.
+    ///
+    /// ```
+    /// # use aoji::{Device, Engine, Options};
+    /// # let engine = Engine::open("demo", &Options { device: Device::Cpu, ..Options::default() })?;
+    /// let scores = engine.score(&[2046, 70], &[[71, 72], [71, 73]])?;
+    /// assert!(scores.continuations.iter().all(|c| c.sum() < 0.0));
+    /// assert_eq!(scores.computed, 3); // the prefix and token 71, once
+    /// # Ok::<(), aoji::Error>(())
+    /// ```
     pub fn score<T: AsRef<[u32]>>(&self, prefix: &[u32], continuations: &[T]) -> Result<Scores> {
         let longest = continuations.iter().map(|c| c.as_ref().len()).max().unwrap_or(0);
         self.session((prefix.len() + longest.saturating_sub(1)).max(1))?.score(prefix, continuations)
