@@ -124,7 +124,8 @@ pub struct Config {
     /// Token that begins a text, where the checkpoint names one.
     pub bos: Option<u32>,
     /// Tokens that end a text, without repeats: those of `generation_config.json` where it names any (as
-    /// transformers' `generate` does), else those of `config.json`; possibly none.
+    /// transformers' `generate` does), else those of `config.json`; possibly none. Opening a model with a tokenizer
+    /// replaces them, and `bos`, by the special tokens that its files name.
     pub eos: Vec<u32>,
     /// The declared element type (`torch_dtype`, newer `dtype`). Absent: f32. Every tensor carries its own.
     pub dtype: Dtype,

@@ -1,24 +1,25 @@
 //! An engine: a model, loaded and ready. Immutable, cheap to clone, shared by sessions and threads.
 
 use crate::{
-    backend::{Backend, SamplerState},
+    backend::Backend,
     config::Config,
     cpu::Cpu,
     error::{Error, Result},
     hub,
-    kv::Kv,
     lora::{Lora, LoraSpec},
-    model::{Model, Scratch},
+    model::Model,
+    plan::Plan,
     score::Scores,
     session::Session,
     startup::Startup,
     text::{Template, Tokenizer},
-    timeline::{AnyLoaded, AnyTimeline, LOGIT_ROWS, Loaded},
+    timeline::{AnyLoaded, AnyTimeline, Loaded},
+    token_ids,
     weights::Weights,
 };
 use half::bf16;
 use std::{
-    fmt, fs,
+    fs,
     panic::resume_unwind,
     path::{Path, PathBuf},
     str::FromStr,
@@ -91,94 +92,6 @@ impl Default for Options {
     }
 }
 
-/// Bytes that a model and its sequences need on their device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-pub struct Plan {
-    /// Tokens of context that the other numbers are for.
-    pub context: usize,
-    /// Sequences that they are for.
-    pub sequences: usize,
-    /// Weights, once.
-    pub weights: u64,
-    /// KV cache of the sequences.
-    pub kv: u64,
-    /// Activations and logits of a step, and the sequences' samplers.
-    pub scratch: u64,
-    /// Free memory of the device, where it is limited.
-    pub free: Option<u64>,
-}
-
-impl Plan {
-    /// What so many sequences of `context` tokens need. Computed before anything is allocated.
-    pub fn new<B: Backend>(config: &Config, weights: u64, context: usize, sequences: usize, free: Option<u64>) -> Plan {
-        let table = (context * config.head_dim * 4) as u64;
-        let sampler = SamplerState::<B>::bytes(config.vocab, sequences);
-        let scratch = Scratch::<B>::bytes(config, B::CHUNK.min(context), LOGIT_ROWS, context) + table + sampler;
-        let kv = sequences as u64 * Kv::<B>::bytes(config, context);
-        Plan { context, sequences, weights, kv, scratch, free }
-    }
-
-    /// All of it.
-    pub fn total(&self) -> u64 {
-        self.weights + self.kv + self.scratch
-    }
-
-    /// Whether the device has room, with a margin for the driver's own use.
-    pub fn fits(&self) -> bool {
-        self.free.is_none_or(|free| self.total() + (256 << 20).min(free / 16) <= free)
-    }
-
-    /// The plan for the context asked for; without one, for the longest that fits up to the model's maximum.
-    fn choose<B: Backend>(config: &Config, weights: u64, options: &Options, free: Option<u64>) -> Result<Plan> {
-        let (asked, sequences) = (options.context, options.sequences);
-        if sequences == 0 {
-            return Err(Error::Input("room for 0 sequences: at least 1".into()));
-        }
-        if let Some(n) = asked.filter(|n| *n == 0 || *n > config.max_seq) {
-            return Err(Error::Input(format!("a context of {n} tokens: the model allows 1 to {}", config.max_seq)));
-        }
-        let plan = |context| Plan::new::<B>(config, weights, context, sequences, free);
-        let wanted = plan(asked.unwrap_or(config.max_seq));
-        if wanted.fits() {
-            return Ok(wanted);
-        }
-        // bisect for the longest context that fits
-        let (mut low, mut high) = (0, wanted.context);
-        while high - low > 1 {
-            let middle = (low + high) / 2;
-            if plan(middle).fits() { low = middle } else { high = middle }
-        }
-        match asked {
-            None if low >= 512.min(config.max_seq) => Ok(plan(low)),
-            _ => Err(Error::Memory(format!(
-                "{wanted}; {}",
-                if low > 0 {
-                    format!("a context of {low} tokens would fit")
-                } else {
-                    "not even the weights fit".into()
-                }
-            ))),
-        }
-    }
-}
-
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let gib = |b: u64| format!("{:.2} GiB", b as f64 / (1u64 << 30) as f64);
-        write!(
-            f,
-            "weights {} + KV cache {} for {}{} tokens + scratch {} = {}",
-            gib(self.weights),
-            gib(self.kv),
-            if self.sequences == 1 { String::new() } else { format!("{} x ", self.sequences) },
-            self.context,
-            gib(self.scratch),
-            gib(self.total())
-        )?;
-        self.free.map_or(Ok(()), |free| write!(f, ", free {}", gib(free)))
-    }
-}
-
 /// A loaded model. Clones share it.
 #[derive(Clone)]
 pub struct Engine(Arc<Inner>);
@@ -227,7 +140,9 @@ impl ModelFiles {
         thread::scope(|scope| {
             let tokenizer = scope.spawn(|| source.tokenizer(&startup));
             let files = source.files(&startup)?;
-            Ok(ModelFiles { tokenizer: join(tokenizer)?, ..files })
+            let mut config = files.config;
+            let tokenizer = source.settled(&mut config, join(tokenizer)?)?;
+            Ok(ModelFiles { config, tokenizer, ..files })
         })
     }
 
@@ -289,6 +204,14 @@ impl Source {
             }
         })
     }
+
+    /// The tokenizer again, after the ids that begin and end a text are set as it knows them. Our own files agree.
+    fn settled(&self, config: &mut Config, tokenizer: Option<Tokenizer>) -> Result<Option<Tokenizer>> {
+        if let (Some(dir), Some(tokenizer)) = (&self.dir, &tokenizer) {
+            token_ids::settle(config, dir, tokenizer)?;
+        }
+        Ok(tokenizer)
+    }
 }
 
 fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
@@ -328,6 +251,16 @@ impl Opened {
 
 impl Engine {
     /// Opens a model; see [`ModelFiles::open`] for its name.
+    ///
+    /// ```
+    /// use aoji::{Device, Engine, Error, Options};
+    ///
+    /// let options = Options { device: Device::Cpu, context: Some(512), ..Options::default() };
+    /// let engine = Engine::open("demo", &options)?;
+    /// assert_eq!((engine.max_context(), engine.is_gpu()), (512, false));
+    /// assert!(matches!(Engine::open("no/such-model", &options), Err(Error::NoModel { .. })));
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn open(model: &str, options: &Options) -> Result<Engine> {
         Engine::open_with(model, options, &mut |_, _| {})
     }
@@ -343,7 +276,8 @@ impl Engine {
             let device = scope.spawn(|| Opened::open(options, &startup));
             let tokenizer = scope.spawn(|| source.tokenizer(&startup));
             let files = source.files(&startup)?;
-            Engine::load_opened(join(device)?, files, || join(tokenizer), options, &startup, progress)
+            let tokenizer = |config: &mut Config| source.settled(config, join(tokenizer)?);
+            Engine::load_opened(join(device)?, files, tokenizer, options, &startup, progress)
         })
     }
 
@@ -351,13 +285,13 @@ impl Engine {
     pub fn load(mut files: ModelFiles, options: &Options, progress: &mut dyn FnMut(u64, u64)) -> Result<Engine> {
         let startup = Startup::begin();
         let tokenizer = files.tokenizer.take();
-        Engine::load_opened(Opened::open(options, &startup)?, files, || Ok(tokenizer), options, &startup, progress)
+        Engine::load_opened(Opened::open(options, &startup)?, files, |_| Ok(tokenizer), options, &startup, progress)
     }
 
     fn load_opened(
         device: Opened,
         files: ModelFiles,
-        tokenizer: impl FnOnce() -> Result<Option<Tokenizer>>,
+        tokenizer: impl FnOnce(&mut Config) -> Result<Option<Tokenizer>>,
         options: &Options,
         startup: &Startup,
         progress: &mut dyn FnMut(u64, u64),
@@ -374,17 +308,17 @@ impl Engine {
         }
     }
 
-    /// Brings a model to a backend of whatever kind. `tokenizer` gives the tokenizer, for which it may have to wait; the
-    /// one in `files` is not looked at.
+    /// Brings a model to a backend of whatever kind. `tokenizer` gives the tokenizer, for which it may have to wait, and sets
+    /// what of the configuration depends on it; the one in `files` is not looked at.
     pub(crate) fn load_on<B: Backend>(
         b: B,
         files: ModelFiles,
-        tokenizer: impl FnOnce() -> Result<Option<Tokenizer>>,
+        tokenizer: impl FnOnce(&mut Config) -> Result<Option<Tokenizer>>,
         options: &Options,
         startup: &Startup,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Engine> {
-        let ModelFiles { config, weights, template, lora, .. } = files;
+        let ModelFiles { mut config, weights, template, lora, .. } = files;
         b.supports(&config)?;
         let plan = Plan::choose::<B>(&config, config.weight_bytes(), options, b.free_memory()?)?;
         tracing::info!("{}: {plan}", b.name());
@@ -395,7 +329,7 @@ impl Engine {
         };
         let load = || Model::load(&b, &config, &weights, &lora, plan.context, &mut add);
         let model = startup.time("weights", total, load)?;
-        let tokenizer = tokenizer()?;
+        let tokenizer = tokenizer(&mut config)?;
         b.synchronize()?;
         let (device, is_gpu) = (b.name(), B::IS_GPU);
         let (loaded, startup) = (Arc::new(Loaded { b, model }), startup.clone());
@@ -423,6 +357,15 @@ impl Engine {
     }
 
     /// [`Session::score`] in a session of its own.
+    ///
+    /// ```
+    /// # use aoji::{Device, Engine, Options};
+    /// # let engine = Engine::open("demo", &Options { device: Device::Cpu, ..Options::default() })?;
+    /// let scores = engine.score(&[2046, 70], &[[71, 72], [71, 73]])?;
+    /// assert!(scores.continuations.iter().all(|c| c.sum() < 0.0));
+    /// assert_eq!(scores.computed, 3); // the prefix and token 71, once
+    /// # Ok::<(), aoji::Error>(())
+    /// ```
     pub fn score<T: AsRef<[u32]>>(&self, prefix: &[u32], continuations: &[T]) -> Result<Scores> {
         let longest = continuations.iter().map(|c| c.as_ref().len()).max().unwrap_or(0);
         self.session((prefix.len() + longest.saturating_sub(1)).max(1))?.score(prefix, continuations)

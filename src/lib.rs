@@ -21,6 +21,61 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Below text
+//!
+//! A session is told whole sequences of tokens and computes what differs from what it holds. After that there are the logits, and
+//! the tokens that follow, one by one; whoever takes them ends it by dropping the iterator.
+//!
+//! ```
+//! # use aoji::{Device, Engine, Options, Sampling};
+//! # fn main() -> aoji::Result<()> {
+//! # let engine = Engine::open("demo", &Options { device: Device::Cpu, ..Options::default() })?;
+//! let tokens = engine.tokenizer()?.encode("하늘은 파란색", true)?;
+//! let mut session = engine.session(64)?;
+//! assert_eq!(session.sync(&tokens)?, 0);
+//! let logits = session.logits()?;
+//! assert_eq!(logits.len(), engine.config().vocab);
+//!
+//! let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
+//! let three: Vec<u32> = session.decode(&Sampling::default(), &[])?.take(3).collect::<aoji::Result<_>>()?;
+//! assert_eq!(best, Some(three[0] as usize));
+//!
+//! assert_eq!(session.sync(&tokens)?, tokens.len() - 1); // back again; the last token's logits are computed anew
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A generation is cancelled the same way, and the session goes on from what was generated:
+//!
+//! ```
+//! # use aoji::{Device, Engine, Event, GenerateOptions, Options};
+//! # fn main() -> aoji::Result<()> {
+//! # let engine = Engine::open("demo", &Options { device: Device::Cpu, ..Options::default() })?;
+//! # let prompt = engine.tokenizer()?.encode("하늘은 파란색", true)?;
+//! let mut session = engine.session(64)?;
+//! for event in session.generate(&prompt, &GenerateOptions::default())? {
+//!     if let Event::Token(_) = event? {
+//!         break; // drops the iterator
+//!     }
+//! }
+//! let longer = session.tokens().to_vec();
+//! assert_eq!(longer.len(), prompt.len() + 1);
+//! assert_eq!(session.sync(&longer)?, prompt.len());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # In a program of yours
+//!
+//! The library leaves the process alone. It prints nothing (what it has to say goes to [`tracing`]), ends nothing, and installs no
+//! handler of signals or panics. It has no state of its own beside its values: engines and sessions are independent of each other, and
+//! what they hold, on the device too, is freed when the last of them is dropped. Two things are the process's: rayon's pool, on which the
+//! CPU computes, and where cuBLAS was found. Environment variables are read, never set.
+//!
+//! Every call that can fail gives [`Error`], the one error type; wrong arguments leave a session as it was. A panic is a bug. Calls
+//! block: an asynchronous program gives them a thread (`examples/tokio_embed.rs`). An [`Engine`] is used by as many threads as like,
+//! a [`Session`] by one at a time. For C there is `include/aoji.h`, by the feature `capi`.
 #![deny(missing_docs)]
 #![deny(unsafe_op_in_unsafe_fn)]
 #![warn(clippy::undocumented_unsafe_blocks)]
@@ -28,6 +83,8 @@
 pub mod backend;
 mod batch;
 pub mod bench;
+#[cfg(feature = "capi")]
+mod capi;
 pub mod config;
 pub mod count;
 pub mod cpu;
@@ -44,6 +101,7 @@ pub mod lockstep;
 pub mod lora;
 pub mod model;
 pub mod ops;
+mod plan;
 mod sampler;
 pub mod score;
 mod session;
@@ -51,6 +109,7 @@ mod startup;
 pub mod synth;
 mod text;
 mod timeline;
+mod token_ids;
 pub mod verify;
 pub mod weights;
 pub mod tiles {
@@ -60,9 +119,10 @@ pub mod tiles {
 
 pub use batch::{Batch, BatchOptions, Constraint, Finish, Job, JobEvent, JobId, Load, TokenLogprobs};
 pub use config::{Config, Dtype, RopeScaling};
-pub use engine::{Activations, Device, Engine, ModelFiles, Options, Plan};
+pub use engine::{Activations, Device, Engine, ModelFiles, Options};
 pub use error::{Error, Result};
 pub use generate::{Event, FinishReason, GenerateOptions, Generation, StoppedBy, Timings};
+pub use plan::Plan;
 pub use sampler::Sampling;
 pub use session::{Decode, Session};
 pub use startup::{Phase, Startup, StartupReport};

@@ -245,7 +245,7 @@ pub fn lockstep(files: ModelFiles, gpu: usize, prompt: usize, steps: usize) -> R
     let both = crate::lockstep::Lockstep::new(crate::cuda::Cuda::open(gpu)?);
     let name = both.device().info().name.clone();
     let options = Options { context: Some(needed), ..Options::default() };
-    let engine = Engine::load_on(both, files, || Ok(None), &options, &Startup::begin(), &mut |_, _| {})?;
+    let engine = Engine::load_on(both, files, |_| Ok(None), &options, &Startup::begin(), &mut |_, _| {})?;
     let drawn = Sampling { temperature: 0.8, top_k: 40, repetition_penalty: 1.1, seed: 1, ..Sampling::default() };
     for (seed, sampling) in [Sampling::default(), drawn].into_iter().enumerate() {
         let mut session = engine.session(needed)?;

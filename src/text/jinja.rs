@@ -86,7 +86,7 @@ impl Jinja {
     pub fn from_file(path: &Path, dir: Option<&Path>) -> Result<Self> {
         let source = std::fs::read_to_string(path).map_err(Error::io(path))?;
         let tokens = match dir {
-            Some(dir) => TokenizerConfig::read(dir)?.1.tokens(dir)?,
+            Some(dir) => special_tokens(dir)?,
             None => BTreeMap::new(),
         };
         Self::compile(path, &source, tokens)
@@ -139,6 +139,14 @@ impl Jinja {
             ))
         })
     }
+}
+
+/// The texts of the special tokens of the checkpoint in `dir` by name: `bos_token`, `eos_token` and so on.
+///
+/// # Errors
+/// [`Error::File`] when a file is not what it should be.
+pub(crate) fn special_tokens(dir: &Path) -> Result<BTreeMap<String, String>> {
+    TokenizerConfig::read(dir)?.1.tokens(dir)
 }
 
 impl TokenizerConfig {

@@ -11,6 +11,7 @@ mod stream;
 mod tokenizer;
 
 pub use jinja::Jinja;
+pub(crate) use jinja::special_tokens;
 pub use prompt::{AOG_INSTRUCTION, Message, Template, Turn};
 pub use stop::{Found, StopStrings};
 pub use stream::TokenStream;

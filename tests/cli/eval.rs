@@ -51,8 +51,21 @@ fn a_benchmark_as_table_json_and_picture() {
     assert!(lines[0].starts_with("|     Tasks      |n-shot| Metric |Value |   |Stderr| card |"), "{table}");
     assert!(lines[2].starts_with(&format!("|kobest_copa     |     2|acc     |{acc:.4}|±  |0.")), "{table}");
     assert!(lines[2].ends_with("| 0.7620 ± 0.0135 |") && lines[3].ends_with("| - |"), "{table}");
-    let svg = fs::read_to_string(svg).unwrap();
+    let svg = fs::read_to_string(&svg).unwrap();
     assert!(svg.contains(">0.7620</text>") && svg.contains(&format!(">{acc:.4}</text>")), "{svg}");
+
+    let picture = dir.path().join("card.svg");
+    let card = ["--beside", "card", "--beside", earlier.to_str().unwrap(), "--svg", picture.to_str().unwrap()];
+    let table = eval(dir.path(), &card).ok();
+    let svg = fs::read_to_string(picture).unwrap();
+    assert!(svg.contains(">werty1248/Llama-3-Ko-8B-OpenOrca (card)</text>") && svg.contains(">0.9471</text>"), "{svg}");
+    let lines: Vec<&str> = table.lines().collect();
+    let names = ["Instruct-AOG (card) | beomi/Llama-3-Open-Ko-8B (card) |", "OpenOrca (card) | card |"];
+    assert!(names.iter().all(|n| lines[0].contains(n)), "{table}");
+    let copa = "| 0.8120 ± 0.0124 | 0.8110 ± 0.0124 | 0.7620 ± 0.0135 | 0.7620 ± 0.0135 |";
+    assert!(lines[2].ends_with(copa) && lines[3].ends_with("| 0.9471 ± 0.0112 | - |"), "{table}");
+    assert_eq!(lines[1].matches('|').count(), lines[3].matches('|').count(), "{table}");
+    eval(dir.path(), &["--shots", "2", "--beside", "card"]).fails(1, &["--beside card", "of 5 shots", "of 2"]);
 
     let one = eval(dir.path(), &["--shots", "0", "--limit", "1"]).ok();
     assert!(one.contains("|N/A   |"), "{one}");

@@ -5,6 +5,8 @@
 #![cfg(feature = "cli")]
 
 mod eval;
+mod examples;
+mod files;
 mod help;
 
 use serde_json::Value;

@@ -11,4 +11,5 @@ mod prompt;
 mod reader;
 mod synth;
 mod text;
+mod token_ids;
 mod tokenizers;

@@ -1,5 +1,6 @@
 //! What must fit together fits: kernel sources, ops, loaded kernels, and what ptxas said of them.
 
+mod library;
 mod sass;
 
 use aoji::{

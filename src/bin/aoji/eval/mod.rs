@@ -1,5 +1,6 @@
 //! `aoji eval`: accuracy on a benchmark, as lm-evaluation-harness measures it.
 
+mod beside;
 mod chart;
 mod samples;
 
@@ -8,14 +9,11 @@ use aoji::{
     Activations, Engine, Error, Result,
     eval::{self, Document, Sample, Task, TaskResult},
 };
+use beside::Beside;
 use clap::ValueEnum;
 use samples::{Header, Samples};
-use serde::{Deserialize, Serialize};
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use serde::Serialize;
+use std::{fs, path::PathBuf, time::Instant};
 
 const AFTER_HELP: &str = "\
 DIR holds boolq.test.jsonl, boolq.train.jsonl and so on, rows as the Hugging Face data set kobest_v1 has them; a folder \
@@ -26,7 +24,8 @@ The table goes to standard output as Markdown. --json prints one object instead:
 \"acc_stderr\", \"f1\", ...}], \"tokens_asked\", \"tokens_computed\", \"seconds\", ...}. Tokens asked are those of every \
 choice with its whole context; a context is computed once for all its choices, and what it shares with another one once.
 
-Example: aoji eval kobest --data kobest_v1 -m werty1248/Llama-3-Ko-8B-Instruct-AOG --save-samples aog.jsonl";
+Example: aoji eval kobest --data kobest_v1 -m werty1248/Llama-3-Ko-8B-Instruct-AOG --save-samples aog.jsonl \
+--beside card";
 
 /// Arguments of `aoji eval`.
 #[derive(clap::Args)]
@@ -61,9 +60,10 @@ pub struct Args {
     /// Draw the accuracies to FILE
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
-    /// Show the accuracies of FILE beside these: what --json printed for another model, or a table of figures in that form
-    #[arg(long, value_name = "FILE")]
-    beside: Option<PathBuf>,
+    /// Show the accuracies of FILE beside these: what --json printed for another model, or a table of figures in that form;
+    /// card stands for the figures on the card of Llama-3-Ko-8B-Instruct-AOG, of 5 shots; repeatable
+    #[arg(long, value_name = "FILE|card")]
+    beside: Vec<PathBuf>,
     #[command(flatten)]
     model: ModelArgs,
     /// Print one JSON object
@@ -102,23 +102,9 @@ struct Report {
     requests_per_second: Option<f64>,
 }
 
-/// A report of another run, or figures in the form of one.
-#[derive(Deserialize)]
-struct Beside {
-    model: Option<String>,
-    tasks: Vec<Figure>,
-}
-
-#[derive(Deserialize)]
-struct Figure {
-    task: String,
-    acc: f64,
-    acc_stderr: Option<f64>,
-}
-
 /// Asks, prints and draws.
 pub fn run(args: Args) -> Result<()> {
-    let beside = args.beside.as_deref().map(read_beside).transpose()?;
+    let beside = beside::read(&args.beside, args.shots)?;
     let mut tasks = args.tasks.clone();
     tasks.sort_by_key(|t| t.name());
     tasks.dedup();
@@ -151,10 +137,10 @@ pub fn run(args: Args) -> Result<()> {
         requests_per_second: (asked > 0).then(|| asked as f64 / seconds),
     };
     if let Some(path) = &args.svg {
-        let svg = chart::draw(&report, beside.as_ref());
+        let svg = chart::draw(&report, &beside);
         fs::write(path, svg).map_err(|source| Error::Io { path: path.clone(), source })?;
     }
-    if args.json { common::print_json(&report) } else { common::print(&report.table(beside.as_ref())) }?;
+    if args.json { common::print_json(&report) } else { common::print(&report.table(&beside)) }?;
     common::note(format_args!(
         "{} requests, {} tokens asked, {} computed ({:.1}%), {:.1} s{}",
         report.requests,
@@ -184,45 +170,30 @@ fn ask(args: &Args, engine: &Engine, documents: &[Document], samples: &mut Sampl
     Ok((start.elapsed().as_secs_f64(), asked))
 }
 
-fn read_beside(path: &Path) -> Result<Beside> {
-    let wrong =
-        |e| Error::File { path: path.into(), what: format!("has no tasks with their acc, as --json prints: {e}") };
-    let mut beside: Beside = serde_json::from_str(&common::read_file(path)?).map_err(wrong)?;
-    let stem = || path.file_stem().map(|s| s.to_string_lossy().into_owned());
-    beside.model = beside.model.or_else(stem);
-    Ok(beside)
-}
-
-impl Beside {
-    fn figure(&self, task: &str) -> Option<&Figure> {
-        self.tasks.iter().find(|f| f.task == task)
-    }
-
-    fn name(&self) -> &str {
-        self.model.as_deref().unwrap_or("beside")
-    }
-}
-
 impl Report {
-    /// The table of a model card, as the harness prints it.
-    fn table(&self, beside: Option<&Beside>) -> String {
-        let stderr = |e: Option<f64>| e.map_or("N/A   ".into(), |e| format!("{e:.4}"));
+    /// The table of a model card, as the harness prints it, and a column for each of `beside`.
+    fn table(&self, beside: &[Beside]) -> String {
         let mut text = "|     Tasks      |n-shot| Metric |Value |   |Stderr|".to_string();
-        text += &beside.map_or(String::new(), |b| format!(" {} |", b.name()));
+        beside.iter().for_each(|b| text += &format!(" {} |", b.name));
         text += "\n|----------------|-----:|--------|-----:|---|------|";
-        text += if beside.is_some() { "---|\n" } else { "\n" };
+        text += &"---|".repeat(beside.len());
+        text.push('\n');
         for t in &self.tasks {
             let (shots, error) = (self.header.shots, stderr(t.acc_stderr));
-            text += &format!("|{:<16}|{shots:>6}|acc     |{:.4}|±  |{error}|", t.task, t.acc);
-            if let Some(b) = beside {
+            text += &format!("|{:<16}|{shots:>6}|acc     |{:.4}|±  |{error:<6}|", t.task, t.acc);
+            for b in beside {
                 let figure =
                     b.figure(&t.task).map_or("-".into(), |f| format!("{:.4} ± {}", f.acc, stderr(f.acc_stderr)));
-                text += &format!(" {} |", figure.trim_end());
+                text += &format!(" {figure} |");
             }
             text.push('\n');
         }
         text
     }
+}
+
+fn stderr(e: Option<f64>) -> String {
+    e.map_or("N/A".into(), |e| format!("{e:.4}"))
 }
 
 impl Header {
