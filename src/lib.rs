@@ -46,6 +46,8 @@ pub mod model;
 pub mod ops;
 mod sampler;
 pub mod score;
+#[cfg(feature = "server")]
+pub mod server;
 mod session;
 mod startup;
 pub mod synth;
