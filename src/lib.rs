@@ -104,6 +104,8 @@ pub mod ops;
 mod plan;
 mod sampler;
 pub mod score;
+#[cfg(feature = "server")]
+pub mod server;
 mod session;
 mod startup;
 pub mod synth;

@@ -24,6 +24,17 @@ fn help_and_completions_know_every_command_and_flag() {
     let commands = [
         ("generate", [&model[..], &sampling, &prompt].concat()),
         ("chat", [&model[..], &sampling, &["--instruction", "--template", "/regen"]].concat()),
+        #[cfg(feature = "server")]
+        (
+            "serve",
+            [
+                &model[..],
+                &["--host", "--port", "--unix-socket", "--served-model-name", "--sequences", "--prefill-chunk"],
+                &["--queue", "--api-key", "--api-key-file", "--cors", "--body-limit", "--drain-seconds"],
+                &["--chat-template", "--unknown-fields", "--log-format", "AOJI_API_KEY", "/v1/chat/completions"],
+            ]
+            .concat(),
+        ),
         ("score", [&model[..], &["--prompt-file", "--tokens", "--top", "--no-special", "--json"]].concat()),
         ("tokenize", vec!["--decode", "--no-special", "--jsonl", "--json"]),
         ("info", vec!["--json"]),

@@ -49,11 +49,17 @@ impl ModelArgs {
         Ok(files)
     }
 
-    /// Opens the model, with a progress bar on a terminal.
+    /// Opens the model, with a progress bar on a terminal, and says what it is.
     pub fn open(&self) -> Result<Engine> {
+        let engine = self.load(1)?;
+        note(format_args!("{}", self.describe(&engine)));
+        Ok(engine)
+    }
+
+    /// Opens the model with room for so many sequences, with a progress bar on a terminal.
+    pub fn load(&self, sequences: usize) -> Result<Engine> {
         let bar = bar(0, "loading", "{bytes}/{total_bytes} {bytes_per_sec}");
-        let options =
-            Options { device: self.device, activations: self.dtype, context: self.context, ..Options::default() };
+        let options = Options { device: self.device, activations: self.dtype, context: self.context, sequences };
         let progress = &mut |done, total| {
             bar.set_length(total);
             bar.set_position(done);
@@ -63,19 +69,23 @@ impl ModelArgs {
             _ => Engine::load(self.files()?, &options, progress)?,
         };
         bar.finish_and_clear();
+        Ok(engine)
+    }
+
+    /// The model and where it runs, in one line.
+    pub fn describe(&self, engine: &Engine) -> String {
         let config = engine.config();
         let token = |id: u32| describe_token(engine.tokenizer().ok(), id);
         let bos = engine.tokenizer().ok().and_then(Tokenizer::bos).map_or("none".into(), token);
         let eos: Vec<String> = config.eos.iter().copied().map(token).collect();
-        note(format_args!(
+        format!(
             "{} on {}, context {}, rope_theta {}, BOS {bos}, eos {}",
             self.model,
             engine.device(),
             engine.max_context(),
             config.rope_theta,
             if eos.is_empty() { "none".into() } else { eos.join(" ") },
-        ));
-        Ok(engine)
+        )
     }
 
     /// The template that `name` names, without one the model's own.

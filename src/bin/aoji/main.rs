@@ -15,6 +15,8 @@ mod merge_lora;
 mod ppl;
 mod pull;
 mod score;
+#[cfg(feature = "server")]
+mod serve;
 #[cfg_attr(not(feature = "cuda"), allow(dead_code))] // without it fewer pictures are drawn
 mod svg;
 mod synth;
@@ -56,6 +58,9 @@ enum Command {
     Generate(generate::Args),
     /// Hold a conversation
     Chat(chat::Args),
+    /// Answer requests over HTTP, as OpenAI's API
+    #[cfg(feature = "server")]
+    Serve(serve::Args),
     /// Say how likely a text is, token by token
     Score(score::Args),
     /// Measure accuracy on a benchmark
@@ -84,10 +89,16 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_log(cli.verbose);
+    match &cli.command {
+        #[cfg(feature = "server")]
+        Command::Serve(args) => args.start_log(cli.verbose),
+        _ => start_log(cli.verbose),
+    }
     let result = match cli.command {
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
+        #[cfg(feature = "server")]
+        Command::Serve(args) => serve::run(args),
         Command::Score(args) => score::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Ppl(args) => ppl::run(args),

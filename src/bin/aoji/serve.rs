@@ -1,0 +1,243 @@
+//! `aoji serve`: OpenAI's API over HTTP.
+
+use crate::common::{self, ModelArgs};
+use aoji::{
+    Engine, Error, Result, hub,
+    server::{Server, ServerOptions, UnknownFields},
+};
+use axum::serve::ListenerExt;
+use clap::ValueEnum;
+use std::{
+    fs,
+    io::{self, IsTerminal},
+    net::IpAddr,
+    os::unix::{fs::FileTypeExt, net::UnixStream},
+    path::{Path, PathBuf},
+    process,
+    time::Duration,
+};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    signal::unix::{SignalKind, signal},
+};
+
+const AFTER_HELP: &str = "\
+Routes: /v1/models, /v1/completions, /v1/chat/completions, /tokenize, /detokenize, /tokenizer_info, /health (it lives), \
+/ready (it answers), /metrics (Prometheus), /version, /openapi.json (all routes and fields), / (a page to talk to the \
+model). docs/server.md says what becomes of each field of a request.
+
+SIGTERM and Ctrl-C end it in order: no new requests, the running answers are finished for --drain-seconds, then ended; \
+a second one ends it at once.
+
+Example: aoji serve -m werty1248/Llama-3-Ko-8B-Instruct-AOG --served-model-name aog
+         curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' \\
+           -d '{\"messages\": [{\"role\": \"user\", \"content\": \"피보나치 수열이 뭐야?\"}]}'";
+
+/// Arguments of `aoji serve`.
+#[derive(clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Address to listen on; 0.0.0.0 for all of this machine
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    host: IpAddr,
+    /// Port to listen on; 0 for any that is free
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// Listen on a Unix socket in the place of address and port
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["host", "port"])]
+    unix_socket: Option<PathBuf>,
+    /// Name of the model in requests and replies; repeatable [default: as --model]
+    #[arg(long, value_name = "NAME")]
+    served_model_name: Vec<String>,
+    /// Answers that are generated at the same time
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    sequences: usize,
+    /// Most tokens of a prompt that are computed between two tokens of the other answers
+    #[arg(long, value_name = "TOKENS", default_value_t = 256)]
+    prefill_chunk: usize,
+    /// Answers that may wait besides the ones that run; more are refused with 429
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    queue: usize,
+    /// A key that requests must have; repeatable; without any key everybody is let in
+    #[arg(long, value_name = "KEY", env = "AOJI_API_KEY", hide_env_values = true)]
+    api_key: Vec<String>,
+    /// A file with more keys, one a line
+    #[arg(long, value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
+    /// A web origin whose pages may use the server, or *; repeatable
+    #[arg(long, value_name = "ORIGIN")]
+    cors: Vec<String>,
+    /// Most bytes of a request
+    #[arg(long, value_name = "BYTES", default_value_t = 16 << 20)]
+    body_limit: usize,
+    /// Seconds that running answers may take to finish after SIGTERM
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    drain_seconds: u64,
+    /// aog, aog-instruction-first, raw or a .jinja file [default: the model's own, else aog]
+    #[arg(long, value_name = "NAME")]
+    chat_template: Option<String>,
+    /// What becomes of fields that aoji does not know: warn names them in the header x-aoji-ignored-params
+    #[arg(long, value_name = "warn|reject|ignore", default_value = "warn")]
+    unknown_fields: UnknownFields,
+    /// How the log on standard error is written
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    /// For people
+    Text,
+    /// One object a line
+    Json,
+}
+
+impl Args {
+    /// Sends the log to standard error: a line for each request, and what happens.
+    pub fn start_log(&self, verbose: u8) {
+        let level = if verbose > 1 { tracing::Level::DEBUG } else { tracing::Level::INFO };
+        let log = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr).with_target(false);
+        match self.log_format {
+            LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).init(),
+            LogFormat::Json => log.json().flatten_event(true).init(),
+        }
+    }
+
+    fn options(&self, engine: &Engine) -> Result<ServerOptions> {
+        let mut keys = self.api_key.clone();
+        if let Some(path) = &self.api_key_file {
+            let text = common::read_file(path)?;
+            keys.extend(text.lines().map(str::trim).filter(|key| !key.is_empty()).map(String::from));
+            if keys.is_empty() {
+                return Err(Error::File { path: path.clone(), what: "no key is in it, expected one a line".into() });
+            }
+        }
+        let names = match self.served_model_name.is_empty() {
+            true => vec![self.model.model.clone()],
+            false => self.served_model_name.clone(),
+        };
+        Ok(ServerOptions {
+            names,
+            sequences: self.sequences,
+            prefill_chunk: self.prefill_chunk,
+            queue: self.queue,
+            keys,
+            cors: self.cors.clone(),
+            body_limit: self.body_limit,
+            template: Some(self.model.template(engine, self.chat_template.as_deref())?),
+            unknown_fields: self.unknown_fields,
+            tokenizer_config: tokenizer_config(&self.model.model)?,
+        })
+    }
+}
+
+/// The checkpoint's own `tokenizer_config.json`, where it has one.
+fn tokenizer_config(model: &str) -> Result<serde_json::Map<String, serde_json::Value>> {
+    if model == "demo" {
+        return Ok(serde_json::Map::new());
+    }
+    let path = hub::resolve(model)?.join("tokenizer_config.json");
+    if !path.is_file() {
+        return Ok(serde_json::Map::new());
+    }
+    serde_json::from_str(&common::read_file(&path)?).map_err(|e| Error::File { path, what: e.to_string() })
+}
+
+/// Serves until a signal ends it.
+pub fn run(args: Args) -> Result<()> {
+    // Few threads: they carry bytes, the engine has its own.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.map_err(|source| Error::Io { path: "threads of the server".into(), source })?;
+    let result = runtime.block_on(serve(&args));
+    runtime.shutdown_background(); // what was cut off is not waited for
+    result
+}
+
+async fn serve(args: &Args) -> Result<()> {
+    // The socket first: who wants a port that is taken hears it before the model is loaded.
+    let socket = Socket::open(args).await?;
+    let engine = tokio::task::block_in_place(|| args.model.load(args.sequences))?;
+    tracing::info!("{}", args.model.describe(&engine));
+    let options = args.options(&engine)?;
+    if options.keys.is_empty() && args.unix_socket.is_none() && !args.host.is_loopback() {
+        tracing::warn!("everybody who reaches {} can use the model: --api-key keeps others out", args.host);
+    }
+    let server = Server::start(engine, options)?;
+    server.ready().await?;
+    let shutdown = signals()?;
+    let drain = Duration::from_secs(args.drain_seconds);
+    let finished = match socket {
+        Socket::Tcp(listener) => {
+            let address = listener.local_addr().map_err(|source| Error::Io { path: "the socket".into(), source })?;
+            tracing::info!("listening on http://{address}");
+            // A token is a small packet, and the next one must not wait for its confirmation.
+            let listener = listener.tap_io(|io| {
+                let _ = io.set_nodelay(true);
+            });
+            server.serve(listener, shutdown, drain).await
+        }
+        Socket::Unix(listener, path) => {
+            tracing::info!("listening on {}", path.display());
+            let finished = server.serve(listener, shutdown, drain).await;
+            let _ = fs::remove_file(&path);
+            finished
+        }
+    };
+    if !finished {
+        tracing::warn!("answers were cut off after {} s", args.drain_seconds);
+    }
+    Ok(())
+}
+
+enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener, PathBuf),
+}
+
+impl Socket {
+    async fn open(args: &Args) -> Result<Socket> {
+        if let Some(path) = &args.unix_socket {
+            remove_stale(path)?;
+            let listener = UnixListener::bind(path).map_err(|source| Error::Io { path: path.clone(), source })?;
+            return Ok(Socket::Unix(listener, path.clone()));
+        }
+        let listener = TcpListener::bind((args.host, args.port)).await;
+        let path = || PathBuf::from(format!("{}:{}", args.host, args.port));
+        listener.map(Socket::Tcp).map_err(|source| Error::Io { path: path(), source })
+    }
+}
+
+/// Removes a socket that a server left behind which is no more.
+fn remove_stale(path: &Path) -> Result<()> {
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket());
+    if is_socket && UnixStream::connect(path).is_err() {
+        fs::remove_file(path).map_err(|source| Error::Io { path: path.into(), source })?;
+    }
+    Ok(())
+}
+
+/// Ready when a signal says that it is to end; the next one ends it at once.
+fn signals() -> Result<impl Future<Output = ()>> {
+    let watch = |kind| signal(kind).map_err(|source| Error::Io { path: "signals".into(), source });
+    let (mut terminate, mut interrupt) = (watch(SignalKind::terminate())?, watch(SignalKind::interrupt())?);
+    let (ended, shutdown) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let mut ended = Some(ended);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            match ended.take() {
+                Some(ended) => drop(ended.send(())), // the receiver lives as long as the server
+                None => process::exit(130),
+            }
+            tracing::info!("finishing what is running; once more ends it at once");
+        }
+    });
+    Ok(async move {
+        let _ = shutdown.await;
+    })
+}

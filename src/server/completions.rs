@@ -1,0 +1,296 @@
+//! `POST /v1/completions`: a text is continued.
+
+use super::{
+    Server, State,
+    answer::{Delta, StopReason},
+    error::{ApiError, ErrorReply},
+    fields::{Common, parse},
+    log::RequestLog,
+    logprobs::{self, Legacy, LegacyLogprobs, PromptToken, Scored},
+    prepare::{Prepared, Prompt, Wishes},
+    reply::{Reply, Shape},
+    router::{Body, blocking},
+};
+use crate::{Message, Template, Tokenizer};
+use axum::{Extension, extract, response::Response};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::{collections::BTreeMap, sync::Arc};
+use utoipa::ToSchema;
+
+/// CompletionFields that only this route has.
+#[derive(Debug, Deserialize, ToSchema)]
+struct CompletionFields {
+    /// What is continued: a text, a list of texts, token ids, or a list of lists of token ids.
+    #[schema(value_type = PromptShape)]
+    prompt: Prompts,
+    /// The reply begins with the prompt.
+    echo: Option<bool>,
+    /// Log-probabilities of the answer's tokens, and this many of the most likely ones, 0 to 20.
+    logprobs: Option<u32>,
+    /// As many as `n`: all answers are returned.
+    best_of: Option<u64>,
+    /// Put BOS in front of a text; true when absent. BOS that is there already is not doubled.
+    add_special_tokens: Option<bool>,
+}
+
+/// The body of a request.
+#[derive(ToSchema)]
+#[allow(dead_code)] // it describes what `parse` reads in two parts
+struct CompletionRequest {
+    #[serde(flatten)]
+    common: Common,
+    #[serde(flatten)]
+    own: CompletionFields,
+}
+
+/// What is continued.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code)]
+enum PromptShape {
+    Text(String),
+    Texts(Vec<String>),
+    Ids(Vec<u32>),
+    Lists(Vec<Vec<u32>>),
+}
+
+/// What is continued, one or several.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "Value")]
+enum Prompts {
+    Texts(Vec<String>),
+    Ids(Vec<Vec<u32>>),
+}
+
+impl TryFrom<Value> for Prompts {
+    type Error = String;
+    fn try_from(value: Value) -> Result<Prompts, String> {
+        let list = match value {
+            Value::String(text) => return Ok(Prompts::Texts(vec![text])),
+            Value::Array(list) if !list.is_empty() => list,
+            _ => return Err("expected a text, a list of texts, token ids, or a list of lists of token ids".into()),
+        };
+        let id = |i: usize, value: &Value| {
+            let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+            id.ok_or_else(|| format!("element {i}: {value} is no token id"))
+        };
+        match list[0] {
+            Value::String(_) => {
+                let text = |(i, value): (usize, Value)| match value {
+                    Value::String(text) => Ok(text),
+                    _ => Err(format!("element {i} is no text, the first one is")),
+                };
+                list.into_iter().enumerate().map(text).collect::<Result<_, _>>().map(Prompts::Texts)
+            }
+            Value::Array(_) => {
+                let ids = |(i, value): (usize, &Value)| {
+                    let ids = value.as_array().ok_or_else(|| format!("element {i} is no list, the first one is"))?;
+                    ids.iter().map(|value| id(i, value)).collect::<Result<Vec<u32>, _>>()
+                };
+                list.iter().enumerate().map(ids).collect::<Result<_, _>>().map(Prompts::Ids)
+            }
+            _ => {
+                let ids = list.iter().enumerate().map(|(i, value)| id(i, value));
+                Ok(Prompts::Ids(vec![ids.collect::<Result<_, _>>()?]))
+            }
+        }
+    }
+}
+
+/// An answer, or what is new of one.
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
+pub(super) struct CompletionChoice {
+    /// Its place: the answers to the first prompt, then those to the second.
+    index: usize,
+    text: String,
+    logprobs: Option<LegacyLogprobs>,
+    /// `stop` or `length`.
+    finish_reason: Option<&'static str>,
+    /// The stop string or the id of `stop_token_ids` that ended it.
+    stop_reason: Option<StopReason>,
+    /// With `return_token_ids`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<u32>>,
+    /// With `return_token_ids`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<Vec<u32>>,
+    /// With `prompt_logprobs`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<Vec<Option<BTreeMap<u32, PromptToken>>>>,
+}
+
+/// Continues texts.
+#[utoipa::path(
+    post, path = "/v1/completions", tag = "openai", request_body = CompletionRequest,
+    responses(
+        (status = 200, description = "The answers; with `stream` server-sent events", content(
+            (Reply<CompletionChoice> = "application/json"), (Reply<CompletionChoice> = "text/event-stream")
+        )),
+        (status = "4XX", description = "The request is wrong, or not let in", body = ErrorReply),
+        (status = 503, description = "Not answering now", body = ErrorReply),
+    )
+)]
+pub(super) async fn create(
+    extract::State(server): extract::State<Server>,
+    Extension(log): Extension<Arc<RequestLog>>,
+    Body(body): Body,
+) -> Result<Response, ApiError> {
+    let state = server.0.clone();
+    let (request, shape) = blocking(move || read(&state, &body)).await?;
+    server.0.reply(request, shape, log).await
+}
+
+fn read(state: &State, body: &[u8]) -> Result<(Prepared, Completions), ApiError> {
+    let refused = [("suffix", "", "aoji's models continue a text and fill no gaps")];
+    let parsed = parse::<CompletionFields>(body, &state.options, &refused)?;
+    let (common, own) = (parsed.common, parsed.own);
+    let n = common.n()?;
+    if let Some(best_of) = own.best_of.filter(|b| *b != n as u64) {
+        let message = format!("best_of is {best_of} and n is {n}: aoji returns all answers that it makes");
+        return Err(ApiError::invalid("best_of", message));
+    }
+    let special = own.add_special_tokens.unwrap_or(true);
+    let prompts = own.prompt.encode(&state.tokenizer, special)?;
+    let echo = own.echo.unwrap_or(false);
+    let asked = common.prompt_logprobs;
+    let echoed = own.logprobs.filter(|_| echo);
+    let wishes = Wishes {
+        default_tokens: Some(16),
+        logprobs: own.logprobs,
+        prompt_logprobs: asked.max(echoed),
+        field: "prompt",
+    };
+    let return_ids = common.return_token_ids.unwrap_or(false);
+    let skip_special = common.skip_special();
+    let request = state.prepare(common, parsed.ignored, &prompts, &wishes)?;
+    let choice = |index: usize| {
+        let prompt = &prompts[index / n];
+        let text = match (&prompt.text, echo) {
+            (_, false) => String::new(),
+            (Some(text), true) => text.clone(),
+            (None, true) => {
+                state.tokenizer.decode(&prompt.ids, skip_special).map_err(|e| ApiError::from_library(e, "prompt"))?
+            }
+        };
+        Ok(Pending { prompt: prompt.ids.clone(), echo: text, legacy: Legacy::default(), choice: None })
+    };
+    let pending = (0..prompts.len() * n).map(choice).collect::<Result<_, ApiError>>()?;
+    let tokenizer = state.tokenizer.clone();
+    let shape = Completions {
+        tokenizer,
+        pending,
+        logprobs: own.logprobs,
+        echo,
+        prompt_logprobs: asked.is_some(),
+        return_ids,
+        skip_special,
+    };
+    Ok((request, shape))
+}
+
+impl Prompts {
+    fn encode(self, tokenizer: &Tokenizer, special: bool) -> Result<Vec<Prompt>, ApiError> {
+        let text = |text: String| {
+            let ids = match special {
+                true => Template::Raw.encode(tokenizer, &[Message::new("user", &text)], None),
+                false => tokenizer.encode(&text, false),
+            };
+            Ok(Prompt { ids: ids.map_err(|e| ApiError::from_library(e, "prompt"))?, text: Some(text) })
+        };
+        match self {
+            Prompts::Texts(list) => list.into_iter().map(text).collect(),
+            Prompts::Ids(lists) => Ok(lists.into_iter().map(|ids| Prompt { ids, text: None }).collect()),
+        }
+    }
+}
+
+/// The answers, as this API reports them.
+struct Completions {
+    tokenizer: Tokenizer,
+    pending: Vec<Pending>,
+    logprobs: Option<u32>,
+    echo: bool,
+    prompt_logprobs: bool,
+    return_ids: bool,
+    skip_special: bool,
+}
+
+struct Pending {
+    prompt: Vec<u32>,
+    /// The text in front of the answer.
+    echo: String,
+    legacy: Legacy,
+    choice: Option<CompletionChoice>,
+}
+
+impl Completions {
+    /// What is new of answer `index`. The first piece of it begins with what is wanted of the prompt.
+    fn piece(&mut self, index: usize, delta: Delta, first: bool) -> CompletionChoice {
+        let pending = &mut self.pending[index];
+        let mut piece = CompletionChoice { index, ..CompletionChoice::default() };
+        let mut lists = LegacyLogprobs::default();
+        if first {
+            piece.text = std::mem::take(&mut pending.echo);
+            let scored = delta.prompt.unwrap_or_default();
+            if self.prompt_logprobs {
+                piece.prompt_logprobs = Some(logprobs::prompt(&self.tokenizer, &scored));
+            }
+            if self.echo && self.logprobs.is_some() {
+                let scores = [None].into_iter().chain(scored.into_iter().map(Some));
+                let ids: Vec<Scored> = pending.prompt.iter().copied().zip(scores).collect();
+                lists = pending.legacy.add(&self.tokenizer, &ids, self.skip_special);
+            }
+            piece.prompt_token_ids = self.return_ids.then(|| std::mem::take(&mut pending.prompt));
+        }
+        piece.text.push_str(&delta.text);
+        if self.logprobs.is_some() {
+            lists.extend(pending.legacy.add(&self.tokenizer, &delta.tokens, self.skip_special));
+            piece.logprobs = Some(lists);
+        }
+        piece.token_ids = self.return_ids.then(|| delta.tokens.iter().map(|(id, _)| *id).collect());
+        if let Some(end) = delta.end {
+            piece.finish_reason = Some(end.reason);
+            piece.stop_reason = end.stop_reason;
+        }
+        piece
+    }
+}
+
+impl Shape for Completions {
+    type Choice = CompletionChoice;
+    type Chunk = CompletionChoice;
+    const PREFIX: &'static str = "cmpl";
+    const OBJECTS: [&'static str; 2] = ["text_completion"; 2];
+
+    fn add(&mut self, index: usize, delta: Delta) {
+        let first = self.pending[index].choice.is_none();
+        let piece = self.piece(index, delta, first);
+        match &mut self.pending[index].choice {
+            none @ None => *none = Some(piece),
+            Some(whole) => {
+                whole.text.push_str(&piece.text);
+                if let (Some(lists), Some(later)) = (&mut whole.logprobs, piece.logprobs) {
+                    lists.extend(later);
+                }
+                if let (Some(ids), Some(later)) = (&mut whole.token_ids, piece.token_ids) {
+                    ids.extend(later);
+                }
+                whole.finish_reason = piece.finish_reason;
+                whole.stop_reason = piece.stop_reason;
+            }
+        }
+    }
+
+    fn choices(self) -> Vec<CompletionChoice> {
+        self.pending.into_iter().filter_map(|p| p.choice).collect()
+    }
+
+    fn chunks(&mut self, index: usize, delta: Delta) -> Vec<CompletionChoice> {
+        let first = self.pending[index].choice.is_none();
+        if first {
+            self.pending[index].choice = Some(CompletionChoice::default()); // from now on it is known to have begun
+        }
+        vec![self.piece(index, delta, first)]
+    }
+}

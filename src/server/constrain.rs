@@ -1,0 +1,131 @@
+//! Answers that must look like something: JSON by a schema, a regular expression, one of several texts, a grammar.
+
+use crate::{Constraint, Engine, Result};
+use llguidance::{
+    JsonCompileOptions, Matcher, ParserFactory,
+    api::TopLevelGrammar,
+    earley::SlicedBiasComputer,
+    toktrie::{ApproximateTokEnv, InferenceCapabilities, TokRxInfo, TokTrie},
+};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// What an answer must look like.
+#[derive(Debug, Clone)]
+pub enum Format {
+    /// Any JSON object.
+    JsonObject,
+    /// JSON that follows a schema.
+    JsonSchema(Value),
+    /// A text that a regular expression matches as a whole.
+    Regex(String),
+    /// One of these texts.
+    Choice(Vec<String>),
+    /// A text of a grammar in llguidance's variant of Lark.
+    Lark(String),
+}
+
+/// Makes constraints for the vocabulary of a model.
+pub struct Grammars {
+    factory: ParserFactory,
+    vocab: usize,
+}
+
+/// A [`Constraint`] that holds a text to a [`Format`]. A clone begins where the original is.
+pub struct Grammar {
+    matcher: Matcher,
+    vocab: usize,
+}
+
+impl Grammars {
+    /// Takes the vocabulary of `engine`'s tokenizer.
+    ///
+    /// # Errors
+    /// A text that says why answers cannot be held to anything: no tokenizer, or a model without an id that ends a text.
+    pub fn new(engine: &Engine) -> Result<Grammars, String> {
+        let tokenizer = engine.tokenizer().map_err(|e| e.to_string())?;
+        let (vocab, eos) = (engine.config().vocab, &engine.config().eos);
+        let Some(&first) = eos.first() else {
+            return Err("the model has no token that ends a text".into());
+        };
+        let word = |id: u32| {
+            if !tokenizer.is_special(id) {
+                return tokenizer.token_bytes(id);
+            }
+            // A special token is no text: this mark keeps it out of everything but grammars that name it.
+            let name = tokenizer.token(id).unwrap_or_default();
+            [&[TokTrie::SPECIAL_TOKEN_MARKER], name.as_bytes()].concat()
+        };
+        let words: Vec<Vec<u8>> = (0..vocab as u32).map(word).collect();
+        let trie = TokTrie::from(&TokRxInfo::new(vocab as u32, first), &words).with_eos_tokens(eos);
+        // How the tokenizer would cut a text matters only for tokens that are forced, and none are.
+        let env: llguidance::toktrie::TokEnv = Arc::new(ApproximateTokEnv::new(trie));
+        let capabilities = InferenceCapabilities::default();
+        let factory = ParserFactory::new(&env, capabilities, &SlicedBiasComputer::general_slices());
+        let mut factory = factory.map_err(|e| e.to_string())?;
+        factory.quiet();
+        factory.limits_mut().verbose_errors = false;
+        Ok(Grammars { factory, vocab })
+    }
+
+    /// A constraint for `format`.
+    ///
+    /// # Errors
+    /// What is wrong with the format.
+    pub fn compile(&self, format: &Format) -> Result<Grammar, String> {
+        let grammar = match format {
+            Format::JsonObject => TopLevelGrammar::from_json_schema(compact(&json!({"type": "object"}))),
+            Format::JsonSchema(schema) => TopLevelGrammar::from_json_schema(compact(schema)),
+            Format::Regex(regex) => TopLevelGrammar::from_regex(regex),
+            Format::Choice(texts) if texts.is_empty() => return Err("there is nothing to choose from".into()),
+            Format::Choice(texts) => TopLevelGrammar::from_lark(choice(texts)?),
+            Format::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
+        };
+        let mut matcher = Matcher::new(self.factory.create_parser(grammar));
+        match matcher.get_error() {
+            Some(why) => Err(why),
+            None => {
+                matcher.grammar_warnings().iter().for_each(|warning| tracing::info!("a grammar: {warning}"));
+                Ok(Grammar { matcher, vocab: self.vocab })
+            }
+        }
+    }
+}
+
+/// The schema with the order to write no blanks: a greedy model that may write blanks can go on doing so for ever.
+fn compact(schema: &Value) -> Value {
+    let mut schema = schema.clone();
+    JsonCompileOptions { whitespace_flexible: false, ..JsonCompileOptions::default() }.apply_to(&mut schema);
+    schema
+}
+
+/// A grammar of these texts; JSON's string syntax is also Lark's.
+fn choice(texts: &[String]) -> Result<String, String> {
+    let quoted: Result<Vec<String>, _> = texts.iter().map(serde_json::to_string).collect();
+    Ok(format!("start: {}", quoted.map_err(|e| e.to_string())?.join(" | ")))
+}
+
+impl Clone for Grammar {
+    fn clone(&self) -> Self {
+        Grammar { matcher: self.matcher.deep_clone(), vocab: self.vocab }
+    }
+}
+
+impl Constraint for Grammar {
+    fn allowed(&mut self, mask: &mut [u32]) -> Result<(), String> {
+        let allowed = self.matcher.compute_mask_or_eos().map_err(|e| e.to_string())?;
+        let words = self.vocab.div_ceil(32).min(mask.len());
+        mask[..words].copy_from_slice(&allowed.as_slice()[..words]);
+        if mask.iter().all(|word| *word == 0) {
+            return Err("no token of the model can follow within what the answer must look like".into());
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self, token: u32) -> Result<(), String> {
+        if self.matcher.is_stopped() {
+            return Ok(()); // the token that ended the text
+        }
+        self.matcher.consume_token(token).map_err(|e| e.to_string())
+    }
+}

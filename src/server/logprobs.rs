@@ -1,0 +1,168 @@
+//! Log-probabilities in the three shapes that clients know.
+
+use crate::{TokenLogprobs, Tokenizer};
+use serde::Serialize;
+use std::{collections::BTreeMap, fmt::Write};
+use utoipa::ToSchema;
+
+/// A token and what the batch said of it.
+pub(super) type Scored = (u32, Option<TokenLogprobs>);
+
+/// The bytes that a token stands for; a special token stands for its name.
+fn bytes(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
+    match tokenizer.token(id) {
+        Some(name) if tokenizer.is_special(id) => name.into_bytes(),
+        _ => tokenizer.token_bytes(id),
+    }
+}
+
+/// A token as the completions API writes it: its text, or `bytes:\xed\x95` where it is not a whole number of characters.
+pub(super) fn name(tokenizer: &Tokenizer, id: u32) -> String {
+    String::from_utf8(bytes(tokenizer, id)).unwrap_or_else(|e| {
+        e.as_bytes().iter().fold("bytes:".to_string(), |mut text, byte| {
+            let _ = write!(text, "\\x{byte:02x}"); // to a string it cannot fail
+            text
+        })
+    })
+}
+
+/// JSON has no infinity; OpenAI writes this number for a token that cannot be.
+fn finite(logprob: f32) -> f32 {
+    logprob.max(-9999.0)
+}
+
+/// Log-probabilities as `/v1/completions` reports them: four lists of the same length.
+#[derive(Debug, Default, Clone, Serialize, ToSchema)]
+pub(super) struct LegacyLogprobs {
+    /// Texts of the tokens, `bytes:\x..` for a part of a character.
+    pub tokens: Vec<String>,
+    /// Their log-probabilities; `null` for the first token of a prompt.
+    pub token_logprobs: Vec<Option<f32>>,
+    /// For each the most likely tokens and the token itself.
+    pub top_logprobs: Vec<Option<BTreeMap<String, f32>>>,
+    /// How many characters of the text come before each.
+    pub text_offset: Vec<usize>,
+}
+
+/// Makes [`LegacyLogprobs`], in pieces.
+#[derive(Debug, Default)]
+pub(super) struct Legacy {
+    /// Characters of the text so far.
+    chars: usize,
+    /// The beginning of a character.
+    pending: Vec<u8>,
+}
+
+impl Legacy {
+    /// The lists of the next tokens. `hidden` special tokens add nothing to the text.
+    pub fn add(&mut self, tokenizer: &Tokenizer, tokens: &[Scored], hidden: bool) -> LegacyLogprobs {
+        let mut lists = LegacyLogprobs::default();
+        for (id, scored) in tokens {
+            lists.tokens.push(name(tokenizer, *id));
+            lists.token_logprobs.push(scored.as_ref().map(|s| finite(s.logprob)));
+            lists.top_logprobs.push(scored.as_ref().map(|s| {
+                let top = s.top.iter().copied().chain([(s.token, s.logprob)]);
+                top.map(|(id, logprob)| (name(tokenizer, id), finite(logprob))).collect()
+            }));
+            lists.text_offset.push(self.chars);
+            if !(hidden && tokenizer.is_special(*id)) {
+                self.pending.extend(bytes(tokenizer, *id));
+                self.count();
+            }
+        }
+        lists
+    }
+
+    /// Moves whole characters from `pending` to the count.
+    fn count(&mut self) {
+        loop {
+            let (valid, bad) = match std::str::from_utf8(&self.pending) {
+                Ok(text) => (text.len(), None),
+                Err(e) => (e.valid_up_to(), e.error_len()),
+            };
+            self.chars += String::from_utf8_lossy(&self.pending[..valid]).chars().count();
+            self.pending.drain(..valid + bad.unwrap_or(0));
+            match bad {
+                Some(_) => self.chars += 1, // it is shown as one U+FFFD
+                None => return,
+            }
+        }
+    }
+}
+
+impl LegacyLogprobs {
+    /// Adds the lists of later tokens.
+    pub fn extend(&mut self, later: LegacyLogprobs) {
+        self.tokens.extend(later.tokens);
+        self.token_logprobs.extend(later.token_logprobs);
+        self.top_logprobs.extend(later.top_logprobs);
+        self.text_offset.extend(later.text_offset);
+    }
+}
+
+/// Log-probabilities as `/v1/chat/completions` reports them.
+#[derive(Debug, Default, Clone, Serialize, ToSchema)]
+pub(super) struct ChatLogprobs {
+    /// One for each token.
+    pub content: Vec<ChatToken>,
+    /// Always absent: aoji's models refuse in words.
+    refusal: Option<()>,
+}
+
+/// A token of a chat's answer.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(super) struct ChatToken {
+    #[serde(flatten)]
+    token: Alternative,
+    /// The most likely tokens in its place.
+    top_logprobs: Vec<Alternative>,
+}
+
+/// A token that was possible.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+struct Alternative {
+    /// Its text, with U+FFFD for a part of a character.
+    token: String,
+    /// Natural logarithm of its probability.
+    logprob: f32,
+    /// Its bytes.
+    bytes: Vec<u8>,
+}
+
+impl ChatLogprobs {
+    /// What is reported of `tokens`; those without a log-probability are left out.
+    pub fn of(tokenizer: &Tokenizer, tokens: &[Scored]) -> ChatLogprobs {
+        let alternative = |id, logprob| {
+            let bytes = bytes(tokenizer, id);
+            Alternative { token: String::from_utf8_lossy(&bytes).into_owned(), logprob: finite(logprob), bytes }
+        };
+        let token = |s: &TokenLogprobs| ChatToken {
+            token: alternative(s.token, s.logprob),
+            top_logprobs: s.top.iter().map(|&(id, logprob)| alternative(id, logprob)).collect(),
+        };
+        let content = tokens.iter().filter_map(|(_, scored)| scored.as_ref()).map(token).collect();
+        ChatLogprobs { content, refusal: None }
+    }
+}
+
+/// A token of a prompt, as vLLM reports it.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(super) struct PromptToken {
+    logprob: f32,
+    /// Its place among the most likely ones, where it is one of those that were asked for.
+    rank: Option<usize>,
+    decoded_token: String,
+}
+
+/// The log-probabilities of a prompt's tokens, as vLLM reports them: by id, `null` for the first token.
+pub(super) fn prompt(tokenizer: &Tokenizer, scored: &[TokenLogprobs]) -> Vec<Option<BTreeMap<u32, PromptToken>>> {
+    let token =
+        |id, logprob, rank| (id, PromptToken { logprob: finite(logprob), rank, decoded_token: name(tokenizer, id) });
+    let each = |s: &TokenLogprobs| {
+        // The token itself first, so that where it is also among the others its rank replaces the unknown one.
+        let own = token(s.token, s.logprob, None);
+        let top = s.top.iter().enumerate().map(|(i, &(id, logprob))| token(id, logprob, Some(i + 1)));
+        Some([own].into_iter().chain(top).collect())
+    };
+    [None].into_iter().chain(scored.iter().map(each)).collect()
+}

@@ -1,0 +1,172 @@
+//! Fields that aoji does not honour: refused, or ignored and named in a header, never dropped silently.
+
+use super::error::ApiError;
+use serde_json::Value;
+use std::{collections::BTreeSet, str::FromStr};
+
+/// What becomes of a field that no API has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum UnknownFields {
+    /// It is named in the header `x-aoji-ignored-params`.
+    #[default]
+    Warn,
+    /// The request is refused.
+    Reject,
+    /// Nothing.
+    Ignore,
+}
+
+impl FromStr for UnknownFields {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "warn" => Ok(Self::Warn),
+            "reject" => Ok(Self::Reject),
+            "ignore" => Ok(Self::Ignore),
+            _ => Err(format!("{s:?}: expected warn, reject or ignore")),
+        }
+    }
+}
+
+/// Known fields that change nothing here. docs/server.md lists them; `[]` stands for any place in a list.
+pub(super) const IGNORED: &[&str] = &[
+    "cache_prompt",
+    "cache_salt",
+    "messages[].annotations",
+    "messages[].name",
+    "messages[].reasoning_content",
+    "messages[].refusal",
+    "metadata",
+    "parallel_tool_calls",
+    "priority",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "reasoning_effort",
+    "request_id",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "stream_options.include_obfuscation",
+    "timings_per_token",
+    "user",
+    "verbosity",
+];
+
+/// A known field that is refused: its name, a value that asks for nothing and is let through, and what to do instead.
+/// `null`, `false`, `[]` and `{}` ask for nothing either.
+pub(super) type Refused = (&'static str, &'static str, &'static str);
+
+const TOOLS: &str = "aoji calls no tools";
+const SAMPLER: &str = "aoji has no such sampler; it has temperature, top_p, top_k, min_p and three penalties";
+const TEXT: &str = "aoji reads and writes text only";
+
+/// What both APIs refuse.
+pub(super) const REFUSED: &[Refused] = &[
+    ("allowed_token_ids", "", "use logit_bias, or structured_outputs"),
+    ("audio", "", TEXT),
+    ("bad_words", "", "use logit_bias for single tokens"),
+    ("documents", "", "put them into the messages"),
+    ("dry_multiplier", "0", SAMPLER),
+    ("early_stopping", "", "aoji has no beam search"),
+    ("function_call", "\"none\"", TOOLS),
+    ("functions", "", TOOLS),
+    ("grammar", "", "use structured_outputs.grammar, in Lark's syntax"),
+    (
+        "guided_decoding_backend",
+        "",
+        "there is one only, which takes JSON schemas, regular expressions and Lark grammars",
+    ),
+    ("guided_whitespace_pattern", "", "JSON is written compactly, without blanks"),
+    ("json_schema", "", "use response_format"),
+    ("length_penalty", "1", "aoji has no beam search"),
+    ("logprob_token_ids", "", "use logprobs"),
+    ("lora", "", "adapters are added at the start, by --lora"),
+    ("mirostat", "0", SAMPLER),
+    ("modalities", "[\"text\"]", TEXT),
+    ("moderation", "", "aoji moderates nothing"),
+    ("n_predict", "", "use max_tokens"),
+    ("n_probs", "0", "use logprobs"),
+    ("prediction", "", "aoji takes no predictions"),
+    ("prompt_embeds", "", "give text or token ids"),
+    ("tool_choice", "\"none\"", TOOLS),
+    ("tools", "", TOOLS),
+    ("truncate_prompt_tokens", "", "aoji cuts no prompt: send a shorter one"),
+    ("typical_p", "1", SAMPLER),
+    ("use_beam_search", "", "aoji has no beam search"),
+    ("web_search_options", "", TOOLS),
+    ("xtc_probability", "0", SAMPLER),
+];
+
+/// Refuses what must be; the names of what was ignored.
+pub(super) fn judge(
+    request: &Value,
+    unknown: &BTreeSet<Vec<String>>,
+    refused: &[Refused],
+    policy: UnknownFields,
+) -> Result<Vec<String>, ApiError> {
+    let mut ignored = BTreeSet::new();
+    for path in unknown {
+        let value = at(request, path);
+        if value.is_some_and(asks_for_nothing) {
+            continue;
+        }
+        let name = name(path);
+        if let Some((_, neutral, why)) = refused.iter().chain(REFUSED).find(|(field, ..)| *field == name) {
+            if value.is_some_and(|v| same(v, neutral)) {
+                continue;
+            }
+            return Err(ApiError::unsupported(&name, why));
+        }
+        if !IGNORED.contains(&name.as_str()) {
+            match policy {
+                UnknownFields::Warn => {}
+                UnknownFields::Ignore => continue,
+                UnknownFields::Reject => {
+                    let why = "aoji knows no such field (it was started with --unknown-fields reject)";
+                    return Err(ApiError::unsupported(&path.join("."), why));
+                }
+            }
+        }
+        ignored.insert(name);
+    }
+    Ok(ignored.into_iter().collect())
+}
+
+fn at<'a>(request: &'a Value, path: &[String]) -> Option<&'a Value> {
+    path.iter().try_fold(request, |value, part| match value {
+        Value::Array(list) => list.get(part.parse::<usize>().ok()?),
+        other => other.get(part),
+    })
+}
+
+fn asks_for_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        _ => false,
+    }
+}
+
+/// Whether `value` is what the JSON text `neutral` says; numbers by value.
+fn same(value: &Value, neutral: &str) -> bool {
+    match (value.as_f64(), neutral.parse::<f64>()) {
+        (Some(a), Ok(b)) => a == b,
+        _ => value.to_string() == neutral,
+    }
+}
+
+/// `messages[].name`
+fn name(path: &[String]) -> String {
+    let mut name = String::new();
+    for (i, part) in path.iter().enumerate() {
+        if i > 0 && part.bytes().all(|b| b.is_ascii_digit()) {
+            name.push_str("[]");
+        } else {
+            name.push_str(if i > 0 { "." } else { "" });
+            name.push_str(part);
+        }
+    }
+    name
+}

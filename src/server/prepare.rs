@@ -1,0 +1,219 @@
+//! From the fields of a request to jobs.
+
+use super::{
+    State,
+    answer::{Texts, WithSpecial},
+    constrain::Format,
+    error::ApiError,
+    fields::{Common, MAX_LOGPROBS, ResponseKind},
+    worker::Guarded,
+};
+use crate::{Constraint, GenerateOptions, Job};
+use serde_json::Value;
+
+/// A prompt, and its text where that was sent.
+pub(super) struct Prompt {
+    pub ids: Vec<u32>,
+    pub text: Option<String>,
+}
+
+/// A request that was read and checked.
+pub(super) struct Prepared {
+    pub model: String,
+    pub jobs: Vec<Job>,
+    pub texts: Texts,
+    /// Lengths of the prompts.
+    pub prompts: Vec<usize>,
+    /// Answers to each.
+    pub n: usize,
+    pub stream: bool,
+    pub include_usage: bool,
+    pub continuous_usage: bool,
+    pub ignored: Vec<String>,
+}
+
+/// What the two APIs ask for in different ways.
+pub(super) struct Wishes {
+    /// Most tokens when the request does not say; until the context is full when absent.
+    pub default_tokens: Option<usize>,
+    pub logprobs: Option<u32>,
+    pub prompt_logprobs: Option<u32>,
+    /// The field that carries the prompt.
+    pub field: &'static str,
+}
+
+impl State {
+    /// The name under which the model was asked for.
+    pub fn model(&self, asked: Option<&str>) -> Result<String, ApiError> {
+        let names = &self.options.names;
+        match asked {
+            None => Ok(names[0].clone()),
+            Some(name) if names.iter().any(|n| n == name) => Ok(name.into()),
+            Some(name) => Err(ApiError::no_model(name, names)),
+        }
+    }
+
+    /// The jobs of a request: for each prompt its answers, one after the other.
+    pub fn prepare(
+        &self,
+        common: Common,
+        ignored: Vec<String>,
+        prompts: &[Prompt],
+        wishes: &Wishes,
+    ) -> Result<Prepared, ApiError> {
+        let model = self.model(common.model.as_deref())?;
+        let config = self.engine.config();
+        let n = common.n()?;
+        let mut options = common.options(config.vocab, config.eos.len())?;
+        for (field, asked) in [("logprobs", wishes.logprobs), ("prompt_logprobs", wishes.prompt_logprobs)] {
+            if let Some(k) = asked.filter(|k| *k > MAX_LOGPROBS) {
+                return Err(ApiError::invalid(field, format!("{k} alternatives, allowed is 0 to {MAX_LOGPROBS}")));
+            }
+        }
+        let constraint = self.constraint(&common, &options)?;
+        let stop_ids = options.stop_ids.clone();
+        let with_special = (!common.skip_special()).then(|| {
+            let eos = config.eos.iter().filter(|_| !options.ignore_eos);
+            let ends = stop_ids.iter().chain(eos).copied().collect();
+            WithSpecial { stops: std::mem::take(&mut options.stop), ends, include: options.include_stop }
+        });
+        let texts = Texts { stop_ids, with_special };
+        let mut jobs = Vec::with_capacity(prompts.len() * n);
+        for prompt in prompts {
+            options.max_tokens = self.room(&common, prompt, wishes)?;
+            if let Some(tokens) = options.max_tokens {
+                self.metrics.max_tokens(tokens);
+            }
+            for i in 0..n {
+                let mut options = options.clone();
+                options.sampling.seed = options.sampling.seed.wrapping_add(i as u64);
+                let count = |k: Option<u32>| k.map(|k| k as usize);
+                jobs.push(Job {
+                    prompt: prompt.ids.clone(),
+                    options,
+                    logprobs: count(wishes.logprobs),
+                    prompt_logprobs: count(wishes.prompt_logprobs),
+                    constraint: constraint.as_ref().map(|c| Box::new(Guarded(c.clone())) as Box<dyn Constraint>),
+                });
+            }
+        }
+        let stream = common.stream.unwrap_or(false);
+        let asked = common.stream_options.unwrap_or_default();
+        if !stream && (asked.include_usage.is_some() || asked.continuous_usage_stats.is_some()) {
+            return Err(ApiError::invalid("stream_options", "stream_options is for streams: set stream to true"));
+        }
+        Ok(Prepared {
+            model,
+            jobs,
+            texts,
+            prompts: prompts.iter().map(|p| p.ids.len()).collect(),
+            n,
+            stream,
+            include_usage: asked.include_usage.unwrap_or(false),
+            continuous_usage: asked.continuous_usage_stats.unwrap_or(false),
+            ignored,
+        })
+    }
+
+    /// Most tokens of the answer to `prompt`, after checking that they fit.
+    fn room(&self, common: &Common, prompt: &Prompt, wishes: &Wishes) -> Result<Option<usize>, ApiError> {
+        let (max, length) = (self.engine.max_context(), prompt.ids.len());
+        if length == 0 {
+            return Err(ApiError::invalid(wishes.field, "the prompt is empty: expected at least one token"));
+        }
+        let vocab = self.engine.config().vocab;
+        if let Some(id) = prompt.ids.iter().find(|&&id| id as usize >= vocab) {
+            return Err(ApiError::invalid(wishes.field, format!("token {id} is not below the vocabulary's {vocab}")));
+        }
+        match common.limit()? {
+            Some((tokens, field)) if length.saturating_add(tokens) > max => {
+                Err(ApiError::context(length, tokens, max, if length >= max { wishes.field } else { field }))
+            }
+            Some((tokens, _)) => Ok(Some(tokens)),
+            None if length >= max => Err(ApiError::context(length, 1, max, wishes.field)),
+            None => Ok(wishes.default_tokens.map(|n| n.min(max - length))),
+        }
+    }
+
+    fn constraint(
+        &self,
+        common: &Common,
+        options: &GenerateOptions,
+    ) -> Result<Option<super::constrain::Grammar>, ApiError> {
+        let Some((field, format)) = format(common)? else { return Ok(None) };
+        for (other, set) in [("ignore_eos", options.ignore_eos), ("min_tokens", options.sampling.min_tokens > 0)] {
+            if set {
+                let message =
+                    format!("{other} keeps an answer from ending, {field} says where it ends: give one of them");
+                return Err(ApiError::invalid(other, message));
+            }
+        }
+        let grammars = self.grammars().map_err(|why| ApiError::unsupported(field, why))?;
+        grammars.compile(&format).map(Some).map_err(|why| ApiError::invalid(field, format!("{field}: {why}")))
+    }
+}
+
+/// What the answer must look like, and the field that says so.
+fn format(common: &Common) -> Result<Option<(&'static str, Format)>, ApiError> {
+    let mut found = Vec::new();
+    if let Some(format) = &common.response_format {
+        let field = "response_format";
+        match (format.kind, &format.json_schema) {
+            (ResponseKind::Text, _) => {}
+            (ResponseKind::JsonObject, _) => found.push((field, Format::JsonObject)),
+            (ResponseKind::JsonSchema, Some(named)) => {
+                let schema = schema("response_format.json_schema.schema", named.schema.as_ref())?;
+                found.push((field, Format::JsonSchema(schema)));
+            }
+            (ResponseKind::JsonSchema, None) => {
+                return Err(ApiError::invalid("response_format.json_schema", "type json_schema needs a json_schema"));
+            }
+        }
+    }
+    let outputs = common.structured_outputs.as_ref();
+    let both =
+        [("structured_outputs", outputs.and_then(|o| o.json.as_ref())), ("guided_json", common.guided_json.as_ref())];
+    for (field, json) in both {
+        if json.is_some() {
+            found.push((field, Format::JsonSchema(schema(field, json)?)));
+        }
+    }
+    if outputs.and_then(|o| o.json_object) == Some(true) {
+        found.push(("structured_outputs", Format::JsonObject));
+    }
+    let texts = [
+        ("structured_outputs", outputs.and_then(|o| o.regex.clone()).map(Format::Regex)),
+        ("structured_outputs", outputs.and_then(|o| o.choice.clone()).map(Format::Choice)),
+        ("structured_outputs", outputs.and_then(|o| o.grammar.clone()).map(Format::Lark)),
+        ("guided_regex", common.guided_regex.clone().map(Format::Regex)),
+        ("guided_choice", common.guided_choice.clone().map(Format::Choice)),
+        ("guided_grammar", common.guided_grammar.clone().map(Format::Lark)),
+    ];
+    found.extend(texts.into_iter().filter_map(|(field, format)| Some((field, format?))));
+    match found.len() {
+        0 | 1 => Ok(found.pop()),
+        _ => {
+            let field = found[1].0;
+            let first = found[0].0;
+            Err(ApiError::invalid(
+                field,
+                format!("{first} and {field} both say what the answer must look like: give one"),
+            ))
+        }
+    }
+}
+
+/// A schema is an object, or its text.
+fn schema(field: &str, value: Option<&Value>) -> Result<Value, ApiError> {
+    let wrong = |message: String| Err(ApiError::invalid(field, format!("{field}: {message}")));
+    match value {
+        Some(Value::Object(map)) => Ok(Value::Object(map.clone())),
+        Some(Value::String(text)) => match serde_json::from_str(text) {
+            Ok(Value::Object(map)) => Ok(Value::Object(map)),
+            Ok(_) => wrong("expected a JSON schema, found JSON that is no object".into()),
+            Err(e) => wrong(format!("expected a JSON schema, found text that is no JSON: {e}")),
+        },
+        Some(_) => wrong("expected a JSON schema, an object".into()),
+        None => wrong("there is no schema".into()),
+    }
+}

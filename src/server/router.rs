@@ -1,0 +1,181 @@
+//! Routes, and what surrounds all of them: log, CORS, panics, keys, sizes.
+
+use super::{Phase, Server, chat, completions, error::ApiError, info, log, tokens, worker::panic_text};
+use crate::{Error, Result};
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, FromRequest, Request, State},
+    http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+};
+use std::{any::Any, time::Duration};
+use subtle::ConstantTimeEq;
+use tower_http::{
+    catch_panic::CatchPanicLayer,
+    cors::{AllowOrigin, CorsLayer},
+};
+use utoipa::{
+    Modify, OpenApi,
+    openapi::security::{Http, HttpAuthScheme, SecurityScheme},
+};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+/// The longest that a client may take to send a body.
+const BODY_SECONDS: u64 = 60;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "aoji", description = "OpenAI's API for one model; docs/server.md says what becomes of each field."),
+    modifiers(&Keys)
+)]
+struct Description;
+
+struct Keys;
+
+impl Modify for Keys {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let scheme = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+        openapi.components.get_or_insert_default().add_security_scheme("key", scheme);
+    }
+}
+
+/// The routes that need a key, and those that do not.
+fn routes() -> (OpenApiRouter<Server>, OpenApiRouter<Server>) {
+    let keyed = OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(completions::create))
+        .routes(routes!(chat::create))
+        .routes(routes!(info::models))
+        .routes(routes!(info::model))
+        .routes(routes!(tokens::tokenize))
+        .routes(routes!(tokens::detokenize))
+        .routes(routes!(tokens::tokenizer_info));
+    let open = OpenApiRouter::new()
+        .routes(routes!(info::page))
+        .routes(routes!(info::health))
+        .routes(routes!(info::ready))
+        .routes(routes!(info::version))
+        .routes(routes!(info::metrics))
+        .routes(routes!(info::openapi));
+    (keyed, open)
+}
+
+/// The description of all routes and their fields.
+pub(super) fn description() -> utoipa::openapi::OpenApi {
+    let (keyed, open) = routes();
+    let mut openapi = keyed.merge(open).into_openapi();
+    // axum's mark for a name with slashes is not OpenAPI's.
+    if let Some(model) = openapi.paths.paths.remove("/v1/models/{*id}") {
+        openapi.paths.paths.insert("/v1/models/{id}".into(), model);
+    }
+    openapi
+}
+
+impl Server {
+    /// All routes, as a service for an axum program.
+    pub fn router(&self) -> Router {
+        let (keyed, open) = routes();
+        let keyed = keyed.layer(middleware::from_fn_with_state(self.clone(), key));
+        let router: Router<Server> = keyed.merge(open).into();
+        let options = &self.0.options;
+        let router = router
+            .fallback(|method: Method, uri: Uri| async move { ApiError::no_route(method.as_str(), &short(&uri)) })
+            .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
+                ApiError::no_method(method.as_str(), &short(&uri))
+            })
+            .layer(DefaultBodyLimit::max(options.body_limit))
+            .layer(CatchPanicLayer::custom(panicked));
+        let router = match cors(&options.cors) {
+            Ok(Some(cors)) => router.layer(cors),
+            _ => router, // `start` has refused origins that are none
+        };
+        router.layer(middleware::from_fn_with_state(self.clone(), log::log)).with_state(self.clone())
+    }
+}
+
+fn short(uri: &Uri) -> String {
+    uri.path().chars().take(200).collect()
+}
+
+/// Which web pages may use the server, where any may.
+pub(super) fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
+    if origins.is_empty() {
+        return Ok(None);
+    }
+    let origin = |origin: &String| match HeaderValue::from_str(origin) {
+        Ok(value) if origin.contains("://") && !origin.ends_with('/') => Ok(value),
+        _ => Err(Error::Input(format!("CORS origin {origin:?}: expected * or an origin like https://example.com"))),
+    };
+    let allowed = match origins.iter().any(|o| o == "*") {
+        true => AllowOrigin::any(),
+        false => AllowOrigin::list(origins.iter().map(origin).collect::<Result<Vec<_>>>()?),
+    };
+    let exposed = ["x-request-id", "x-aoji-ignored-params", "retry-after"].map(HeaderName::from_static);
+    let cors = CorsLayer::new().allow_origin(allowed).allow_methods([Method::GET, Method::POST]);
+    Ok(Some(cors.allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE]).expose_headers(exposed)))
+}
+
+/// A request without a right key goes no further. All keys are compared, each in constant time.
+async fn key(State(server): State<Server>, request: Request, next: Next) -> Response {
+    let keys = &server.0.options.keys;
+    let sent = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
+    let sent = match sent.split_at_checked(7) {
+        Some((scheme, key)) if scheme.eq_ignore_ascii_case(b"bearer ") => key,
+        _ => &[],
+    };
+    let right = keys.iter().fold(subtle::Choice::from(0), |right, key| right | key.as_bytes().ct_eq(sent));
+    if keys.is_empty() || right.into() { next.run(request).await } else { ApiError::no_key().into_response() }
+}
+
+fn panicked(panic: Box<dyn Any + Send>) -> Response {
+    let text = panic_text(&*panic);
+    tracing::error!("a request panicked: {text}");
+    ApiError::internal(format!("a fault of aoji, please report it: {text}")).into_response()
+}
+
+/// Runs what takes long, as tokenizing a book does, where it keeps no other request from going on.
+pub(super) async fn blocking<T: Send + 'static>(
+    f: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    match tokio::task::spawn_blocking(f).await {
+        Ok(result) => result,
+        Err(e) => match e.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic), // `panicked` makes a reply of it
+            Err(_) => Err(ApiError::unavailable("the server is shutting down")),
+        },
+    }
+}
+
+/// The body of a request that is to be JSON, not yet read; refused while the server does not answer.
+pub(super) struct Body(pub Bytes);
+
+impl FromRequest<Server> for Body {
+    type Rejection = ApiError;
+    async fn from_request(request: Request, server: &Server) -> Result<Body, ApiError> {
+        let metrics = &server.0.metrics;
+        match server.phase() {
+            Phase::Starting | Phase::Ready => {}
+            Phase::Draining => {
+                metrics.rejected("draining");
+                return Err(ApiError::unavailable("the server is shutting down"));
+            }
+            Phase::Failed(why) => return Err(ApiError::unavailable(format!("the engine has stopped: {why}"))),
+        }
+        if let Some(found) = request.headers().get(header::CONTENT_TYPE) {
+            let found = String::from_utf8_lossy(found.as_bytes());
+            let essence = found.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+            if essence != "application/json" && !essence.ends_with("+json") {
+                return Err(ApiError::not_json(&found));
+            }
+        }
+        let limit = server.0.options.body_limit;
+        let read = tokio::time::timeout(Duration::from_secs(BODY_SECONDS), Bytes::from_request(request, server)).await;
+        match read {
+            Ok(Ok(bytes)) => Ok(Body(bytes)),
+            Ok(Err(e)) if e.status() == StatusCode::PAYLOAD_TOO_LARGE => Err(ApiError::too_large(limit)),
+            Ok(Err(e)) => Err(ApiError::bad(format!("the body could not be read: {e}"))),
+            Err(_) => Err(ApiError::bad(format!("the body did not arrive within {BODY_SECONDS} seconds"))),
+        }
+    }
+}

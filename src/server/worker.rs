@@ -1,0 +1,382 @@
+//! The thread that owns the batch: everything else talks to it by channels.
+
+use super::{error::ApiError, metrics::Metrics};
+use crate::{Batch, Constraint, Engine, Error, Finish, GenerateOptions, Job, JobEvent, JobId, Result, TokenLogprobs};
+use std::{
+    collections::HashMap,
+    mem,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, Sender, TryRecvError, channel},
+    },
+    thread,
+    time::Instant,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+
+/// How far the server is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Phase {
+    /// The model has not generated a token yet.
+    Starting,
+    /// It answers.
+    Ready,
+    /// It finishes what it has and takes nothing new.
+    Draining,
+    /// The device failed, for this reason; nothing is answered any more.
+    Failed(String),
+}
+
+/// What a request is told about its jobs.
+#[derive(Debug)]
+pub(super) enum Message {
+    /// The prompt's own log-probabilities.
+    Prompt(Vec<TokenLogprobs>),
+    /// Tokens, and the text that is certain with them.
+    Piece(Piece),
+    /// The end.
+    Finish(Finish),
+    /// The constraint failed.
+    Failed(String),
+    /// The server ended it.
+    Lost(String),
+}
+
+/// Tokens and the text that is certain with them.
+#[derive(Debug, Default)]
+pub(super) struct Piece {
+    pub tokens: Vec<(u32, Option<TokenLogprobs>)>,
+    pub text: String,
+}
+
+enum Command {
+    Submit { request: u64, jobs: Vec<(Job, OwnedSemaphorePermit)>, events: Events, reply: oneshot::Sender<Result<()>> },
+    Cancel { request: u64, index: Option<usize> },
+    Stop,
+}
+
+type Events = mpsc::UnboundedSender<(usize, Message)>;
+
+/// The way to the thread.
+pub(super) struct Worker {
+    commands: Sender<Command>,
+    seats: Arc<Semaphore>,
+    capacity: usize,
+    next: AtomicU64,
+}
+
+/// The jobs of a request. Dropping it cancels those that have not ended.
+pub(super) struct Running {
+    request: u64,
+    commands: Sender<Command>,
+    events: mpsc::UnboundedReceiver<(usize, Message)>,
+    /// Which jobs have not ended.
+    open: Vec<bool>,
+}
+
+impl Worker {
+    /// Starts the thread. At most `capacity` jobs run or wait.
+    pub fn start(
+        engine: Engine,
+        batch: Batch,
+        capacity: usize,
+        metrics: Arc<Metrics>,
+        phase: watch::Sender<Phase>,
+    ) -> Result<Worker> {
+        let (commands, receiver) = channel();
+        let work = Loop { batch, commands: receiver, jobs: HashMap::new(), metrics, phase };
+        let thread = thread::Builder::new().name("aoji-engine".into());
+        let spawned = thread.spawn(move || work.run(&engine));
+        spawned.map_err(|e| Error::Memory(format!("the engine's thread does not start: {e}")))?;
+        Ok(Worker { commands, seats: Arc::new(Semaphore::new(capacity)), capacity, next: AtomicU64::new(0) })
+    }
+
+    /// Hands in the jobs of one request; their events carry the index in `jobs`.
+    pub async fn submit(&self, jobs: Vec<Job>) -> Result<Running, ApiError> {
+        let n = jobs.len();
+        if n > self.capacity {
+            let most = self.capacity;
+            let message = format!("{n} answers at once: this server takes at most {most} (--sequences and --queue)");
+            return Err(ApiError::invalid("n", message));
+        }
+        let mut seats = Vec::with_capacity(n);
+        for _ in 0..n {
+            let seat = self.seats.clone().try_acquire_owned();
+            seats.push(seat.map_err(|_| ApiError::queue_full(self.admitted()))?);
+        }
+        let (events, receiver) = mpsc::unbounded_channel();
+        let (reply, answer) = oneshot::channel();
+        let request = self.next.fetch_add(1, Ordering::Relaxed);
+        // Made before the wait: when the client goes away meanwhile, its drop cancels.
+        let running = Running { request, commands: self.commands.clone(), events: receiver, open: vec![true; n] };
+        let gone = |_| ApiError::unavailable("the engine has stopped");
+        let jobs = jobs.into_iter().zip(seats).collect();
+        self.commands.send(Command::Submit { request, jobs, events, reply }).map_err(|e| gone(drop(e)))?;
+        answer.await.map_err(|e| gone(drop(e)))?.map_err(|e| ApiError::from_library(e, "prompt"))?;
+        Ok(running)
+    }
+
+    /// Jobs that run or wait.
+    pub fn admitted(&self) -> usize {
+        self.capacity - self.seats.available_permits()
+    }
+
+    /// Ends all jobs.
+    pub fn stop(&self) {
+        let _ = self.commands.send(Command::Stop); // a thread that is gone has none
+    }
+}
+
+impl Running {
+    /// The next event, with the index of its job; `None` after all have ended.
+    pub async fn next(&mut self) -> Option<(usize, Message)> {
+        while self.is_open() {
+            let Some((index, message)) = self.events.recv().await else {
+                self.open.fill(false);
+                return Some((0, Message::Lost("the engine has stopped".into())));
+            };
+            if !self.open[index] {
+                continue; // it was cancelled, and this was on its way
+            }
+            match message {
+                Message::Lost(_) => self.open.fill(false), // one is enough: the request fails as a whole
+                Message::Finish(_) | Message::Failed(_) => self.open[index] = false,
+                Message::Prompt(_) | Message::Piece(_) => {}
+            }
+            return Some((index, message));
+        }
+        None
+    }
+
+    /// Ends one job.
+    pub fn cancel(&mut self, index: usize) {
+        self.open[index] = false;
+        let _ = self.commands.send(Command::Cancel { request: self.request, index: Some(index) });
+    }
+
+    fn is_open(&self) -> bool {
+        self.open.contains(&true)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.is_open() {
+            let _ = self.commands.send(Command::Cancel { request: self.request, index: None });
+        }
+    }
+}
+
+/// A job as the thread sees it.
+struct Seat {
+    request: u64,
+    index: usize,
+    events: Events,
+    /// Tokens whose text has not come yet.
+    piece: Piece,
+    since: Instant,
+    first: Option<Instant>,
+    last: Instant,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Seat {
+    fn send(&self, message: Message) {
+        let _ = self.events.send((self.index, message)); // who is gone cancels by its drop
+    }
+
+    fn flush(&mut self) {
+        if !self.piece.tokens.is_empty() || !self.piece.text.is_empty() {
+            let piece = mem::take(&mut self.piece);
+            self.send(Message::Piece(piece));
+        }
+    }
+}
+
+struct Loop {
+    batch: Batch,
+    commands: Receiver<Command>,
+    jobs: HashMap<JobId, Seat>,
+    metrics: Arc<Metrics>,
+    phase: watch::Sender<Phase>,
+}
+
+impl Loop {
+    fn run(mut self, engine: &Engine) {
+        // The device's code may panic; the requests then hear it, and /ready says it.
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            self.probe(engine)?;
+            self.work()
+        }));
+        let why = match result {
+            Ok(Ok(())) => return, // nobody can ask any more
+            Ok(Err(e)) => e.to_string(),
+            Err(panic) => format!("the engine panicked: {}", panic_text(&*panic)),
+        };
+        tracing::error!("the engine has stopped: {why}");
+        self.phase.send_replace(Phase::Failed(why.clone()));
+        self.end_all(&format!("the engine has stopped: {why}"));
+        self.metrics.load(self.batch.load());
+    }
+
+    /// Generates one token, so that ready means ready.
+    fn probe(&mut self, engine: &Engine) -> Result<()> {
+        let token = engine.tokenizer()?.bos().unwrap_or(0);
+        let options = GenerateOptions { max_tokens: Some(1), ..GenerateOptions::default() };
+        self.batch.submit(Job { prompt: vec![token], options, ..Job::default() })?;
+        while self.batch.step(&mut |_, _| {})? {}
+        self.phase.send_if_modified(|phase| {
+            let starting = *phase == Phase::Starting; // it may be draining already
+            if starting {
+                *phase = Phase::Ready;
+            }
+            starting
+        });
+        Ok(())
+    }
+
+    fn work(&mut self) -> Result<()> {
+        let mut busy = false;
+        loop {
+            // Without work it sleeps until there is some; with work it only looks.
+            loop {
+                let command = match busy {
+                    true => self.commands.try_recv(),
+                    false => self.commands.recv().map_err(|_| TryRecvError::Disconnected),
+                };
+                match command {
+                    Ok(command) => self.obey(command),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return Ok(()),
+                }
+                busy = true;
+            }
+            let (jobs, metrics) = (&mut self.jobs, &self.metrics);
+            metrics.load(self.batch.load());
+            busy = self.batch.step(&mut |id, event| tell(jobs, metrics, id, event))?;
+            jobs.values_mut().for_each(Seat::flush);
+            metrics.load(self.batch.load());
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Submit { request, jobs, events, reply } => {
+                let mut accepted = Ok(());
+                for (index, (job, permit)) in jobs.into_iter().enumerate() {
+                    match self.batch.submit(job) {
+                        Ok(id) => {
+                            let (events, now) = (events.clone(), Instant::now());
+                            let piece = Piece::default();
+                            let seat = Seat {
+                                request,
+                                index,
+                                events,
+                                piece,
+                                since: now,
+                                first: None,
+                                last: now,
+                                _permit: permit,
+                            };
+                            self.jobs.insert(id, seat);
+                        }
+                        Err(e) => {
+                            accepted = Err(e);
+                            break;
+                        }
+                    }
+                }
+                if accepted.is_err() {
+                    self.cancel(request, None);
+                }
+                let _ = reply.send(accepted); // who is gone cancels by its drop
+            }
+            Command::Cancel { request, index } => self.cancel(request, index),
+            Command::Stop => {
+                let ids: Vec<JobId> = self.jobs.keys().copied().collect();
+                ids.into_iter().for_each(|id| self.batch.cancel(id));
+                self.end_all("the server is shutting down");
+            }
+        }
+    }
+
+    fn cancel(&mut self, request: u64, index: Option<usize>) {
+        let meant = |seat: &Seat| seat.request == request && index.is_none_or(|i| i == seat.index);
+        let ids: Vec<JobId> = self.jobs.iter().filter(|(_, seat)| meant(seat)).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.batch.cancel(id);
+            if let Some(seat) = self.jobs.remove(&id) {
+                self.metrics.cancelled(seat.first.is_some());
+            }
+        }
+    }
+
+    fn end_all(&mut self, why: &str) {
+        self.jobs.drain().for_each(|(_, seat)| seat.send(Message::Lost(why.into())));
+    }
+}
+
+/// Passes an event on to whom it concerns.
+fn tell(jobs: &mut HashMap<JobId, Seat>, metrics: &Metrics, id: JobId, event: JobEvent) {
+    let Some(seat) = jobs.get_mut(&id) else { return };
+    match event {
+        JobEvent::Prompt(logprobs) => seat.send(Message::Prompt(logprobs)),
+        JobEvent::Token(token, logprobs) => {
+            // Its text, if it completes some, is the next event: both go as one.
+            seat.flush();
+            let now = Instant::now();
+            match seat.first {
+                None => {
+                    seat.first = Some(now);
+                    metrics.first_token(now - seat.since);
+                }
+                Some(_) => metrics.next_token(now - seat.last),
+            }
+            seat.last = now;
+            seat.piece.tokens.push((token, logprobs));
+        }
+        JobEvent::Text(text) => {
+            seat.piece.text.push_str(&text);
+            seat.flush();
+        }
+        JobEvent::Finish(finish) => {
+            seat.flush();
+            metrics.finished(&finish, seat.since.elapsed());
+            seat.send(Message::Finish(finish));
+            jobs.remove(&id);
+        }
+        JobEvent::Failed(why) => {
+            seat.flush();
+            metrics.failed();
+            seat.send(Message::Failed(why));
+            jobs.remove(&id);
+        }
+    }
+}
+
+/// A constraint that may panic without taking the engine's thread, and all other jobs, with it.
+pub(super) struct Guarded<C>(pub C);
+
+impl<C: Constraint> Constraint for Guarded<C> {
+    fn allowed(&mut self, mask: &mut [u32]) -> Result<(), String> {
+        guard(|| self.0.allowed(mask))
+    }
+
+    fn accept(&mut self, token: u32) -> Result<(), String> {
+        guard(|| self.0.accept(token))
+    }
+}
+
+fn guard(f: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+    // After a panic the job ends and its constraint is not asked again.
+    catch_unwind(AssertUnwindSafe(f))
+        .unwrap_or_else(|panic| Err(format!("the constraint panicked: {}", panic_text(&*panic))))
+}
+
+/// What a panic said.
+pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message")
+}

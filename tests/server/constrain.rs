@@ -1,0 +1,186 @@
+//! Constraints by themselves: what they allow on the demo model's vocabulary.
+
+use super::{Site, engine, question};
+use aoji::{
+    Constraint,
+    server::{Format, Grammar, Grammars},
+};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use std::sync::OnceLock;
+
+const EOS: u32 = 2047;
+
+fn grammars() -> &'static Grammars {
+    static GRAMMARS: OnceLock<Grammars> = OnceLock::new();
+    GRAMMARS.get_or_init(|| Grammars::new(engine()).unwrap())
+}
+
+fn compile(format: Format) -> Grammar {
+    grammars().compile(&format).unwrap()
+}
+
+fn allowed(grammar: &mut Grammar) -> Vec<u32> {
+    let mut mask = vec![0; engine().config().vocab.div_ceil(32)];
+    grammar.allowed(&mut mask).unwrap();
+    (0..engine().config().vocab as u32).filter(|t| mask[*t as usize / 32] >> (t % 32) & 1 == 1).collect()
+}
+
+/// Whether a text may be written, and may end there. Each way to write it byte by byte is tried where `each_byte`.
+fn takes(format: &Format, text: &str) -> bool {
+    let tokenizer = engine().tokenizer().unwrap();
+    let mut grammar = compile(format.clone());
+    for id in tokenizer.encode_plain(text).unwrap() {
+        if !allowed(&mut grammar).contains(&id) {
+            return false;
+        }
+        grammar.accept(id).unwrap();
+    }
+    allowed(&mut grammar).contains(&EOS)
+}
+
+#[test]
+fn choices() {
+    let format = Format::Choice(vec!["서울".into(), "서산".into(), "a\"b\\\n".into()]);
+    for text in ["서울", "서산", "a\"b\\\n"] {
+        assert!(takes(&format, text), "{text:?}");
+    }
+    for text in ["", "서", "서울시", "부산", "a", " 서울"] {
+        assert!(!takes(&format, text), "{text:?}");
+    }
+    // Exactly the tokens with which one of them goes on, and no special one.
+    let tokenizer = engine().tokenizer().unwrap();
+    let goes_on = |t: &u32| {
+        let bytes = tokenizer.token_bytes(*t);
+        !tokenizer.is_special(*t)
+            && !bytes.is_empty()
+            && ["서울", "서산", "a\"b\\\n"].iter().any(|c| c.as_bytes().starts_with(&bytes))
+    };
+    let expected: Vec<u32> = (0..engine().config().vocab as u32).filter(goes_on).collect();
+    assert_eq!(allowed(&mut compile(format)), expected);
+}
+
+#[test]
+fn regular_expressions() {
+    let format = Format::Regex(r"\d{3}-\d{4}".into());
+    assert!(takes(&format, "010-1234"));
+    for text in ["010-123", "010-12345", "abc-1234", ""] {
+        assert!(!takes(&format, text), "{text:?}");
+    }
+    assert!(takes(&Format::Regex("[가-힣]+".into()), "한글만"));
+    assert!(!takes(&Format::Regex("[가-힣]+".into()), "한글 a"));
+    assert!(takes(&Format::Lark("start: \"<\" NAME \">\"\nNAME: /[a-z]+/".into()), "<name>"));
+}
+
+#[test]
+fn json_is_compact() {
+    let schema = json!({
+        "type": "object", "additionalProperties": false, "required": ["name", "age"],
+        "properties": {"name": {"type": "string", "maxLength": 5}, "age": {"type": "integer", "minimum": 0}}
+    });
+    let format = Format::JsonSchema(schema);
+    assert!(takes(&format, r#"{"name":"철수","age":7}"#));
+    for text in [
+        r#"{"name": "철수","age":7}"#, // a blank
+        "{\n",
+        r#"{"name":"철수"}"#,
+        r#"{"name":"여섯글자이름","age":7}"#,
+        r#"{"name":"철수","age":-7}"#,
+        r#"{"name":"철수","age":7,"x":1}"#,
+        "[]",
+        "",
+    ] {
+        assert!(!takes(&format, text), "{text:?}");
+    }
+    assert!(takes(&Format::JsonObject, r#"{"a":[1,2,{"b":null}],"한":"글"}"#));
+    for text in ["[]", "1", "{}x", " {}", "{\"a\":1,}"] {
+        assert!(!takes(&Format::JsonObject, text), "{text:?}");
+    }
+}
+
+#[test]
+fn after_the_end_only_the_end() {
+    let mut grammar = compile(Format::Choice(vec!["a".into()]));
+    let a = engine().tokenizer().unwrap().encode_plain("a").unwrap()[0];
+    let mut other = grammar.clone();
+    grammar.accept(a).unwrap();
+    assert_eq!(allowed(&mut grammar), [EOS]);
+    grammar.accept(EOS).unwrap();
+    assert_eq!(allowed(&mut grammar), [EOS]);
+    assert_eq!(allowed(&mut other), [a], "a clone is on its own");
+    assert!(other.accept(EOS).is_err(), "what is not allowed is not accepted");
+}
+
+#[test]
+fn wrong_formats() {
+    for format in [
+        Format::Regex("(".into()),
+        Format::Choice(vec![]),
+        Format::Lark("start: missing".into()),
+        Format::Lark(String::new()),
+        Format::JsonSchema(json!({"type": "nothing"})),
+        Format::JsonSchema(json!({"$ref": "https://example.com/schema"})),
+    ] {
+        assert!(grammars().compile(&format).err().is_some_and(|why| !why.is_empty()), "{format:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever is chosen of what is allowed, a JSON object comes out, or the beginning of one.
+    #[test]
+    fn any_walk_is_json(picks in proptest::collection::vec(any::<u32>(), 1..40)) {
+        let schema = json!({
+            "type": "object", "additionalProperties": false, "required": ["ok", "n"],
+            "properties": {"ok": {"type": "boolean"}, "n": {"enum": ["하나", "둘"]}}
+        });
+        let mut grammar = compile(Format::JsonSchema(schema));
+        let mut bytes = Vec::new();
+        for pick in picks {
+            let ids = allowed(&mut grammar);
+            prop_assert!(!ids.is_empty());
+            let id = ids[pick as usize % ids.len()];
+            grammar.accept(id).unwrap();
+            if id == EOS {
+                let value: Value = serde_json::from_slice(&bytes).unwrap();
+                prop_assert!(value["ok"].is_boolean() && value["n"].is_string());
+                return Ok(());
+            }
+            bytes.extend(engine().tokenizer().unwrap().token_bytes(id));
+        }
+        prop_assert_eq!(bytes[0], b'{');
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs the batch"]
+async fn answers_follow_their_format() {
+    let site = Site::new().await;
+    let content = async |more: Value| {
+        let reply = site.chat(question(more)).await;
+        assert_eq!(reply["choices"][0]["finish_reason"], "stop");
+        reply["choices"][0]["message"]["content"].as_str().unwrap().to_string()
+    };
+    let schema = json!({
+        "type": "object", "additionalProperties": false, "required": ["a"], "properties": {"a": {"enum": ["가", "나"]}}
+    });
+    let named = json!({"type": "json_schema", "json_schema": {"name": "x", "strict": true, "schema": schema}});
+    for more in [
+        json!({"response_format": named}),
+        json!({"guided_json": schema}),
+        json!({"structured_outputs": {"json": schema}}),
+    ] {
+        let value: Value = serde_json::from_str(&content(more).await).unwrap();
+        assert!(value["a"] == "가" || value["a"] == "나");
+    }
+    assert!(
+        ["예", "아니오"].contains(&content(json!({"structured_outputs": {"choice": ["예", "아니오"]}})).await.as_str())
+    );
+    let number = content(json!({"guided_regex": "[0-9]{4}", "temperature": 5.0, "seed": 1})).await;
+    assert!(number.len() == 4 && number.parse::<u32>().is_ok());
+    let several = site.chat(question(json!({"guided_regex": "[ab]{3}", "n": 4, "temperature": 1.0}))).await;
+    assert!(
+        several["choices"].as_array().unwrap().iter().all(|c| c["message"]["content"].as_str().unwrap().len() == 3)
+    );
+}
