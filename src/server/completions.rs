@@ -117,6 +117,7 @@ pub(super) struct CompletionChoice {
     prompt_token_ids: Option<Vec<u32>>,
     /// With `prompt_logprobs`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<Option<BTreeMap<String, PromptToken>>>>)] // a name in JSON is a text
     prompt_logprobs: Option<Vec<Option<BTreeMap<u32, PromptToken>>>>,
 }
 

@@ -62,8 +62,9 @@ impl ApiError {
     /// Prompt and answer are longer than the context.
     pub fn context(prompt: usize, answer: usize, max: usize, param: &str) -> Self {
         let needed = prompt.saturating_add(answer);
+        // It begins with OpenAI's words, by which clients like litellm tell that a conversation is to be shortened.
         let message = format!(
-            "the context is {max} tokens long, and the request needs {needed}: {prompt} of the prompt and {answer} for the answer"
+            "this model's maximum context length is {max} tokens, and the request needs {needed}: {prompt} of the prompt and {answer} for the answer"
         );
         Self { code: Some("context_length_exceeded"), ..Self::invalid(param, message) }
     }

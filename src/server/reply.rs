@@ -109,20 +109,20 @@ impl State {
         }
         while let Some(next) = answers.next().await {
             let (index, delta) = next?;
-            note(&mut tally, index, &delta);
+            note(&mut tally, index, &delta, &log);
             shape.add(index, delta);
         }
-        log.tally(&tally);
         let reply = envelope.wrap(shape.choices(), Some(Some(tally.usage())), Some(tally.times()));
         Ok((headers, Json(reply)).into_response())
     }
 }
 
-fn note(tally: &mut Tally, index: usize, delta: &Delta) {
+fn note(tally: &mut Tally, index: usize, delta: &Delta, log: &RequestLog) {
     tally.tokens(delta.tokens.len());
     if let Some(end) = &delta.end {
         tally.end(index, end);
     }
+    log.tally(tally); // each time: a client that goes away lets nothing run to its end
 }
 
 /// What all events of a reply have in common.
@@ -188,7 +188,7 @@ impl<S: Shape> Events<S> {
     }
 
     fn delta(&mut self, index: usize, delta: Delta) {
-        note(&mut self.tally, index, &delta);
+        note(&mut self.tally, index, &delta, &self.log);
         self.left -= usize::from(delta.end.is_some());
         let mut chunks = self.shape.chunks(index, delta).into_iter().peekable();
         while let Some(chunk) = chunks.next() {
@@ -203,7 +203,6 @@ impl<S: Shape> Events<S> {
     }
 
     fn end(&mut self) {
-        self.log.tally(&self.tally);
         self.log.complete();
         self.queue.push_back(Event::default().data("[DONE]"));
         self.done = true;

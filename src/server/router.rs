@@ -4,13 +4,21 @@ use super::{Phase, Server, chat, completions, error::ApiError, info, log, tokens
 use crate::{Error, Result};
 use axum::{
     Router,
-    body::Bytes,
+    body::{Bytes, HttpBody},
     extract::{DefaultBodyLimit, FromRequest, Request, State},
     http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
-use std::{any::Any, time::Duration};
+use futures_util::{StreamExt, stream};
+use std::{
+    any::Any,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use subtle::ConstantTimeEq;
 use tower_http::{
     catch_panic::CatchPanicLayer,
@@ -85,7 +93,8 @@ impl Server {
                 ApiError::no_method(method.as_str(), &short(&uri))
             })
             .layer(DefaultBodyLimit::max(options.body_limit))
-            .layer(CatchPanicLayer::custom(panicked));
+            .layer(CatchPanicLayer::custom(panicked))
+            .layer(middleware::from_fn(unread));
         let router = match cors(&options.cors) {
             Ok(Some(cors)) => router.layer(cors),
             _ => router, // `start` has refused origins that are none
@@ -126,6 +135,25 @@ async fn key(State(server): State<Server>, request: Request, next: Next) -> Resp
     };
     let right = keys.iter().fold(subtle::Choice::from(0), |right, key| right | key.as_bytes().ct_eq(sent));
     if keys.is_empty() || right.into() { next.run(request).await } else { ApiError::no_key().into_response() }
+}
+
+/// After a reply to a body that was not read to its end, as to one without a key, the connection is closed: a client that
+/// keeps connections must hear it, or its next request fails.
+async fn unread(request: Request, next: Next) -> Response {
+    let read = Arc::new(AtomicBool::new(request.body().is_end_stream()));
+    let end = read.clone();
+    let request = request.map(|body| {
+        let end = stream::once(async move {
+            end.store(true, Ordering::Relaxed);
+            Ok(Bytes::new())
+        });
+        axum::body::Body::from_stream(body.into_data_stream().chain(end))
+    });
+    let mut response = next.run(request).await;
+    if !read.load(Ordering::Relaxed) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 fn panicked(panic: Box<dyn Any + Send>) -> Response {

@@ -7,6 +7,7 @@ use std::{
     net::SocketAddr,
     process::{Child, ChildStderr, Command, Stdio},
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 struct Process {
     child: Child,
@@ -69,6 +70,16 @@ async fn serves_logs_and_ends() {
             && line["ms"].as_f64().unwrap() > 0.0
             && line["prompt_tokens"].as_u64().unwrap() > 0
     );
+    // Of a client that goes away it says how far it came.
+    let long = json!({"prompt": "가", "max_tokens": 900, "n": 4, "ignore_eos": true, "stream": true}).to_string();
+    let headers = [("Content-Type", "application/json"), ("Authorization", "Bearer secret")];
+    let mut stream = http::connect(&target).await;
+    let head = http::head("POST", "/v1/completions", &headers, long.len());
+    stream.write_all((head + &long).as_bytes()).await.unwrap();
+    stream.read_exact(&mut [0; 1000]).await.unwrap();
+    drop(stream);
+    let line = process.line("request");
+    assert!(line["status"] == 499 && line["tokens"].as_u64().unwrap() > 0, "{line}");
     let kill = Command::new("kill").args(["-TERM", &process.child.id().to_string()]).status().unwrap();
     assert!(kill.success());
     assert_eq!(process.child.wait().unwrap().code(), Some(0));

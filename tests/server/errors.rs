@@ -164,7 +164,9 @@ async fn contexts_models_and_routes() {
         assert_eq!(site.error("/v1/completions", body, 400).await["code"], "context_length_exceeded");
     }
     let long = json!({"messages": [{"role": "user", "content": "가나다 ".repeat(2000)}]});
-    assert_eq!(site.error("/v1/chat/completions", long, 400).await["param"], "messages");
+    let error = site.error("/v1/chat/completions", long, 400).await;
+    let words = "this model's maximum context length is "; // clients look for them
+    assert!(error["param"] == "messages" && error["message"].as_str().unwrap().starts_with(words), "{error}");
     let error = site.error("/v1/chat/completions", question(json!({"model": "gpt-x"})), 404).await;
     assert_eq!((&error["code"], &error["param"]), (&json!("model_not_found"), &json!("model")));
     assert_eq!(site.chat(question(json!({"model": "other/name", "max_tokens": 1}))).await["model"], "other/name");
@@ -219,6 +221,37 @@ async fn bodies() {
         site.complete(json!({"prompt": "\u{0}\r\n\r\ndata: [DONE]\u{2028}🫠", "echo": true, "max_tokens": 0})).await;
     assert_eq!(odd["choices"][0]["text"], "\u{0}\r\n\r\ndata: [DONE]\u{2028}🫠");
     assert_eq!(site.server.phase(), Phase::Ready);
+}
+
+/// A connection that goes on can be used again, and one that does not says so.
+#[tokio::test]
+async fn kept_connections() {
+    let site = Site::with(ServerOptions { body_limit: 1000, keys: vec!["k".into()], ..ServerOptions::default() }).await;
+    let body = "{\"prompt\": \"a\", \"max_tokens\": 1}";
+    let right = [("Content-Type", "application/json"), ("Authorization", "Bearer k")];
+    for (status, path, headers, body) in [
+        (200, "/v1/completions", &right[..], body),
+        (400, "/v1/completions", &right, "{"),
+        (413, "/v1/completions", &right, &"x".repeat(100_000)),
+        (401, "/v1/completions", &right[..1], body),
+        (404, "/nowhere", &right, body),
+        (415, "/v1/completions", &[("Content-Type", "text/plain"), right[1]], body),
+    ] {
+        let mut stream = http::connect(&site.target()).await;
+        let head = http::head("POST", path, headers, body.len()).replace("Connection: close\r\n", "");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // As many clients do: the body is a packet of its own, which comes after a reply to the head alone.
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        let _ = stream.write_all(body.as_bytes()).await;
+        let again = http::head("GET", "/health", &[], 0);
+        let _ = stream.write_all(again.as_bytes()).await;
+        let replies = String::from_utf8(http::rest(stream).await).unwrap().to_ascii_lowercase();
+        let says = replies.split("\r\n\r\n").next().unwrap().contains("connection: close");
+        assert!(replies.starts_with(&format!("http/1.1 {status}")), "{replies}");
+        let went_on = replies.contains("{\"status\":\"ok\"}");
+        assert_eq!(says, !went_on, "{replies}");
+        assert_eq!(went_on, status == 200 || status == 400, "{replies}");
+    }
 }
 
 /// What is not even HTTP gets an answer or is cut off, and the server goes on.

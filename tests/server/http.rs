@@ -89,6 +89,13 @@ pub async fn bytes(target: &Target, method: &str, path: &str, headers: &[(&str, 
     finish(stream).await
 }
 
+/// All bytes that still come.
+pub async fn rest(mut stream: Box<dyn Stream>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let _ = stream.read_to_end(&mut bytes).await; // a reset is an end too
+    bytes
+}
+
 /// Reads a reply to its end.
 pub async fn finish(mut stream: Box<dyn Stream>) -> Reply {
     let mut bytes = Vec::new();

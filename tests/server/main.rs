@@ -2,6 +2,7 @@
 //!
 //! What only a batch of several sequences does is marked `#[ignore = "needs the batch"]`.
 
+mod browser;
 mod command;
 mod constrain;
 mod errors;
