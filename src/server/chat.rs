@@ -214,7 +214,7 @@ struct AnswerDelta {
 
 /// Continues a conversation.
 #[utoipa::path(
-    post, path = "/v1/chat/completions", tag = "openai", request_body = ChatRequest,
+    post, path = "/v1/chat/completions", tag = "openai", security((), ("key" = [])), request_body = ChatRequest,
     responses(
         (status = 200, description = "The answers; with `stream` server-sent events", content(
             (Reply<ChatChoice> = "application/json"), (Reply<ChatChunk> = "text/event-stream")
@@ -229,6 +229,7 @@ pub(super) async fn create(
     Body(body): Body,
 ) -> Result<Response, ApiError> {
     let state = server.0.clone();
+    state.admit(1)?;
     let (request, shape) = blocking(move || read(&state, &body)).await?;
     server.0.reply(request, shape, log).await
 }

@@ -49,7 +49,7 @@ async fn many_at_once() {
     let site = Site::new().await;
     let one = |i: usize| {
         let target = site.target();
-        let body = question(json!({"stream": i % 2 == 0}));
+        let body = question(json!({"stream": i.is_multiple_of(2)}));
         tokio::spawn(async move { http::post(&target, "/v1/chat/completions", &[], &body).await })
     };
     let expected = super::answer().1;

@@ -148,10 +148,11 @@ fn tokenizer_config(model: &str) -> Result<serde_json::Map<String, serde_json::V
 /// Serves until a signal ends it.
 pub fn run(args: Args) -> Result<()> {
     // Few threads: they carry bytes, the engine has its own.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(8).enable_all().build();
     let runtime = runtime.map_err(|source| Error::Io { path: "threads of the server".into(), source })?;
     let result = runtime.block_on(serve(&args));
-    runtime.shutdown_background(); // what was cut off is not waited for
+    runtime.shutdown_timeout(Duration::from_secs(1)); // what was cut off is not waited for
     result
 }
 
@@ -185,6 +186,8 @@ async fn serve(args: &Args) -> Result<()> {
             finished
         }
     };
+    // The device is let go of before the program ends.
+    tokio::task::block_in_place(|| server.close());
     if !finished {
         tracing::warn!("answers were cut off after {} s", args.drain_seconds);
     }
