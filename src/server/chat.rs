@@ -27,6 +27,7 @@ struct ChatFields {
     /// Log-probabilities of the answer's tokens.
     logprobs: Option<bool>,
     /// With `logprobs`: this many of the most likely ones too, 0 to 20.
+    #[schema(maximum = 20)]
     top_logprobs: Option<u32>,
     /// Only true: the prompt ends where an answer begins.
     add_generation_prompt: Option<bool>,

@@ -27,6 +27,7 @@ struct CompletionFields {
     /// The reply begins with the prompt.
     echo: Option<bool>,
     /// Log-probabilities of the answer's tokens, and this many of the most likely ones, 0 to 20.
+    #[schema(maximum = 20)]
     logprobs: Option<u32>,
     /// As many as `n`: all answers are returned.
     best_of: Option<u64>,

@@ -196,7 +196,8 @@ impl State {
 
     /// What answers can be held to, made when first asked for.
     fn grammars(&self) -> Result<&Grammars, &str> {
-        let made = self.grammars.get_or_init(|| Grammars::new(&self.engine));
+        let config = self.engine.config();
+        let made = self.grammars.get_or_init(|| Grammars::new(&self.tokenizer, config.vocab, &config.eos));
         made.as_ref().map_err(String::as_str)
     }
 }
