@@ -27,6 +27,7 @@ struct ChatFields {
     /// Log-probabilities of the answer's tokens.
     logprobs: Option<bool>,
     /// With `logprobs`: this many of the most likely ones too, 0 to 20.
+    #[schema(maximum = 20)]
     top_logprobs: Option<u32>,
     /// Only true: the prompt ends where an answer begins.
     add_generation_prompt: Option<bool>,
@@ -214,7 +215,7 @@ struct AnswerDelta {
 
 /// Continues a conversation.
 #[utoipa::path(
-    post, path = "/v1/chat/completions", tag = "openai", request_body = ChatRequest,
+    post, path = "/v1/chat/completions", tag = "openai", security((), ("key" = [])), request_body = ChatRequest,
     responses(
         (status = 200, description = "The answers; with `stream` server-sent events", content(
             (Reply<ChatChoice> = "application/json"), (Reply<ChatChunk> = "text/event-stream")
@@ -229,6 +230,7 @@ pub(super) async fn create(
     Body(body): Body,
 ) -> Result<Response, ApiError> {
     let state = server.0.clone();
+    state.admit(1)?;
     let (request, shape) = blocking(move || read(&state, &body)).await?;
     server.0.reply(request, shape, log).await
 }

@@ -32,6 +32,8 @@ pub use policy::UnknownFields;
 pub use worker::Phase;
 
 use crate::{BatchOptions, Engine, Error, Result, Template, Tokenizer};
+use axum::http::StatusCode;
+use error::ApiError;
 use metrics::Metrics;
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -166,17 +168,36 @@ impl Server {
         });
     }
 
-    /// Ends all answers at once; their requests get an error.
+    /// Ends all answers at once, with an error, and the engine's thread; nothing is answered any more.
     pub fn stop(&self) {
         self.drain();
         self.0.worker.stop();
     }
+
+    /// [`Server::stop`], and waits until the thread has let go of the device.
+    pub fn close(&self) {
+        self.stop();
+        self.0.worker.join();
+    }
 }
 
 impl State {
+    /// Whether there is room for `n` answers.
+    fn admit(&self, n: usize) -> Result<(), ApiError> {
+        self.worker.admit(n).inspect_err(|e| self.refused(e))
+    }
+
+    /// Counts a request that is not let in.
+    fn refused(&self, error: &ApiError) {
+        if error.status == StatusCode::TOO_MANY_REQUESTS {
+            self.metrics.rejected("queue_full");
+        }
+    }
+
     /// What answers can be held to, made when first asked for.
     fn grammars(&self) -> Result<&Grammars, &str> {
-        let made = self.grammars.get_or_init(|| Grammars::new(&self.engine));
+        let config = self.engine.config();
+        let made = self.grammars.get_or_init(|| Grammars::new(&self.tokenizer, config.vocab, &config.eos));
         made.as_ref().map_err(String::as_str)
     }
 }

@@ -151,10 +151,8 @@ fn asks_for_nothing(value: &Value) -> bool {
 
 /// Whether `value` is what the JSON text `neutral` says; numbers by value.
 fn same(value: &Value, neutral: &str) -> bool {
-    match (value.as_f64(), neutral.parse::<f64>()) {
-        (Some(a), Ok(b)) => a == b,
-        _ => value.to_string() == neutral,
-    }
+    let Ok(neutral) = serde_json::from_str::<Value>(neutral) else { return false };
+    value.as_f64().map_or(*value == neutral, |number| neutral.as_f64() == Some(number))
 }
 
 /// `messages[].name`

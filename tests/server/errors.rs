@@ -160,7 +160,11 @@ async fn contexts_models_and_routes() {
     assert_eq!((&error["code"], &error["param"]), (&json!("context_length_exceeded"), &json!("max_tokens")));
     let message = error["message"].as_str().unwrap();
     assert!(["1024", "1100", "1000", "100"].iter().all(|n| message.contains(n)), "{message}");
-    for body in [json!({"prompt": vec![5; 1024]}), json!({"prompt": "가", "max_tokens": u64::MAX})] {
+    for body in [
+        json!({"prompt": vec![5; 1024]}),
+        json!({"prompt": vec![5; 1024], "max_tokens": 0}),
+        json!({"prompt": "가", "max_tokens": u64::MAX}),
+    ] {
         assert_eq!(site.error("/v1/completions", body, 400).await["code"], "context_length_exceeded");
     }
     let long = json!({"messages": [{"role": "user", "content": "가나다 ".repeat(2000)}]});

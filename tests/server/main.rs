@@ -3,6 +3,8 @@
 //! What only a batch of several sequences does is marked `#[ignore = "needs the batch"]`.
 
 mod command;
+#[path = "../common/mod.rs"]
+mod common;
 mod constrain;
 mod errors;
 mod fields;
