@@ -243,7 +243,7 @@ fn read(state: &State, body: &[u8]) -> Result<(Prepared, Chat), ApiError> {
     only("add_special_tokens", own.add_special_tokens, false, "the template says where BOS is")?;
     let logprobs = own.logprobs.unwrap_or(false);
     let top = own.top_logprobs.unwrap_or(0);
-    if own.top_logprobs.is_some() && !logprobs {
+    if top > 0 && !logprobs {
         return Err(ApiError::invalid("top_logprobs", "top_logprobs needs logprobs to be true"));
     }
     let prompt = Prompt { ids: encode(state, &own.messages)?, text: None };

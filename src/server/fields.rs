@@ -216,12 +216,12 @@ impl Common {
         let ignore_eos = self.ignore_eos.unwrap_or(false);
         let options = GenerateOptions {
             sampling: self.sampling(vocab)?,
-            max_tokens: None,
             stop: self.stops()?,
             include_stop: self.include_stop_str_in_output.unwrap_or(false),
             keep_special: false,
             ignore_eos,
             stop_ids,
+            ..GenerateOptions::default()
         };
         let ends = options.stop_ids.len() + if ignore_eos { 0 } else { eos };
         if options.sampling.min_tokens > 0 && ends > MAX_STOP_IDS {

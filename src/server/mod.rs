@@ -7,6 +7,20 @@
 //! [`Server::start`] gives the batch a thread of its own; [`Server::router`] is an axum service that can be part of
 //! another program, and [`Server::serve`] runs it on a socket until it is told to stop. `docs/server.md` lists routes
 //! and fields.
+//!
+//! ```no_run
+//! use aoji::{Engine, Options, server::{Server, ServerOptions}};
+//! use std::time::Duration;
+//!
+//! # async fn serve() -> Result<(), Box<dyn std::error::Error>> {
+//! let engine = Engine::open("demo", &Options::default())?;
+//! let server = Server::start(engine, ServerOptions::default())?;
+//! let listener = tokio::net::TcpListener::bind("127.0.0.1:8080").await?;
+//! let for_ever = std::future::pending();
+//! server.serve(listener, for_ever, Duration::from_secs(30)).await;
+//! # Ok(())
+//! # }
+//! ```
 
 mod answer;
 mod chat;

@@ -1,7 +1,9 @@
 //! The thread that owns the batch: everything else talks to it by channels.
 
 use super::{error::ApiError, metrics::Metrics};
-use crate::{Batch, Constraint, Engine, Error, Finish, GenerateOptions, Job, JobEvent, JobId, Result, TokenLogprobs};
+use crate::{
+    Batch, Constraint, Engine, Error, Finish, GenerateOptions, Job, JobEvent, JobId, Load, Result, TokenLogprobs,
+};
 use std::{
     collections::HashMap,
     mem,
@@ -236,7 +238,7 @@ impl Loop {
         tracing::error!("the engine has stopped: {why}");
         self.phase.send_replace(Phase::Failed(why.clone()));
         self.end_all(&format!("the engine has stopped: {why}"));
-        self.metrics.load(self.batch.load());
+        self.metrics.load(Load { running: 0, waiting: 0, tokens: 0, capacity: 1 }); // the batch is not to be asked any more
     }
 
     /// Generates one token, so that ready means ready.

@@ -58,7 +58,7 @@ async fn serves_logs_and_ends() {
     for (name, value) in [
         ("id", json!("id-1")),
         ("method", json!("POST")),
-        ("path", json!("\"/v1/completions\"")),
+        ("path", json!("/v1/completions")),
         ("status", json!(200)),
         ("tokens", json!(3)),
     ] {

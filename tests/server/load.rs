@@ -70,6 +70,7 @@ async fn many_at_once() {
 async fn who_goes_away_while_waiting_frees_the_place() {
     let site = Site::with(narrow()).await;
     let first = begin(&site, &long(json!({}))).await;
+    site.busy(1.0).await;
     let second = begin(&site, &long(json!({}))).await;
     site.busy(2.0).await;
     drop(second);

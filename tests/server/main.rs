@@ -128,7 +128,9 @@ impl Site {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        panic!("{name} is {}, expected {value}", self.metric(name).await);
+        let all = self.get("/metrics").await.body;
+        let all: Vec<&str> = all.lines().filter(|l| !l.contains("bucket") && !l.starts_with("# ")).collect();
+        panic!("{name} is not {value} in {all:#?}");
     }
 
     /// Waits until so many answers run or wait.
