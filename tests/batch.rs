@@ -144,6 +144,7 @@ fn a_job_gets_the_same_bits_whatever_else_runs() {
             // in other parts
             for chunk in [19, 40, 200] {
                 let mut batch = engine.batch(&BatchOptions { chunk, ..OPTIONS }).unwrap();
+                batch.submit(greedy(prompt(4, 6), 60)).unwrap(); // while none runs, parts are large
                 let id = batch.submit(watched(logprobs)).unwrap();
                 same("in other parts", &Heard::all(&mut batch), id);
             }
@@ -195,7 +196,8 @@ fn jobs_interleave_and_wait_their_turn() {
 fn a_cancelled_job_leaves_its_sequence_wherever_it_was() {
     for engine in engines() {
         let want = alone(&engine, greedy(prompt(30, 9), 10));
-        let mut batch = engine.batch(&BatchOptions { sequences: 1, ..OPTIONS }).unwrap();
+        let mut batch = engine.batch(&BatchOptions { sequences: 2, ..OPTIONS }).unwrap();
+        let other = batch.submit(greedy(prompt(9, 4), 60)).unwrap();
         let running = batch.submit(greedy(prompt(20, 1), 100)).unwrap();
         let waiting = batch.submit(greedy(prompt(20, 2), 100)).unwrap();
         let mut heard = Heard::default();
@@ -205,13 +207,14 @@ fn a_cancelled_job_leaves_its_sequence_wherever_it_was() {
         batch.cancel(running);
         let filling = batch.submit(greedy(prompt(90, 3), 100)).unwrap();
         heard.steps(&mut batch, 3); // of five parts
-        assert_eq!(batch.load().running, 1);
+        assert_eq!(batch.load().running, 2);
         batch.cancel(filling);
-        assert_eq!(batch.load().running, 0);
+        assert_eq!(batch.load().running, 1);
         let id = batch.submit(greedy(prompt(30, 9), 10)).unwrap();
         heard.steps(&mut batch, usize::MAX);
         assert_eq!(heard.bits(id), want);
         assert!(!heard.0.contains_key(&waiting) && !heard.0.contains_key(&filling));
+        assert_eq!(heard.tokens(other).len(), 60);
         batch.cancel(JobId(77)); // there is none
     }
 }

@@ -59,7 +59,7 @@ pub struct BatchOptions {
     pub sequences: usize,
     /// Most tokens of each, prompt and answer together.
     pub max_tokens: usize,
-    /// Most tokens of a prompt that are computed between two steps of the running sequences, 18 to 511.
+    /// Most tokens of a prompt that are computed between two steps of the running sequences, 18 to 511. While none runs, 511.
     pub chunk: usize,
 }
 
@@ -190,10 +190,9 @@ impl Engine {
         range("sequences", sequences, 1, DECODE_ROWS)?;
         range("chunk", chunk, MIN_CHUNK, MAX_CHUNK)?;
         let timeline = self.timeline(sequences, max_tokens)?;
-        let chunk = chunk.min(timeline.chunk().max(MIN_CHUNK));
         Ok(Batch {
             engine: self.clone(),
-            options: BatchOptions { chunk, ..*options },
+            options: *options,
             timeline,
             held: (0..sequences).map(|_| Held::default()).collect(),
             queue: VecDeque::new(),

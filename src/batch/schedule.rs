@@ -1,6 +1,9 @@
 //! Which piece of work comes next.
 
-use super::{Batch, Constraint, Finish, Job, JobEvent, JobId, TokenLogprobs, logprobs::token_logprobs, prefix};
+use super::{
+    Batch, Constraint, Finish, Job, JobEvent, JobId, MAX_CHUNK, MIN_CHUNK, TokenLogprobs, logprobs::token_logprobs,
+    prefix,
+};
 use crate::{
     backend::DECODE_ROWS,
     error::Result,
@@ -169,7 +172,9 @@ impl Batch {
         let Some(mut filling) = self.filling.take() else { return Ok(()) };
         let Filling { text, scores } = &mut filling;
         let (from, left) = (text.pos, text.prompt.len() - text.pos);
-        let n = part(left, self.options.chunk);
+        // nobody waits for a part while no text is running
+        let chunk = if self.running.is_empty() { MAX_CHUNK } else { self.options.chunk };
+        let n = part(left, chunk.min(self.timeline.chunk().max(MIN_CHUNK)));
         let (tokens, is_last) = (&text.prompt[from..from + n], n == left);
         match text.prompt_logprobs {
             None => self.timeline.extend(text.sequence, tokens, from, is_last)?,

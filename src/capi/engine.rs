@@ -14,9 +14,9 @@ pub type aoji_progress = Option<unsafe extern "C" fn(user: *mut c_void, done: u6
 #[repr(C)]
 pub struct aoji_open_options {
     /// sizeof(aoji_open_options).
-    size: usize,
+    pub(super) size: usize,
     /// "auto" (the default: the first GPU, else the CPU), "cpu", "cuda" or "cuda:N".
-    device: *const c_char,
+    pub(super) device: *const c_char,
     /// Most tokens of a session; 0: the model's maximum, or as much of it as fits the GPU.
     context: usize,
     /// Not 0: activations on the CPU are f32 instead of bf16.

@@ -69,7 +69,7 @@ impl From<Error> for Failure {
             Error::Memory(_) => aoji_status::Memory,
             Error::NoGpu(_) => aoji_status::NoGpu,
             Error::Cuda { .. } => aoji_status::Cuda,
-            Error::Op { .. } | Error::Disagree(_) | Error::Download { .. } => aoji_status::Internal,
+            _ => aoji_status::Internal,
         };
         Failure { status, text: error.to_string() }
     }

@@ -204,3 +204,39 @@ pub unsafe extern "C" fn aoji_score(
     // SAFETY: as the caller promises.
     unsafe { with(session, body) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capi::{aoji_last_error, engine::*, options};
+    use std::ffi::CStr;
+
+    fn last() -> String {
+        // SAFETY: a text of this thread that nothing replaces meanwhile.
+        unsafe { CStr::from_ptr(aoji_last_error()) }.to_str().unwrap().into()
+    }
+
+    /// No panic gets out, and what it left behind is not used again.
+    #[test]
+    fn a_bug_breaks_its_session_and_nothing_else() {
+        let (mut engine, mut session) = (ptr::null_mut(), ptr::null_mut());
+        // SAFETY: valid texts and places, and handles that are freed once.
+        unsafe {
+            let mut options: aoji_open_options = options(ptr::null()).unwrap();
+            (options.size, options.device) = (size_of::<aoji_open_options>(), c"cpu".as_ptr());
+            assert_eq!(aoji_open(c"demo".as_ptr(), &options, &mut engine), aoji_status::Ok);
+            assert_eq!(aoji_session_new(engine, 8, &mut session), aoji_status::Ok);
+            assert_eq!(with(session, |_| panic!("at {}", 7)), aoji_status::Internal);
+            assert_eq!(last(), "bug in aoji: at 7");
+            assert_eq!(aoji_sync(session, [1].as_ptr(), 1, ptr::null_mut()), aoji_status::Internal);
+            assert!(last().contains("an earlier call") && last().ends_with("free it"), "{}", last());
+            aoji_session_free(session);
+            assert_eq!(aoji_session_new(engine, 8, &mut session), aoji_status::Ok);
+            assert_eq!(aoji_sync(session, [1].as_ptr(), 1, ptr::null_mut()), aoji_status::Ok);
+            aoji_session_free(session);
+            aoji_engine_free(engine);
+        }
+        assert_eq!(guard(|| panic!("text without arguments")), aoji_status::Internal);
+        assert_eq!(last(), "bug in aoji: text without arguments");
+    }
+}

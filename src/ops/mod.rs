@@ -167,7 +167,10 @@ impl Tolerance {
     /// roundings on the way have their own.
     pub const FUSED: Tolerance = Tolerance { l2: 4e-3, worst: 1.6e-2 };
 
-    /// Compares `got` with `want`; the error names the worst element.
+    /// Compares `got` with `want`; the error names the worst element. That is bounded by `worst` and not in the sum: of 128
+    /// outputs one that is rounded to the other neighbour makes an L2 of up to 1.5e-3, which the same f32 sums in another order
+    /// do as well (5 of 84000 random attentions were above 1e-3). Without it the largest was 6.1e-4, of the kernel and of the
+    /// other order alike.
     pub fn compare(&self, got: &[f32], want: &[f32]) -> Result<(), String> {
         if got.len() != want.len() {
             return Err(format!("{} outputs, expected {}", got.len(), want.len()));
@@ -176,19 +179,19 @@ impl Tolerance {
             return Err(format!("output {i} is {}, expected {}", got[i], want[i]));
         }
         let rms = (want.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>() / want.len().max(1) as f64).sqrt();
-        let (mut sum, mut worst, mut at) = (0f64, 0f64, 0);
+        let (mut sum, mut largest, mut worst, mut at) = (0f64, 0f64, 0f64, 0);
         for (i, (g, w)) in got.iter().zip(want).enumerate() {
             if g == w || g.is_nan() {
                 continue; // equal infinities too
             }
             let d = (f64::from(*g) - f64::from(*w)).abs();
-            sum += d * d;
+            (sum, largest) = (sum + d * d, largest.max(d * d));
             let scaled = d / (rms + f64::from(*w).abs()).max(f64::MIN_POSITIVE);
             if scaled > worst {
                 (worst, at) = (scaled, i);
             }
         }
-        let l2 = (sum / want.len().max(1) as f64).sqrt() / rms.max(f64::MIN_POSITIVE);
+        let l2 = ((sum - largest) / want.len().max(1) as f64).sqrt() / rms.max(f64::MIN_POSITIVE);
         if l2 > f64::from(self.l2) || worst > f64::from(self.worst) {
             return Err(format!(
                 "relative L2 error {l2:.2e} (allowed {:.2e}), worst {worst:.2e} (allowed {:.2e}) at output {at}: got {}, \
@@ -291,4 +294,23 @@ pub(crate) fn poison<B: Backend>(b: &B, len: usize) -> Result<B::Buf<B::Act>> {
 /// Downloads activations as f32.
 pub(crate) fn download<B: Backend>(b: &B, buf: &B::Buf<B::Act>) -> Result<Vec<f32>> {
     Ok(b.download(buf)?.into_iter().map(Act::to_f32).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_flipped_rounding_is_bounded_by_itself() {
+        let want: Vec<f32> = (0..128).map(|i| 0.3 + i as f32 / 128.0).collect();
+        let off = |at: &[usize], by: f32| -> Vec<f32> {
+            want.iter().enumerate().map(|(i, w)| if at.contains(&i) { w * (1.0 + by) } else { *w }).collect()
+        };
+        let fails = |got: Vec<f32>| Tolerance::BF16.compare(&got, &want).is_err();
+        assert!(!fails(off(&[127], 7.8e-3)), "a bf16 to the next");
+        assert!(fails(off(&[126, 127], 7.8e-3)), "two of them are an L2 of 1e-3");
+        assert!(fails(off(&[127], 3e-2)), "one that is off by more");
+        let exact = Tolerance::EXACT;
+        assert!(exact.compare(&off(&[5], 1e-6), &want).is_err() && exact.compare(&want, &want).is_ok());
+    }
 }

@@ -27,6 +27,7 @@ struct ChatFields {
     /// Log-probabilities of the answer's tokens.
     logprobs: Option<bool>,
     /// With `logprobs`: this many of the most likely ones too, 0 to 20.
+    #[schema(maximum = 20)]
     top_logprobs: Option<u32>,
     /// Only true: the prompt ends where an answer begins.
     add_generation_prompt: Option<bool>,
@@ -215,7 +216,7 @@ struct AnswerDelta {
 
 /// Continues a conversation.
 #[utoipa::path(
-    post, path = "/v1/chat/completions", tag = "openai", request_body = ChatRequest,
+    post, path = "/v1/chat/completions", tag = "openai", security((), ("key" = [])), request_body = ChatRequest,
     responses(
         (status = 200, description = "The answers; with `stream` server-sent events", content(
             (Reply<ChatChoice> = "application/json"), (Reply<ChatChunk> = "text/event-stream")
@@ -230,6 +231,7 @@ pub(super) async fn create(
     Body(body): Body,
 ) -> Result<Response, ApiError> {
     let state = server.0.clone();
+    state.admit(1)?;
     let (request, shape) = blocking(move || read(&state, &body)).await?;
     server.0.reply(request, shape, log).await
 }
@@ -242,7 +244,7 @@ fn read(state: &State, body: &[u8]) -> Result<(Prepared, Chat), ApiError> {
     only("add_special_tokens", own.add_special_tokens, false, "the template says where BOS is")?;
     let logprobs = own.logprobs.unwrap_or(false);
     let top = own.top_logprobs.unwrap_or(0);
-    if own.top_logprobs.is_some() && !logprobs {
+    if top > 0 && !logprobs {
         return Err(ApiError::invalid("top_logprobs", "top_logprobs needs logprobs to be true"));
     }
     let prompt = Prompt { ids: encode(state, &own.messages)?, text: None };

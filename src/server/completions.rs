@@ -27,6 +27,7 @@ struct CompletionFields {
     /// The reply begins with the prompt.
     echo: Option<bool>,
     /// Log-probabilities of the answer's tokens, and this many of the most likely ones, 0 to 20.
+    #[schema(maximum = 20)]
     logprobs: Option<u32>,
     /// As many as `n`: all answers are returned.
     best_of: Option<u64>,
@@ -123,7 +124,7 @@ pub(super) struct CompletionChoice {
 
 /// Continues texts.
 #[utoipa::path(
-    post, path = "/v1/completions", tag = "openai", request_body = CompletionRequest,
+    post, path = "/v1/completions", tag = "openai", security((), ("key" = [])), request_body = CompletionRequest,
     responses(
         (status = 200, description = "The answers; with `stream` server-sent events", content(
             (Reply<CompletionChoice> = "application/json"), (Reply<CompletionChoice> = "text/event-stream")
@@ -138,6 +139,7 @@ pub(super) async fn create(
     Body(body): Body,
 ) -> Result<Response, ApiError> {
     let state = server.0.clone();
+    state.admit(1)?;
     let (request, shape) = blocking(move || read(&state, &body)).await?;
     server.0.reply(request, shape, log).await
 }
@@ -151,6 +153,7 @@ fn read(state: &State, body: &[u8]) -> Result<(Prepared, Completions), ApiError>
         let message = format!("best_of is {best_of} and n is {n}: aoji returns all answers that it makes");
         return Err(ApiError::invalid("best_of", message));
     }
+    state.admit(n.saturating_mul(own.prompt.len()))?;
     let special = own.add_special_tokens.unwrap_or(true);
     let prompts = own.prompt.encode(&state.tokenizer, special)?;
     let echo = own.echo.unwrap_or(false);
@@ -191,6 +194,13 @@ fn read(state: &State, body: &[u8]) -> Result<(Prepared, Completions), ApiError>
 }
 
 impl Prompts {
+    fn len(&self) -> usize {
+        match self {
+            Prompts::Texts(list) => list.len(),
+            Prompts::Ids(lists) => lists.len(),
+        }
+    }
+
     fn encode(self, tokenizer: &Tokenizer, special: bool) -> Result<Vec<Prompt>, ApiError> {
         let text = |text: String| {
             let ids = match special {

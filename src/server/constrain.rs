@@ -1,6 +1,6 @@
 //! Answers that must look like something: JSON by a schema, a regular expression, one of several texts, a grammar.
 
-use crate::{Constraint, Engine, Result};
+use crate::{Constraint, Result, Tokenizer};
 use llguidance::{
     JsonCompileOptions, Matcher, ParserFactory,
     api::TopLevelGrammar,
@@ -38,16 +38,17 @@ pub struct Grammar {
 }
 
 impl Grammars {
-    /// Takes the vocabulary of `engine`'s tokenizer.
+    /// For a model with `vocab` ids that knows `tokenizer`'s tokens, of which `eos` end a text.
     ///
     /// # Errors
-    /// A text that says why answers cannot be held to anything: no tokenizer, or a model without an id that ends a text.
-    pub fn new(engine: &Engine) -> Result<Grammars, String> {
-        let tokenizer = engine.tokenizer().map_err(|e| e.to_string())?;
-        let (vocab, eos) = (engine.config().vocab, &engine.config().eos);
+    /// A text that says why answers cannot be held to anything: no id ends a text, or one is outside of the vocabulary.
+    pub fn new(tokenizer: &Tokenizer, vocab: usize, eos: &[u32]) -> Result<Grammars, String> {
         let Some(&first) = eos.first() else {
             return Err("the model has no token that ends a text".into());
         };
+        if let Some(id) = eos.iter().find(|&&id| id as usize >= vocab) {
+            return Err(format!("token {id} ends a text and is not below the vocabulary's {vocab}"));
+        }
         let word = |id: u32| {
             if !tokenizer.is_special(id) {
                 return tokenizer.token_bytes(id);

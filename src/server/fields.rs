@@ -27,14 +27,19 @@ pub(super) struct Common {
     /// The same as `max_tokens`.
     max_completion_tokens: Option<u64>,
     /// Divides the logits; 0 takes the most likely token. 1 when absent.
+    #[schema(minimum = 0, maximum = 100)]
     temperature: Option<f32>,
     /// Only the most likely tokens that together have this probability.
+    #[schema(exclusive_minimum = 0, maximum = 1)]
     top_p: Option<f32>,
     /// Only so many of the most likely tokens; 0 and -1 are off.
+    #[schema(minimum = -1)]
     top_k: Option<i64>,
     /// Only tokens with at least this share of the most likely token's probability.
+    #[schema(minimum = 0, maximum = 1)]
     min_p: Option<f32>,
     /// Answers to each prompt, 1 to 128.
+    #[schema(minimum = 1, maximum = 128)]
     n: Option<u64>,
     /// Send the answer as it is made, as server-sent events.
     pub stream: Option<bool>,
@@ -48,10 +53,13 @@ pub(super) struct Common {
     /// Added to the logits of tokens; keys are token ids.
     logit_bias: Option<BTreeMap<String, f32>>,
     /// Taken from the logit of each token in the answer.
+    #[schema(minimum = -100, maximum = 100)]
     presence_penalty: Option<f32>,
     /// Taken from a token's logit for each time that it is in the answer.
+    #[schema(minimum = -100, maximum = 100)]
     frequency_penalty: Option<f32>,
     /// Divides the logits of tokens in prompt and answer.
+    #[schema(minimum = 0.01, maximum = 100)]
     repetition_penalty: Option<f32>,
     /// The answer does not end before this many tokens.
     min_tokens: Option<u32>,
@@ -66,6 +74,7 @@ pub(super) struct Common {
     /// Also report token ids.
     pub return_token_ids: Option<bool>,
     /// Log-probabilities of the prompt's tokens, with this many of the most likely ones, 0 to 20.
+    #[schema(maximum = 20)]
     pub prompt_logprobs: Option<u32>,
     /// What the answer must look like.
     pub response_format: Option<ResponseFormat>,
@@ -207,12 +216,12 @@ impl Common {
         let ignore_eos = self.ignore_eos.unwrap_or(false);
         let options = GenerateOptions {
             sampling: self.sampling(vocab)?,
-            max_tokens: None,
             stop: self.stops()?,
             include_stop: self.include_stop_str_in_output.unwrap_or(false),
             keep_special: false,
             ignore_eos,
             stop_ids,
+            ..GenerateOptions::default()
         };
         let ends = options.stop_ids.len() + if ignore_eos { 0 } else { eos };
         if options.sampling.min_tokens > 0 && ends > MAX_STOP_IDS {

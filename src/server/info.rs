@@ -7,7 +7,7 @@ use super::{
 };
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
     http::{HeaderValue, header},
     response::{Html, IntoResponse, Response},
 };
@@ -52,7 +52,7 @@ impl Server {
 }
 
 /// The names of the model.
-#[utoipa::path(get, path = "/v1/models", tag = "openai", responses((status = 200, description = "All names", body = Models)))]
+#[utoipa::path(get, path = "/v1/models", tag = "openai", security((), ("key" = [])), responses((status = 200, description = "All names", body = Models)))]
 pub(super) async fn models(State(server): State<Server>) -> Json<Models> {
     let data = server.0.options.names.iter().map(|name| server.model(name)).collect();
     Json(Models { object: "list", data })
@@ -60,10 +60,14 @@ pub(super) async fn models(State(server): State<Server>) -> Json<Models> {
 
 /// One name of the model. A name may contain slashes.
 #[utoipa::path(
-    get, path = "/v1/models/{*id}", tag = "openai", params(("id" = String, Path, description = "A name")),
+    get, path = "/v1/models/{*id}", tag = "openai", security((), ("key" = [])), params(("id" = String, Path, description = "A name")),
     responses((status = 200, description = "The model", body = Model), (status = 404, description = "No such name", body = ErrorReply))
 )]
-pub(super) async fn model(State(server): State<Server>, Path(id): Path<String>) -> Result<Json<Model>, ApiError> {
+pub(super) async fn model(
+    State(server): State<Server>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Model>, ApiError> {
+    let Path(id) = id.map_err(|e| ApiError::invalid("id", e.to_string()))?;
     let name = server.0.model(Some(&id))?;
     Ok(Json(server.model(&name)))
 }

@@ -70,7 +70,7 @@ impl Drop for RequestLog {
         tracing::info!(
             id = %self.id,
             method = %self.method,
-            path = ?self.path,
+            path = %self.path,
             status,
             prompt_tokens = counts.prompt_tokens,
             tokens = counts.tokens,

@@ -7,6 +7,20 @@
 //! [`Server::start`] gives the batch a thread of its own; [`Server::router`] is an axum service that can be part of
 //! another program, and [`Server::serve`] runs it on a socket until it is told to stop. `docs/server.md` lists routes
 //! and fields.
+//!
+//! ```no_run
+//! use aoji::{Engine, Options, server::{Server, ServerOptions}};
+//! use std::time::Duration;
+//!
+//! # async fn serve() -> Result<(), Box<dyn std::error::Error>> {
+//! let engine = Engine::open("demo", &Options::default())?;
+//! let server = Server::start(engine, ServerOptions::default())?;
+//! let listener = tokio::net::TcpListener::bind("127.0.0.1:8080").await?;
+//! let for_ever = std::future::pending();
+//! server.serve(listener, for_ever, Duration::from_secs(30)).await;
+//! # Ok(())
+//! # }
+//! ```
 
 mod answer;
 mod chat;
@@ -32,6 +46,8 @@ pub use policy::UnknownFields;
 pub use worker::Phase;
 
 use crate::{BatchOptions, Engine, Error, Result, Template, Tokenizer};
+use axum::http::StatusCode;
+use error::ApiError;
 use metrics::Metrics;
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -166,17 +182,36 @@ impl Server {
         });
     }
 
-    /// Ends all answers at once; their requests get an error.
+    /// Ends all answers at once, with an error, and the engine's thread; nothing is answered any more.
     pub fn stop(&self) {
         self.drain();
         self.0.worker.stop();
     }
+
+    /// [`Server::stop`], and waits until the thread has let go of the device.
+    pub fn close(&self) {
+        self.stop();
+        self.0.worker.join();
+    }
 }
 
 impl State {
+    /// Whether there is room for `n` answers.
+    fn admit(&self, n: usize) -> Result<(), ApiError> {
+        self.worker.admit(n).inspect_err(|e| self.refused(e))
+    }
+
+    /// Counts a request that is not let in.
+    fn refused(&self, error: &ApiError) {
+        if error.status == StatusCode::TOO_MANY_REQUESTS {
+            self.metrics.rejected("queue_full");
+        }
+    }
+
     /// What answers can be held to, made when first asked for.
     fn grammars(&self) -> Result<&Grammars, &str> {
-        let made = self.grammars.get_or_init(|| Grammars::new(&self.engine));
+        let config = self.engine.config();
+        let made = self.grammars.get_or_init(|| Grammars::new(&self.tokenizer, config.vocab, &config.eos));
         made.as_ref().map_err(String::as_str)
     }
 }

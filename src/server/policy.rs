@@ -83,14 +83,20 @@ pub(super) const REFUSED: &[Refused] = &[
     ("logprob_token_ids", "", "use logprobs"),
     ("lora", "", "adapters are added at the start, by --lora"),
     ("mirostat", "0", SAMPLER),
+    ("mm_processor_kwargs", "", TEXT),
     ("modalities", "[\"text\"]", TEXT),
     ("moderation", "", "aoji moderates nothing"),
     ("n_predict", "", "use max_tokens"),
     ("n_probs", "0", "use logprobs"),
     ("prediction", "", "aoji takes no predictions"),
     ("prompt_embeds", "", "give text or token ids"),
+    ("repeat_penalty", "1", "use repetition_penalty"),
+    ("samplers", "", "the order of the samplers is fixed: penalties, temperature, top_k, top_p, min_p"),
+    ("spaces_between_special_tokens", "true", "special tokens are written as they are"),
+    ("tfs_z", "1", SAMPLER),
     ("tool_choice", "\"none\"", TOOLS),
     ("tools", "", TOOLS),
+    ("top_n_sigma", "-1", SAMPLER),
     ("truncate_prompt_tokens", "", "aoji cuts no prompt: send a shorter one"),
     ("typical_p", "1", SAMPLER),
     ("use_beam_search", "", "aoji has no beam search"),
@@ -151,10 +157,8 @@ fn asks_for_nothing(value: &Value) -> bool {
 
 /// Whether `value` is what the JSON text `neutral` says; numbers by value.
 fn same(value: &Value, neutral: &str) -> bool {
-    match (value.as_f64(), neutral.parse::<f64>()) {
-        (Some(a), Ok(b)) => a == b,
-        _ => value.to_string() == neutral,
-    }
+    let Ok(neutral) = serde_json::from_str::<Value>(neutral) else { return false };
+    value.as_f64().map_or(*value == neutral, |number| neutral.as_f64() == Some(number))
 }
 
 /// `messages[].name`

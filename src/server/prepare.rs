@@ -126,7 +126,8 @@ impl State {
             return Err(ApiError::invalid(wishes.field, format!("token {id} is not below the vocabulary's {vocab}")));
         }
         match common.limit()? {
-            Some((tokens, field)) if length.saturating_add(tokens) > max => {
+            // Also without an answer there is room for a token: the last one of the prompt leads to one.
+            Some((tokens, field)) if length.saturating_add(tokens.max(1)) > max => {
                 Err(ApiError::context(length, tokens, max, if length >= max { wishes.field } else { field }))
             }
             Some((tokens, _)) => Ok(Some(tokens)),

@@ -11,7 +11,7 @@ use super::{
 };
 use axum::{
     Json,
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode},
+    http::{HeaderMap, HeaderName, HeaderValue},
     response::{
         IntoResponse, Response, Sse,
         sse::{Event, KeepAlive},
@@ -77,11 +77,7 @@ impl State {
         let mut tally = Tally::new(&request.prompts, request.n);
         log.tally(&tally);
         let lengths: Vec<usize> = request.prompts.iter().flat_map(|&len| vec![len; request.n]).collect();
-        let running = self.worker.submit(request.jobs).await.inspect_err(|e| {
-            if e.status == StatusCode::TOO_MANY_REQUESTS {
-                self.metrics.rejected("queue_full");
-            }
-        })?;
+        let running = self.worker.submit(request.jobs).await.inspect_err(|e| self.refused(e))?;
         let answers = Answers::new(running, &self.tokenizer, &request.texts, &lengths);
         let mut answers = answers.map_err(|e| ApiError::from_library(e, "stop"))?;
         let id = format!("{}-{:016x}{:08x}", S::PREFIX, fastrand::u64(..), fastrand::u32(..));

@@ -51,7 +51,7 @@ struct TokenizeReply {
 
 /// Text or a conversation to token ids.
 #[utoipa::path(
-    post, path = "/tokenize", tag = "tokenizer", request_body = TokenizeRequest,
+    post, path = "/tokenize", tag = "tokenizer", security((), ("key" = [])), request_body = TokenizeRequest,
     responses((status = 200, description = "Ids", body = TokenizeReply), (status = "4XX", description = "The request is wrong", body = ErrorReply))
 )]
 pub(super) async fn tokenize(State(server): State<Server>, Body(body): Body) -> Result<Response, ApiError> {
@@ -101,7 +101,7 @@ struct DetokenizeReply {
 
 /// Token ids to text, special tokens included.
 #[utoipa::path(
-    post, path = "/detokenize", tag = "tokenizer", request_body = DetokenizeRequest,
+    post, path = "/detokenize", tag = "tokenizer", security((), ("key" = [])), request_body = DetokenizeRequest,
     responses((status = 200, description = "The text", body = DetokenizeReply), (status = "4XX", description = "The request is wrong", body = ErrorReply))
 )]
 pub(super) async fn detokenize(State(server): State<Server>, Body(body): Body) -> Result<Response, ApiError> {
@@ -122,13 +122,16 @@ pub(super) async fn detokenize(State(server): State<Server>, Body(body): Body) -
 
 /// What the checkpoint's `tokenizer_config.json` says, with the special tokens as they are used here.
 #[utoipa::path(
-    get, path = "/tokenizer_info", tag = "tokenizer",
+    get, path = "/tokenizer_info", tag = "tokenizer", security((), ("key" = [])),
     responses((status = 200, description = "bos_token, eos_token, vocab_size, max_model_len, and the file's own fields", body = Object))
 )]
 pub(super) async fn tokenizer_info(State(server): State<Server>) -> Json<Map<String, Value>> {
     let state = &server.0;
     let mut info = state.options.tokenizer_config.clone();
     let text = |id: Option<u32>| id.and_then(|id| state.tokenizer.token(id));
+    if !matches!(state.template, Template::Jinja(_)) {
+        info.remove("chat_template"); // chats here do not go through it
+    }
     info.entry("tokenizer_class").or_insert_with(|| json!("PreTrainedTokenizerFast"));
     info.insert("bos_token".into(), json!(text(state.tokenizer.bos())));
     info.insert("eos_token".into(), json!(text(state.engine.config().eos.first().copied())));

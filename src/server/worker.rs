@@ -1,17 +1,19 @@
 //! The thread that owns the batch: everything else talks to it by channels.
 
 use super::{error::ApiError, metrics::Metrics};
-use crate::{Batch, Constraint, Engine, Error, Finish, GenerateOptions, Job, JobEvent, JobId, Result, TokenLogprobs};
+use crate::{
+    Batch, Constraint, Engine, Error, Finish, GenerateOptions, Job, JobEvent, JobId, Load, Result, TokenLogprobs,
+};
 use std::{
     collections::HashMap,
     mem,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, Sender, TryRecvError, channel},
     },
-    thread,
+    thread::{self, JoinHandle},
     time::Instant,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
@@ -65,6 +67,7 @@ pub(super) struct Worker {
     seats: Arc<Semaphore>,
     capacity: usize,
     next: AtomicU64,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// The jobs of a request. Dropping it cancels those that have not ended.
@@ -89,18 +92,25 @@ impl Worker {
         let work = Loop { batch, commands: receiver, jobs: HashMap::new(), metrics, phase };
         let thread = thread::Builder::new().name("aoji-engine".into());
         let spawned = thread.spawn(move || work.run(&engine));
-        spawned.map_err(|e| Error::Memory(format!("the engine's thread does not start: {e}")))?;
-        Ok(Worker { commands, seats: Arc::new(Semaphore::new(capacity)), capacity, next: AtomicU64::new(0) })
+        let thread = spawned.map_err(|e| Error::Memory(format!("the engine's thread does not start: {e}")))?;
+        let (seats, thread) = (Arc::new(Semaphore::new(capacity)), Mutex::new(Some(thread)));
+        Ok(Worker { commands, seats, capacity, next: AtomicU64::new(0), thread })
     }
 
-    /// Hands in the jobs of one request; their events carry the index in `jobs`.
-    pub async fn submit(&self, jobs: Vec<Job>) -> Result<Running, ApiError> {
-        let n = jobs.len();
+    /// Whether there is room for `n` jobs: asked before the work of making them, which decides nothing yet.
+    pub fn admit(&self, n: usize) -> Result<(), ApiError> {
         if n > self.capacity {
             let most = self.capacity;
             let message = format!("{n} answers at once: this server takes at most {most} (--sequences and --queue)");
             return Err(ApiError::invalid("n", message));
         }
+        if n > self.seats.available_permits() { Err(ApiError::queue_full(self.admitted())) } else { Ok(()) }
+    }
+
+    /// Hands in the jobs of one request; their events carry the index in `jobs`.
+    pub async fn submit(&self, jobs: Vec<Job>) -> Result<Running, ApiError> {
+        let n = jobs.len();
+        self.admit(n)?;
         let mut seats = Vec::with_capacity(n);
         for _ in 0..n {
             let seat = self.seats.clone().try_acquire_owned();
@@ -111,10 +121,14 @@ impl Worker {
         let request = self.next.fetch_add(1, Ordering::Relaxed);
         // Made before the wait: when the client goes away meanwhile, its drop cancels.
         let running = Running { request, commands: self.commands.clone(), events: receiver, open: vec![true; n] };
-        let gone = |_| ApiError::unavailable("the engine has stopped");
         let jobs = jobs.into_iter().zip(seats).collect();
-        self.commands.send(Command::Submit { request, jobs, events, reply }).map_err(|e| gone(drop(e)))?;
-        answer.await.map_err(|e| gone(drop(e)))?.map_err(|e| ApiError::from_library(e, "prompt"))?;
+        let sent = self.commands.send(Command::Submit { request, jobs, events, reply });
+        let accepted = match sent {
+            Ok(()) => answer.await.ok(),
+            Err(_) => None,
+        };
+        let accepted = accepted.ok_or_else(|| ApiError::unavailable("the engine has stopped"))?;
+        accepted.map_err(|e| ApiError::from_library(e, "prompt"))?;
         Ok(running)
     }
 
@@ -123,9 +137,15 @@ impl Worker {
         self.capacity - self.seats.available_permits()
     }
 
-    /// Ends all jobs.
+    /// Ends all jobs and the thread.
     pub fn stop(&self) {
         let _ = self.commands.send(Command::Stop); // a thread that is gone has none
+    }
+
+    /// Waits for the thread's end.
+    pub fn join(&self) {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let _ = thread.map(JoinHandle::join); // of its panics it has told itself
     }
 }
 
@@ -218,7 +238,7 @@ impl Loop {
         tracing::error!("the engine has stopped: {why}");
         self.phase.send_replace(Phase::Failed(why.clone()));
         self.end_all(&format!("the engine has stopped: {why}"));
-        self.metrics.load(self.batch.load());
+        self.metrics.load(Load { running: 0, waiting: 0, tokens: 0, capacity: 1 }); // the batch is not to be asked any more
     }
 
     /// Generates one token, so that ready means ready.
@@ -247,7 +267,15 @@ impl Loop {
                     false => self.commands.recv().map_err(|_| TryRecvError::Disconnected),
                 };
                 match command {
-                    Ok(command) => self.obey(command),
+                    Ok(Command::Stop) => {
+                        self.end_all("the server is shutting down");
+                        return Ok(());
+                    }
+                    Ok(Command::Submit { request, jobs, events, reply }) => {
+                        let accepted = self.submit(request, jobs, &events);
+                        let _ = reply.send(accepted); // who is gone cancels by its drop
+                    }
+                    Ok(Command::Cancel { request, index }) => self.cancel(request, index),
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => return Ok(()),
                 }
@@ -261,45 +289,20 @@ impl Loop {
         }
     }
 
-    fn obey(&mut self, command: Command) {
-        match command {
-            Command::Submit { request, jobs, events, reply } => {
-                let mut accepted = Ok(());
-                for (index, (job, permit)) in jobs.into_iter().enumerate() {
-                    match self.batch.submit(job) {
-                        Ok(id) => {
-                            let (events, now) = (events.clone(), Instant::now());
-                            let piece = Piece::default();
-                            let seat = Seat {
-                                request,
-                                index,
-                                events,
-                                piece,
-                                since: now,
-                                first: None,
-                                last: now,
-                                _permit: permit,
-                            };
-                            self.jobs.insert(id, seat);
-                        }
-                        Err(e) => {
-                            accepted = Err(e);
-                            break;
-                        }
-                    }
+    fn submit(&mut self, request: u64, jobs: Vec<(Job, OwnedSemaphorePermit)>, events: &Events) -> Result<()> {
+        for (index, (job, permit)) in jobs.into_iter().enumerate() {
+            let id = match self.batch.submit(job) {
+                Ok(id) => id,
+                Err(e) => {
+                    self.cancel(request, None); // all of a request, or nothing
+                    return Err(e);
                 }
-                if accepted.is_err() {
-                    self.cancel(request, None);
-                }
-                let _ = reply.send(accepted); // who is gone cancels by its drop
-            }
-            Command::Cancel { request, index } => self.cancel(request, index),
-            Command::Stop => {
-                let ids: Vec<JobId> = self.jobs.keys().copied().collect();
-                ids.into_iter().for_each(|id| self.batch.cancel(id));
-                self.end_all("the server is shutting down");
-            }
+            };
+            let (events, since, piece) = (events.clone(), Instant::now(), Piece::default());
+            let seat = Seat { request, index, events, piece, since, first: None, last: since, _permit: permit };
+            self.jobs.insert(id, seat);
         }
+        Ok(())
     }
 
     fn cancel(&mut self, request: u64, index: Option<usize>) {
@@ -379,4 +382,28 @@ fn guard(f: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
 pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Panics;
+
+    impl Constraint for Panics {
+        fn allowed(&mut self, _: &mut [u32]) -> Result<(), String> {
+            panic!("on purpose");
+        }
+
+        fn accept(&mut self, _: u32) -> Result<(), String> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_panicking_constraint_ends_its_job_alone() {
+        let mut guarded = Guarded(Panics);
+        assert_eq!(guarded.allowed(&mut []), Err("the constraint panicked: on purpose".into()));
+        assert_eq!(guarded.accept(1), Ok(()));
+    }
 }

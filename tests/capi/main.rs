@@ -1,6 +1,17 @@
 //! The C interface: its header is current, and programs in C that are built against the library do what they should.
 #![cfg(target_os = "linux")]
 
+/// The sources once more, outside of the crate: they compile here because they use nothing but what everybody can, and their own
+/// tests run without a build of the library for them. Not where the library has them too: a symbol is there once.
+#[cfg(not(feature = "capi"))]
+#[path = "../../src/capi/mod.rs"]
+mod capi;
+
+#[cfg(not(feature = "capi"))]
+use aoji::{
+    Activations, Device, Engine, Error, Event, FinishReason, GenerateOptions, Generation, Message, Options, Result,
+    Sampling, Session, Timings, Tokenizer,
+};
 use std::{
     collections::BTreeSet,
     env, fs,

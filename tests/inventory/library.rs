@@ -1,7 +1,6 @@
 //! What a program may rely on that has the library inside it.
 
 use std::{
-    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -48,22 +47,5 @@ fn the_library_leaves_the_process_alone() {
         for what in forbidden {
             assert!(!text.contains(what), "{}: {what}", path.display());
         }
-    }
-}
-
-/// The C interface is a shell: it uses what the crate offers everybody.
-#[test]
-fn the_c_interface_uses_the_public_interface() {
-    let names = |list: &str| -> BTreeSet<String> {
-        let words = list.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty());
-        words.map(String::from).collect()
-    };
-    let lib = include_str!("../../src/lib.rs");
-    let public: BTreeSet<String> = lib.lines().filter(|l| l.starts_with("pub use ")).flat_map(names).collect();
-    for (path, text) in code("src/capi") {
-        let uses = text.split(';').filter_map(|statement| statement.trim().strip_prefix("use crate::"));
-        let used: BTreeSet<String> = uses.flat_map(names).collect();
-        assert!(text.matches("crate::").count() == text.matches("\nuse crate::").count(), "{}", path.display());
-        assert!(used.is_subset(&public), "{}: {:?}", path.display(), used.difference(&public));
     }
 }

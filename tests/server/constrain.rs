@@ -1,8 +1,8 @@
 //! Constraints by themselves: what they allow on the demo model's vocabulary.
 
-use super::{Site, engine, question};
+use super::{Site, common, engine, question};
 use aoji::{
-    Constraint,
+    Constraint, Tokenizer,
     server::{Format, Grammar, Grammars},
 };
 use proptest::prelude::*;
@@ -13,7 +13,7 @@ const EOS: u32 = 2047;
 
 fn grammars() -> &'static Grammars {
     static GRAMMARS: OnceLock<Grammars> = OnceLock::new();
-    GRAMMARS.get_or_init(|| Grammars::new(engine()).unwrap())
+    GRAMMARS.get_or_init(|| Grammars::new(engine().tokenizer().unwrap(), 2048, &[EOS]).unwrap())
 }
 
 fn compile(format: Format) -> Grammar {
@@ -151,6 +151,38 @@ proptest! {
         }
         prop_assert_eq!(bytes[0], b'{');
     }
+}
+
+/// A vocabulary of 128256 tokens with two that end a text.
+#[test]
+fn llama_3() {
+    let Some(dir) = common::data("llama3-tokenizer/tokenizer.json") else { return };
+    let tokenizer = Tokenizer::from_dir(dir.parent().unwrap()).unwrap().unwrap();
+    let (vocab, eos) = (128_256, [128_001, 128_009]);
+    let begin = std::time::Instant::now();
+    let grammars = Grammars::new(&tokenizer, vocab, &eos).unwrap();
+    println!("the vocabulary: {:?}", begin.elapsed());
+    let schema = json!({"type": "object", "properties": {"이름": {"type": "string"}}, "required": ["이름"]});
+    let begin = std::time::Instant::now();
+    let mut grammar = grammars.compile(&Format::JsonSchema(schema)).unwrap();
+    println!("the schema: {:?}", begin.elapsed());
+    let mut mask = vec![0; vocab.div_ceil(32)];
+    let mut longest = std::time::Duration::ZERO;
+    for id in tokenizer.encode_plain("{\"이름\":\"홍길동\\n\"}").unwrap() {
+        let begin = std::time::Instant::now();
+        mask.fill(0);
+        grammar.allowed(&mut mask).unwrap();
+        longest = longest.max(begin.elapsed());
+        assert_eq!(mask[id as usize / 32] >> (id % 32) & 1, 1, "{id}");
+        grammar.accept(id).unwrap();
+    }
+    println!("the longest mask: {longest:?}");
+    mask.fill(0);
+    grammar.allowed(&mut mask).unwrap();
+    for id in eos {
+        assert_eq!(mask[id as usize / 32] >> (id % 32) & 1, 1, "{id} may end it");
+    }
+    assert!(Grammars::new(&tokenizer, vocab, &[]).is_err() && Grammars::new(&tokenizer, vocab, &[200_000]).is_err());
 }
 
 #[tokio::test]

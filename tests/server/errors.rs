@@ -1,7 +1,8 @@
 //! Each way to be wrong has its status and names its field; nothing is a fault of the server's.
 
-use super::{Site, http, question};
+use super::{Site, http, question, stream::each};
 use aoji::server::{Phase, ServerOptions};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
@@ -160,7 +161,11 @@ async fn contexts_models_and_routes() {
     assert_eq!((&error["code"], &error["param"]), (&json!("context_length_exceeded"), &json!("max_tokens")));
     let message = error["message"].as_str().unwrap();
     assert!(["1024", "1100", "1000", "100"].iter().all(|n| message.contains(n)), "{message}");
-    for body in [json!({"prompt": vec![5; 1024]}), json!({"prompt": "가", "max_tokens": u64::MAX})] {
+    for body in [
+        json!({"prompt": vec![5; 1024]}),
+        json!({"prompt": vec![5; 1024], "max_tokens": 0}),
+        json!({"prompt": "가", "max_tokens": u64::MAX}),
+    ] {
         assert_eq!(site.error("/v1/completions", body, 400).await["code"], "context_length_exceeded");
     }
     let long = json!({"messages": [{"role": "user", "content": "가나다 ".repeat(2000)}]});
@@ -283,4 +288,79 @@ fn options() {
     for origin in ["example.com", "https://example.com/", "a\nb://"] {
         assert!(wrong(ServerOptions { cors: vec![origin.into()], ..with() }).contains("origin"), "{origin}");
     }
+}
+
+/// Any JSON.
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        (-3i64..300).prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        "\\PC{0,6}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 16, 4, |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            proptest::collection::btree_map("[a-z]{1,5}|type|text|role|content|schema", inner, 0..4)
+                .prop_map(|map| json!(map)),
+        ]
+    })
+}
+
+/// Whatever the fields are, the reply is an answer or an error of the client's, and the engine goes on.
+#[test]
+fn any_values() {
+    const FIELDS: &[&str] = &[
+        "prompt",
+        "messages",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "n",
+        "stream",
+        "stream_options",
+        "stop",
+        "seed",
+        "logprobs",
+        "top_logprobs",
+        "echo",
+        "logit_bias",
+        "presence_penalty",
+        "repetition_penalty",
+        "min_tokens",
+        "stop_token_ids",
+        "response_format",
+        "structured_outputs",
+        "guided_json",
+        "guided_regex",
+        "guided_choice",
+        "guided_grammar",
+        "tools",
+        "model",
+        "skip_special_tokens",
+        "return_token_ids",
+        "prompt_logprobs",
+        "x",
+    ];
+    let fields = proptest::collection::vec((proptest::sample::select(FIELDS), any_json()), 1..4);
+    let path =
+        prop_oneof![Just("/v1/completions"), Just("/v1/chat/completions"), Just("/tokenize"), Just("/detokenize")];
+    each(200, (path, fields), async |site, (path, fields)| {
+        let mut body = match path {
+            "/v1/chat/completions" => question(json!({"max_tokens": 1})),
+            "/detokenize" => json!({"tokens": [5]}),
+            _ => json!({"prompt": "가", "max_tokens": 1}),
+        };
+        fields.into_iter().for_each(|(field, value)| body[field] = value);
+        let reply = site.post(path, &body).await;
+        match reply.status {
+            200 => {}
+            status @ (400 | 404) => drop(reply.error(status)),
+            status => panic!("{status} for {body}: {}", reply.body),
+        }
+        assert_eq!(site.server.phase(), Phase::Ready);
+    });
 }

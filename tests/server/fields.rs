@@ -323,3 +323,37 @@ async fn ignored_and_unknown() {
     let reply = http::post(&site.target(), "/v1/completions", &headers, &json!({"prompt": "a", "max_tokens": 1})).await;
     assert_eq!(reply.status, 200);
 }
+
+/// Every field of OpenAI's two requests, and those of other servers that clients are known to send, are somebody's business:
+/// each is honoured, refused for a reason of its own, or listed as ignored.
+#[tokio::test]
+async fn no_field_of_the_specification_is_unknown() {
+    let options = ServerOptions { unknown_fields: UnknownFields::Reject, ..ServerOptions::default() };
+    let site = Site::with(options).await;
+    let both = "model max_tokens temperature top_p n stream stream_options stop seed logprobs logit_bias presence_penalty \
+                frequency_penalty user top_k min_p repetition_penalty stop_token_ids include_stop_str_in_output min_tokens \
+                ignore_eos skip_special_tokens spaces_between_special_tokens add_special_tokens prompt_logprobs \
+                logprob_token_ids allowed_token_ids bad_words truncate_prompt_tokens return_token_ids structured_outputs \
+                guided_json guided_regex guided_choice guided_grammar guided_decoding_backend guided_whitespace_pattern \
+                response_format cache_salt request_id priority use_beam_search length_penalty n_predict n_probs cache_prompt \
+                typical_p dry_multiplier xtc_probability mirostat timings_per_token repeat_penalty grammar json_schema";
+    let completions = "prompt best_of echo suffix";
+    let chat = "messages modalities verbosity reasoning_effort max_completion_tokens web_search_options top_logprobs audio store \
+                prediction tools tool_choice parallel_tool_calls function_call functions metadata safety_identifier \
+                prompt_cache_key prompt_cache_retention prompt_cache_options service_tier moderation chat_template \
+                chat_template_kwargs documents add_generation_prompt continue_final_message mm_processor_kwargs";
+    for (path, own, whole) in [
+        ("/v1/completions", completions, json!({"prompt": "가", "max_tokens": 1})),
+        ("/v1/chat/completions", chat, json!({"messages": [{"role": "user", "content": "가"}], "max_tokens": 1})),
+    ] {
+        for field in both.split_whitespace().chain(own.split_whitespace()) {
+            let mut body = whole.clone();
+            body[field] = json!("x");
+            let reply = site.post(path, &body).await;
+            assert!(!reply.body.contains("knows no such field"), "{path} {field}: {}", reply.body);
+            body[field] = json!(null);
+            let expected = if matches!(field, "prompt" | "messages") { 400 } else { 200 };
+            assert_eq!(site.post(path, &body).await.status, expected, "{path} {field}: null is absent");
+        }
+    }
+}

@@ -49,7 +49,7 @@ async fn many_at_once() {
     let site = Site::new().await;
     let one = |i: usize| {
         let target = site.target();
-        let body = question(json!({"stream": i % 2 == 0}));
+        let body = question(json!({"stream": i.is_multiple_of(2)}));
         tokio::spawn(async move { http::post(&target, "/v1/chat/completions", &[], &body).await })
     };
     let expected = super::answer().1;
@@ -69,7 +69,8 @@ async fn many_at_once() {
 #[tokio::test]
 async fn who_goes_away_while_waiting_frees_the_place() {
     let site = Site::with(narrow()).await;
-    let first = begin(&site, &long(json!({"max_tokens": 300}))).await;
+    let first = begin(&site, &long(json!({}))).await;
+    site.busy(1.0).await;
     let second = begin(&site, &long(json!({}))).await;
     site.busy(2.0).await;
     drop(second);

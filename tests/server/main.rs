@@ -4,6 +4,8 @@
 
 mod browser;
 mod command;
+#[path = "../common/mod.rs"]
+mod common;
 mod constrain;
 mod errors;
 mod fields;
@@ -127,7 +129,9 @@ impl Site {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        panic!("{name} is {}, expected {value}", self.metric(name).await);
+        let all = self.get("/metrics").await.body;
+        let all: Vec<&str> = all.lines().filter(|l| !l.contains("bucket") && !l.starts_with("# ")).collect();
+        panic!("{name} is not {value} in {all:#?}");
     }
 
     /// Waits until so many answers run or wait.

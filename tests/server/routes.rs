@@ -204,3 +204,38 @@ async fn request_ids() {
     assert!(made.len() == 16 && made != id("").await);
     assert_ne!(id(&"x".repeat(1000)).await.len(), 1000);
 }
+
+/// docs/server.md lists what is ignored, and each field that a request can have.
+#[tokio::test]
+async fn the_document_lists_all_fields() {
+    let document = include_str!("../../docs/server.md");
+    let site = Site::new().await;
+    let schemas = site.get("/openapi.json").await.json()["components"]["schemas"].take();
+    let mut fields = Vec::new();
+    for schema in ["Common", "CompletionFields", "ChatFields", "StreamOptions", "StructuredOutputs", "Times"] {
+        fields.extend(schemas[schema]["properties"].as_object().unwrap_or_else(|| panic!("no {schema}")).keys());
+    }
+    for field in fields {
+        let ways = [format!("`{field}`"), format!(".{field}`"), format!("`{field}.")];
+        let listed = ways.iter().any(|way| document.contains(way));
+        assert!(listed, "docs/server.md does not list {field}");
+    }
+    let metrics = site.get("/metrics").await.body;
+    for line in metrics.lines().filter_map(|line| line.strip_prefix("# TYPE aoji:")) {
+        let name = line.split(' ').next().unwrap();
+        assert!(document.contains(&format!("`{name}")), "docs/server.md does not list {name}");
+    }
+    let ignored = document.split_once("**Ignored**").unwrap().1.split("\n\n").next().unwrap();
+    let names: Vec<&str> = ignored.split('`').skip(1).step_by(2).filter(|name| *name != "cache_control").collect();
+    let mut body =
+        json!({"messages": [{"role": "user", "content": "a"}], "stream": true, "stream_options": {}, "max_tokens": 1});
+    for name in &names {
+        match name.split_once("[].").or(name.split_once('.')) {
+            Some(("messages", field)) => body["messages"][0][field] = json!("x"),
+            Some((outer, field)) => body[outer][field] = json!("x"),
+            None => body[*name] = json!("x"),
+        }
+    }
+    let reply = site.post("/v1/chat/completions", &body).await;
+    assert_eq!((reply.status, reply.header("x-aoji-ignored-params")), (200, names.join(",").as_str()));
+}

@@ -114,7 +114,7 @@ async fn logprobs() {
 }
 
 /// Runs `test` on `cases` values, which it gets with a server.
-fn each<S: Strategy>(cases: u32, strategy: S, test: impl AsyncFn(&Site, S::Value)) {
+pub fn each<S: Strategy>(cases: u32, strategy: S, test: impl AsyncFn(&Site, S::Value)) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let site = runtime.block_on(Site::new());
     let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });

@@ -2,7 +2,7 @@
 
 use crate::common::{self, ModelArgs};
 use aoji::{
-    Engine, Error, Result, hub,
+    Engine, Error, Result, Template, hub,
     server::{Server, ServerOptions, UnknownFields},
 };
 use axum::serve::ListenerExt;
@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use std::{
     fs,
     io::{self, IsTerminal},
-    net::IpAddr,
+    net::SocketAddr,
     os::unix::{fs::FileTypeExt, net::UnixStream},
     path::{Path, PathBuf},
     process,
@@ -41,7 +41,7 @@ pub struct Args {
     model: ModelArgs,
     /// Address to listen on; 0.0.0.0 for all of this machine
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
-    host: IpAddr,
+    host: String,
     /// Port to listen on; 0 for any that is free
     #[arg(long, default_value_t = 8080)]
     port: u16,
@@ -118,6 +118,14 @@ impl Args {
             true => vec![self.model.model.clone()],
             false => self.served_model_name.clone(),
         };
+        let template = self.model.template(engine, self.chat_template.as_deref())?;
+        let mut tokenizer_config = tokenizer_config(&self.model.model)?;
+        if let Template::Jinja(jinja) = &template
+            && jinja.path().extension().is_none_or(|e| e != "json")
+        {
+            let source = common::read_file(jinja.path())?;
+            tokenizer_config.insert("chat_template".into(), source.into());
+        }
         Ok(ServerOptions {
             names,
             sequences: self.sequences,
@@ -126,9 +134,9 @@ impl Args {
             keys,
             cors: self.cors.clone(),
             body_limit: self.body_limit,
-            template: Some(self.model.template(engine, self.chat_template.as_deref())?),
+            template: Some(template),
             unknown_fields: self.unknown_fields,
-            tokenizer_config: tokenizer_config(&self.model.model)?,
+            tokenizer_config,
         })
     }
 }
@@ -148,10 +156,11 @@ fn tokenizer_config(model: &str) -> Result<serde_json::Map<String, serde_json::V
 /// Serves until a signal ends it.
 pub fn run(args: Args) -> Result<()> {
     // Few threads: they carry bytes, the engine has its own.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(8).enable_all().build();
     let runtime = runtime.map_err(|source| Error::Io { path: "threads of the server".into(), source })?;
     let result = runtime.block_on(serve(&args));
-    runtime.shutdown_background(); // what was cut off is not waited for
+    runtime.shutdown_timeout(Duration::from_secs(1)); // what was cut off is not waited for
     result
 }
 
@@ -161,16 +170,18 @@ async fn serve(args: &Args) -> Result<()> {
     let engine = tokio::task::block_in_place(|| args.model.load(args.sequences))?;
     tracing::info!("{}", args.model.describe(&engine));
     let options = args.options(&engine)?;
-    if options.keys.is_empty() && args.unix_socket.is_none() && !args.host.is_loopback() {
-        tracing::warn!("everybody who reaches {} can use the model: --api-key keeps others out", args.host);
+    if let Socket::Tcp(_, address) = &socket
+        && options.keys.is_empty()
+        && !address.ip().is_loopback()
+    {
+        tracing::warn!("everybody who reaches {address} can use the model: --api-key keeps others out");
     }
     let server = Server::start(engine, options)?;
     server.ready().await?;
     let shutdown = signals()?;
     let drain = Duration::from_secs(args.drain_seconds);
     let finished = match socket {
-        Socket::Tcp(listener) => {
-            let address = listener.local_addr().map_err(|source| Error::Io { path: "the socket".into(), source })?;
+        Socket::Tcp(listener, address) => {
             tracing::info!("listening on http://{address}");
             // A token is a small packet, and the next one must not wait for its confirmation.
             let listener = listener.tap_io(|io| {
@@ -185,6 +196,8 @@ async fn serve(args: &Args) -> Result<()> {
             finished
         }
     };
+    // The device is let go of before the program ends.
+    tokio::task::block_in_place(|| server.close());
     if !finished {
         tracing::warn!("answers were cut off after {} s", args.drain_seconds);
     }
@@ -192,7 +205,7 @@ async fn serve(args: &Args) -> Result<()> {
 }
 
 enum Socket {
-    Tcp(TcpListener),
+    Tcp(TcpListener, SocketAddr),
     Unix(UnixListener, PathBuf),
 }
 
@@ -203,9 +216,13 @@ impl Socket {
             let listener = UnixListener::bind(path).map_err(|source| Error::Io { path: path.clone(), source })?;
             return Ok(Socket::Unix(listener, path.clone()));
         }
-        let listener = TcpListener::bind((args.host, args.port)).await;
         let path = || PathBuf::from(format!("{}:{}", args.host, args.port));
-        listener.map(Socket::Tcp).map_err(|source| Error::Io { path: path(), source })
+        let bound = async {
+            let listener = TcpListener::bind((args.host.as_str(), args.port)).await?;
+            let address = listener.local_addr()?;
+            Ok(Socket::Tcp(listener, address))
+        };
+        bound.await.map_err(|source| Error::Io { path: path(), source })
     }
 }
 

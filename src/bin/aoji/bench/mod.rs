@@ -10,6 +10,8 @@ mod model;
 mod readme;
 #[cfg(feature = "cuda")]
 mod roofline;
+#[cfg(feature = "server")]
+mod server;
 pub mod startup;
 mod table;
 #[cfg(feature = "cuda")]
@@ -83,6 +85,15 @@ pub struct Args {
     /// Measure the start instead: a process for each run, from its start to its first token
     #[arg(long, conflicts_with_all = ["kernels", "timeline"])]
     startup: bool,
+    /// Measure the server instead: streams through HTTP and the same jobs without it; prompts have the first --depth tokens
+    #[cfg(feature = "server")]
+    #[arg(long, conflicts_with_all = ["kernels", "timeline", "startup"])]
+    server: bool,
+    /// With --server: requests at the same time
+    #[cfg(feature = "server")]
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,8",
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1000))]
+    streams: Vec<usize>,
     /// Which kernels a GPU has confirmed, from the results of earlier runs, as a table in Markdown
     #[arg(long, conflicts_with_all = ["kernels", "startup"])]
     ledger: bool,
@@ -182,6 +193,10 @@ pub fn run(args: Args) -> Result<()> {
     }
     if args.ledger || args.kernels.is_some() || args.timeline.is_some() || args.readme.is_some() {
         return Err(Error::NoGpu("this binary was built without the feature `cuda`: it has no kernels".into()));
+    }
+    #[cfg(feature = "server")]
+    if args.server {
+        return server::run(&args);
     }
     if args.startup { startup::run(&args) } else { model::run(&args) }
 }
