@@ -6,6 +6,8 @@ mod command;
 #[path = "../common/mod.rs"]
 mod common;
 mod constrain;
+#[cfg(feature = "cuda")]
+mod device;
 mod errors;
 mod fields;
 mod http;
@@ -68,7 +70,10 @@ impl Site {
     }
 
     async fn draining(options: ServerOptions, drain: Duration) -> Site {
-        let server = Server::start(engine().clone(), options).unwrap();
+        Site::of(Server::start(engine().clone(), options).unwrap(), drain).await
+    }
+
+    async fn of(server: Server, drain: Duration) -> Site {
         server.ready().await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
