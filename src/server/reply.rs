@@ -68,11 +68,12 @@ pub(super) trait Shape: Send + 'static {
 impl State {
     /// Lets the jobs run and replies.
     pub async fn reply<S: Shape>(
-        &self,
-        request: Prepared,
+        self: &Arc<Self>,
+        mut request: Prepared,
         mut shape: S,
         log: Arc<RequestLog>,
     ) -> Result<Response, ApiError> {
+        self.constrain(&mut request).await?;
         let headers = ignored_header(&request.ignored);
         let mut tally = Tally::new(&request.prompts, request.n);
         log.tally(&tally);

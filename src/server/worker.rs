@@ -199,7 +199,7 @@ struct Seat {
     since: Instant,
     first: Option<Instant>,
     last: Instant,
-    _permit: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
 }
 
 impl Seat {
@@ -299,7 +299,7 @@ impl Loop {
                 }
             };
             let (events, since, piece) = (events.clone(), Instant::now(), Piece::default());
-            let seat = Seat { request, index, events, piece, since, first: None, last: since, _permit: permit };
+            let seat = Seat { request, index, events, piece, since, first: None, last: since, permit };
             self.jobs.insert(id, seat);
         }
         Ok(())
@@ -317,7 +317,7 @@ impl Loop {
     }
 
     fn end_all(&mut self, why: &str) {
-        self.jobs.drain().for_each(|(_, seat)| seat.send(Message::Lost(why.into())));
+        self.jobs.drain().for_each(|(_, seat)| end(Some(seat), Message::Lost(why.into())));
     }
 }
 
@@ -345,18 +345,22 @@ fn tell(jobs: &mut HashMap<JobId, Seat>, metrics: &Metrics, id: JobId, event: Jo
             seat.flush();
         }
         JobEvent::Finish(finish) => {
-            seat.flush();
             metrics.finished(&finish, seat.since.elapsed());
-            seat.send(Message::Finish(finish));
-            jobs.remove(&id);
+            end(jobs.remove(&id), Message::Finish(finish));
         }
         JobEvent::Failed(why) => {
-            seat.flush();
             metrics.failed();
-            seat.send(Message::Failed(why));
-            jobs.remove(&id);
+            end(jobs.remove(&id), Message::Failed(why));
         }
     }
+}
+
+/// Says the last thing of a job. Its place is free before that: who has an answer may ask again at once.
+fn end(seat: Option<Seat>, message: Message) {
+    let Some(mut seat) = seat else { return };
+    seat.flush();
+    drop(seat.permit);
+    let _ = seat.events.send((seat.index, message));
 }
 
 /// A constraint that may panic without taking the engine's thread, and all other jobs, with it.
