@@ -299,6 +299,12 @@ fn what_does_not_fit_is_refused() {
         let hot = Sampling { temperature: -1.0, ..Sampling::default() };
         assert!(text(batch.submit(job(vec![1], 1, hot, None))).contains("temperature is -1"));
         assert_eq!(Heard::all(&mut batch).tokens(JobId(0)).len(), 50, "up to the last position");
+        let full = batch.submit(job(prompt(200, 1), 0, Sampling::default(), None)).unwrap();
+        assert_eq!(
+            Heard::all(&mut batch).finish(full).reason,
+            FinishReason::Length,
+            "a prompt that fills the sequence"
+        );
         for (wrong, what) in [
             (BatchOptions { sequences: 9, ..OPTIONS }, "sequences 9: allowed is 1 to 8"),
             (BatchOptions { sequences: 0, ..OPTIONS }, "sequences 0"),

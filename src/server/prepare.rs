@@ -2,7 +2,6 @@
 
 use super::{
     State,
-    answer::{Texts, WithSpecial},
     constrain::Format,
     error::ApiError,
     fields::{Common, MAX_LOGPROBS, ResponseKind},
@@ -25,7 +24,8 @@ pub(super) struct Prepared {
     pub jobs: Vec<Job>,
     /// What the answers must look like, and the field that says so.
     pub format: Option<(&'static str, Format)>,
-    pub texts: Texts,
+    /// Ids of `stop_token_ids`, of which a client hears when they end an answer.
+    pub stop_ids: Vec<u32>,
     /// Lengths of the prompts.
     pub prompts: Vec<usize>,
     /// Answers to each.
@@ -79,12 +79,6 @@ impl State {
             ends_by_itself(field, &options)?;
         }
         let stop_ids = options.stop_ids.clone();
-        let with_special = (!common.skip_special()).then(|| {
-            let eos = config.eos.iter().filter(|_| !options.ignore_eos);
-            let ends = stop_ids.iter().chain(eos).copied().collect();
-            WithSpecial { stops: std::mem::take(&mut options.stop), ends, include: options.include_stop }
-        });
-        let texts = Texts { stop_ids, with_special };
         let mut jobs = Vec::with_capacity(prompts.len() * n);
         for prompt in prompts {
             options.max_tokens = self.room(&common, prompt, wishes)?;
@@ -113,7 +107,7 @@ impl State {
             model,
             jobs,
             format,
-            texts,
+            stop_ids,
             prompts: prompts.iter().map(|p| p.ids.len()).collect(),
             n,
             stream,

@@ -1,6 +1,4 @@
 //! The HTTP server as its clients see it, in this process, on the embedded model.
-//!
-//! What only a batch of several sequences does is marked `#[ignore = "needs the batch"]`.
 
 mod command;
 #[path = "../common/mod.rs"]
