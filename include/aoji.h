@@ -168,6 +168,8 @@ typedef struct aoji_generate_options {
   size_t stop_id_count;
   // Not 0: a text of `stop` that ends the text stays in it.
   int32_t include_stop;
+  // Not 0: special tokens appear in the text.
+  int32_t keep_special;
   // Not 0: the model's own tokens do not end the text.
   int32_t ignore_eos;
   // NULL: nobody is told.

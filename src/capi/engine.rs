@@ -120,7 +120,8 @@ pub unsafe extern "C" fn aoji_open(
             false => unsafe { text("device", asked.device) }?.parse().map_err(super::wrong)?,
         };
         let activations = if asked.f32_activations == 0 { Activations::Bf16 } else { Activations::F32 };
-        let options = Options { device, activations, context: (asked.context > 0).then_some(asked.context) };
+        let context = (asked.context > 0).then_some(asked.context);
+        let options = Options { device, activations, context, ..Options::default() };
         let opened = Engine::open_with(model, &options, &mut |done, total| {
             if let Some(progress) = asked.progress {
                 // SAFETY: a function of this type, as the caller promises.

@@ -63,6 +63,8 @@ pub struct aoji_generate_options {
     stop_id_count: usize,
     /// Not 0: a text of `stop` that ends the text stays in it.
     include_stop: i32,
+    /// Not 0: special tokens appear in the text.
+    keep_special: i32,
     /// Not 0: the model's own tokens do not end the text.
     ignore_eos: i32,
     /// NULL: nobody is told.
@@ -217,6 +219,7 @@ unsafe fn generate_options(given: &aoji_generate_options) -> Result<GenerateOpti
         max_tokens: (given.max_tokens > 0).then_some(given.max_tokens),
         stop,
         include_stop: given.include_stop != 0,
+        keep_special: given.keep_special != 0,
         stop_ids: stop_ids.to_vec(),
         ignore_eos: given.ignore_eos != 0,
     })

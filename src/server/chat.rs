@@ -10,7 +10,7 @@ use super::{
     policy::Refused,
     prepare::{Prepared, Prompt, Wishes},
     reply::{Reply, Shape},
-    router::{Body, blocking},
+    router::{Body, work},
 };
 use crate::{Message, TokenLogprobs, Tokenizer};
 use axum::{Extension, extract, response::Response};
@@ -232,7 +232,7 @@ pub(super) async fn create(
 ) -> Result<Response, ApiError> {
     let state = server.0.clone();
     state.admit(1)?;
-    let (request, shape) = blocking(move || read(&state, &body)).await?;
+    let (request, shape) = work(body.len(), move || read(&state, &body)).await?;
     server.0.reply(request, shape, log).await
 }
 

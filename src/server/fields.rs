@@ -218,7 +218,7 @@ impl Common {
             sampling: self.sampling(vocab)?,
             stop: self.stops()?,
             include_stop: self.include_stop_str_in_output.unwrap_or(false),
-            keep_special: false,
+            keep_special: !self.skip_special(),
             ignore_eos,
             stop_ids,
             ..GenerateOptions::default()

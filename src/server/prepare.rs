@@ -2,14 +2,15 @@
 
 use super::{
     State,
-    answer::{Texts, WithSpecial},
     constrain::Format,
     error::ApiError,
     fields::{Common, MAX_LOGPROBS, ResponseKind},
+    router::blocking,
     worker::Guarded,
 };
-use crate::{Constraint, GenerateOptions, Job};
+use crate::{GenerateOptions, Job};
 use serde_json::Value;
+use std::sync::Arc;
 
 /// A prompt, and its text where that was sent.
 pub(super) struct Prompt {
@@ -21,7 +22,10 @@ pub(super) struct Prompt {
 pub(super) struct Prepared {
     pub model: String,
     pub jobs: Vec<Job>,
-    pub texts: Texts,
+    /// What the answers must look like, and the field that says so.
+    pub format: Option<(&'static str, Format)>,
+    /// Ids of `stop_token_ids`, of which a client hears when they end an answer.
+    pub stop_ids: Vec<u32>,
     /// Lengths of the prompts.
     pub prompts: Vec<usize>,
     /// Answers to each.
@@ -70,14 +74,11 @@ impl State {
                 return Err(ApiError::invalid(field, format!("{k} alternatives, allowed is 0 to {MAX_LOGPROBS}")));
             }
         }
-        let constraint = self.constraint(&common, &options)?;
+        let format = format(&common)?;
+        if let Some((field, _)) = &format {
+            ends_by_itself(field, &options)?;
+        }
         let stop_ids = options.stop_ids.clone();
-        let with_special = (!common.skip_special()).then(|| {
-            let eos = config.eos.iter().filter(|_| !options.ignore_eos);
-            let ends = stop_ids.iter().chain(eos).copied().collect();
-            WithSpecial { stops: std::mem::take(&mut options.stop), ends, include: options.include_stop }
-        });
-        let texts = Texts { stop_ids, with_special };
         let mut jobs = Vec::with_capacity(prompts.len() * n);
         for prompt in prompts {
             options.max_tokens = self.room(&common, prompt, wishes)?;
@@ -93,7 +94,7 @@ impl State {
                     options,
                     logprobs: count(wishes.logprobs),
                     prompt_logprobs: count(wishes.prompt_logprobs),
-                    constraint: constraint.as_ref().map(|c| Box::new(Guarded(c.clone())) as Box<dyn Constraint>),
+                    constraint: None, // `constrain` adds it
                 });
             }
         }
@@ -105,7 +106,8 @@ impl State {
         Ok(Prepared {
             model,
             jobs,
-            texts,
+            format,
+            stop_ids,
             prompts: prompts.iter().map(|p| p.ids.len()).collect(),
             n,
             stream,
@@ -136,22 +138,31 @@ impl State {
         }
     }
 
-    fn constraint(
-        &self,
-        common: &Common,
-        options: &GenerateOptions,
-    ) -> Result<Option<super::constrain::Grammar>, ApiError> {
-        let Some((field, format)) = format(common)? else { return Ok(None) };
-        for (other, set) in [("ignore_eos", options.ignore_eos), ("min_tokens", options.sampling.min_tokens > 0)] {
-            if set {
-                let message =
-                    format!("{other} keeps an answer from ending, {field} says where it ends: give one of them");
-                return Err(ApiError::invalid(other, message));
-            }
+    /// Holds the jobs of a request to its format, if it has one. To compile a schema takes milliseconds.
+    pub async fn constrain(self: &Arc<Self>, request: &mut Prepared) -> Result<(), ApiError> {
+        let Some((field, format)) = request.format.take() else { return Ok(()) };
+        let state = self.clone();
+        let compile = move || {
+            let grammars = state.grammars().map_err(|why| ApiError::unsupported(field, why))?;
+            grammars.compile(&format).map_err(|why| ApiError::invalid(field, format!("{field}: {why}")))
+        };
+        let grammar = blocking(compile).await?;
+        for job in &mut request.jobs {
+            job.constraint = Some(Box::new(Guarded(grammar.clone())));
         }
-        let grammars = self.grammars().map_err(|why| ApiError::unsupported(field, why))?;
-        grammars.compile(&format).map(Some).map_err(|why| ApiError::invalid(field, format!("{field}: {why}")))
+        Ok(())
     }
+}
+
+/// Refuses what would keep an answer from ending where its format ends.
+fn ends_by_itself(field: &str, options: &GenerateOptions) -> Result<(), ApiError> {
+    for (other, set) in [("ignore_eos", options.ignore_eos), ("min_tokens", options.sampling.min_tokens > 0)] {
+        if set {
+            let message = format!("{other} keeps an answer from ending, {field} says where it ends: give one of them");
+            return Err(ApiError::invalid(other, message));
+        }
+    }
+    Ok(())
 }
 
 /// What the answer must look like, and the field that says so.

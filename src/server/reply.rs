@@ -68,18 +68,18 @@ pub(super) trait Shape: Send + 'static {
 impl State {
     /// Lets the jobs run and replies.
     pub async fn reply<S: Shape>(
-        &self,
-        request: Prepared,
+        self: &Arc<Self>,
+        mut request: Prepared,
         mut shape: S,
         log: Arc<RequestLog>,
     ) -> Result<Response, ApiError> {
+        self.constrain(&mut request).await?;
         let headers = ignored_header(&request.ignored);
         let mut tally = Tally::new(&request.prompts, request.n);
         log.tally(&tally);
-        let lengths: Vec<usize> = request.prompts.iter().flat_map(|&len| vec![len; request.n]).collect();
+        let left = request.jobs.len();
         let running = self.worker.submit(request.jobs).await.inspect_err(|e| self.refused(e))?;
-        let answers = Answers::new(running, &self.tokenizer, &request.texts, &lengths);
-        let mut answers = answers.map_err(|e| ApiError::from_library(e, "stop"))?;
+        let mut answers = Answers::new(running, request.stop_ids, left);
         let id = format!("{}-{:016x}{:08x}", S::PREFIX, fastrand::u64(..), fastrand::u32(..));
         let envelope = Envelope {
             id,
@@ -89,7 +89,6 @@ impl State {
             fingerprint: self.fingerprint.clone(),
         };
         if request.stream {
-            let left = lengths.len();
             let (include_usage, continuous) = (request.include_usage, request.continuous_usage);
             let queue = VecDeque::new();
             let events =

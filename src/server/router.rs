@@ -162,7 +162,18 @@ fn panicked(panic: Box<dyn Any + Send>) -> Response {
     ApiError::internal(format!("a fault of aoji, please report it: {text}")).into_response()
 }
 
-/// Runs what takes long, as tokenizing a book does, where it keeps no other request from going on.
+/// Up to so many bytes of a request are read where it is; to hand them to another thread would take longer.
+const SHORT: usize = 2048;
+
+/// Does the work of a request of `bytes` bytes.
+pub(super) async fn work<T: Send + 'static>(
+    bytes: usize,
+    f: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    if bytes <= SHORT { f() } else { blocking(f).await }
+}
+
+/// Does what takes long, as tokenizing a book does, where it keeps no other request from going on.
 pub(super) async fn blocking<T: Send + 'static>(
     f: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {

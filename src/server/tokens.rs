@@ -7,7 +7,7 @@ use super::{
     fields::parse_alone,
     logprobs::name,
     reply::ignored_header,
-    router::{Body, blocking},
+    router::{Body, work},
 };
 use crate::{Message, Template};
 use axum::{
@@ -56,7 +56,8 @@ struct TokenizeReply {
 )]
 pub(super) async fn tokenize(State(server): State<Server>, Body(body): Body) -> Result<Response, ApiError> {
     let state = server.0.clone();
-    let work = move || {
+    let bytes = body.len();
+    let reply = move || {
         let (request, ignored) = parse_alone::<TokenizeRequest>(&body, state.options.unknown_fields)?;
         state.model(request.model.as_deref())?;
         let tokenizer = &state.tokenizer;
@@ -81,7 +82,7 @@ pub(super) async fn tokenize(State(server): State<Server>, Body(body): Body) -> 
         let max_model_len = state.engine.max_context();
         Ok((TokenizeReply { count: tokens.len(), max_model_len, tokens, token_strs }, ignored))
     };
-    let (reply, ignored) = blocking(work).await?;
+    let (reply, ignored) = work(bytes, reply).await?;
     Ok((ignored_header(&ignored), Json(reply)).into_response())
 }
 
@@ -106,7 +107,8 @@ struct DetokenizeReply {
 )]
 pub(super) async fn detokenize(State(server): State<Server>, Body(body): Body) -> Result<Response, ApiError> {
     let state = server.0.clone();
-    let work = move || {
+    let bytes = body.len();
+    let reply = move || {
         let (request, ignored) = parse_alone::<DetokenizeRequest>(&body, state.options.unknown_fields)?;
         state.model(request.model.as_deref())?;
         let vocab = state.engine.config().vocab;
@@ -116,7 +118,7 @@ pub(super) async fn detokenize(State(server): State<Server>, Body(body): Body) -
         let prompt = state.tokenizer.decode(&request.tokens, false).map_err(|e| ApiError::from_library(e, "tokens"))?;
         Ok((DetokenizeReply { prompt }, ignored))
     };
-    let (reply, ignored) = blocking(work).await?;
+    let (reply, ignored) = work(bytes, reply).await?;
     Ok((ignored_header(&ignored), Json(reply)).into_response())
 }
 

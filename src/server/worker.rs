@@ -55,7 +55,7 @@ pub(super) struct Piece {
 
 enum Command {
     Submit { request: u64, jobs: Vec<(Job, OwnedSemaphorePermit)>, events: Events, reply: oneshot::Sender<Result<()>> },
-    Cancel { request: u64, index: Option<usize> },
+    Cancel { request: u64 },
     Stop,
 }
 
@@ -152,28 +152,17 @@ impl Worker {
 impl Running {
     /// The next event, with the index of its job; `None` after all have ended.
     pub async fn next(&mut self) -> Option<(usize, Message)> {
-        while self.is_open() {
-            let Some((index, message)) = self.events.recv().await else {
-                self.open.fill(false);
-                return Some((0, Message::Lost("the engine has stopped".into())));
-            };
-            if !self.open[index] {
-                continue; // it was cancelled, and this was on its way
-            }
-            match message {
-                Message::Lost(_) => self.open.fill(false), // one is enough: the request fails as a whole
-                Message::Finish(_) | Message::Failed(_) => self.open[index] = false,
-                Message::Prompt(_) | Message::Piece(_) => {}
-            }
-            return Some((index, message));
+        if !self.is_open() {
+            return None;
         }
-        None
-    }
-
-    /// Ends one job.
-    pub fn cancel(&mut self, index: usize) {
-        self.open[index] = false;
-        let _ = self.commands.send(Command::Cancel { request: self.request, index: Some(index) });
+        let gone = || (0, Message::Lost("the engine has stopped".into()));
+        let (index, message) = self.events.recv().await.unwrap_or_else(gone);
+        match message {
+            Message::Lost(_) => self.open.fill(false), // one is enough: the request fails as a whole
+            Message::Finish(_) | Message::Failed(_) => self.open[index] = false,
+            Message::Prompt(_) | Message::Piece(_) => {}
+        }
+        Some((index, message))
     }
 
     fn is_open(&self) -> bool {
@@ -184,7 +173,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if self.is_open() {
-            let _ = self.commands.send(Command::Cancel { request: self.request, index: None });
+            let _ = self.commands.send(Command::Cancel { request: self.request });
         }
     }
 }
@@ -199,7 +188,7 @@ struct Seat {
     since: Instant,
     first: Option<Instant>,
     last: Instant,
-    _permit: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
 }
 
 impl Seat {
@@ -275,7 +264,7 @@ impl Loop {
                         let accepted = self.submit(request, jobs, &events);
                         let _ = reply.send(accepted); // who is gone cancels by its drop
                     }
-                    Ok(Command::Cancel { request, index }) => self.cancel(request, index),
+                    Ok(Command::Cancel { request }) => self.cancel(request),
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => return Ok(()),
                 }
@@ -294,20 +283,20 @@ impl Loop {
             let id = match self.batch.submit(job) {
                 Ok(id) => id,
                 Err(e) => {
-                    self.cancel(request, None); // all of a request, or nothing
+                    self.cancel(request); // all of a request, or nothing
                     return Err(e);
                 }
             };
             let (events, since, piece) = (events.clone(), Instant::now(), Piece::default());
-            let seat = Seat { request, index, events, piece, since, first: None, last: since, _permit: permit };
+            let seat = Seat { request, index, events, piece, since, first: None, last: since, permit };
             self.jobs.insert(id, seat);
         }
         Ok(())
     }
 
-    fn cancel(&mut self, request: u64, index: Option<usize>) {
-        let meant = |seat: &Seat| seat.request == request && index.is_none_or(|i| i == seat.index);
-        let ids: Vec<JobId> = self.jobs.iter().filter(|(_, seat)| meant(seat)).map(|(id, _)| *id).collect();
+    fn cancel(&mut self, request: u64) {
+        let meant = self.jobs.iter().filter(|(_, seat)| seat.request == request);
+        let ids: Vec<JobId> = meant.map(|(id, _)| *id).collect();
         for id in ids {
             self.batch.cancel(id);
             if let Some(seat) = self.jobs.remove(&id) {
@@ -317,7 +306,7 @@ impl Loop {
     }
 
     fn end_all(&mut self, why: &str) {
-        self.jobs.drain().for_each(|(_, seat)| seat.send(Message::Lost(why.into())));
+        self.jobs.drain().for_each(|(_, seat)| end(Some(seat), Message::Lost(why.into())));
     }
 }
 
@@ -345,18 +334,22 @@ fn tell(jobs: &mut HashMap<JobId, Seat>, metrics: &Metrics, id: JobId, event: Jo
             seat.flush();
         }
         JobEvent::Finish(finish) => {
-            seat.flush();
             metrics.finished(&finish, seat.since.elapsed());
-            seat.send(Message::Finish(finish));
-            jobs.remove(&id);
+            end(jobs.remove(&id), Message::Finish(finish));
         }
         JobEvent::Failed(why) => {
-            seat.flush();
             metrics.failed();
-            seat.send(Message::Failed(why));
-            jobs.remove(&id);
+            end(jobs.remove(&id), Message::Failed(why));
         }
     }
+}
+
+/// Says the last thing of a job. Its place is free before that: who has an answer may ask again at once.
+fn end(seat: Option<Seat>, message: Message) {
+    let Some(mut seat) = seat else { return };
+    seat.flush();
+    drop(seat.permit);
+    let _ = seat.events.send((seat.index, message));
 }
 
 /// A constraint that may panic without taking the engine's thread, and all other jobs, with it.

@@ -186,7 +186,6 @@ fn llama_3() {
 }
 
 #[tokio::test]
-#[ignore = "needs the batch"]
 async fn answers_follow_their_format() {
     let site = Site::new().await;
     let content = async |more: Value| {

@@ -196,7 +196,6 @@ async fn ends() {
 }
 
 #[tokio::test]
-#[ignore = "needs the batch"]
 async fn what_ended_a_text() {
     let site = Site::new().await;
     let expected = answer().1;
@@ -230,7 +229,6 @@ async fn echo() {
 
 /// As lm-evaluation-harness asks for the log-likelihood of a continuation.
 #[tokio::test]
-#[ignore = "needs the batch"]
 async fn log_likelihoods() {
     let site = Site::new().await;
     let (prefix, continuation) = ("한국의 수도는", " 서울입니다.");
@@ -259,7 +257,6 @@ async fn log_likelihoods() {
 }
 
 #[tokio::test]
-#[ignore = "needs the batch"]
 async fn logprobs_of_an_answer() {
     let site = Site::new().await;
     let reply = site.chat(question(json!({"logprobs": true, "top_logprobs": 3, "max_tokens": 8}))).await;

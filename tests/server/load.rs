@@ -81,7 +81,6 @@ async fn who_goes_away_while_waiting_frees_the_place() {
 }
 
 #[tokio::test]
-#[ignore = "needs the batch"]
 async fn who_goes_away_frees_the_sequence() {
     let site = Site::with(narrow()).await;
     for stream in [true, false] {
@@ -102,7 +101,6 @@ async fn who_goes_away_frees_the_sequence() {
 }
 
 #[tokio::test]
-#[ignore = "needs the batch"]
 async fn a_long_answer_does_not_hold_up_a_short_one() {
     let site = Site::new().await;
     let first = begin(&site, &long(json!({}))).await;
@@ -166,7 +164,6 @@ async fn running_answers_are_finished_at_the_end() {
 }
 
 #[tokio::test]
-#[ignore = "needs the batch"]
 async fn answers_are_cut_off_after_the_time_to_drain() {
     let site = Site::draining(ServerOptions::default(), Duration::ZERO).await;
     let running = begin(&site, &long(json!({"stream": true}))).await;

@@ -1,12 +1,12 @@
 //! The HTTP server as its clients see it, in this process, on the embedded model.
-//!
-//! What only a batch of several sequences does is marked `#[ignore = "needs the batch"]`.
 
 mod browser;
 mod command;
 #[path = "../common/mod.rs"]
 mod common;
 mod constrain;
+#[cfg(feature = "cuda")]
+mod device;
 mod errors;
 mod fields;
 mod http;
@@ -69,7 +69,10 @@ impl Site {
     }
 
     async fn draining(options: ServerOptions, drain: Duration) -> Site {
-        let server = Server::start(engine().clone(), options).unwrap();
+        Site::of(Server::start(engine().clone(), options).unwrap(), drain).await
+    }
+
+    async fn of(server: Server, drain: Duration) -> Site {
         server.ready().await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -76,7 +76,6 @@ async fn completions() {
 }
 
 #[tokio::test]
-#[ignore = "needs the batch"]
 async fn logprobs() {
     let site = Site::new().await;
     let mut chat = request();

@@ -96,7 +96,6 @@ async fn nothing_to_say() {
 }
 
 #[tokio::test]
-#[ignore = "needs the batch"]
 async fn logprobs() {
     let site = Site::new().await;
     let body = |stream| json!({"prompt": "오늘", "max_tokens": 6, "echo": true, "logprobs": 2, "temperature": 0, "stream": stream});

@@ -51,10 +51,10 @@ pub struct Args {
     /// Name of the model in requests and replies; repeatable [default: as --model]
     #[arg(long, value_name = "NAME")]
     served_model_name: Vec<String>,
-    /// Answers that are generated at the same time
+    /// Answers that are generated at the same time, 1 to 8
     #[arg(long, value_name = "N", default_value_t = 8)]
     sequences: usize,
-    /// Most tokens of a prompt that are computed between two tokens of the other answers
+    /// Most tokens of a prompt that are computed between two tokens of the other answers, 18 to 511
     #[arg(long, value_name = "TOKENS", default_value_t = 256)]
     prefill_chunk: usize,
     /// Answers that may wait besides the ones that run; more are refused with 429
