@@ -76,6 +76,25 @@ fn doctor_on_the_emulated_device() {
 }
 
 #[test]
+#[cfg(feature = "server")]
+fn bench_of_the_server() {
+    let args = ["bench", "--server", "--device", "cpu", "--depth", "5", "--tokens", "4", "--repeat", "2"];
+    let run = |extra: &[&str]| output(aoji(&[&args[..], &["--context", "40"], extra].concat()));
+    let report = parse(&run(&["--streams", "1,10", "--json"]));
+    assert_eq!((&report["prompt_tokens"], &report["tokens"]), (&json!(5), &json!(4)));
+    for (row, streams) in report["streams"].as_array().unwrap().iter().zip([1, 10]) {
+        assert_eq!((&row["streams"], &row["requests"]), (&json!(streams), &json!(2 * streams)));
+        for side in ["http", "engine"] {
+            let number = |key: &str| row[side][key].as_f64().unwrap_or_else(|| panic!("{key}: {row}"));
+            assert!(0.0 < number("ttft_ms_p50") && number("ttft_ms_p50") <= number("ttft_ms_p99"), "{row}");
+            assert!(number("total_ms_p50") >= number("ttft_ms_p50") && number("ms_per_token_p99") > 0.0, "{row}");
+        }
+        assert!(row["overhead_us_per_token"].is_f64() && row["tokens_per_s"].as_f64().unwrap() > 0.0);
+    }
+    assert!(run(&["--streams", "2"]).contains("HTTP us/token"));
+}
+
+#[test]
 fn bench_of_a_model_on_the_cpu() {
     let args = ["bench", "--device", "cpu", "--prefill", "1,20,999999", "--depth", "0,9,999999", "--tokens", "3"];
     let run = |extra: &[&str]| output(aoji(&[&args[..], &["--repeat", "2", "--context", "40"], extra].concat()));

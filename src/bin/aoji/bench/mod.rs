@@ -35,7 +35,11 @@ temperature or another hour can change more.
 --startup runs `aoji generate` with a prompt of 16 tokens and says what happens up to the first token; phases \
 overlap, and memory and copies are parts of weights. \"from disk\" is 0 when the page cache held the model's files; \
 on the CPU weights stay in the mapped file and are read when they are first used. --json has for every run its \
-seconds and `startup` as in `aoji generate --json`, whose times begin when the model is opened.";
+seconds and `startup` as in `aoji generate --json`, whose times begin when the model is opened.
+
+--server sends streamed completions to a server in this process, whose requests begin at once, and gives the same jobs \
+to the batch without HTTP. \"HTTP us/token\" is the difference of the whole times, for each token streamed meanwhile; \
+server, client and, without a GPU, the model share this machine's cores.";
 
 /// Arguments of `aoji bench`.
 #[derive(clap::Args)]

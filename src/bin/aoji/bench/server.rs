@@ -37,7 +37,8 @@ struct Row {
     requests: usize,
     http: Side,
     engine: Side,
-    /// What HTTP adds to a request, spread over its tokens, at the median of requests.
+    /// What HTTP adds to a request, at the median of requests, spread over the tokens that were streamed meanwhile: its own and
+    /// those of the requests that ran beside it.
     overhead_us_per_token: f64,
     /// All tokens over the time from the first request to the last answer, through HTTP.
     tokens_per_s: f64,
@@ -78,7 +79,8 @@ pub fn run(args: &Args) -> Result<()> {
         let load = Load { engine: &engine, streams, prompt_tokens, tokens: args.tokens, repeat: args.repeat };
         let (engine, _) = load.alone()?;
         let (http, wall) = load.served()?;
-        let overhead = (ms(median(&http, |t| t.total)) - ms(median(&engine, |t| t.total))) * 1e3 / args.tokens as f64;
+        let streamed = (args.tokens * streams.min(SEQUENCES)) as f64;
+        let overhead = (ms(median(&http, |t| t.total)) - ms(median(&engine, |t| t.total))) * 1e3 / streamed;
         rows.push(Row {
             streams,
             requests: http.len(),
