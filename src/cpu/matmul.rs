@@ -2,7 +2,7 @@
 
 use super::{Cpu, weight::Elements, weight::Weight};
 use crate::{
-    backend::{Buffer, Out, Shaped},
+    backend::{Buffer, DECODE_ROWS, Out, Shaped},
     ops::Act,
 };
 use half::slice::HalfFloatSliceExt;
@@ -10,6 +10,8 @@ use rayon::prelude::*;
 
 /// Weight rows that one task takes: their f32 copy stays in the cache (64 rows of 4096 are 1 MiB).
 const BLOCK: usize = 64;
+/// Rows of `x` in each call of gemm, where there are more than [`DECODE_ROWS`]; the last call's are filled up with zeros.
+const ROWS: usize = 64;
 
 impl<A: Act> Out<'_, Cpu<A>> {
     pub(super) fn len(&self) -> usize {
@@ -58,6 +60,10 @@ pub(super) fn matmul<A: Act>(rows: usize, out: Out<'_, Cpu<A>>, x: &[A], w: &Wei
 }
 
 /// `x w^T` [rows, rows of w] for a block of weight rows.
+///
+/// The gemm crate chooses its kernels, and so the order of its sums, by the sizes of a call. So that the bits of a row depend on
+/// neither the other rows nor their number, as on the device, all calls have the same sizes: one row each for up to
+/// [`DECODE_ROWS`], else [`ROWS`].
 fn product(rows: usize, k: usize, x: &[f32], w: Elements<'_>) -> Vec<f32> {
     let widened: Vec<f32>;
     let w = match w {
@@ -70,9 +76,25 @@ fn product(rows: usize, k: usize, x: &[f32], w: Elements<'_>) -> Vec<f32> {
         }
     };
     let n = w.len() / k;
-    let mut y = vec![0f32; rows * n];
-    // SAFETY: y is [rows, n], x is [rows, k] and w is [n, k], all row-major and contiguous, and y is borrowed mutably: each
-    // stride below addresses within its slice.
+    let size = if rows <= DECODE_ROWS { 1 } else { ROWS };
+    let mut y = vec![0f32; rows.next_multiple_of(size) * n];
+    let (whole, rest) = x.split_at(rows / size * size * k);
+    let calls = whole.chunks_exact(size * k).zip(y.chunks_exact_mut(size * n));
+    calls.for_each(|(x, y)| call(size, n, k, y, x, w));
+    if !rest.is_empty() {
+        let mut filled = vec![0f32; size * k];
+        filled[..rest.len()].copy_from_slice(rest);
+        call(size, n, k, &mut y[rows / size * size * n..], &filled, w);
+    }
+    y.truncate(rows * n);
+    y
+}
+
+/// `y = x w^T`: `y` [rows, n], `x` [rows, k], `w` [n, k].
+fn call(rows: usize, n: usize, k: usize, y: &mut [f32], x: &[f32], w: &[f32]) {
+    assert!(y.len() == rows * n && x.len() == rows * k && w.len() == n * k, "{rows} rows, {n} x {k}");
+    // SAFETY: y is [rows, n], x is [rows, k] and w is [n, k] (asserted), all row-major and contiguous, and y is borrowed mutably:
+    // each stride below addresses within its slice.
     unsafe {
         gemm::gemm(
             rows,
@@ -96,7 +118,6 @@ fn product(rows: usize, k: usize, x: &[f32], w: Elements<'_>) -> Vec<f32> {
             gemm::Parallelism::None,
         );
     }
-    y
 }
 
 #[cfg(test)]
@@ -120,6 +141,22 @@ mod tests {
         matmul(rows, Out::Add(&mut out), &x, &w);
         for (out, want) in out.iter().zip(&want) {
             assert!((out - 1.0 - want).abs() < 1e-5, "{out} - 1 is not {want}");
+        }
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_beside_any_others() {
+        for (n, k) in [(BLOCK, 768), (3, 256), (BLOCK + 1, 40)] {
+            let (x, w) = (noise(150 * k, 1), noise(n * k, 2));
+            let run = |first: usize, rows: usize| product(rows, k, &x[first * k..][..rows * k], Elements::F32(&w));
+            let many = run(0, 150);
+            for (first, rows) in [(0, 9), (7, 64), (20, 130), (141, 9)] {
+                assert_eq!(run(first, rows), many[first * n..][..rows * n], "rows {first} and {rows} more, {n} x {k}");
+            }
+            let few = run(0, DECODE_ROWS);
+            for rows in 1..DECODE_ROWS {
+                assert_eq!(run(1, rows), few[n..][..rows * n], "{rows} rows, {n} x {k}");
+            }
         }
     }
 }
