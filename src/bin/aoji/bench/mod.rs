@@ -39,7 +39,8 @@ seconds and `startup` as in `aoji generate --json`, whose times begin when the m
 
 --server sends streamed completions to a server in this process, whose requests begin at once, and gives the same jobs \
 to the batch without HTTP. \"HTTP us/token\" is the difference of the whole times, for each token streamed meanwhile; \
-server, client and, without a GPU, the model share this machine's cores.";
+server, client and, without a GPU, the model share this machine's cores. \"outside engine\" is what of a request the \
+engine does not report as its own, us for each of its tokens.";
 
 /// Arguments of `aoji bench`.
 #[derive(clap::Args)]

@@ -40,6 +40,9 @@ struct Row {
     /// What HTTP adds to a request, at the median of requests, spread over the tokens that were streamed meanwhile: its own and
     /// those of the requests that ran beside it.
     overhead_us_per_token: f64,
+    /// Of a request through HTTP what the engine does not report as its own (`timings` of the reply: queue, prompt and decoding),
+    /// for each of its tokens, at the median: the way there and back, without what cores that are shared cost the engine.
+    outside_us_per_token: f64,
     /// All tokens over the time from the first request to the last answer, through HTTP.
     tokens_per_s: f64,
 }
@@ -60,6 +63,8 @@ struct Side {
 struct Timed {
     first: Duration,
     total: Duration,
+    /// What the engine reports as its own.
+    engine: Duration,
 }
 
 /// Measures.
@@ -87,6 +92,7 @@ pub fn run(args: &Args) -> Result<()> {
             http: Side::of(&http, args.tokens),
             engine: Side::of(&engine, args.tokens),
             overhead_us_per_token: overhead,
+            outside_us_per_token: ms(median(&http, |t| t.total.saturating_sub(t.engine))) * 1e3 / args.tokens as f64,
             tokens_per_s: (http.len() * args.tokens) as f64 / wall.as_secs_f64(),
         });
     }
@@ -149,7 +155,7 @@ impl Load<'_> {
             while batch.step(&mut each)? {}
             if run > 0 {
                 wall += begin.elapsed();
-                timed.extend(ended.iter().map(|&(id, total)| Timed { first: first[&id], total }));
+                timed.extend(ended.iter().map(|&(id, total)| Timed { first: first[&id], total, engine: total }));
             }
         }
         Ok((timed, wall))
@@ -207,7 +213,11 @@ fn ask(agent: &ureq::Agent, address: SocketAddr, body: &serde_json::Value, token
             let total = begin.elapsed();
             let said: serde_json::Value = serde_json::from_str(&last).unwrap_or_default();
             return match said["choices"][0]["finish_reason"].as_str() {
-                Some("length") => Ok(Timed { first: first.unwrap_or(total), total }),
+                Some("length") => {
+                    let of = |part: &str| said["timings"][part].as_f64().unwrap_or(0.0) / 1e3;
+                    let engine = Duration::from_secs_f64(of("queue_ms") + of("prefill_ms") + of("decode_ms"));
+                    Ok(Timed { first: first.unwrap_or(total), total, engine })
+                }
                 _ => Err(failed(format!("it ended with {last} and not after {tokens} tokens"))),
             };
         }
@@ -295,6 +305,7 @@ fn text(r: &Report) -> String {
             three(row.engine.ms_per_token_p50),
             three(row.http.ms_per_token_p99),
             format!("{:.1}", row.overhead_us_per_token),
+            format!("{:.1}", row.outside_us_per_token),
             format!("{:.1}", row.tokens_per_s),
         ]
     };
@@ -307,6 +318,7 @@ fn text(r: &Report) -> String {
         "without HTTP",
         "p99",
         "HTTP us/token",
+        "outside engine",
         "tokens/s",
     ];
     let rows: Vec<Vec<String>> = r.streams.iter().map(row).collect();
