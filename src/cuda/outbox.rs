@@ -50,10 +50,10 @@ impl Outbox {
 impl Cuda {
     pub(super) fn new_outbox(&self, sequences: usize) -> Result<Outbox> {
         let what = || failed(|| "allocating the outbox of tokens".into());
+        let words = sequences * OUTBOX as usize;
         // SAFETY: a u64 has no invalid values, and all words are written below. Flags 0 is cached memory, which the CPU reads
         // fast; with unified addressing, which every GPU that the kernels run on has, its address is the device's too.
-        let mut ring =
-            unsafe { self.context.alloc_pinned_with_flags::<u64>(sequences * OUTBOX as usize, 0) }.map_err(what())?;
+        let mut ring = unsafe { self.context.alloc_pinned_with_flags::<u64>(words, 0) }.map_err(what())?;
         ring.as_mut_slice().map_err(what())?.fill(0);
         let address = ring.as_mut_ptr().map_err(what())?;
         Ok(Outbox {

@@ -71,8 +71,8 @@ pub fn run(
     };
     let encoded: Vec<Result<Vec<Request>>> = documents.par_iter().map(encode).collect();
     let requests: Vec<Vec<Request>> = encoded.into_iter().collect::<Result<_>>()?; // the first document's error
-    let positions = requests.iter().flatten().map(Request::positions).max();
-    let mut session = engine.session_with_branches(positions.unwrap_or(1), branches(&requests))?;
+    let positions = requests.iter().flatten().map(Request::positions).max().unwrap_or(1);
+    let mut session = engine.session_with_branches(positions, branches(engine, &requests, positions))?;
     let mut tasks: Vec<Task> = documents.iter().map(|d| d.task).collect();
     tasks.dedup();
     let key = |&i: &usize| (tasks.iter().position(|t| *t == documents[i].task), &requests[i][0].context);
@@ -109,12 +109,12 @@ pub fn run(
     Ok(())
 }
 
-/// Continuations that are computed in one pass: as many as a document has, and no more than a few, for each takes the memory of
-/// a sequence.
-fn branches(requests: &[Vec<Request>]) -> usize {
+/// Continuations that are computed in one pass: as many as a document has, as far as their sequences of so many positions take no
+/// more memory than the one of the whole context for which the engine has room.
+fn branches(engine: &Engine, requests: &[Vec<Request>], positions: usize) -> usize {
     const MOST: usize = 4; // KoBEST's largest choice
-    let most = requests.iter().flatten().map(|r| r.continuations.len()).max();
-    most.unwrap_or(1).min(MOST)
+    let most = requests.iter().flatten().map(|r| r.continuations.len()).max().unwrap_or(1).min(MOST);
+    (engine.max_context() / positions).clamp(1, most.max(1))
 }
 
 /// The first of the largest, as numpy's `argmax`.
