@@ -45,7 +45,7 @@ use crate::{
 };
 use prefix::Held;
 use schedule::{Filling, Text, Waiting};
-use std::{collections::VecDeque, time::Instant};
+use std::{collections::VecDeque, ops::RangeInclusive, time::Instant};
 
 /// Most tokens of a part of a prompt: fewer than cuBLAS would be asked for.
 const MAX_CHUNK: usize = 511;
@@ -61,6 +61,13 @@ pub struct BatchOptions {
     pub max_tokens: usize,
     /// Most tokens of a prompt that are computed between two steps of the running sequences, 18 to 511. While none runs, 511.
     pub chunk: usize,
+}
+
+impl BatchOptions {
+    /// Sequences that are allowed.
+    pub const SEQUENCES: RangeInclusive<usize> = 1..=DECODE_ROWS;
+    /// Tokens of a part that are allowed.
+    pub const CHUNK: RangeInclusive<usize> = MIN_CHUNK..=MAX_CHUNK;
 }
 
 impl Default for BatchOptions {
@@ -183,12 +190,15 @@ impl Engine {
     /// `Input` for sizes out of range, `Context` when a sequence would be longer than [`Engine::max_context`], `Memory`.
     pub fn batch(&self, options: &BatchOptions) -> Result<Batch> {
         let BatchOptions { sequences, max_tokens, chunk } = *options;
-        let range = |name: &str, x: usize, low: usize, high: usize| match (low..=high).contains(&x) {
+        let range = |name: &str, x: usize, allowed: RangeInclusive<usize>| match allowed.contains(&x) {
             true => Ok(()),
-            false => Err(Error::Input(format!("a batch with {name} {x}: allowed is {low} to {high}"))),
+            false => {
+                let (low, high) = allowed.into_inner();
+                Err(Error::Input(format!("a batch with {name} {x}: allowed is {low} to {high}")))
+            }
         };
-        range("sequences", sequences, 1, DECODE_ROWS)?;
-        range("chunk", chunk, MIN_CHUNK, MAX_CHUNK)?;
+        range("sequences", sequences, BatchOptions::SEQUENCES)?;
+        range("chunk", chunk, BatchOptions::CHUNK)?;
         let timeline = self.timeline(sequences, max_tokens)?;
         Ok(Batch {
             engine: self.clone(),

@@ -5,13 +5,14 @@ use aoji::{
     Activations, Device, Engine, Error, Event, FinishReason, GenerateOptions, ModelFiles, Options, Result, Sampling,
     Session, Template, Timings, Tokenizer, hub, lora::LoraSpec,
 };
-use clap::{CommandFactory, error::ErrorKind};
+use clap::{CommandFactory, builder::RangedU64ValueParser, error::ErrorKind};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::{
     fs,
     io::{self, IsTerminal, Read, Write},
     num::NonZeroUsize,
+    ops::RangeInclusive,
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -20,6 +21,11 @@ use std::{
 pub const STDOUT: &str = "standard output";
 /// What errors of reading standard input call it.
 pub const STDIN: &str = "standard input";
+
+/// Takes numbers of a range.
+pub fn within(range: RangeInclusive<usize>) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(*range.start() as u64..=*range.end() as u64)
+}
 
 /// Which model, and where it runs.
 #[derive(clap::Args)]

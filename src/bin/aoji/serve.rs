@@ -2,7 +2,7 @@
 
 use crate::common::{self, ModelArgs};
 use aoji::{
-    Engine, Error, Result, Template, hub,
+    BatchOptions, Engine, Error, Result, Template, hub,
     server::{Server, ServerOptions, UnknownFields},
 };
 use axum::serve::ListenerExt;
@@ -52,10 +52,10 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     served_model_name: Vec<String>,
     /// Answers that are generated at the same time, 1 to 8
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = common::within(BatchOptions::SEQUENCES))]
     sequences: usize,
     /// Most tokens of a prompt that are computed between two tokens of the other answers, 18 to 511
-    #[arg(long, value_name = "TOKENS", default_value_t = 256)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = common::within(BatchOptions::CHUNK))]
     prefill_chunk: usize,
     /// Answers that may wait besides the ones that run; more are refused with 429
     #[arg(long, value_name = "N", default_value_t = 64)]

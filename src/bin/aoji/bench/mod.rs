@@ -17,8 +17,8 @@ mod table;
 #[cfg(feature = "cuda")]
 mod timeline;
 
-use crate::common::ModelArgs;
-use aoji::{Error, Result, bench};
+use crate::common::{self, ModelArgs};
+use aoji::{BatchOptions, Error, Result, bench};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -58,7 +58,7 @@ pub struct Args {
     #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "0,512,2048,8192")]
     depth: Vec<usize>,
     /// Also time steps of so many sequences together, 1 to 8, at those depths that fit the context
-    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=8))]
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = common::within(BatchOptions::SEQUENCES))]
     sequences: Vec<usize>,
     /// Runs of each prompt, of each depth or of the start; of each kernel, 20 times as many
     #[arg(long, value_name = "N", default_value_t = 5)]
@@ -97,7 +97,7 @@ pub struct Args {
     /// With --server: requests at the same time
     #[cfg(feature = "server")]
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,8",
-        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1000))]
+        value_parser = common::within(1..=1000))]
     streams: Vec<usize>,
     /// Which kernels a GPU has confirmed, from the results of earlier runs, as a table in Markdown
     #[arg(long, conflicts_with_all = ["kernels", "startup"])]
