@@ -81,52 +81,36 @@
 #![warn(clippy::undocumented_unsafe_blocks)]
 
 pub mod backend;
-mod batch;
-pub mod bench;
 #[cfg(feature = "capi")]
 mod capi;
-pub mod config;
-pub mod count;
-pub mod cpu;
-#[cfg(feature = "cuda")]
-pub mod cuda;
 mod engine;
 mod error;
-pub mod eval;
-mod generate;
-pub mod hub;
-pub mod invariance;
-pub mod kv;
-pub mod lockstep;
-pub mod lora;
+mod files;
+mod measure;
 pub mod model;
 pub mod ops;
-mod plan;
-mod sampler;
-pub mod score;
 #[cfg(feature = "server")]
 pub mod server;
-mod session;
-mod startup;
-pub mod synth;
 mod text;
-mod timeline;
-mod token_ids;
-pub mod verify;
-pub mod weights;
 pub mod tiles {
     //! Numbers that kernels and launch code share, from `kernels/common/tiles.h`.
     include!(concat!(env!("OUT_DIR"), "/tiles.rs"));
 }
 
-pub use batch::{Batch, BatchOptions, Constraint, Finish, Job, JobEvent, JobId, Load, TokenLogprobs};
-pub use config::{Config, Dtype, RopeScaling};
-pub use engine::{Activations, Device, Engine, ModelFiles, Options};
+#[cfg(feature = "cuda")]
+pub use backend::cuda;
+pub use backend::{count, cpu, lockstep};
+pub use engine::{
+    Activations, Batch, BatchOptions, Constraint, Decode, Device, Engine, Event, Finish, FinishReason, GenerateOptions,
+    Generation, Job, JobEvent, JobId, Load, Options, Sampling, Session, StoppedBy, Timings, TokenLogprobs, score,
+};
 pub use error::{Error, Result};
-pub use generate::{Event, FinishReason, GenerateOptions, Generation, StoppedBy, Timings};
-pub use plan::Plan;
-pub use sampler::Sampling;
-pub use session::{Decode, Session};
-pub use startup::{Phase, Startup, StartupReport};
+pub use files::{
+    ModelFiles, Phase, Startup, StartupReport,
+    config::{self, Config, Dtype, RopeScaling},
+    hub, lora, synth,
+    weights::{self, LayerTensors, Tensor, Weights},
+};
+pub use measure::{bench, eval, invariance, verify};
+pub use model::{kv, plan::Plan};
 pub use text::{AOG_INSTRUCTION, Found, Jinja, Message, StopStrings, Template, TokenStream, Tokenizer, Turn};
-pub use weights::{LayerTensors, Tensor, Weights};

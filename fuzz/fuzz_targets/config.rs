@@ -1,7 +1,7 @@
 //! Arbitrary text as `config.json` and `generation_config.json`: never a panic, and no accepted size overflows.
 #![no_main]
 
-#[path = "../../src/config.rs"]
+#[path = "../../src/files/config.rs"]
 #[allow(dead_code)]
 mod config;
 #[path = "../../src/error.rs"]
@@ -10,7 +10,6 @@ mod error;
 
 use std::path::Path;
 
-use error::{Error, Result};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|texts: (&str, Option<&str>)| {

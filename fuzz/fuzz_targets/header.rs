@@ -4,12 +4,11 @@
 #[path = "../../src/error.rs"]
 #[allow(dead_code)]
 mod error;
-#[path = "../../src/weights/header.rs"]
+#[path = "../../src/files/weights/header.rs"]
 mod header;
 
 use std::path::Path;
 
-use error::{Error, Result};
 use libfuzzer_sys::fuzz_target;
 use safetensors::SafeTensors;
 

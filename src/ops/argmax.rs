@@ -1,6 +1,6 @@
 //! `token[0] = argmax_i logits[i]`, the lowest id of equals; `pos[0] += 1`: the greedy choice, fed back on the device.
 //!
-//! Shapes: `token`, `pos` [at least 1], a [place](crate::kv), whose sequence's outbox gets the token; `logits` [at least vocab] f32. NaN counts as smaller than everything. Exact.
+//! Shapes: `token`, `pos` [at least 1], a [place](crate::model::kv), whose sequence's outbox gets the token; `logits` [at least vocab] f32. NaN counts as smaller than everything. Exact.
 
 use super::{Cost, Grid, Op, Tolerance, expect, noise, sample};
 use crate::{
@@ -57,12 +57,12 @@ impl Argmax {
     #[cfg(feature = "cuda")]
     pub fn launch(
         &self,
-        cu: &crate::cuda::Cuda,
-        token: &mut crate::cuda::Buffer<u32>,
-        pos: &mut crate::cuda::Buffer<u32>,
-        scratch: &mut crate::cuda::Buffer<f32>,
-        outbox: &mut crate::cuda::Outbox,
-        logits: &crate::cuda::Buffer<f32>,
+        cu: &crate::backend::cuda::Cuda,
+        token: &mut crate::backend::cuda::Buffer<u32>,
+        pos: &mut crate::backend::cuda::Buffer<u32>,
+        scratch: &mut crate::backend::cuda::Buffer<f32>,
+        outbox: &mut crate::backend::cuda::Outbox,
+        logits: &crate::backend::cuda::Buffer<f32>,
     ) -> Result<()> {
         self.check(token.len(), pos.len(), scratch.len(), logits.len())?;
         super::expect_ints(Self::STEM, &[self.vocab, self.max_seq])?;

@@ -1,5 +1,5 @@
 //! Causal grouped-query attention for few rows: `out[r, h] = softmax_t(q[r, h] . k[s, g, t] / sqrt(head_dim)) v[s, g, t]`
-//! over the positions `t` up to that of the [place](crate::kv) `pos[r]`, in its sequence `s`, where
+//! over the positions `t` up to that of the [place](crate::model::kv) `pos[r]`, in its sequence `s`, where
 //! `g = h / (n_heads / n_kv_heads)`. The keys are split over blocks by the row's position
 //! alone and the parts merged on the device, so the bits of a row depend on nothing else (flash-decoding, Dao et al.
 //! 2023).
@@ -127,21 +127,22 @@ impl AttnDecode {
     #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
     pub fn launch(
         &self,
-        cu: &crate::cuda::Cuda,
-        out: &mut crate::cuda::Buffer<half::bf16>,
-        part: &mut crate::cuda::Buffer<f32>,
-        arrived: &mut crate::cuda::Buffer<u32>,
-        qkv: &crate::cuda::Buffer<half::bf16>,
-        k: &crate::cuda::Buffer<half::bf16>,
-        v: &crate::cuda::Buffer<half::bf16>,
-        pos: &crate::cuda::Buffer<u32>,
+        cu: &crate::backend::cuda::Cuda,
+        out: &mut crate::backend::cuda::Buffer<half::bf16>,
+        part: &mut crate::backend::cuda::Buffer<f32>,
+        arrived: &mut crate::backend::cuda::Buffer<u32>,
+        qkv: &crate::backend::cuda::Buffer<half::bf16>,
+        k: &crate::backend::cuda::Buffer<half::bf16>,
+        v: &crate::backend::cuda::Buffer<half::bf16>,
+        pos: &crate::backend::cuda::Buffer<u32>,
     ) -> Result<()> {
         self.check(out.len(), qkv.len(), k.len(), v.len(), pos.len())?;
         self.check_kernel(part.len(), arrived.len())?;
         let kernel = if self.head_dim == 64 { "attn_decode_bf16_d64" } else { "attn_decode_bf16_d128" };
         // scores in base 2: the device has exp2
         let scale = std::f32::consts::LOG2_E / (self.head_dim as f32).sqrt();
-        let [n_heads, n_kv_heads, max_seq] = [self.n_heads, self.n_kv_heads, self.max_seq].map(crate::cuda::Arg::from);
+        let [n_heads, n_kv_heads, max_seq] =
+            [self.n_heads, self.n_kv_heads, self.max_seq].map(crate::backend::cuda::Arg::from);
         // SAFETY: check() and check_kernel() proved that every buffer holds what the sizes say and that these fit the
         // kernel; each place is in the cache and its position below kv_len, which the caller promises (the device alone
         // knows them); the arguments are those of the kernel, in order. Before it waits for its predecessor it reads pos, which

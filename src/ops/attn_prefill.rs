@@ -1,5 +1,5 @@
 //! Causal grouped-query attention: `out[r, h] = softmax_t(q[r, h] . k[s, g, t] / sqrt(head_dim)) v[s, g, t]` over the positions `t`
-//! up to that of the [place](crate::kv) `pos[r]`, in its sequence `s`, where `g = h / (n_heads / n_kv_heads)`; for many rows:
+//! up to that of the [place](crate::model::kv) `pos[r]`, in its sequence `s`, where `g = h / (n_heads / n_kv_heads)`; for many rows:
 //! FlashAttention-2 (Dao 2023).
 //!
 //! Shapes: `out` [rows, n_heads * head_dim]; `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim], of which q is read; `k`, `v`
@@ -96,12 +96,12 @@ impl AttnPrefill {
     #[cfg(feature = "cuda")]
     pub fn launch(
         &self,
-        cu: &crate::cuda::Cuda,
-        out: &mut crate::cuda::Buffer<half::bf16>,
-        qkv: &crate::cuda::Buffer<half::bf16>,
-        k: &crate::cuda::Buffer<half::bf16>,
-        v: &crate::cuda::Buffer<half::bf16>,
-        pos: &crate::cuda::Buffer<u32>,
+        cu: &crate::backend::cuda::Cuda,
+        out: &mut crate::backend::cuda::Buffer<half::bf16>,
+        qkv: &crate::backend::cuda::Buffer<half::bf16>,
+        k: &crate::backend::cuda::Buffer<half::bf16>,
+        v: &crate::backend::cuda::Buffer<half::bf16>,
+        pos: &crate::backend::cuda::Buffer<u32>,
     ) -> Result<()> {
         self.check(out.len(), qkv.len(), k.len(), v.len(), pos.len())?;
         let kernel = match self.head_dim {

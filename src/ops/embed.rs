@@ -43,10 +43,10 @@ impl Embed {
     #[cfg(feature = "cuda")]
     pub fn launch(
         &self,
-        cu: &crate::cuda::Cuda,
-        x: &mut crate::cuda::Buffer<half::bf16>,
-        tokens: &crate::cuda::Buffer<u32>,
-        table: &crate::cuda::Weight,
+        cu: &crate::backend::cuda::Cuda,
+        x: &mut crate::backend::cuda::Buffer<half::bf16>,
+        tokens: &crate::backend::cuda::Buffer<u32>,
+        table: &crate::backend::cuda::Weight,
     ) -> Result<()> {
         self.check(x.len(), tokens.len(), (table.rows, table.cols))?;
         expect(Self::STEM, self.dim.is_multiple_of(8), || format!("{self:?}: the kernel needs dim % 8 == 0"))?;

@@ -74,16 +74,16 @@ impl Gemm {
         }
     }
 
-    /// The kernel, or cuBLAS where [`GemmBy`](crate::cuda::GemmBy) says so.
+    /// The kernel, or cuBLAS where [`GemmBy`](crate::backend::cuda::GemmBy) says so.
     #[cfg(feature = "cuda")]
     pub fn launch(
         &self,
-        cu: &crate::cuda::Cuda,
-        out: Out<'_, crate::cuda::Cuda>,
-        x: &crate::cuda::Buffer<half::bf16>,
-        w: &crate::cuda::Weight,
+        cu: &crate::backend::cuda::Cuda,
+        out: Out<'_, crate::backend::cuda::Cuda>,
+        x: &crate::backend::cuda::Buffer<half::bf16>,
+        w: &crate::backend::cuda::Weight,
     ) -> Result<()> {
-        use crate::cuda::Arg;
+        use crate::backend::cuda::Arg;
         if let Some(blas) = cu.blas_for(self.rows)? {
             return blas.gemm(self, &out, x, w);
         }

@@ -67,12 +67,12 @@ impl Gemv {
     #[cfg(feature = "cuda")]
     pub fn launch(
         &self,
-        cu: &crate::cuda::Cuda,
-        out: Out<'_, crate::cuda::Cuda>,
-        x: &crate::cuda::Buffer<half::bf16>,
-        w: &crate::cuda::Weight,
+        cu: &crate::backend::cuda::Cuda,
+        out: Out<'_, crate::backend::cuda::Cuda>,
+        x: &crate::backend::cuda::Buffer<half::bf16>,
+        w: &crate::backend::cuda::Weight,
     ) -> Result<()> {
-        use crate::cuda::Arg;
+        use crate::backend::cuda::Arg;
         let (kernel, len, out): (_, _, Arg) = match out {
             Out::Store(out) => ("gemv_bf16_store", out.len(), out.into()),
             Out::Add(out) => ("gemv_bf16_add", out.len(), out.into()),

@@ -1,4 +1,4 @@
-//! `k[s, h, t, :] = ` k head `h` of row `r`, and likewise `v`, at sequence `s` and position `t` of the [place](crate::kv) `pos[r]`.
+//! `k[s, h, t, :] = ` k head `h` of row `r`, and likewise `v`, at sequence `s` and position `t` of the [place](crate::model::kv) `pos[r]`.
 //!
 //! Shapes: `k`, `v` [sequences, n_kv_heads, max_seq, head_dim]; `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim]; `pos` [at least rows].
 //! Exact.
@@ -61,11 +61,11 @@ impl KvAppend {
     #[cfg(feature = "cuda")]
     pub fn launch(
         &self,
-        cu: &crate::cuda::Cuda,
-        k: &mut crate::cuda::Buffer<half::bf16>,
-        v: &mut crate::cuda::Buffer<half::bf16>,
-        qkv: &crate::cuda::Buffer<half::bf16>,
-        pos: &crate::cuda::Buffer<u32>,
+        cu: &crate::backend::cuda::Cuda,
+        k: &mut crate::backend::cuda::Buffer<half::bf16>,
+        v: &mut crate::backend::cuda::Buffer<half::bf16>,
+        qkv: &crate::backend::cuda::Buffer<half::bf16>,
+        pos: &crate::backend::cuda::Buffer<u32>,
     ) -> Result<()> {
         self.check(k.len(), v.len(), qkv.len(), pos.len())?;
         expect(Self::STEM, self.head_dim.is_multiple_of(8), || {

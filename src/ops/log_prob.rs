@@ -63,11 +63,11 @@ impl LogProb {
     #[cfg(feature = "cuda")]
     pub fn launch(
         &self,
-        cu: &crate::cuda::Cuda,
-        out: &mut crate::cuda::Buffer<f32>,
-        greedy: &mut crate::cuda::Buffer<u32>,
-        logits: &crate::cuda::Buffer<f32>,
-        target: &crate::cuda::Buffer<u32>,
+        cu: &crate::backend::cuda::Cuda,
+        out: &mut crate::backend::cuda::Buffer<f32>,
+        greedy: &mut crate::backend::cuda::Buffer<u32>,
+        logits: &crate::backend::cuda::Buffer<f32>,
+        target: &crate::backend::cuda::Buffer<u32>,
     ) -> Result<()> {
         self.check(out.len(), greedy.len(), logits.len(), target.len())?;
         super::expect_ints(Self::STEM, &[self.rows, self.vocab])?;

@@ -63,15 +63,15 @@ impl NormGateUp {
     #[cfg(feature = "cuda")]
     pub fn launch(
         &self,
-        cu: &crate::cuda::Cuda,
-        hb: &mut crate::cuda::Buffer<half::bf16>,
-        x: &crate::cuda::Buffer<half::bf16>,
-        gain: &crate::cuda::Weight,
-        w: &crate::cuda::Weight,
+        cu: &crate::backend::cuda::Cuda,
+        hb: &mut crate::backend::cuda::Buffer<half::bf16>,
+        x: &crate::backend::cuda::Buffer<half::bf16>,
+        gain: &crate::backend::cuda::Weight,
+        w: &crate::backend::cuda::Weight,
     ) -> Result<()> {
         self.check(hb.len(), x.len(), gain.data.len(), (w.rows, w.cols))?;
         super::expect_ints(Self::STEM, &[self.dim, 2 * self.ffn_dim])?;
-        let [rows, dim, ffn_dim] = [self.rows, self.dim, self.ffn_dim].map(crate::cuda::Arg::from);
+        let [rows, dim, ffn_dim] = [self.rows, self.dim, self.ffn_dim].map(crate::backend::cuda::Arg::from);
         let (weights, trace) = ([(&gain.data).into(), (&w.data).into()], cu.trace(self, self.grid()));
         let args = [hb.into(), x.into(), weights[0], weights[1], rows, dim, ffn_dim, self.eps.into(), trace];
         // SAFETY: check() proved that every buffer holds what the sizes say, that rows of w and x are 16-byte aligned and

@@ -59,16 +59,16 @@ impl NormHead {
     #[cfg(feature = "cuda")]
     pub fn launch(
         &self,
-        cu: &crate::cuda::Cuda,
-        logits: &mut crate::cuda::Buffer<f32>,
-        x: &crate::cuda::Buffer<half::bf16>,
-        gain: &crate::cuda::Weight,
-        w: &crate::cuda::Weight,
+        cu: &crate::backend::cuda::Cuda,
+        logits: &mut crate::backend::cuda::Buffer<f32>,
+        x: &crate::backend::cuda::Buffer<half::bf16>,
+        gain: &crate::backend::cuda::Weight,
+        w: &crate::backend::cuda::Weight,
     ) -> Result<()> {
         self.check(logits.len(), x.len(), gain.data.len(), (w.rows, w.cols))?;
         let sizes = [self.rows, self.first, self.dim, self.vocab];
         super::expect_ints(Self::STEM, &sizes)?;
-        let [rows, first, dim, vocab] = sizes.map(crate::cuda::Arg::from);
+        let [rows, first, dim, vocab] = sizes.map(crate::backend::cuda::Arg::from);
         let buffers = [logits.into(), x.into(), (&gain.data).into(), (&w.data).into()];
         let scalars = [rows, first, dim, vocab, self.eps.into(), cu.trace(self, self.grid())];
         let args = [&buffers[..], &scalars].concat();

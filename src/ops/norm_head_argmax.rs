@@ -2,7 +2,7 @@
 //! device.
 //!
 //! Fused of `norm_head` and `argmax`, which are its definition ([`crate::backend::definition`]).
-//! Shapes: `token`, `pos` [at least 1], a [place](crate::kv), whose sequence's outbox gets the token; `x` [1, dim]; `gain` [dim]; `w` [vocab, dim]. The kernel stores no logits.
+//! Shapes: `token`, `pos` [at least 1], a [place](crate::model::kv), whose sequence's outbox gets the token; `x` [1, dim]; `gain` [dim]; `w` [vocab, dim]. The kernel stores no logits.
 //! Rounding: that of [`super::NormHead`]'s kernel, with which it agrees bit for bit.
 
 use super::{Argmax, Cost, Grid, NormHead, Op, Tolerance, expect, gemv::product_grid, noise, poison, sample};
@@ -62,21 +62,21 @@ impl NormHeadArgmax {
     #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
     pub fn launch(
         &self,
-        cu: &crate::cuda::Cuda,
-        token: &mut crate::cuda::Buffer<u32>,
-        pos: &mut crate::cuda::Buffer<u32>,
-        scratch: &mut crate::cuda::Buffer<f32>,
-        outbox: &mut crate::cuda::Outbox,
-        x: &crate::cuda::Buffer<bf16>,
-        gain: &crate::cuda::Weight,
-        w: &crate::cuda::Weight,
+        cu: &crate::backend::cuda::Cuda,
+        token: &mut crate::backend::cuda::Buffer<u32>,
+        pos: &mut crate::backend::cuda::Buffer<u32>,
+        scratch: &mut crate::backend::cuda::Buffer<f32>,
+        outbox: &mut crate::backend::cuda::Outbox,
+        x: &crate::backend::cuda::Buffer<bf16>,
+        gain: &crate::backend::cuda::Weight,
+        w: &crate::backend::cuda::Weight,
     ) -> Result<()> {
         self.check(token.len(), pos.len(), scratch.len(), x.len(), gain.data.len(), (w.rows, w.cols))?;
         super::expect_ints(Self::STEM, &[self.dim, self.vocab, self.max_seq])?;
         let [serial, ring] = outbox.args();
         let state = [token.into(), pos.into(), scratch.into(), serial, ring];
         let inputs = [x.into(), (&gain.data).into(), (&w.data).into()];
-        let sizes = [self.dim, self.vocab, self.max_seq].map(crate::cuda::Arg::from);
+        let sizes = [self.dim, self.vocab, self.max_seq].map(crate::backend::cuda::Arg::from);
         let scalars = [self.eps.into(), cu.trace(self, self.grid())];
         let args = [&state[..], &inputs, &sizes, &scalars].concat();
         // SAFETY: check() proved that a token, a position, the words of scratch, and what the sizes say of the rest exist,

@@ -1,4 +1,4 @@
-//! `qkv[r] = norm(x[r]) w^T`, its q and k heads rotated to the position of the [place](crate::kv) `pos[r]`, its k and v heads
+//! `qkv[r] = norm(x[r]) w^T`, its q and k heads rotated to the position of the [place](crate::model::kv) `pos[r]`, its k and v heads
 //! appended to the cache there: what a layer does before its attention.
 //!
 //! Fused of `rms_norm`, `matmul`, `rope` and `kv_append`, which are its definition ([`crate::backend::definition`]).
@@ -101,15 +101,15 @@ impl NormQkvRopeAppend {
     #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
     pub fn launch(
         &self,
-        cu: &crate::cuda::Cuda,
-        qkv: &mut crate::cuda::Buffer<half::bf16>,
-        k: &mut crate::cuda::Buffer<half::bf16>,
-        v: &mut crate::cuda::Buffer<half::bf16>,
-        x: &crate::cuda::Buffer<half::bf16>,
-        pos: &crate::cuda::Buffer<u32>,
-        gain: &crate::cuda::Weight,
-        w: &crate::cuda::Weight,
-        table: &crate::cuda::Buffer<f32>,
+        cu: &crate::backend::cuda::Cuda,
+        qkv: &mut crate::backend::cuda::Buffer<half::bf16>,
+        k: &mut crate::backend::cuda::Buffer<half::bf16>,
+        v: &mut crate::backend::cuda::Buffer<half::bf16>,
+        x: &crate::backend::cuda::Buffer<half::bf16>,
+        pos: &crate::backend::cuda::Buffer<u32>,
+        gain: &crate::backend::cuda::Weight,
+        w: &crate::backend::cuda::Weight,
+        table: &crate::backend::cuda::Buffer<f32>,
     ) -> Result<()> {
         let shape = (w.rows, w.cols);
         self.check(qkv.len(), k.len(), v.len(), x.len(), pos.len(), gain.data.len(), shape, table.len())?;
@@ -118,7 +118,7 @@ impl NormQkvRopeAppend {
         let buffers = [qkv.into(), k.into(), v.into(), x.into(), pos.into()];
         let weights = [(&gain.data).into(), (&w.data).into(), table.into()];
         let scalars = [self.eps.into(), cu.trace(self, self.grid())];
-        let args = [&buffers[..], &weights, &sizes.map(crate::cuda::Arg::from), &scalars].concat();
+        let args = [&buffers[..], &weights, &sizes.map(crate::backend::cuda::Arg::from), &scalars].concat();
         // SAFETY: check() proved that every buffer holds what the sizes say, that rows of w and x are 16-byte aligned and
         // that a head is whole blocks; each place is in the cache and its position in the table, which the caller promises
         // (the device alone knows them); the arguments are those of the kernel, in order; it waits for its predecessor before it reads

@@ -52,10 +52,10 @@ impl RmsNorm {
     #[cfg(feature = "cuda")]
     pub fn launch(
         &self,
-        cu: &crate::cuda::Cuda,
-        out: &mut crate::cuda::Buffer<half::bf16>,
-        x: &crate::cuda::Buffer<half::bf16>,
-        w: &crate::cuda::Buffer<half::bf16>,
+        cu: &crate::backend::cuda::Cuda,
+        out: &mut crate::backend::cuda::Buffer<half::bf16>,
+        x: &crate::backend::cuda::Buffer<half::bf16>,
+        w: &crate::backend::cuda::Buffer<half::bf16>,
     ) -> Result<()> {
         self.check(out.len(), x.len(), w.len())?;
         expect(Self::STEM, self.dim.is_multiple_of(8), || format!("{self:?}: the kernel needs dim % 8 == 0"))?;

@@ -3,7 +3,7 @@
 //! `c, s = cos, sin` of `t * inv_freq[i]`, `t = pos[r] % max_seq` the row's position.
 //!
 //! Shapes: `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim], of which the q and k heads are rotated in place; `pos` [at least
-//! rows], [places](crate::kv); `table` [positions, head_dim] f32, a row holds the cosines and then the sines of a position.
+//! rows], [places](crate::model::kv); `table` [positions, head_dim] f32, a row holds the cosines and then the sines of a position.
 //! Rounding: f32 arithmetic, one rounding at the store.
 
 use super::{Act, Cost, Grid, Op, Tolerance, download, expect, noise, noise_buf};
@@ -78,10 +78,10 @@ impl Rope {
     #[cfg(feature = "cuda")]
     pub fn launch(
         &self,
-        cu: &crate::cuda::Cuda,
-        qkv: &mut crate::cuda::Buffer<half::bf16>,
-        pos: &crate::cuda::Buffer<u32>,
-        table: &crate::cuda::Buffer<f32>,
+        cu: &crate::backend::cuda::Cuda,
+        qkv: &mut crate::backend::cuda::Buffer<half::bf16>,
+        pos: &crate::backend::cuda::Buffer<u32>,
+        table: &crate::backend::cuda::Buffer<f32>,
     ) -> Result<()> {
         self.check(qkv.len(), pos.len(), table.len())?;
         expect(Self::STEM, self.head_dim.is_multiple_of(16), || {

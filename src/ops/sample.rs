@@ -1,5 +1,5 @@
 //! Draws `token[r]` from `logits[r]` as the parameters of the row's sequence say, and feeds it back: `pos[r] += 1`,
-//! `history[token] += 1`, one more draw. Each row is of another sequence, that of its [place](crate::kv) `pos[r]`.
+//! `history[token] += 1`, one more draw. Each row is of another sequence, that of its [place](crate::model::kv) `pos[r]`.
 //!
 //! The same choice on every backend, by construction: what is compared is ordered bits of f32, what is added are integers
 //! (sums of integers do not depend on their order), and the few f32 operations before that are rounded one by one. In order:
@@ -321,16 +321,16 @@ impl Sample {
     #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
     pub fn launch(
         &self,
-        cu: &crate::cuda::Cuda,
-        token: &mut crate::cuda::Buffer<u32>,
-        pos: &mut crate::cuda::Buffer<u32>,
-        params: &mut crate::cuda::Buffer<u32>,
-        history: &mut crate::cuda::Buffer<u32>,
-        scratch: &mut crate::cuda::Buffer<f32>,
-        outbox: &mut crate::cuda::Outbox,
-        bias: &crate::cuda::Buffer<f32>,
-        mask: &crate::cuda::Buffer<u32>,
-        logits: &crate::cuda::Buffer<f32>,
+        cu: &crate::backend::cuda::Cuda,
+        token: &mut crate::backend::cuda::Buffer<u32>,
+        pos: &mut crate::backend::cuda::Buffer<u32>,
+        params: &mut crate::backend::cuda::Buffer<u32>,
+        history: &mut crate::backend::cuda::Buffer<u32>,
+        scratch: &mut crate::backend::cuda::Buffer<f32>,
+        outbox: &mut crate::backend::cuda::Outbox,
+        bias: &crate::backend::cuda::Buffer<f32>,
+        mask: &crate::backend::cuda::Buffer<u32>,
+        logits: &crate::backend::cuda::Buffer<f32>,
     ) -> Result<()> {
         self.check(Lengths {
             token: token.len(),

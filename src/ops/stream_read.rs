@@ -52,9 +52,9 @@ impl StreamRead {
     #[cfg(feature = "cuda")]
     pub fn launch(
         &self,
-        cu: &crate::cuda::Cuda,
-        out: &mut crate::cuda::Buffer<u32>,
-        x: &crate::cuda::Buffer<u32>,
+        cu: &crate::backend::cuda::Cuda,
+        out: &mut crate::backend::cuda::Buffer<u32>,
+        x: &crate::backend::cuda::Buffer<u32>,
     ) -> Result<()> {
         self.check(out.len(), x.len())?;
         expect(Self::STEM, self.words.is_multiple_of(4), || format!("{self:?}: the kernel needs words % 4 == 0"))?;

@@ -45,9 +45,9 @@ impl Swiglu {
     #[cfg(feature = "cuda")]
     pub fn launch(
         &self,
-        cu: &crate::cuda::Cuda,
-        hb: &mut crate::cuda::Buffer<half::bf16>,
-        gate_up: &crate::cuda::Buffer<half::bf16>,
+        cu: &crate::backend::cuda::Cuda,
+        hb: &mut crate::backend::cuda::Buffer<half::bf16>,
+        gate_up: &crate::backend::cuda::Buffer<half::bf16>,
     ) -> Result<()> {
         self.check(hb.len(), gate_up.len())?;
         expect(Self::STEM, self.ffn_dim.is_multiple_of(8), || format!("{self:?}: the kernel needs ffn_dim % 8 == 0"))?;

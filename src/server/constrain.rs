@@ -1,6 +1,6 @@
 //! Answers that must look like something: JSON by a schema, a regular expression, one of several texts, a grammar.
 
-use crate::{Constraint, Result, Tokenizer};
+use crate::{Constraint, Tokenizer, error::Result};
 use llguidance::{
     JsonCompileOptions, Matcher, ParserFactory,
     api::TopLevelGrammar,

@@ -1,6 +1,6 @@
 //! Errors as OpenAI's API reports them.
 
-use crate::Error;
+use crate::error::Error;
 use axum::{
     Json,
     http::{HeaderValue, StatusCode, header},

@@ -1,7 +1,7 @@
 //! The fields that both APIs know, and what becomes of fields that they do not know.
 
 use super::{ServerOptions, UnknownFields, error::ApiError, policy};
-use crate::{Error, GenerateOptions, Sampling, ops::sample::MAX_STOP_IDS};
+use crate::{GenerateOptions, Sampling, error::Error, ops::sample::MAX_STOP_IDS};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};

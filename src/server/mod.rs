@@ -45,7 +45,10 @@ pub use constrain::{Format, Grammar, Grammars};
 pub use policy::UnknownFields;
 pub use worker::Phase;
 
-use crate::{BatchOptions, Engine, Error, Result, Template, Tokenizer};
+use crate::{
+    BatchOptions, Engine, Template, Tokenizer,
+    error::{Error, Result},
+};
 use axum::http::StatusCode;
 use error::ApiError;
 use metrics::Metrics;

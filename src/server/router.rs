@@ -1,7 +1,7 @@
 //! Routes, and what surrounds all of them: log, CORS, panics, keys, sizes.
 
 use super::{Phase, Server, chat, completions, error::ApiError, info, log, tokens, worker::panic_text};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use axum::{
     Router,
     body::{Bytes, HttpBody},

@@ -2,7 +2,8 @@
 
 use super::{error::ApiError, metrics::Metrics};
 use crate::{
-    Batch, Constraint, Engine, Error, Finish, GenerateOptions, Job, JobEvent, JobId, Load, Result, TokenLogprobs,
+    Batch, Constraint, Engine, Finish, GenerateOptions, Job, JobEvent, JobId, Load, TokenLogprobs,
+    error::{Error, Result},
 };
 use std::{
     collections::HashMap,

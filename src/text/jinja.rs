@@ -11,7 +11,7 @@ use minijinja::{AutoEscape, Environment, ErrorKind, Value, context};
 use serde::{Deserialize, Serialize};
 
 use super::Message;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Names of the special tokens that a template may use.
 const TOKENS: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];

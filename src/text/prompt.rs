@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::Tokenizer;
 use super::jinja::Jinja;
 use super::tokenizer::Part;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// The instruction of the card of Llama-3-Ko-8B-Instruct-AOG: "As a friendly chatbot, answer the other's request in
 /// as much detail and as kindly as you can."

@@ -1,6 +1,6 @@
 //! Stop strings that are never seen, however tokens cut them.
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Looks for stop strings in a text that comes in pieces, and holds back what could still become one.
 ///

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use tokenizers::{AddedVocabulary, Model, NormalizerWrapper, OffsetReferential, OffsetType, PreTokenizer};
 
 use super::stream::{Decoding, TokenStream};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// A checkpoint's tokenizer. Clones share one vocabulary.
 ///

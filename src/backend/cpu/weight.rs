@@ -1,0 +1,96 @@
+//! Weights as the CPU reads them: straight from the mapped file where its dtype and alignment allow.
+
+use crate::{
+    backend::Shaped,
+    error::Result,
+    files::{config::Dtype, weights::Tensor},
+    ops::{Act, expect},
+};
+use half::{bf16, f16};
+
+/// A matrix, stacked by rows from parts that stay where they are.
+pub struct Weight {
+    parts: Vec<Part>,
+    cols: usize,
+}
+
+struct Part {
+    rows: usize,
+    data: Data,
+}
+
+enum Data {
+    /// bf16 in the mapped file, aligned.
+    Mapped(Tensor),
+    Bf16(Vec<bf16>),
+    F32(Vec<f32>),
+}
+
+/// Elements of a part.
+#[derive(Clone, Copy)]
+pub(super) enum Elements<'a> {
+    Bf16(&'a [bf16]),
+    F32(&'a [f32]),
+}
+
+impl Weight {
+    /// Stacks `parts`. f32 activations keep f32 and f16 weights exact; bf16 activations round weights to bf16, as the GPU does.
+    pub(super) fn new<A: Act>(parts: &[Tensor]) -> Weight {
+        let keep_f32 = size_of::<A>() == 4;
+        let values = |t: &Tensor| match t.dtype() {
+            Dtype::F32 => bytemuck::pod_collect_to_vec::<u8, f32>(t.bytes()),
+            Dtype::F16 => bytemuck::pod_collect_to_vec::<u8, f16>(t.bytes()).into_iter().map(f16::to_f32).collect(),
+            Dtype::Bf16 => unreachable!("bf16 is not converted"),
+        };
+        let data = |t: &Tensor| match t.dtype() {
+            Dtype::Bf16 if bytemuck::try_cast_slice::<u8, bf16>(t.bytes()).is_ok() => Data::Mapped(t.clone()),
+            Dtype::Bf16 => Data::Bf16(bytemuck::pod_collect_to_vec(t.bytes())),
+            _ if keep_f32 => Data::F32(values(t)),
+            _ => Data::Bf16(values(t).into_iter().map(bf16::from_f32).collect()),
+        };
+        let cols = parts.first().map_or(0, Tensor::cols);
+        Weight { parts: parts.iter().map(|t| Part { rows: t.rows(), data: data(t) }).collect(), cols }
+    }
+
+    /// A matrix of given values.
+    pub(super) fn from_values(rows: usize, cols: usize, data: &[bf16]) -> Weight {
+        Weight { parts: vec![Part { rows, data: Data::Bf16(data.to_vec()) }], cols }
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.shape().0 * self.cols
+    }
+
+    /// No elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// `(rows, elements)` of each part.
+    pub(super) fn parts(&self) -> impl Iterator<Item = (usize, Elements<'_>)> {
+        self.parts.iter().map(|p| (p.rows, p.elements()))
+    }
+
+    /// The elements of a weight of one part.
+    pub(super) fn single(&self) -> Result<Elements<'_>> {
+        expect("weight", self.parts.len() == 1, || format!("stacked of {} parts, expected one", self.parts.len()))?;
+        Ok(self.parts[0].elements())
+    }
+}
+
+impl Part {
+    fn elements(&self) -> Elements<'_> {
+        match &self.data {
+            Data::Mapped(t) => Elements::Bf16(bytemuck::cast_slice(t.bytes())), // alignment was checked when it was made
+            Data::Bf16(v) => Elements::Bf16(v),
+            Data::F32(v) => Elements::F32(v),
+        }
+    }
+}
+
+impl Shaped for Weight {
+    fn shape(&self) -> (usize, usize) {
+        (self.parts.iter().map(|p| p.rows).sum(), self.cols)
+    }
+}

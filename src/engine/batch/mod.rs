@@ -1,0 +1,287 @@
+//! Several sequences on one device at once: what a server does with a model.
+//!
+//! Jobs wait in the order in which they came until one of the batch's sequences is free. [`Batch::step`] then does the next
+//! piece of work, a part of one prompt and one token of every running sequence, and reports what happened. A step of several
+//! sequences reads the weights once, so it takes little longer than that of one.
+//!
+//! **What a job gets does not depend on the others, bit for bit.** A row of a step has the same bits beside any other rows.
+//! A prompt is computed in parts of more than [`DECODE_ROWS`] tokens, so that all of it goes through the kernels for many
+//! rows, whose bits of a row do not depend on where the parts begin; and parts stay below the rows from which cuBLAS may take
+//! over, which orders its sums as it likes. What a sequence keeps for later prompts are the keys and values of its prompt
+//! and not of its answer, which were computed by the kernels for few rows.
+//!
+//! ```
+//! use aoji::{BatchOptions, Device, Engine, GenerateOptions, Job, JobEvent, Options};
+//!
+//! # fn main() -> aoji::Result<()> {
+//! let engine = Engine::open("demo", &Options { device: Device::Cpu, ..Options::default() })?;
+//! let mut batch = engine.batch(&BatchOptions { sequences: 2, max_tokens: 64, ..BatchOptions::default() })?;
+//! for text in ["하나 둘", "안녕"] {
+//!     let prompt = engine.tokenizer()?.encode(text, true)?;
+//!     batch.submit(Job { prompt, options: GenerateOptions { max_tokens: Some(8), ..Default::default() }, ..Job::default() })?;
+//! }
+//! let mut texts = [String::new(), String::new()];
+//! let mut each = |id: aoji::JobId, event| {
+//!     if let JobEvent::Text(piece) = event {
+//!         texts[id.0 as usize].push_str(&piece);
+//!     }
+//! };
+//! while batch.step(&mut each)? {}
+//! assert!(texts.iter().all(|t| !t.is_empty()));
+//! # Ok(())
+//! # }
+//! ```
+
+mod logprobs;
+mod prefix;
+mod schedule;
+
+use crate::{
+    backend::DECODE_ROWS,
+    engine::{
+        generate::{FinishReason, GenerateOptions, StoppedBy, Timings, Writer},
+        load::Engine,
+        timeline::AnyTimeline,
+    },
+    error::{Error, Result},
+};
+use prefix::Held;
+use schedule::{Filling, Text, Waiting};
+use std::{collections::VecDeque, ops::RangeInclusive, time::Instant};
+
+/// Most tokens of a part of a prompt: fewer than cuBLAS would be asked for.
+const MAX_CHUNK: usize = 511;
+/// Fewest: so that a prompt can be cut into parts that all have more than [`DECODE_ROWS`].
+const MIN_CHUNK: usize = 2 * (DECODE_ROWS + 1);
+
+/// Sizes of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchOptions {
+    /// Sequences that run at the same time, 1 to 8.
+    pub sequences: usize,
+    /// Most tokens of each, prompt and answer together.
+    pub max_tokens: usize,
+    /// Most tokens of a prompt that are computed between two steps of the running sequences, 18 to 511. While none runs, 511.
+    pub chunk: usize,
+}
+
+impl BatchOptions {
+    /// Sequences that are allowed.
+    pub const SEQUENCES: RangeInclusive<usize> = 1..=DECODE_ROWS;
+    /// Tokens of a part that are allowed.
+    pub const CHUNK: RangeInclusive<usize> = MIN_CHUNK..=MAX_CHUNK;
+}
+
+impl Default for BatchOptions {
+    /// Eight sequences of 2048 tokens; a stream waits for 256 tokens of another's prompt at most.
+    fn default() -> Self {
+        BatchOptions { sequences: DECODE_ROWS, max_tokens: 2048, chunk: 256 }
+    }
+}
+
+/// Which tokens a sequence may go on with, asked before each token.
+pub trait Constraint: Send {
+    /// Sets the bit of each allowed token: bit `t % 32` of word `t / 32`. All words are 0 before.
+    ///
+    /// # Errors
+    /// A text for the user; it ends the job.
+    fn allowed(&mut self, mask: &mut [u32]) -> Result<(), String>;
+    /// A token was chosen.
+    ///
+    /// # Errors
+    /// As [`Constraint::allowed`].
+    fn accept(&mut self, token: u32) -> Result<(), String>;
+}
+
+/// What is asked of a batch.
+#[derive(Default)]
+pub struct Job {
+    /// Token ids, at least one.
+    pub prompt: Vec<u32>,
+    /// How it goes on and when it stops. `max_tokens` may be 0 where the prompt's own log-probabilities are wanted.
+    pub options: GenerateOptions,
+    /// With each token its log-probability, and this many of the most likely ones.
+    pub logprobs: Option<usize>,
+    /// The same for the tokens of the prompt.
+    pub prompt_logprobs: Option<usize>,
+    /// What the answer must look like.
+    pub constraint: Option<Box<dyn Constraint>>,
+}
+
+/// Number of a job, unique in its batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct JobId(pub u64);
+
+/// How likely a token was by the model's own distribution, before temperature, penalties, bias and constraint.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    /// Its id.
+    pub token: u32,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// The most likely tokens, the most likely first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// The end of a job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finish {
+    /// Why.
+    pub reason: FinishReason,
+    /// What it was, with [`FinishReason::Stop`].
+    pub by: Option<StoppedBy>,
+    /// Times and counts.
+    pub timings: Timings,
+    /// Seconds that the job waited for a sequence.
+    pub queue_seconds: f64,
+}
+
+/// What a job yields, in the order it happens.
+#[derive(Debug, Clone, PartialEq)]
+pub enum JobEvent {
+    /// The prompt's own log-probabilities, from its second token on.
+    Prompt(Vec<TokenLogprobs>),
+    /// A token was chosen.
+    Token(u32, Option<TokenLogprobs>),
+    /// Text that is certain: whole characters, and no part of a stop string.
+    Text(String),
+    /// The end; nothing follows.
+    Finish(Finish),
+    /// Its constraint failed; nothing follows.
+    Failed(String),
+}
+
+/// How busy a batch is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    /// Jobs that have a sequence.
+    pub running: usize,
+    /// Jobs that wait for one.
+    pub waiting: usize,
+    /// Tokens of the running sequences.
+    pub tokens: usize,
+    /// Tokens that all sequences could have.
+    pub capacity: usize,
+}
+
+/// Sequences that share a model and the steps through it.
+pub struct Batch {
+    engine: Engine,
+    options: BatchOptions,
+    timeline: Box<dyn AnyTimeline>,
+    /// What each sequence's cache holds.
+    held: Vec<Held>,
+    queue: VecDeque<Waiting>,
+    /// The one job whose prompt is being computed.
+    filling: Option<Filling>,
+    /// The jobs that decode.
+    running: Vec<Text>,
+    /// The jobs of the rows that the device decodes, of which some may have ended, and whether their logits are kept.
+    rows: (Vec<JobId>, bool),
+    /// Tokens of a step.
+    tokens: Vec<u32>,
+    next_id: u64,
+    /// Counts the uses of sequences.
+    clock: u64,
+}
+
+impl Engine {
+    /// An empty batch.
+    ///
+    /// # Errors
+    /// `Input` for sizes out of range, `Context` when a sequence would be longer than [`Engine::max_context`], `Memory`.
+    pub fn batch(&self, options: &BatchOptions) -> Result<Batch> {
+        let BatchOptions { sequences, max_tokens, chunk } = *options;
+        let range = |name: &str, x: usize, allowed: RangeInclusive<usize>| match allowed.contains(&x) {
+            true => Ok(()),
+            false => {
+                let (low, high) = allowed.into_inner();
+                Err(Error::Input(format!("a batch with {name} {x}: allowed is {low} to {high}")))
+            }
+        };
+        range("sequences", sequences, BatchOptions::SEQUENCES)?;
+        range("chunk", chunk, BatchOptions::CHUNK)?;
+        let timeline = self.timeline(sequences, max_tokens)?;
+        Ok(Batch {
+            engine: self.clone(),
+            options: *options,
+            timeline,
+            held: (0..sequences).map(|_| Held::default()).collect(),
+            queue: VecDeque::new(),
+            filling: None,
+            running: Vec::new(),
+            rows: (Vec::new(), false),
+            tokens: Vec::new(),
+            next_id: 0,
+            clock: 0,
+        })
+    }
+}
+
+impl Batch {
+    /// Its sizes.
+    pub fn options(&self) -> &BatchOptions {
+        &self.options
+    }
+
+    /// Adds a job.
+    ///
+    /// # Errors
+    /// `Context` when prompt and answer do not fit; `Input` for an empty prompt, an id outside the vocabulary, or an option
+    /// out of range.
+    pub fn submit(&mut self, job: Job) -> Result<JobId> {
+        let (n, max, vocab) = (job.prompt.len(), self.options.max_tokens, self.engine.config().vocab);
+        if n == 0 {
+            return Err(Error::Input("no tokens: a sequence needs at least one".into()));
+        }
+        if let Some(t) = job.prompt.iter().find(|t| **t as usize >= vocab) {
+            return Err(Error::Input(format!("token {t} is not below the vocabulary's {vocab}")));
+        }
+        match n + job.options.max_tokens.unwrap_or(1) {
+            needed if needed > max => return Err(Error::Context { needed, max }),
+            _ => {}
+        }
+        let id = JobId(self.next_id);
+        let writer = Writer::new(&self.engine, &job.options, max - n)?;
+        job.options.sampling.params(writer.stop_ids())?;
+        self.next_id += 1;
+        self.queue.push_back(Waiting { text: Text::new(id, job, writer), since: Instant::now() });
+        Ok(id)
+    }
+
+    /// Ends a job: no event of it follows.
+    pub fn cancel(&mut self, id: JobId) {
+        self.queue.retain(|w| w.text.id != id);
+        if self.filling.as_ref().is_some_and(|f| f.text.id == id) {
+            self.filling = None;
+        }
+        self.running.retain(|t| t.id != id);
+        self.release();
+    }
+
+    /// How busy it is.
+    pub fn load(&self) -> Load {
+        let texts = self.running.iter().chain(self.filling.as_ref().map(|f| &f.text));
+        Load {
+            running: texts.clone().count(),
+            waiting: self.queue.len(),
+            tokens: texts.map(|t| t.pos).sum(),
+            capacity: self.options.sequences * self.options.max_tokens,
+        }
+    }
+
+    /// Does the next piece of work and gives `each` what happened. `false` when there was nothing to do.
+    ///
+    /// # Errors
+    /// When the device fails; all jobs have ended then, without an event.
+    pub fn step(&mut self, each: &mut dyn FnMut(JobId, JobEvent)) -> Result<bool> {
+        let result = self.advance(each);
+        if result.is_err() {
+            self.queue.clear();
+            self.filling = None;
+            self.running.clear();
+            self.held.iter_mut().for_each(|h| *h = Held::default());
+        }
+        result
+    }
+}

@@ -1,0 +1,324 @@
+//! Which piece of work comes next.
+
+use super::{
+    Batch, Constraint, Finish, Job, JobEvent, JobId, MAX_CHUNK, MIN_CHUNK, TokenLogprobs, logprobs::token_logprobs,
+    prefix,
+};
+use crate::{
+    backend::DECODE_ROWS,
+    engine::{
+        generate::{FinishReason, StoppedBy, Timings, Writer},
+        sampler::Sampling,
+        timeline::Row,
+    },
+    error::Result,
+};
+use std::time::Instant;
+
+/// A job that has no sequence yet.
+pub struct Waiting {
+    pub text: Text,
+    pub since: Instant,
+}
+
+/// A job whose prompt is being computed.
+pub struct Filling {
+    pub text: Text,
+    /// Log-probabilities of the prompt's tokens so far, where they are wanted.
+    scores: Vec<TokenLogprobs>,
+}
+
+/// A job.
+pub struct Text {
+    pub id: JobId,
+    sequence: usize,
+    prompt: Vec<u32>,
+    sampling: Sampling,
+    logprobs: Option<usize>,
+    prompt_logprobs: Option<usize>,
+    constraint: Option<Box<dyn Constraint>>,
+    writer: Writer,
+    begin: Instant,
+    timings: Timings,
+    queue_seconds: f64,
+    /// Tokens that are computed, or are about to be: the position of `last`.
+    pub pos: usize,
+    /// The last token chosen.
+    last: u32,
+}
+
+type Each<'a> = &'a mut dyn FnMut(JobId, JobEvent);
+
+impl Text {
+    pub fn new(id: JobId, job: Job, writer: Writer) -> Text {
+        Text {
+            id,
+            sequence: usize::MAX, // none yet
+            timings: Timings { prompt_tokens: job.prompt.len(), ..Timings::default() },
+            prompt: job.prompt,
+            sampling: job.options.sampling,
+            logprobs: job.logprobs,
+            prompt_logprobs: job.prompt_logprobs,
+            constraint: job.constraint,
+            writer,
+            begin: Instant::now(),
+            queue_seconds: 0.0,
+            pos: 0,
+            last: 0,
+        }
+    }
+
+    /// Tells of a token; whether the text goes on.
+    fn tell(&mut self, token: u32, logprobs: Option<TokenLogprobs>, each: Each<'_>) -> bool {
+        self.timings.count(self.begin);
+        self.last = token;
+        each(self.id, JobEvent::Token(token, logprobs));
+        let written = self.writer.push(token);
+        if !written.text.is_empty() {
+            each(self.id, JobEvent::Text(written.text));
+        }
+        if let Some((reason, by)) = written.end {
+            self.finish(reason, by, each);
+            return false;
+        }
+        match self.constraint.as_mut().map(|c| c.accept(token)) {
+            Some(Err(why)) => {
+                each(self.id, JobEvent::Failed(why));
+                false
+            }
+            _ => true,
+        }
+    }
+
+    fn finish(&self, reason: FinishReason, by: Option<StoppedBy>, each: Each<'_>) {
+        let (timings, queue_seconds) = (self.timings, self.queue_seconds);
+        each(self.id, JobEvent::Finish(Finish { reason, by, timings, queue_seconds }));
+    }
+
+    /// The tokens that its constraint allows; `None` without one. A failure is told, and the text ends.
+    fn mask(&mut self, vocab: usize, each: Each<'_>) -> Result<Option<Vec<u32>>, ()> {
+        let Some(constraint) = &mut self.constraint else { return Ok(None) };
+        let mut mask = vec![0; vocab.div_ceil(32)];
+        match constraint.allowed(&mut mask) {
+            Ok(()) => Ok(Some(mask)),
+            Err(why) => {
+                each(self.id, JobEvent::Failed(why));
+                Err(())
+            }
+        }
+    }
+}
+
+/// Tokens of the next part of a prompt of which `left` are to be computed: at most `chunk`, and never so that a part of
+/// [`DECODE_ROWS`] or fewer is left.
+fn part(left: usize, chunk: usize) -> usize {
+    match left {
+        _ if left <= chunk => left,
+        _ if left - chunk <= DECODE_ROWS => left - (DECODE_ROWS + 1),
+        _ => chunk,
+    }
+}
+
+impl Batch {
+    pub(super) fn advance(&mut self, each: Each<'_>) -> Result<bool> {
+        self.admit()?;
+        // A prompt ends with a choice of its own. Steps under way could still choose for the sequence's last owner: first they
+        // are taken.
+        let fills = self.filling.is_some() && self.timeline.ahead() == 0;
+        if fills {
+            self.fill(each)?;
+        }
+        let decodes = !self.running.is_empty();
+        self.decode(each)?;
+        Ok(fills || decodes || self.filling.is_some())
+    }
+
+    /// Frees the sequences that no job has any more.
+    pub(super) fn release(&mut self) {
+        let texts = || self.running.iter().chain(self.filling.as_ref().map(|f| &f.text));
+        for i in 0..self.held.len() {
+            self.held[i].busy = texts().any(|t| t.sequence == i);
+        }
+    }
+
+    /// Gives the next job a sequence, if none is being filled.
+    fn admit(&mut self) -> Result<()> {
+        if self.filling.is_some() {
+            return Ok(());
+        }
+        let Some(text) = self.queue.front().map(|w| &w.text) else { return Ok(()) };
+        // The last part of a prompt has more than DECODE_ROWS tokens; so short a prompt is computed as a whole, and one of which
+        // each token is to be scored too.
+        let most = text.prompt.len().saturating_sub(DECODE_ROWS + 1);
+        let most = if text.prompt_logprobs.is_some() { 0 } else { most };
+        let Some(choice) = prefix::choose(&self.held, &text.prompt, most) else { return Ok(()) };
+        let Some(Waiting { mut text, since }) = self.queue.pop_front() else { return Ok(()) };
+        if let Some(from) = choice.from {
+            self.timeline.copy(choice.sequence, from, choice.reused)?;
+        }
+        self.clock += 1;
+        let held = &mut self.held[choice.sequence];
+        (held.busy, held.used) = (true, self.clock);
+        held.tokens.clear();
+        held.tokens.extend(&text.prompt[..choice.reused]);
+        text.begin = Instant::now();
+        text.queue_seconds = (text.begin - since).as_secs_f64();
+        text.timings.reused_tokens = choice.reused;
+        (text.sequence, text.pos) = (choice.sequence, choice.reused);
+        self.filling = Some(Filling { text, scores: Vec::new() });
+        Ok(())
+    }
+
+    /// Computes the next part of the prompt; after the last, chooses the first token.
+    fn fill(&mut self, each: Each<'_>) -> Result<()> {
+        let Some(mut filling) = self.filling.take() else { return Ok(()) };
+        let Filling { text, scores } = &mut filling;
+        let (from, left) = (text.pos, text.prompt.len() - text.pos);
+        // nobody waits for a part while no text is running
+        let chunk = if self.running.is_empty() { MAX_CHUNK } else { self.options.chunk };
+        let n = part(left, chunk.min(self.timeline.chunk().max(MIN_CHUNK)));
+        let (tokens, is_last) = (&text.prompt[from..from + n], n == left);
+        match text.prompt_logprobs {
+            None => self.timeline.extend(text.sequence, tokens, from, is_last)?,
+            Some(top) => {
+                let next = &text.prompt[from + 1..];
+                let mut score = |i: usize, logits: &[f32]| {
+                    scores.extend(next.get(i).map(|&token| token_logprobs(logits, token, top)));
+                };
+                self.timeline.extend_each(text.sequence, tokens, from, &mut score)?;
+                self.timeline.head(n - 1)?;
+            }
+        }
+        text.pos += n;
+        if text.prompt.len() > DECODE_ROWS {
+            self.held[text.sequence].tokens.extend(tokens);
+        }
+        if !is_last {
+            self.filling = Some(filling);
+            return Ok(());
+        }
+        let Filling { mut text, scores } = filling;
+        if self.first(&mut text, scores, each)? {
+            self.running.push(text);
+        }
+        self.release();
+        Ok(())
+    }
+
+    /// The first token of a text whose prompt is computed; whether it goes on.
+    fn first(&mut self, text: &mut Text, scores: Vec<TokenLogprobs>, each: Each<'_>) -> Result<bool> {
+        self.timeline.wait()?; // a device computes behind the host's back, and the time is the prompt's
+        text.timings.prompt_seconds = text.begin.elapsed().as_secs_f64();
+        if text.prompt_logprobs.is_some() {
+            each(text.id, JobEvent::Prompt(scores));
+        }
+        if text.writer.left() == 0 {
+            text.finish(FinishReason::Length, None, each);
+            return Ok(false);
+        }
+        let Ok(mask) = text.mask(self.engine.config().vocab, each) else { return Ok(false) };
+        let sequence = text.sequence;
+        self.timeline.sampler(sequence, &text.prompt, &text.sampling, text.writer.stop_ids(), mask.is_some())?;
+        if let Some(mask) = mask {
+            self.timeline.mask(sequence, &mask)?;
+        }
+        let token = self.timeline.choose(sequence, text.prompt.len())?;
+        let logprobs = self.logprobs(text.logprobs, 0, token)?;
+        Ok(text.tell(token, logprobs, each))
+    }
+
+    /// The log-probabilities of a row's token, where they are wanted.
+    fn logprobs(&mut self, top: Option<usize>, row: usize, token: u32) -> Result<Option<TokenLogprobs>> {
+        let Some(top) = top else { return Ok(None) };
+        let mut logits = vec![0f32; self.engine.config().vocab];
+        self.timeline.logits(row, &mut logits)?;
+        Ok(Some(token_logprobs(&logits, token, top)))
+    }
+
+    /// One token of every running text.
+    fn decode(&mut self, each: Each<'_>) -> Result<()> {
+        if self.timeline.ahead() == 0 {
+            self.set_masks(each)?;
+            self.set_rows()?;
+        }
+        if self.running.is_empty() {
+            // whoever steps under way were for has ended
+            self.timeline.run(&[], false)?;
+            self.rows.0.clear();
+            return Ok(());
+        }
+        // Steps are enqueued ahead while nothing is to happen between them.
+        let ahead = self.filling.is_none()
+            && self.rows.0.iter().copied().eq(self.running.iter().map(|t| t.id))
+            && self.running.iter().all(|t| t.logprobs.is_none() && t.constraint.is_none());
+        let mut tokens = std::mem::take(&mut self.tokens);
+        self.timeline.next(ahead, &mut tokens)?;
+        for (row, &token) in tokens.iter().enumerate() {
+            let id = self.rows.0[row];
+            let Some(i) = self.running.iter().position(|t| t.id == id) else { continue };
+            let logprobs = self.logprobs(self.running[i].logprobs, row, token)?;
+            let text = &mut self.running[i];
+            text.pos += 1;
+            if !text.tell(token, logprobs, each) {
+                self.running.remove(i);
+            }
+        }
+        self.tokens = tokens;
+        self.release();
+        Ok(())
+    }
+
+    /// Tells the device what each constrained text may go on with.
+    fn set_masks(&mut self, each: Each<'_>) -> Result<()> {
+        let vocab = self.engine.config().vocab;
+        let mut i = 0;
+        while i < self.running.len() {
+            match self.running[i].mask(vocab, each) {
+                Err(()) => {
+                    self.running.remove(i);
+                    continue;
+                }
+                Ok(Some(mask)) => self.timeline.mask(self.running[i].sequence, &mask)?,
+                Ok(None) => {}
+            }
+            i += 1;
+        }
+        self.release();
+        Ok(())
+    }
+
+    /// Makes the rows that the device decodes the running texts.
+    fn set_rows(&mut self) -> Result<()> {
+        let ids: Vec<JobId> = self.running.iter().map(|t| t.id).collect();
+        let keeps_logits = self.running.iter().any(|t| t.logprobs.is_some());
+        if self.rows == (ids.clone(), keeps_logits) {
+            return Ok(());
+        }
+        let rows: Vec<Row> =
+            self.running.iter().map(|t| Row { sequence: t.sequence, token: t.last, pos: t.pos }).collect();
+        self.timeline.run(&rows, keeps_logits)?;
+        self.rows = (ids, keeps_logits);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_never_small() {
+        for chunk in [18, 19, 64, 511] {
+            for len in 9..1200 {
+                let (mut left, mut parts) = (len, 0);
+                while left > 0 {
+                    let n = part(left, chunk);
+                    assert!(n > DECODE_ROWS && n <= chunk, "{n} of {left}, chunk {chunk}");
+                    (left, parts) = (left - n, parts + 1);
+                }
+                assert!(parts <= len.div_ceil(chunk) + 1);
+            }
+        }
+        assert_eq!(part(5, 18), 5);
+    }
+}

@@ -1,0 +1,278 @@
+//! Text from a session, as an iterator of events.
+
+use crate::{
+    engine::{
+        load::Engine,
+        sampler::Sampling,
+        session::{Decode, Session},
+    },
+    error::{Error, Result},
+    text::{Found, StopStrings, TokenStream},
+};
+use serde::Serialize;
+use std::{collections::VecDeque, time::Instant};
+
+/// What to generate and when to stop.
+#[derive(Debug, Clone, Default)]
+pub struct GenerateOptions {
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Most tokens; until the context is full when absent.
+    pub max_tokens: Option<usize>,
+    /// The text ends before the first of these.
+    pub stop: Vec<String>,
+    /// A stop string that ends the text stays in it.
+    pub include_stop: bool,
+    /// Special tokens appear in the text.
+    pub keep_special: bool,
+    /// Ids that end the text besides the model's own.
+    pub stop_ids: Vec<u32>,
+    /// The model's own end-of-text ids do not end the text.
+    pub ignore_eos: bool,
+}
+
+/// Why a text ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinishReason {
+    /// A stop id or a stop string.
+    Stop,
+    /// `max_tokens`, or the context is full.
+    Length,
+}
+
+/// Times and counts of one generation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Timings {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Of these, the ones that were in the cache already.
+    pub reused_tokens: usize,
+    /// Seconds from the start to the prompt's last logits.
+    pub prompt_seconds: f64,
+    /// Tokens generated, with the one that ended the text.
+    pub tokens: usize,
+    /// Seconds from the prompt's last logits to the last token.
+    pub decode_seconds: f64,
+    /// Seconds from the start to the first token.
+    pub first_token_seconds: f64,
+}
+
+impl Timings {
+    /// Tokens generated a second.
+    pub fn tokens_per_second(&self) -> f64 {
+        if self.decode_seconds > 0.0 { self.tokens as f64 / self.decode_seconds } else { 0.0 }
+    }
+
+    /// One token more, of a text that began at `begin`.
+    pub(crate) fn count(&mut self, begin: Instant) {
+        let now = begin.elapsed().as_secs_f64();
+        self.tokens += 1;
+        if self.tokens == 1 {
+            self.first_token_seconds = now;
+        }
+        self.decode_seconds = now - self.prompt_seconds;
+    }
+}
+
+/// What a generation yields, in the order it happens.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A token was chosen.
+    Token(u32),
+    /// Text that is certain: whole characters, and no part of a stop string.
+    Text(String),
+    /// The end; nothing follows.
+    Finish(FinishReason, Timings),
+}
+
+/// What ended a text early.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoppedBy {
+    /// A stop id.
+    Token(u32),
+    /// A stop string.
+    Text(String),
+}
+
+/// What a token adds to its text.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Written {
+    /// Text that is certain now.
+    pub text: String,
+    /// The text ends here.
+    pub end: Option<(FinishReason, Option<StoppedBy>)>,
+}
+
+/// The tokens of one text as they become text, and where it ends.
+pub(crate) struct Writer {
+    stop_ids: Vec<u32>,
+    stream: Option<TokenStream>,
+    stops: StopStrings,
+    stop: Vec<String>,
+    include_stop: bool,
+    left: usize,
+}
+
+impl Writer {
+    /// For a text of at most `room` tokens.
+    ///
+    /// # Errors
+    /// `Input` for options out of range.
+    pub fn new(engine: &Engine, options: &GenerateOptions, room: usize) -> Result<Writer> {
+        options.sampling.check(engine.config().vocab)?;
+        let (stops, stop) = (StopStrings::new(options.stop.clone())?, options.stop.clone());
+        if !options.stop.is_empty() {
+            engine.tokenizer()?; // stop strings need text
+        }
+        let stream =
+            engine.tokenizer().ok().map(|t| if options.keep_special { t.stream_with_special() } else { t.stream() });
+        let mut stop_ids = options.stop_ids.clone();
+        if !options.ignore_eos {
+            stop_ids.extend(&engine.config().eos);
+        }
+        let left = options.max_tokens.unwrap_or(room).min(room);
+        Ok(Writer { stop_ids, stream, stops, stop, include_stop: options.include_stop, left })
+    }
+
+    /// Ids that end the text.
+    pub fn stop_ids(&self) -> &[u32] {
+        &self.stop_ids
+    }
+
+    /// Tokens that may still come.
+    pub fn left(&self) -> usize {
+        self.left
+    }
+
+    /// Takes the next token.
+    pub fn push(&mut self, token: u32) -> Written {
+        self.left = self.left.saturating_sub(1);
+        if self.stop_ids.contains(&token) {
+            return self.finish(FinishReason::Stop, Some(StoppedBy::Token(token)));
+        }
+        let piece = self.stream.as_mut().and_then(|s| s.push(token)).unwrap_or_default();
+        let written = self.text(&piece);
+        match written.end {
+            None if self.left == 0 => {
+                let rest = self.finish(FinishReason::Length, None);
+                Written { text: written.text + &rest.text, end: rest.end }
+            }
+            _ => written,
+        }
+    }
+
+    /// What of a piece is before a stop string and cannot become one.
+    fn text(&mut self, piece: &str) -> Written {
+        let Found { mut text, stopped } = self.stops.push(piece);
+        let end = stopped.map(|i| (FinishReason::Stop, Some(StoppedBy::Text(self.stop[i].clone()))));
+        if let Some(i) = stopped.filter(|_| self.include_stop) {
+            text.push_str(&self.stop[i]);
+        }
+        Written { text, end }
+    }
+
+    /// Ends the text: what was held back, in which a stop string may still be completed.
+    pub fn finish(&mut self, reason: FinishReason, by: Option<StoppedBy>) -> Written {
+        let piece = self.stream.as_mut().and_then(TokenStream::finish).unwrap_or_default();
+        let mut written = self.text(&piece);
+        if written.end.is_none() {
+            written.text += &self.stops.finish();
+            written.end = Some((reason, by));
+        }
+        written
+    }
+}
+
+/// Iterator of events; dropping it cancels.
+pub struct Generation<'a> {
+    decode: Decode<'a>,
+    writer: Writer,
+    queue: VecDeque<Event>,
+    begin: Instant,
+    timings: Timings,
+    done: bool,
+}
+
+impl Session {
+    /// Continues `prompt`: computes the part of it that the session does not hold, then decodes. Without a tokenizer the events
+    /// carry no text.
+    ///
+    /// # Errors
+    /// `Context` when the prompt leaves no room for a token; `Input` for options out of range.
+    pub fn generate(&mut self, prompt: &[u32], options: &GenerateOptions) -> Result<Generation<'_>> {
+        let generation = self.generate_with(prompt, options, &mut |_, _| true)?;
+        Ok(generation.expect("nobody cancelled it"))
+    }
+
+    /// [`Session::generate`] that reports and can be cancelled before the first token as [`Session::sync_with`]; `None` is a
+    /// cancelled one.
+    pub fn generate_with(
+        &mut self,
+        prompt: &[u32],
+        options: &GenerateOptions,
+        go_on: &mut dyn FnMut(usize, usize) -> bool,
+    ) -> Result<Option<Generation<'_>>> {
+        if prompt.len() >= self.max_tokens() {
+            return Err(Error::Context { needed: prompt.len() + 1, max: self.max_tokens() });
+        }
+        let writer = Writer::new(self.engine(), options, self.max_tokens() - prompt.len())?;
+        let begin = Instant::now();
+        let (reused_tokens, complete) = self.sync_with(prompt, go_on)?;
+        if !complete {
+            return Ok(None);
+        }
+        self.wait()?; // a device computes behind the host's back, and the time is the prompt's
+        let prompt_seconds = begin.elapsed().as_secs_f64();
+        let timings = Timings { prompt_tokens: prompt.len(), reused_tokens, prompt_seconds, ..Timings::default() };
+        let decode = self.decode(&options.sampling, writer.stop_ids())?;
+        Ok(Some(Generation { decode, writer, queue: VecDeque::new(), begin, timings, done: false }))
+    }
+}
+
+impl Generation<'_> {
+    /// Times and counts so far.
+    pub fn timings(&self) -> Timings {
+        self.timings
+    }
+
+    /// Queues the events of one more token.
+    fn advance(&mut self) -> Result<()> {
+        let token = if self.writer.left() > 0 { self.decode.next().transpose()? } else { None };
+        let written = match token {
+            None => self.writer.finish(FinishReason::Length, None),
+            Some(token) => {
+                self.timings.count(self.begin);
+                self.queue.push_back(Event::Token(token));
+                self.writer.push(token)
+            }
+        };
+        if !written.text.is_empty() {
+            self.queue.push_back(Event::Text(written.text));
+        }
+        if let Some((reason, _)) = written.end {
+            self.done = true;
+            self.queue.push_back(Event::Finish(reason, self.timings));
+        }
+        Ok(())
+    }
+}
+
+impl Iterator for Generation<'_> {
+    type Item = Result<Event>;
+
+    fn next(&mut self) -> Option<Result<Event>> {
+        loop {
+            if let Some(event) = self.queue.pop_front() {
+                return Some(Ok(event));
+            }
+            if self.done {
+                return None;
+            }
+            if let Err(e) = self.advance() {
+                self.done = true;
+                return Some(Err(e));
+            }
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! What runs a model: the engine holds it, and one timeline of tokens or several are its sessions and batches.
+mod batch;
+mod generate;
+mod load;
+mod sampler;
+pub mod score;
+mod session;
+mod timeline;
+
+pub use batch::{Batch, BatchOptions, Constraint, Finish, Job, JobEvent, JobId, Load, TokenLogprobs};
+pub use generate::{Event, FinishReason, GenerateOptions, Generation, StoppedBy, Timings};
+pub use load::{Activations, Device, Engine, Options};
+pub use sampler::Sampling;
+pub use session::{Decode, Session};

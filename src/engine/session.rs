@@ -1,0 +1,342 @@
+//! A session: one timeline of tokens with its KV cache.
+
+use crate::{
+    engine::{
+        load::Engine,
+        sampler::Sampling,
+        score::{Scores, Trie},
+        timeline::{AnyTimeline, Branch, Row},
+    },
+    error::{Error, Result},
+};
+use std::time::Duration;
+
+/// One mutable timeline: tokens, their keys and values, and the logits after the last.
+///
+/// A caller passes whole token sequences; [`Session::sync`] computes only what differs from what the session holds.
+pub struct Session {
+    engine: Engine,
+    timeline: Box<dyn AnyTimeline>,
+    tokens: Vec<u32>,
+    /// The first so many tokens have their keys and values in the cache.
+    computed: usize,
+    /// The device holds the logits after the last token.
+    has_logits: bool,
+    max_tokens: usize,
+    /// Continuations that are scored in one pass: sequences of the timeline.
+    branches: usize,
+}
+
+impl Engine {
+    /// An empty session with room for `max_tokens` tokens, at most [`Engine::max_context`].
+    pub fn session(&self, max_tokens: usize) -> Result<Session> {
+        self.session_with_branches(max_tokens, 1)
+    }
+
+    /// A session that scores up to `branches` continuations of a prefix in one pass over the weights; see [`Session::score`].
+    /// It takes the memory of as many sequences.
+    pub fn session_with_branches(&self, max_tokens: usize, branches: usize) -> Result<Session> {
+        let branches = branches.max(1);
+        Ok(Session::new(self.clone(), self.timeline(branches, max_tokens)?, max_tokens, branches))
+    }
+
+    /// [`Session::score`] in a session of its own.
+    ///
+    /// ```
+    /// # use aoji::{Device, Engine, Options};
+    /// # let engine = Engine::open("demo", &Options { device: Device::Cpu, ..Options::default() })?;
+    /// let scores = engine.score(&[2046, 70], &[[71, 72], [71, 73]])?;
+    /// assert!(scores.continuations.iter().all(|c| c.sum() < 0.0));
+    /// assert_eq!(scores.computed, 3); // the prefix and token 71, once
+    /// # Ok::<(), aoji::Error>(())
+    /// ```
+    pub fn score<T: AsRef<[u32]>>(&self, prefix: &[u32], continuations: &[T]) -> Result<Scores> {
+        let longest = continuations.iter().map(|c| c.as_ref().len()).max().unwrap_or(0);
+        self.session((prefix.len() + longest.saturating_sub(1)).max(1))?.score(prefix, continuations)
+    }
+}
+
+impl Session {
+    fn new(engine: Engine, timeline: Box<dyn AnyTimeline>, max_tokens: usize, branches: usize) -> Session {
+        Session { engine, timeline, tokens: Vec::new(), computed: 0, has_logits: false, max_tokens, branches }
+    }
+
+    /// The engine that made it.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Tokens of the timeline.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Capacity in tokens.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    /// How many tokens the timeline and `tokens` begin with in common.
+    fn common(&self, tokens: &[u32]) -> usize {
+        self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count()
+    }
+
+    fn check_ids(&self, tokens: &[u32]) -> Result<()> {
+        let vocab = self.engine.config().vocab;
+        match tokens.iter().find(|t| **t as usize >= vocab) {
+            Some(t) => Err(Error::Input(format!("token {t} is not below the vocabulary's {vocab}"))),
+            None => Ok(()),
+        }
+    }
+
+    fn check(&self, tokens: &[u32]) -> Result<()> {
+        self.check_ids(tokens)?;
+        match tokens.len() {
+            0 => Err(Error::Input("no tokens: a sequence needs at least one".into())),
+            n if n > self.max_tokens => Err(Error::Context { needed: n, max: self.max_tokens }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the timeline equal to `tokens`, keeping the longest common prefix of what is computed; the logits after the last
+    /// token are then ready. Returns how many tokens did not have to be computed.
+    ///
+    /// # Errors
+    /// `Context` when they do not fit, `Input` for an empty sequence or an id outside the vocabulary; the session is then
+    /// unchanged.
+    pub fn sync(&mut self, tokens: &[u32]) -> Result<usize> {
+        self.sync_with(tokens, &mut |_, _| true).map(|(reused, _)| reused)
+    }
+
+    /// [`Session::sync`] that reports `(tokens ready, tokens in all)` before each chunk and can be cancelled between chunks by
+    /// returning `false`; the second value says whether it ran to the end.
+    pub fn sync_with(&mut self, tokens: &[u32], go_on: &mut dyn FnMut(usize, usize) -> bool) -> Result<(usize, bool)> {
+        self.check(tokens)?;
+        let same = self.common(tokens);
+        if same == tokens.len() && same == self.tokens.len() && self.has_logits {
+            return Ok((same, true));
+        }
+        let reused = same.min(self.computed).min(tokens.len() - 1); // the last token's logits are wanted
+        self.tokens.truncate(reused);
+        (self.computed, self.has_logits) = (reused, false);
+        for chunk in tokens[reused..].chunks(self.timeline.chunk()) {
+            if !go_on(self.computed, tokens.len()) {
+                return Ok((reused, false));
+            }
+            let last = self.computed + chunk.len() == tokens.len();
+            self.timeline.extend(0, chunk, self.computed, last)?;
+            self.tokens.extend(chunk);
+            self.computed += chunk.len();
+        }
+        self.has_logits = true;
+        Ok((reused, true))
+    }
+
+    /// Waits for everything asked of the device.
+    pub(crate) fn wait(&self) -> Result<()> {
+        self.timeline.wait()
+    }
+
+    /// Appends one token.
+    pub fn step(&mut self, token: u32) -> Result<()> {
+        let mut tokens = self.tokens.clone();
+        tokens.push(token);
+        self.sync(&tokens).map(drop)
+    }
+
+    /// Logits after the last token, f32 `[vocab]`.
+    pub fn logits(&mut self) -> Result<Vec<f32>> {
+        if !self.has_logits {
+            let tokens = self.tokens.clone();
+            self.sync(&tokens)?;
+        }
+        let mut logits = vec![0f32; self.engine.config().vocab];
+        self.timeline.logits(0, &mut logits)?;
+        Ok(logits)
+    }
+
+    /// Makes the timeline equal to `tokens` and calls `each(i, logits)` with the logits after token `i`, for `i` in `from..`.
+    pub fn logits_of(&mut self, tokens: &[u32], from: usize, each: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
+        self.check(tokens)?;
+        if from >= tokens.len() {
+            return Err(Error::Input(format!("logits from token {from} on of {} tokens", tokens.len())));
+        }
+        if from > 0 {
+            self.sync(&tokens[..from])?;
+        } else {
+            self.tokens.clear();
+        }
+        (self.computed, self.has_logits) = (from, false);
+        for chunk in tokens[from..].chunks(self.timeline.chunk()) {
+            let at = self.computed;
+            self.timeline.extend_each(0, chunk, at, &mut |i, logits| each(at + i, logits))?;
+            self.tokens.extend(chunk);
+            self.computed += chunk.len();
+        }
+        Ok(())
+    }
+
+    /// Log-probabilities of each continuation after `prefix`. The prefix is computed once, as far as the session does not
+    /// hold it already, and tokens that continuations begin with in common mostly too; the last token of a continuation is only
+    /// looked up, so one of a single token costs nothing of its own. A session
+    /// [with branches](crate::Engine::session_with_branches) computes several continuations in one pass over the weights.
+    ///
+    /// # Errors
+    /// `Context` when the prefix and a continuation but for its last token do not fit, `Input` for an empty prefix or an id
+    /// outside the vocabulary; the session is then unchanged.
+    pub fn score<T: AsRef<[u32]>>(&mut self, prefix: &[u32], continuations: &[T]) -> Result<Scores> {
+        self.check(prefix)?;
+        for c in continuations.iter().map(AsRef::as_ref).filter(|c| !c.is_empty()) {
+            self.check_ids(c)?;
+            let needed = prefix.len() + c.len() - 1;
+            if needed > self.max_tokens {
+                return Err(Error::Context { needed, max: self.max_tokens });
+            }
+        }
+        let mut trie = Trie::new(continuations);
+        let (trunk, branches) = trie.branches();
+        // the trunk's tokens, and before them what is missing of the prefix, whose last token's logits are wanted
+        let start = self.common(prefix).min(self.computed).min(prefix.len() - 1);
+        let tokens = [&prefix[start..], &trie.tokens(&trunk)].concat();
+        let (unscored, size) = (prefix.len() - 1 - start, self.timeline.chunk());
+        self.tokens.truncate(start);
+        (self.computed, self.has_logits) = (start, false);
+        let (mut pass, mut at, mut computed) = (Pass::default(), 0, tokens.len());
+        for tokens in tokens.chunks(size) {
+            self.score_pass(&mut pass, &mut trie)?;
+            let end = at + tokens.len();
+            let nodes = &trunk[at.max(unscored) - unscored..end.max(unscored) - unscored];
+            pass.add(Branch { sequence: 0, tokens: tokens.to_vec(), pos: start + at, shared: 0 }, nodes);
+            at = end;
+        }
+        // branches join the trunk's last pass, each in a sequence of its own, or follow in further ones
+        for branch in branches {
+            let shared = prefix.len() - 1 + trie.depth(branch[0]);
+            let mut pos = shared;
+            for nodes in branch.chunks(size) {
+                let tokens = trie.tokens(nodes);
+                if pass.sequences() == self.branches || pass.tokens() + tokens.len() > size {
+                    self.score_pass(&mut pass, &mut trie)?;
+                }
+                let n = tokens.len();
+                computed += n;
+                let (sequence, shared) = if self.branches == 1 { (0, 0) } else { (pass.sequences().max(1), shared) };
+                pass.add(Branch { sequence, tokens, pos, shared }, nodes);
+                pos += n;
+            }
+        }
+        self.score_pass(&mut pass, &mut trie)?;
+        Ok(Scores { continuations: trie.scores(continuations), computed })
+    }
+
+    /// Computes the branches of a pass and what they say of what follows their nodes; empties it.
+    fn score_pass(&mut self, pass: &mut Pass, trie: &mut Trie) -> Result<()> {
+        let Pass { branches, nodes } = std::mem::take(pass);
+        if branches.is_empty() {
+            return Ok(());
+        }
+        let targets: Vec<Vec<u32>> = nodes.iter().map(|&node| trie.targets(node)).collect();
+        let scores = self.timeline.extend_score(&branches, &targets)?;
+        nodes.iter().zip(scores).for_each(|(&node, scores)| trie.set(node, &scores));
+        for own in branches.into_iter().filter(|b| b.sequence == 0) {
+            self.tokens.truncate(own.pos);
+            self.tokens.extend(own.tokens);
+            self.computed = self.tokens.len();
+        }
+        Ok(())
+    }
+
+    /// The tokens that follow, one by one, chosen and fed back on the device. Stop ids only matter for `min_tokens`: whoever
+    /// takes the tokens decides when to stop, by dropping the iterator. Ends when the context is full.
+    ///
+    /// # Errors
+    /// `Input` when an option is out of range; when the timeline is empty.
+    pub fn decode(&mut self, sampling: &Sampling, stop_ids: &[u32]) -> Result<Decode<'_>> {
+        if !self.has_logits {
+            let tokens = self.tokens.clone();
+            self.sync(&tokens)?;
+        }
+        self.timeline.sampler(0, &self.tokens, sampling, stop_ids, false)?;
+        self.has_logits = false;
+        Ok(Decode { computed: self.tokens.len(), session: self, chosen: Vec::new(), failed: false })
+    }
+}
+
+/// Branches that are computed together, and the nodes of their last tokens.
+#[derive(Default)]
+struct Pass {
+    branches: Vec<Branch>,
+    nodes: Vec<usize>,
+}
+
+impl Pass {
+    fn add(&mut self, branch: Branch, nodes: &[usize]) {
+        self.branches.push(branch);
+        self.nodes.extend(nodes);
+    }
+
+    /// Sequences in use, with sequence 0, which is the trunk's.
+    fn sequences(&self) -> usize {
+        self.branches.iter().map(|b| b.sequence + 1).max().unwrap_or(0)
+    }
+
+    fn tokens(&self) -> usize {
+        self.branches.iter().map(|b| b.tokens.len()).sum()
+    }
+}
+
+/// Iterator of [`Session::decode`].
+pub struct Decode<'a> {
+    session: &'a mut Session,
+    /// Tokens whose keys and values are in the cache, without steps that are enqueued ahead.
+    computed: usize,
+    /// The last step's token; empty before the first.
+    chosen: Vec<u32>,
+    failed: bool,
+}
+
+impl Decode<'_> {
+    /// Time that the session has spent waiting for tokens from the device, ever.
+    pub(crate) fn waited(&self) -> Duration {
+        self.session.timeline.waited()
+    }
+
+    fn advance(&mut self) -> Result<u32> {
+        let timeline = &mut self.session.timeline;
+        if self.chosen.is_empty() {
+            let token = timeline.choose(0, self.computed)?;
+            timeline.run(&[Row { sequence: 0, token, pos: self.computed }], false)?;
+            self.chosen.push(token);
+        } else {
+            timeline.next(true, &mut self.chosen)?;
+            self.computed += 1;
+        }
+        Ok(self.chosen[0])
+    }
+}
+
+impl Iterator for Decode<'_> {
+    type Item = Result<u32>;
+
+    fn next(&mut self) -> Option<Result<u32>> {
+        if self.failed || self.session.tokens.len() >= self.session.max_tokens {
+            return None;
+        }
+        let token = self.advance();
+        match &token {
+            Ok(t) => self.session.tokens.push(*t),
+            Err(_) => self.failed = true,
+        }
+        Some(token)
+    }
+}
+
+impl Drop for Decode<'_> {
+    fn drop(&mut self) {
+        let s = &mut *self.session;
+        let ahead = s.timeline.ahead();
+        let stopped = s.timeline.run(&[], false).is_ok();
+        // after an error nothing that was computed is relied upon
+        s.computed = if self.failed || !stopped { 0 } else { (self.computed + ahead).min(s.tokens.len()) };
+    }
+}

@@ -1,0 +1,405 @@
+//! Sequences of tokens on one backend: where the type of the backend stops.
+
+use crate::{
+    backend::{Backend, DECODE_ROWS, SamplerState},
+    engine::{sampler::Sampling, score::TokenScore},
+    error::{Error, Result},
+    model::{LOGIT_ROWS, Model, Part, Rows, Scratch, kv::Kv},
+    ops::{
+        Argmax, LogProb, Sample,
+        sample::{IN_PROMPT, Params},
+    },
+    tiles::SAMPLE_PARAMS,
+};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// Most targets of a row that one call of `log_prob` takes.
+const LOG_PROB_TARGETS: usize = 8;
+
+/// A model on its backend, shared by all sessions.
+pub(crate) struct Loaded<B: Backend> {
+    pub b: B,
+    pub model: Model<B>,
+}
+
+/// A loaded model of whatever backend.
+pub(crate) trait AnyLoaded: Send + Sync {
+    /// So many empty sequences with room for `max_seq` tokens each.
+    fn timeline(self: Arc<Self>, sequences: usize, max_seq: usize) -> Result<Box<dyn AnyTimeline>>;
+    /// The backend, for who knows which it may be.
+    #[cfg(feature = "cuda")]
+    fn backend(&self) -> &dyn std::any::Any;
+}
+
+impl<B: Backend> AnyLoaded for Loaded<B> {
+    fn timeline(self: Arc<Self>, sequences: usize, max_seq: usize) -> Result<Box<dyn AnyTimeline>> {
+        Ok(Box::new(Timeline::new(self, sequences, max_seq)?))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn backend(&self) -> &dyn std::any::Any {
+        &self.b
+    }
+}
+
+/// A sequence that decodes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Row {
+    pub sequence: usize,
+    /// Its last token, which is not computed yet.
+    pub token: u32,
+    /// Tokens before that: its position.
+    pub pos: usize,
+}
+
+/// Tokens at positions from `pos` on that go on where sequence 0 is at position `shared`, or in sequence 0 itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Branch {
+    pub sequence: usize,
+    pub tokens: Vec<u32>,
+    pub pos: usize,
+    /// Positions before it that are those of sequence 0.
+    pub shared: usize,
+}
+
+/// What a session, or a batch, does with its sequences. Positions and tokens are its business: it proves them in range.
+pub(crate) trait AnyTimeline: Send {
+    /// Tokens that one call of `extend` takes.
+    fn chunk(&self) -> usize;
+    /// Computes `tokens` of a sequence at positions from `pos` on; with `head` also the logits of the last, as row 0.
+    fn extend(&mut self, sequence: usize, tokens: &[u32], pos: usize, head: bool) -> Result<()>;
+    /// Row 0 of the logits from row `row` of the last `extend`.
+    fn head(&mut self, row: usize) -> Result<()>;
+    /// As `extend`, and gives the logits after each.
+    fn extend_each(
+        &mut self,
+        sequence: usize,
+        tokens: &[u32],
+        pos: usize,
+        each: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<()>;
+    /// Computes branches, at most a chunk of tokens together, and scores what may follow: `targets` are those of the last
+    /// `targets.len()` tokens of all. The scores come in the order of the targets.
+    fn extend_score(&mut self, branches: &[Branch], targets: &[Vec<u32>]) -> Result<Vec<Vec<TokenScore>>>;
+    /// Makes the first `len` positions of sequence `to` those of `from`.
+    fn copy(&mut self, to: usize, from: usize, len: usize) -> Result<()>;
+    /// A row of the last logits, `[vocab]`.
+    fn logits(&mut self, row: usize, logits: &mut [f32]) -> Result<()>;
+    /// Waits for everything asked of the device.
+    fn wait(&self) -> Result<()>;
+    /// Sets up the sampler of a sequence whose tokens so far are `prompt`. `masked`: see `mask`.
+    fn sampler(
+        &mut self,
+        sequence: usize,
+        prompt: &[u32],
+        sampling: &Sampling,
+        stop_ids: &[u32],
+        masked: bool,
+    ) -> Result<()>;
+    /// The tokens that a sequence may go on with: a bit each.
+    fn mask(&mut self, sequence: usize, mask: &[u32]) -> Result<()>;
+    /// Chooses a token by row 0 of the logits, for a sequence of `len` tokens.
+    fn choose(&mut self, sequence: usize, len: usize) -> Result<u32>;
+    /// From here on these rows decode; steps that were enqueued ahead are no longer wanted. `keep_logits`: of each step, until
+    /// the next.
+    fn run(&mut self, rows: &[Row], keep_logits: bool) -> Result<()>;
+    /// Steps that are enqueued and whose tokens are not taken.
+    fn ahead(&self) -> usize;
+    /// The tokens of the rows' next step, in their order. With `ahead`, more steps are enqueued while every row has room.
+    fn next(&mut self, ahead: bool, tokens: &mut Vec<u32>) -> Result<()>;
+    /// Time that has been spent waiting for chosen tokens, ever.
+    fn waited(&self) -> Duration;
+}
+
+/// Sequences of tokens on backend `B`.
+struct Timeline<B: Backend> {
+    loaded: Arc<Loaded<B>>,
+    s: Scratch<B>,
+    kv: Kv<B>,
+    sampler: SamplerState<B>,
+    /// Which sequences' choice is that of the largest logit.
+    greedy: Vec<bool>,
+    /// Which sequences' bias is not zero.
+    biased: Vec<bool>,
+    /// The part of a prompt that is computed.
+    prompt: Rows<B>,
+    /// The rows that decode; their tokens and places are fed back on the device.
+    steps: Rows<B>,
+    /// Targets of `log_prob`, its log-probabilities and flags. `[LOGIT_ROWS, LOG_PROB_TARGETS]`
+    scores: (B::Buf<u32>, B::Buf<f32>, B::Buf<u32>),
+    graphs: B::Graphs,
+    run: Run,
+    waited: Duration,
+}
+
+/// What decodes at present.
+#[derive(Default)]
+struct Run {
+    rows: Vec<Row>,
+    /// Steps asked of the device.
+    enqueued: usize,
+    /// Steps whose tokens were taken.
+    taken: usize,
+    /// One row, and `argmax` is enough: no logits are stored.
+    greedy: bool,
+}
+
+impl<B: Backend> Timeline<B> {
+    fn new(loaded: Arc<Loaded<B>>, sequences: usize, max_seq: usize) -> Result<Self> {
+        let (b, c) = (&loaded.b, &loaded.model.config);
+        let chunk = B::CHUNK.min(max_seq);
+        let s = Scratch::new(b, c, chunk.max(DECODE_ROWS.min(sequences)), LOGIT_ROWS, max_seq)?;
+        let kv = Kv::new(b, c, sequences, max_seq)?;
+        let sampler = SamplerState::new(b, c.vocab, sequences)?;
+        let (prompt, steps) = (Rows::new(b, chunk)?, Rows::new(b, DECODE_ROWS)?);
+        let n = LOGIT_ROWS * LOG_PROB_TARGETS;
+        let scores = (b.alloc(n)?, b.alloc(n)?, b.alloc(n)?);
+        let (graphs, run, waited) = (B::Graphs::default(), Run::default(), Duration::ZERO);
+        let (greedy, biased) = (vec![true; sequences], vec![false; sequences]);
+        Ok(Timeline { loaded, s, kv, sampler, greedy, biased, prompt, steps, scores, graphs, run, waited })
+    }
+
+    /// `s.x` of `tokens`, at most a chunk.
+    fn forward(&mut self, sequence: usize, tokens: &[u32], pos: usize) -> Result<()> {
+        let Loaded { b, model } = &*self.loaded;
+        let places: Vec<u32> = (pos..pos + tokens.len()).map(|p| self.kv.place(sequence, p)).collect();
+        self.prompt.set(b, tokens, &places)?;
+        model.forward(b, &mut self.s, &mut self.kv, &self.prompt, tokens.len(), pos + tokens.len())
+    }
+
+    /// The scores of each row's targets by the rows of `s.logits`.
+    fn log_probs(&mut self, targets: &[Vec<u32>]) -> Result<Vec<Vec<TokenScore>>> {
+        let Loaded { b, model } = &*self.loaded;
+        let (ids, out, greedy) = &mut self.scores;
+        let mut all: Vec<Vec<TokenScore>> = targets.iter().map(|t| Vec::with_capacity(t.len())).collect();
+        let most = targets.iter().map(Vec::len).max().unwrap_or(0);
+        for at in (0..most).step_by(LOG_PROB_TARGETS) {
+            let op =
+                LogProb { rows: targets.len(), targets: LOG_PROB_TARGETS.min(most - at), vocab: model.config.vocab };
+            // a row with fewer targets than another is filled up with token 0
+            let padded =
+                |t: &Vec<u32>| (at..at + op.targets).map(|i| t.get(i).copied().unwrap_or(0)).collect::<Vec<_>>();
+            let words: Vec<u32> = targets.iter().flat_map(padded).collect();
+            b.write(ids, 0, &words)?;
+            b.log_prob(&op, out, greedy, &self.s.logits, ids)?;
+            let (mut logprobs, mut flags) = (vec![0f32; words.len()], vec![0u32; words.len()]);
+            b.read(&mut logprobs, out, 0)?;
+            b.read(&mut flags, greedy, 0)?;
+            let scores = logprobs.iter().zip(flags).map(|(&logprob, flag)| TokenScore { logprob, greedy: flag != 0 });
+            let scores: Vec<TokenScore> = scores.collect();
+            for ((all, t), scores) in all.iter_mut().zip(targets).zip(scores.chunks_exact(op.targets)) {
+                all.extend(&scores[..op.targets.min(t.len().saturating_sub(at))]);
+            }
+        }
+        Ok(all)
+    }
+
+    /// One token more of each row: computes the last one, which is on the device, and chooses the next.
+    fn step(&mut self) -> Result<()> {
+        let Timeline { loaded, s, kv, sampler, steps, graphs, run, .. } = self;
+        let Loaded { b, model } = &**loaded;
+        let rows = run.rows.len();
+        let len = run.rows.iter().map(|r| r.pos + 1 + run.enqueued).max().unwrap_or(0); // with this step's tokens
+        let (kv_len, max_seq) = (bucket(len, kv.max_seq), kv.max_seq);
+        let key = (kv_len * (DECODE_ROWS + 1) + rows) * 2 + usize::from(run.greedy);
+        b.replay(graphs, key, || {
+            model.forward(b, s, kv, steps, rows, kv_len)?;
+            if run.greedy {
+                return model.head_argmax(b, s, steps, max_seq, sampler);
+            }
+            model.head(b, s, 0, rows)?;
+            let SamplerState { params, history, bias, mask, scratch, outbox } = sampler;
+            let op = Sample { rows, vocab: model.config.vocab, max_seq };
+            let Rows { tokens, pos } = steps;
+            b.sample(&op, tokens, pos, params, history, scratch, outbox, bias, mask, &s.logits)
+        })?;
+        run.enqueued += 1;
+        Ok(())
+    }
+
+    /// The oldest token of a sequence.
+    fn take(&mut self, sequence: usize) -> Result<u32> {
+        let begin = Instant::now();
+        let token = self.loaded.b.take(&mut self.sampler.outbox, sequence);
+        self.waited += begin.elapsed();
+        token
+    }
+
+    /// Every row has a position for the token of one more step.
+    fn has_room(&self) -> bool {
+        self.run.rows.iter().all(|r| r.pos + self.run.enqueued < self.kv.max_seq)
+    }
+}
+
+impl<B: Backend> Drop for Timeline<B> {
+    fn drop(&mut self) {
+        let _ = self.loaded.b.synchronize(); // a recorded step must not be destroyed while it runs
+    }
+}
+
+/// Positions that a recorded step covers: a step is recorded once for each power of two from 512 on.
+fn bucket(len: usize, max_seq: usize) -> usize {
+    len.next_power_of_two().max(512).min(max_seq)
+}
+
+impl<B: Backend> AnyTimeline for Timeline<B> {
+    fn chunk(&self) -> usize {
+        B::CHUNK.min(self.kv.max_seq)
+    }
+
+    fn extend(&mut self, sequence: usize, tokens: &[u32], pos: usize, head: bool) -> Result<()> {
+        self.forward(sequence, tokens, pos)?;
+        match head {
+            true => self.head(tokens.len() - 1),
+            false => Ok(()),
+        }
+    }
+
+    fn head(&mut self, row: usize) -> Result<()> {
+        self.loaded.model.head(&self.loaded.b, &mut self.s, row, 1)
+    }
+
+    fn extend_each(
+        &mut self,
+        sequence: usize,
+        tokens: &[u32],
+        pos: usize,
+        each: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<()> {
+        self.forward(sequence, tokens, pos)?;
+        let vocab = self.loaded.model.config.vocab;
+        let mut logits = vec![0f32; LOGIT_ROWS * vocab];
+        for first in (0..tokens.len()).step_by(LOGIT_ROWS) {
+            let rows = LOGIT_ROWS.min(tokens.len() - first);
+            self.loaded.model.head(&self.loaded.b, &mut self.s, first, rows)?;
+            self.loaded.b.read(&mut logits[..rows * vocab], &self.s.logits, 0)?;
+            logits.chunks_exact(vocab).take(rows).enumerate().for_each(|(r, logits)| each(first + r, logits));
+        }
+        Ok(())
+    }
+
+    fn extend_score(&mut self, branches: &[Branch], targets: &[Vec<u32>]) -> Result<Vec<Vec<TokenScore>>> {
+        let tokens: Vec<u32> = branches.iter().flat_map(|b| &b.tokens).copied().collect();
+        match branches {
+            [one] if one.sequence == 0 => self.forward(0, &one.tokens, one.pos)?,
+            _ => {
+                let places =
+                    |x: &Branch| (x.pos..x.pos + x.tokens.len()).map(|p| self.kv.place(x.sequence, p)).collect();
+                let places: Vec<u32> = branches.iter().flat_map(|x| -> Vec<u32> { places(x) }).collect();
+                let part = |x: &Branch| {
+                    let rows = x.tokens.len();
+                    Part { rows, kv_len: x.pos + rows, shared: x.shared }
+                };
+                let parts: Vec<Part> = branches.iter().map(part).collect();
+                let Loaded { b, model } = &*self.loaded;
+                self.prompt.set(b, &tokens, &places)?;
+                model.forward_parts(b, &mut self.s, &mut self.kv, &self.prompt, &parts)?;
+            }
+        }
+        let mut all = Vec::with_capacity(targets.len());
+        let first = tokens.len() - targets.len();
+        for (i, rows) in targets.chunks(LOGIT_ROWS).enumerate() {
+            self.loaded.model.head(&self.loaded.b, &mut self.s, first + i * LOGIT_ROWS, rows.len())?;
+            all.extend(self.log_probs(rows)?);
+        }
+        Ok(all)
+    }
+
+    fn copy(&mut self, to: usize, from: usize, len: usize) -> Result<()> {
+        self.kv.copy(&self.loaded.b, &self.loaded.model.config, to, from, len)
+    }
+
+    fn logits(&mut self, row: usize, logits: &mut [f32]) -> Result<()> {
+        self.loaded.b.read(logits, &self.s.logits, row * self.loaded.model.config.vocab)
+    }
+
+    fn wait(&self) -> Result<()> {
+        self.loaded.b.synchronize()
+    }
+
+    fn sampler(
+        &mut self,
+        sequence: usize,
+        prompt: &[u32],
+        sampling: &Sampling,
+        stop_ids: &[u32],
+        masked: bool,
+    ) -> Result<()> {
+        let b = &self.loaded.b;
+        let vocab = self.loaded.model.config.vocab;
+        sampling.check(vocab)?;
+        let params = Params { masked, ..sampling.params(stop_ids)? };
+        self.greedy[sequence] = sampling.is_plain_greedy() && !masked;
+        b.write(&mut self.sampler.params, sequence * SAMPLE_PARAMS as usize, &params.words())?;
+        if sampling.has_penalties() {
+            let mut history = vec![0u32; vocab];
+            prompt.iter().for_each(|&t| history[t as usize] |= IN_PROMPT);
+            b.write(&mut self.sampler.history, sequence * vocab, &history)?;
+        }
+        let is_biased = !sampling.logit_bias.is_empty();
+        if std::mem::replace(&mut self.biased[sequence], is_biased) || is_biased {
+            let mut bias = vec![0f32; vocab];
+            sampling.logit_bias.iter().for_each(|&(t, x)| bias[t as usize] += x);
+            b.write(&mut self.sampler.bias, sequence * vocab, &bias)?;
+        }
+        Ok(())
+    }
+
+    fn mask(&mut self, sequence: usize, mask: &[u32]) -> Result<()> {
+        self.loaded.b.write(&mut self.sampler.mask, sequence * mask.len(), mask)
+    }
+
+    fn choose(&mut self, sequence: usize, len: usize) -> Result<u32> {
+        let Timeline { loaded, s, kv, sampler, prompt, .. } = self;
+        let Loaded { b, model } = &**loaded;
+        let (vocab, max_seq) = (model.config.vocab, kv.max_seq);
+        let SamplerState { params, history, bias, mask, scratch, outbox } = sampler;
+        let Rows { tokens, pos } = prompt;
+        b.write(pos, 0, &[kv.place(sequence, len - 1)])?; // choosing moves on by one
+        if self.greedy[sequence] {
+            b.argmax(&Argmax { vocab, max_seq }, tokens, pos, scratch, outbox, &s.logits)?;
+        } else {
+            let op = Sample { rows: 1, vocab, max_seq };
+            b.sample(&op, tokens, pos, params, history, scratch, outbox, bias, mask, &s.logits)?;
+        }
+        self.take(sequence)
+    }
+
+    fn run(&mut self, rows: &[Row], keep_logits: bool) -> Result<()> {
+        let ahead = self.ahead();
+        let Timeline { loaded, kv, sampler, steps, greedy, run, .. } = self;
+        run.rows.iter().for_each(|r| loaded.b.skip(&mut sampler.outbox, r.sequence, ahead));
+        *run = Run { rows: rows.to_vec(), ..Run::default() };
+        run.greedy = rows.len() == 1 && greedy[rows[0].sequence] && !keep_logits;
+        let tokens: Vec<u32> = rows.iter().map(|r| r.token).collect();
+        let places: Vec<u32> = rows.iter().map(|r| kv.place(r.sequence, r.pos)).collect();
+        if tokens.is_empty() { Ok(()) } else { steps.set(&loaded.b, &tokens, &places) }
+    }
+
+    fn ahead(&self) -> usize {
+        self.run.enqueued - self.run.taken
+    }
+
+    fn next(&mut self, ahead: bool, tokens: &mut Vec<u32>) -> Result<()> {
+        let most = if ahead { B::LOOKAHEAD } else { 0 };
+        while self.ahead() <= most && self.has_room() {
+            self.step()?;
+        }
+        if self.ahead() == 0 {
+            return Err(Error::Context { needed: self.kv.max_seq + 1, max: self.kv.max_seq });
+        }
+        tokens.clear();
+        for r in 0..self.run.rows.len() {
+            tokens.push(self.take(self.run.rows[r].sequence)?);
+        }
+        self.run.taken += 1;
+        Ok(())
+    }
+
+    fn waited(&self) -> Duration {
+        self.waited
+    }
+}

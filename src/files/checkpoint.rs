@@ -1,0 +1,131 @@
+//! The files of a model: found, read and checked, before any device is asked.
+
+use super::{
+    config::Config,
+    hub,
+    lora::{Lora, LoraSpec},
+    startup::Startup,
+    token_ids,
+    weights::Weights,
+};
+use crate::{
+    error::{Error, Result},
+    text::{Template, Tokenizer},
+};
+use std::{
+    fs,
+    panic::resume_unwind,
+    path::{Path, PathBuf},
+    thread::{self, ScopedJoinHandle},
+};
+
+/// The embedded demo model.
+mod demo {
+    pub const CONFIG: &str = include_str!("../../assets/demo/config.json");
+    pub const GENERATION: &str = include_str!("../../assets/demo/generation_config.json");
+    pub const TOKENIZER: &[u8] = include_bytes!("../../assets/demo/tokenizer.json");
+    pub const WEIGHTS: &[u8] = include_bytes!("../../assets/demo/model.safetensors");
+}
+
+/// The files of a model, read and checked but not yet on a device.
+pub struct ModelFiles {
+    /// Its directory; `None` for the embedded model.
+    pub dir: Option<PathBuf>,
+    /// Sizes.
+    pub config: Config,
+    /// Mapped weights.
+    pub weights: Weights,
+    /// Absent when the directory has none: token ids can still be used.
+    pub tokenizer: Option<Tokenizer>,
+    /// How it is spoken to.
+    pub template: Template,
+    /// Adapters that are added to the weights on their way to the device.
+    pub lora: Vec<Lora>,
+}
+
+impl ModelFiles {
+    /// Finds and checks a model: a directory in Hugging Face layout, the name of a repository in the local Hugging Face cache,
+    /// or `demo` for the embedded one.
+    pub fn open(model: &str) -> Result<ModelFiles> {
+        let startup = Startup::begin();
+        let source = Source::find(model, &startup)?;
+        thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| source.tokenizer(&startup));
+            let files = source.files(&startup)?;
+            let mut config = files.config;
+            let tokenizer = source.settled(&mut config, join(tokenizer)?)?;
+            Ok(ModelFiles { config, tokenizer, ..files })
+        })
+    }
+
+    /// Adds an adapter, after checking that it fits the model. Several add up.
+    pub fn add_lora(&mut self, spec: &LoraSpec) -> Result<()> {
+        self.lora.push(Lora::open(spec, &self.config)?);
+        Ok(())
+    }
+}
+
+/// A model that was found: what of its files is read first, and how the others are read, each in a thread of its own.
+pub(crate) struct Source {
+    /// `None` for the embedded model.
+    dir: Option<PathBuf>,
+    config: Config,
+}
+
+impl Source {
+    pub fn find(model: &str, startup: &Startup) -> Result<Source> {
+        startup.time("config", 0, || {
+            if model == "demo" {
+                let path = Path::new("(embedded)/config.json");
+                let config = Config::from_json(path, demo::CONFIG, Some(demo::GENERATION))?;
+                return Ok(Source { dir: None, config });
+            }
+            let dir = hub::resolve(model)?;
+            Ok(Source { config: Config::from_dir(&dir)?, dir: Some(dir) })
+        })
+    }
+
+    /// All but the tokenizer.
+    pub fn files(&self, startup: &Startup) -> Result<ModelFiles> {
+        let (dir, config) = (self.dir.clone(), self.config.clone());
+        startup.time("files", 0, || {
+            let (weights, template) = match &dir {
+                None => (Weights::embedded(demo::WEIGHTS, &config)?, Template::Aog),
+                Some(dir) => (Weights::open(dir, &config)?, Template::for_model(Some(dir))?),
+            };
+            Ok(ModelFiles { dir, config, weights, tokenizer: None, template, lora: Vec::new() })
+        })
+    }
+
+    /// The longest of them to read: Llama 3's is 9 MB of JSON.
+    pub fn tokenizer(&self, startup: &Startup) -> Result<Option<Tokenizer>> {
+        let path = self.dir.as_ref().map(|dir| dir.join("tokenizer.json"));
+        let bytes = path.as_ref().and_then(|path| fs::metadata(path).ok());
+        let bytes = bytes.map_or(demo::TOKENIZER.len() as u64, |m| m.len());
+        startup.time("tokenizer", bytes, || {
+            let (Some(dir), Some(path)) = (&self.dir, path) else {
+                return Tokenizer::from_bytes("(embedded)/tokenizer.json", demo::TOKENIZER).map(Some);
+            };
+            let tokenizer = Tokenizer::from_dir(dir)?;
+            match tokenizer.as_ref().map(Tokenizer::vocab).filter(|n| *n > self.config.vocab) {
+                None => Ok(tokenizer),
+                Some(n) => {
+                    let what = format!("has {n} tokens, config.json says vocab_size {}", self.config.vocab);
+                    Err(Error::file(path, what))
+                }
+            }
+        })
+    }
+
+    /// The tokenizer again, after the ids that begin and end a text are set as it knows them. Our own files agree.
+    pub fn settled(&self, config: &mut Config, tokenizer: Option<Tokenizer>) -> Result<Option<Tokenizer>> {
+        if let (Some(dir), Some(tokenizer)) = (&self.dir, &tokenizer) {
+            token_ids::settle(config, dir, tokenizer)?;
+        }
+        Ok(tokenizer)
+    }
+}
+
+pub(crate) fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+}

@@ -1,0 +1,13 @@
+//! What is on disk: configurations, weights, adapters, the local Hugging Face cache. Nothing here knows of a device.
+mod checkpoint;
+pub mod config;
+pub mod hub;
+pub mod lora;
+mod startup;
+pub mod synth;
+mod token_ids;
+pub mod weights;
+
+pub use checkpoint::ModelFiles;
+pub(crate) use checkpoint::{Source, join};
+pub use startup::{Phase, Startup, StartupReport};

@@ -1,0 +1,361 @@
+//! Random checkpoints in Hugging Face layout: the sizes, files and headers of a real model without its training.
+//!
+//! The statistics keep a forward pass finite and its logits spread, at any size: a matrix is normal with standard
+//! deviation 1/sqrt(in), so that it keeps the scale of its input; the two that add to the residual stream are smaller
+//! by sqrt(2 n_layers) (GPT-2's rule), so that it grows by a constant factor over all layers; norm gains lie around 1,
+//! but for the last one, which sets the spread of the logits.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+use half::{bf16, f16};
+use rayon::prelude::*;
+use safetensors::tensor::TensorInfo;
+use serde_json::{Value, json};
+
+use crate::{
+    error::{Error, Result},
+    files::{
+        config::{Config, Dtype},
+        weights::{self, Weights},
+    },
+};
+
+/// Size limit of a shard unless asked otherwise: that of transformers, which made the published checkpoints.
+pub const SHARD_BYTES: u64 = 5_000_000_000;
+
+/// Standard deviation of the norm gains around 1.
+const NORM_STD: f32 = 0.05;
+/// Standard deviation of the logits, brought about by the gain of the last norm, so that the best tokens stand out
+/// as in a trained model.
+const LOGIT_STD: f32 = 3.0;
+/// Scale of the embedding. Below 1, so that the layers outweigh it: where it is the head as well, every token would
+/// otherwise predict itself.
+const EMBED_SCALE: f32 = 0.5;
+/// Elements that one task generates.
+const BLOCK: usize = 1 << 16;
+/// Elements in one write; two such buffers alternate between being filled and being written.
+const BATCH: usize = 1 << 24;
+
+/// Names that [`preset`] knows.
+pub const PRESETS: [&str; 2] = ["llama3-8b", "llama3.2-1b"];
+
+/// Files of a model directory besides its safetensors and their index.
+pub const FILES: [&str; 7] = [
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+];
+
+/// `config.json` of a known model by its short name: `llama3-8b` (Meta-Llama-3-8B, and so the Korean models made from
+/// it) or `llama3.2-1b`.
+pub fn preset(name: &str) -> Option<String> {
+    let (dim, ffn_dim, n_layers, max_seq, tied, rope_scaling) = match name {
+        "llama3-8b" => (4096, 14336, 32, 8192, false, Value::Null),
+        "llama3.2-1b" => {
+            let scaling = json!({
+                "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 8192, "rope_type": "llama3"
+            });
+            (2048, 8192, 16, 131072, true, scaling)
+        }
+        _ => return None,
+    };
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": false,
+        "bos_token_id": 128000,
+        "eos_token_id": 128001,
+        "head_dim": dim / 32,
+        "hidden_act": "silu",
+        "hidden_size": dim,
+        "intermediate_size": ffn_dim,
+        "max_position_embeddings": max_seq,
+        "mlp_bias": false,
+        "model_type": "llama",
+        "num_attention_heads": 32,
+        "num_hidden_layers": n_layers,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5,
+        "rope_scaling": rope_scaling,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": tied,
+        "torch_dtype": "bfloat16",
+        "vocab_size": 128256
+    });
+    Some(format!("{config:#}\n"))
+}
+
+/// Writes a random checkpoint to the directory `out`, which must be absent or empty: safetensors of at most
+/// `shard_bytes` each (a larger tensor has one to itself), their index when there are several, and `config.json`,
+/// which comes last, so that an interrupted run leaves nothing that looks like a model.
+///
+/// Every element is a function of the seed, the tensor's name and its place, so the same call writes the same bytes
+/// on any machine and with any number of threads. `progress` gets the bytes written and those to be written.
+///
+/// # Errors
+/// Those of [`Config::from_json`]; [`Error::Input`] when `out` is not empty; [`Error::Io`] when writing fails.
+pub fn write(
+    config_json: &str,
+    seed: u64,
+    dtype: Dtype,
+    shard_bytes: u64,
+    out: &Path,
+    progress: impl Fn(u64, u64) + Sync,
+) -> Result<()> {
+    let config_path = out.join("config.json");
+    let config = Config::from_json(&config_path, config_json, None)?;
+    new_directory(out)?;
+
+    let layout = Layout::new(&config, dtype, shard_bytes);
+    let mut done = 0;
+    for shard in &layout.shards {
+        let path = out.join(&shard.file);
+        let report = |bytes| {
+            done += bytes;
+            progress(done, layout.total_bytes);
+        };
+        File::create(&path).and_then(|file| write_shard(file, shard, seed, dtype, report)).map_err(Error::io(&path))?;
+    }
+    let save = |path: &Path, text: &str| fs::write(path, text).map_err(Error::io(path));
+    if layout.shards.len() > 1 {
+        save(&out.join(weights::INDEX), &layout.index_json())?;
+    }
+    if config.dtype == dtype {
+        return save(&config_path, config_json);
+    }
+    let mut value: Value = serde_json::from_str(config_json).expect("Config::from_json has parsed it");
+    value["torch_dtype"] = json!(dtype.hf_name());
+    if value.get("dtype").is_some() {
+        value["dtype"] = json!(dtype.hf_name());
+    }
+    save(&config_path, &format!("{value:#}\n"))
+}
+
+/// Copies what belongs to a model's tokenizer, and `generation_config.json`, from one model directory to another;
+/// returns the names of the files that were there.
+///
+/// # Errors
+/// [`Error::Io`] with the file.
+pub fn copy_tokenizer(from: &Path, to: &Path) -> Result<Vec<&'static str>> {
+    let mut copied = Vec::new();
+    for file in FILES.into_iter().filter(|f| *f != "config.json") {
+        let source = from.join(file);
+        if source.exists() {
+            fs::copy(&source, to.join(file)).map_err(Error::io(&source))?;
+            copied.push(file);
+        }
+    }
+    Ok(copied)
+}
+
+/// Makes a directory that must be absent or empty.
+pub(crate) fn new_directory(out: &Path) -> Result<()> {
+    fs::create_dir_all(out).map_err(Error::io(out))?;
+    match fs::read_dir(out).map_err(Error::io(out))?.next() {
+        Some(_) => Err(Error::Input(format!("{} is not empty; name a new directory", out.display()))),
+        None => Ok(()),
+    }
+}
+
+/// Which tensor lies in which file, as transformers' `save_pretrained` decides it.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// The files, in order.
+    pub shards: Vec<ShardLayout>,
+    /// Bytes of all tensors (without headers).
+    pub total_bytes: u64,
+}
+
+/// One safetensors file to be written.
+#[derive(Clone, Debug)]
+pub struct ShardLayout {
+    /// Its name.
+    pub file: String,
+    /// Everything before its data: length, JSON, padding to 8 bytes.
+    pub header: Vec<u8>,
+    /// Its tensors in the order of their data, sorted by name.
+    tensors: Vec<Planned>,
+}
+
+impl ShardLayout {
+    /// Size of the file.
+    pub fn bytes(&self) -> u64 {
+        self.header.len() as u64 + self.tensors.iter().map(|t| t.bytes).sum::<u64>()
+    }
+}
+
+/// A tensor to be generated.
+#[derive(Clone, Debug)]
+struct Planned {
+    name: String,
+    shape: Vec<usize>,
+    bytes: u64,
+    mean: f32,
+    std: f32,
+}
+
+impl Layout {
+    /// Plans the files of a checkpoint of `config`; nothing is written.
+    pub fn new(config: &Config, dtype: Dtype, shard_bytes: u64) -> Layout {
+        let tensors = plan(config, dtype);
+        let total_bytes = tensors.iter().map(|t| t.bytes).sum();
+
+        // First fit in the order of the modules, without looking back: transformers' rule.
+        let mut groups: Vec<Vec<Planned>> = vec![Vec::new()];
+        let mut room = shard_bytes;
+        for tensor in tensors {
+            if tensor.bytes > room && !groups.last().expect("never empty").is_empty() {
+                groups.push(Vec::new());
+                room = shard_bytes;
+            }
+            room = room.saturating_sub(tensor.bytes);
+            groups.last_mut().expect("never empty").push(tensor);
+        }
+
+        let n = groups.len();
+        let shard = |(i, mut tensors): (usize, Vec<Planned>)| {
+            let file = match n {
+                1 => weights::SINGLE.to_string(),
+                _ => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
+            };
+            tensors.sort_by(|a, b| a.name.cmp(&b.name));
+            ShardLayout { file, header: header(&tensors, dtype), tensors }
+        };
+        Layout { shards: groups.into_iter().enumerate().map(shard).collect(), total_bytes }
+    }
+
+    /// The text of `model.safetensors.index.json`.
+    pub fn index_json(&self) -> String {
+        let files = self.shards.iter().flat_map(|s| s.tensors.iter().map(|t| (t.name.as_str(), s.file.as_str())));
+        let weight_map: BTreeMap<&str, &str> = files.collect();
+        format!("{:#}\n", json!({"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map}))
+    }
+}
+
+/// All tensors in the order of the modules, with their statistics.
+fn plan(config: &Config, dtype: Dtype) -> Vec<Planned> {
+    let mut tensors = Vec::new();
+    let number: Result<Weights<usize>> = Weights::table(config, |name, shape| {
+        let bytes = shape.iter().product::<usize>() as u64 * dtype.bytes() as u64;
+        let (mean, std) = match *shape {
+            [_, cols] => (0.0, 1.0 / (cols as f32).sqrt()),
+            _ => (1.0, NORM_STD),
+        };
+        tensors.push(Planned { name, shape: shape.to_vec(), bytes, mean, std });
+        Ok(tensors.len() - 1)
+    });
+    let number = number.expect("the closure returns no error");
+    let depth = (2.0 * config.n_layers as f32).sqrt();
+    for layer in &number.layers {
+        tensors[layer.wo].std /= depth;
+        tensors[layer.w_down].std /= depth;
+    }
+    tensors[number.embed].std *= EMBED_SCALE;
+    let gain = LOGIT_STD / if config.tied { EMBED_SCALE } else { 1.0 };
+    let final_norm = &mut tensors[number.final_norm];
+    (final_norm.mean, final_norm.std) = (gain, NORM_STD * gain);
+    tensors
+}
+
+/// The header in the bytes that the Python library writes.
+fn header(tensors: &[Planned], dtype: Dtype) -> Vec<u8> {
+    let dtype = match dtype {
+        Dtype::Bf16 => safetensors::Dtype::BF16,
+        Dtype::F16 => safetensors::Dtype::F16,
+        Dtype::F32 => safetensors::Dtype::F32,
+    };
+    let mut json = String::from(r#"{"__metadata__":{"format":"pt"}"#);
+    let mut end = 0;
+    for tensor in tensors {
+        let start = end;
+        end += tensor.bytes as usize;
+        let info = TensorInfo { dtype, shape: tensor.shape.clone(), data_offsets: (start, end) };
+        let info = serde_json::to_string(&info).expect("a struct of numbers");
+        json += &format!(r#","{}":{info}"#, tensor.name); // tensor names need no escapes
+    }
+    json.push('}');
+    let padded = json.len().next_multiple_of(8);
+    let mut header = (padded as u64).to_le_bytes().to_vec();
+    header.extend(json.bytes());
+    header.resize(8 + padded, b' ');
+    header
+}
+
+/// Writes one file; `report` gets the bytes of tensors that each write adds.
+fn write_shard(
+    mut file: File,
+    shard: &ShardLayout,
+    seed: u64,
+    dtype: Dtype,
+    mut report: impl FnMut(u64) + Send,
+) -> io::Result<()> {
+    file.write_all(&shard.header)?;
+    let (mut ready, mut next) = (Vec::new(), Vec::new());
+    for tensor in &shard.tensors {
+        let key = key(seed, &tensor.name);
+        let elements = tensor.shape.iter().product();
+        for start in (0..elements).step_by(BATCH) {
+            let n = BATCH.min(elements - start);
+            // The last batch goes to the disk while this one is made.
+            let (written, ()) =
+                rayon::join(|| file.write_all(&ready), || fill(&mut next, key, start, n, tensor, dtype));
+            written?;
+            report(ready.len() as u64);
+            std::mem::swap(&mut ready, &mut next);
+        }
+    }
+    file.write_all(&ready)?;
+    report(ready.len() as u64);
+    Ok(())
+}
+
+/// Fills `out` with elements `start..start + n` of a tensor.
+fn fill(out: &mut Vec<u8>, key: u64, start: usize, n: usize, tensor: &Planned, dtype: Dtype) {
+    fn elements<const N: usize>(out: &mut [u8], start: u64, value: impl Fn(u64) -> [u8; N] + Sync) {
+        out.par_chunks_mut(BLOCK * N).enumerate().for_each(|(block, out)| {
+            let start = start + (block * BLOCK) as u64;
+            for (element, i) in out.as_chunks_mut().0.iter_mut().zip(start..) {
+                *element = value(i);
+            }
+        });
+    }
+    out.resize(n * dtype.bytes(), 0);
+    let (start, mean, scale) = (start as u64, tensor.mean, tensor.std / SUM_STD);
+    let value = |i| mean + scale * centred_sum(key, i) as f32;
+    match dtype {
+        Dtype::Bf16 => elements(out, start, |i| bf16::from_f32(value(i)).to_le_bytes()),
+        Dtype::F16 => elements(out, start, |i| f16::from_f32(value(i)).to_le_bytes()),
+        Dtype::F32 => elements(out, start, |i| value(i).to_le_bytes()),
+    }
+}
+
+/// Standard deviation of [`centred_sum`]: sqrt(4 (2^32 - 1) / 12).
+const SUM_STD: f32 = 37_837.22;
+
+/// A nearly normal integer of mean 0: the sum of the four 16-bit numbers in a hash of (key, i). In integers, because
+/// no logarithm or cosine is the same to the last bit on every machine.
+fn centred_sum(key: u64, i: u64) -> i32 {
+    let h = mix(key.wrapping_add(i.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+    let sum = (h & 0xffff) + (h >> 16 & 0xffff) + (h >> 32 & 0xffff) + (h >> 48);
+    sum as i32 - 2 * 0xffff
+}
+
+/// The finaliser of SplitMix64 (Steele, Lea, Flood 2014).
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ x >> 31
+}
+
+/// Key of a tensor's stream: FNV-1a of its name, mixed with the seed.
+fn key(seed: u64, name: &str) -> u64 {
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    mix(mix(seed) ^ hash)
+}

@@ -1,0 +1,55 @@
+//! The KV cache: the only place that knows its layout.
+//!
+//! Per layer `k` and `v` are [sequences, n_kv_heads, max_seq, head_dim]: the keys of one head are contiguous, so that an
+//! attention block streams them. A token's *place* is `sequence * max_seq + position`, the one number by which an op finds it;
+//! with one sequence it is the position. A place is written when its token is computed; what lies beyond the live length of a
+//! sequence is never read.
+
+use crate::{backend::Backend, error::Result, files::config::Config};
+
+/// Keys and values of all layers and sequences.
+pub struct Kv<B: Backend> {
+    /// Per layer, [sequences, n_kv_heads, max_seq, head_dim].
+    pub k: Vec<B::Buf<B::Act>>,
+    /// Per layer, [sequences, n_kv_heads, max_seq, head_dim].
+    pub v: Vec<B::Buf<B::Act>>,
+    /// Capacity of a sequence in tokens.
+    pub max_seq: usize,
+    /// Sequences.
+    pub sequences: usize,
+}
+
+impl<B: Backend> Kv<B> {
+    /// Bytes of a cache for one sequence of `max_seq` tokens.
+    pub fn bytes(config: &Config, max_seq: usize) -> u64 {
+        2 * (config.n_layers * config.kv_dim() * max_seq * size_of::<B::Act>()) as u64
+    }
+
+    /// An empty cache.
+    pub fn new(b: &B, config: &Config, sequences: usize, max_seq: usize) -> Result<Self> {
+        let layer = || b.alloc(sequences * config.kv_dim() * max_seq);
+        Ok(Kv {
+            k: (0..config.n_layers).map(|_| layer()).collect::<Result<_>>()?,
+            v: (0..config.n_layers).map(|_| layer()).collect::<Result<_>>()?,
+            max_seq,
+            sequences,
+        })
+    }
+
+    /// The place of a position.
+    pub fn place(&self, sequence: usize, pos: usize) -> u32 {
+        debug_assert!(sequence < self.sequences && pos < self.max_seq);
+        (sequence * self.max_seq + pos) as u32
+    }
+
+    /// Copies the first `len` positions of sequence `from` to sequence `to`, another one.
+    pub fn copy(&mut self, b: &B, config: &Config, to: usize, from: usize, len: usize) -> Result<()> {
+        for buf in self.k.iter_mut().chain(&mut self.v) {
+            for head in 0..config.n_kv_heads {
+                let [to, from] = [to, from].map(|s| (s * config.n_kv_heads + head) * self.max_seq * config.head_dim);
+                b.copy(buf, to, from, len * config.head_dim)?;
+            }
+        }
+        Ok(())
+    }
+}
