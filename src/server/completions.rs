@@ -1,15 +1,15 @@
 //! `POST /v1/completions`: a text is continued.
 
 use super::{
-    Server, State,
     answer::{Delta, StopReason},
+    body::{Body, work},
     error::{ApiError, ErrorReply},
     fields::{Common, parse},
     log::RequestLog,
     logprobs::{self, Legacy, LegacyLogprobs, PromptToken, Scored},
     prepare::{Prepared, Prompt, Wishes},
     reply::{Reply, Shape},
-    router::{Body, work},
+    state::{Server, State},
 };
 use crate::{Message, Template, Tokenizer};
 use axum::{Extension, extract, response::Response};

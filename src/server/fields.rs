@@ -1,6 +1,10 @@
 //! The fields that both APIs know, and what becomes of fields that they do not know.
 
-use super::{ServerOptions, UnknownFields, error::ApiError, policy};
+use super::{
+    error::ApiError,
+    options::ServerOptions,
+    policy::{self, UnknownFields},
+};
 use crate::{GenerateOptions, Sampling, error::Error, ops::sample::MAX_STOP_IDS};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;

@@ -1,9 +1,10 @@
 //! Routes that say what is here and how it is.
 
 use super::{
-    Phase, Server,
     error::{ApiError, ErrorReply},
-    metrics, router,
+    metrics,
+    state::Server,
+    worker::Phase,
 };
 use axum::{
     Json,
@@ -123,12 +124,6 @@ pub(super) async fn version() -> Json<Version> {
 pub(super) async fn metrics(State(server): State<Server>) -> Result<Response, ApiError> {
     let text = server.0.metrics.text(server.0.worker.admitted()).map_err(|e| ApiError::internal(e.to_string()))?;
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
-}
-
-/// This description.
-#[utoipa::path(get, path = "/openapi.json", tag = "state", responses((status = 200, description = "An OpenAPI 3.1 document", body = Object)))]
-pub(super) async fn openapi() -> Json<utoipa::openapi::OpenApi> {
-    Json(router::description())
 }
 
 /// A page to talk to the model.

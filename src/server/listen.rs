@@ -1,6 +1,6 @@
 //! Connections: accepting, and ending them in order.
 
-use super::Server;
+use super::state::Server;
 use axum::serve::Listener;
 use hyper::server::conn::http1;
 use hyper_util::{

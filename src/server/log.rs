@@ -1,6 +1,6 @@
 //! One line in the log for each request, written when its reply has ended.
 
-use super::{Server, usage::Tally};
+use super::{state::Server, usage::Tally};
 use axum::{
     extract::{Request, State},
     http::{HeaderName, HeaderValue, StatusCode},

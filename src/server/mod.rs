@@ -23,6 +23,7 @@
 //! ```
 
 mod answer;
+mod body;
 mod chat;
 mod completions;
 mod constrain;
@@ -32,202 +33,20 @@ mod info;
 mod listen;
 mod log;
 mod logprobs;
+mod messages;
 mod metrics;
+mod options;
 mod policy;
 mod prepare;
 mod reply;
 mod router;
+mod state;
 mod tokens;
 mod usage;
 mod worker;
 
 pub use constrain::{Format, Grammar, Grammars};
+pub use options::ServerOptions;
 pub use policy::UnknownFields;
+pub use state::Server;
 pub use worker::Phase;
-
-use crate::{
-    BatchOptions, Engine, Template, Tokenizer,
-    error::{Error, Result},
-};
-use axum::http::StatusCode;
-use error::ApiError;
-use metrics::Metrics;
-use std::{
-    hash::{DefaultHasher, Hash, Hasher},
-    sync::{Arc, OnceLock},
-    thread,
-    time::{SystemTime, UNIX_EPOCH},
-};
-use tokio::sync::watch;
-use worker::Worker;
-
-/// How to serve.
-#[derive(Clone)]
-pub struct ServerOptions {
-    /// Names under which requests know the model, at least one.
-    pub names: Vec<String>,
-    /// Answers that are generated at the same time.
-    pub sequences: usize,
-    /// Most tokens of a prompt that are computed between two steps of the running answers.
-    pub prefill_chunk: usize,
-    /// Answers that may wait besides the ones that run; more are refused with 429.
-    pub queue: usize,
-    /// API keys; with none everybody is let in.
-    pub keys: Vec<String>,
-    /// Origins of web pages that may use the server; `*` is any.
-    pub cors: Vec<String>,
-    /// Most bytes of a request's body.
-    pub body_limit: usize,
-    /// How chats become prompts, in the place of the model's own way.
-    pub template: Option<Template>,
-    /// What becomes of fields that no API has.
-    pub unknown_fields: UnknownFields,
-    /// The checkpoint's `tokenizer_config.json`, for `/tokenizer_info`.
-    pub tokenizer_config: serde_json::Map<String, serde_json::Value>,
-}
-
-impl Default for ServerOptions {
-    fn default() -> Self {
-        ServerOptions {
-            names: vec!["aoji".into()],
-            sequences: 8,
-            prefill_chunk: 256,
-            queue: 64,
-            keys: Vec::new(),
-            cors: Vec::new(),
-            body_limit: 16 << 20,
-            template: None,
-            unknown_fields: UnknownFields::default(),
-            tokenizer_config: serde_json::Map::new(),
-        }
-    }
-}
-
-/// A model that is served. Clones share it; the engine's thread ends when the last one and the last request are gone.
-#[derive(Clone)]
-pub struct Server(Arc<State>);
-
-/// What all requests share.
-struct State {
-    engine: Engine,
-    tokenizer: Tokenizer,
-    template: Template,
-    options: ServerOptions,
-    worker: Worker,
-    metrics: Arc<Metrics>,
-    phase: watch::Sender<Phase>,
-    grammars: OnceLock<Result<Grammars, String>>,
-    fingerprint: String,
-    created: u64,
-}
-
-impl Server {
-    /// Makes the batch and starts its thread, which first generates one token; see [`Server::ready`].
-    ///
-    /// # Errors
-    /// `Input` for a model without a tokenizer, options out of range, or a name, key or origin that cannot be one; what
-    /// [`Engine::batch`] refuses.
-    pub fn start(engine: Engine, options: ServerOptions) -> Result<Server> {
-        let tokenizer = engine.tokenizer()?.clone();
-        let Some(name) = options.names.first() else {
-            return Err(Error::Input("the served model needs a name".into()));
-        };
-        if options.keys.iter().any(String::is_empty) {
-            return Err(Error::Input("an API key is empty: everybody would have it".into()));
-        }
-        let _ = router::cors(&options.cors)?; // made again with the router
-        let (max_tokens, chunk) = (engine.max_context(), options.prefill_chunk);
-        let batch = engine.batch(&BatchOptions { sequences: options.sequences, max_tokens, chunk })?;
-        let metrics = Arc::new(Metrics::new(name, engine.device()));
-        let phase = watch::Sender::new(Phase::Starting);
-        let capacity = options.sequences.saturating_add(options.queue).min(tokio::sync::Semaphore::MAX_PERMITS);
-        let worker = Worker::start(engine.clone(), batch, capacity, metrics.clone(), phase.clone())?;
-        let template = options.template.clone().unwrap_or_else(|| engine.template().clone());
-        let (grammars, fingerprint) = (OnceLock::new(), fingerprint(&engine));
-        let created = now();
-        let state =
-            State { engine, tokenizer, template, options, worker, metrics, phase, grammars, fingerprint, created };
-        let server = Server(Arc::new(state));
-        // Hundreds of milliseconds for a large vocabulary: the first request with a schema should not wait for it.
-        let state = server.0.clone();
-        thread::spawn(move || {
-            let _ = state.grammars(); // why there are none is said to who asks for one
-        });
-        Ok(server)
-    }
-
-    /// How far it is.
-    pub fn phase(&self) -> Phase {
-        self.0.phase.borrow().clone()
-    }
-
-    /// Waits until the model has generated a token.
-    ///
-    /// # Errors
-    /// `Input` with the reason when it cannot.
-    pub async fn ready(&self) -> Result<()> {
-        let mut phase = self.0.phase.subscribe();
-        let known = phase.wait_for(|phase| *phase != Phase::Starting).await;
-        match known.as_deref() {
-            Ok(Phase::Failed(why)) => Err(Error::Input(format!("the model does not run: {why}"))),
-            _ => Ok(()),
-        }
-    }
-
-    /// Takes no new requests; those that are here are finished.
-    pub fn drain(&self) {
-        self.0.phase.send_if_modified(|phase| {
-            let open = matches!(phase, Phase::Starting | Phase::Ready);
-            if open {
-                *phase = Phase::Draining;
-            }
-            open
-        });
-    }
-
-    /// Ends all answers at once, with an error, and the engine's thread; nothing is answered any more.
-    pub fn stop(&self) {
-        self.drain();
-        self.0.worker.stop();
-    }
-
-    /// [`Server::stop`], and waits until the thread has let go of the device.
-    pub fn close(&self) {
-        self.stop();
-        self.0.worker.join();
-    }
-}
-
-impl State {
-    /// Whether there is room for `n` answers.
-    fn admit(&self, n: usize) -> Result<(), ApiError> {
-        self.worker.admit(n).inspect_err(|e| self.refused(e))
-    }
-
-    /// Counts a request that is not let in.
-    fn refused(&self, error: &ApiError) {
-        if error.status == StatusCode::TOO_MANY_REQUESTS {
-            self.metrics.rejected("queue_full");
-        }
-    }
-
-    /// What answers can be held to, made when first asked for.
-    fn grammars(&self) -> Result<&Grammars, &str> {
-        let config = self.engine.config();
-        let made = self.grammars.get_or_init(|| Grammars::new(&self.tokenizer, config.vocab, &config.eos));
-        made.as_ref().map_err(String::as_str)
-    }
-}
-
-/// What a reply's numbers depend on, as far as the server knows it: the version, the model's sizes, the device. Not the
-/// weights themselves.
-fn fingerprint(engine: &Engine) -> String {
-    let mut hasher = DefaultHasher::new();
-    format!("{:?} {} {}", engine.config(), engine.device(), engine.is_gpu()).hash(&mut hasher);
-    format!("aoji-{}-{:016x}", env!("CARGO_PKG_VERSION"), hasher.finish())
-}
-
-/// Seconds since 1970.
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
-}

@@ -1,11 +1,11 @@
 //! From the fields of a request to jobs.
 
 use super::{
-    State,
+    body::blocking,
     constrain::Format,
     error::ApiError,
     fields::{Common, MAX_LOGPROBS, ResponseKind},
-    router::blocking,
+    state::State,
     worker::Guarded,
 };
 use crate::{GenerateOptions, Job};

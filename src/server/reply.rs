@@ -1,12 +1,11 @@
 //! Replies of both APIs, whole or as a stream.
 
 use super::{
-    State,
     answer::{Answers, Delta},
     error::ApiError,
     log::RequestLog,
-    now,
     prepare::Prepared,
+    state::{State, now},
     usage::{Tally, Times, Usage},
 };
 use axum::{

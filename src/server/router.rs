@@ -1,12 +1,11 @@
 //! Routes, and what surrounds all of them: log, CORS, panics, keys, sizes.
 
-use super::{Phase, Server, chat, completions, error::ApiError, info, log, tokens, worker::panic_text};
-use crate::error::{Error, Result};
+use super::{chat, completions, error::ApiError, info, log, options::cors, state::Server, tokens, worker::panic_text};
 use axum::{
-    Router,
+    Json, Router,
     body::{Bytes, HttpBody},
-    extract::{DefaultBodyLimit, FromRequest, Request, State},
-    http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header},
+    extract::{DefaultBodyLimit, Request, State},
+    http::{HeaderValue, Method, Uri, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
@@ -17,21 +16,14 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 use subtle::ConstantTimeEq;
-use tower_http::{
-    catch_panic::CatchPanicLayer,
-    cors::{AllowOrigin, CorsLayer},
-};
+use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::{
     Modify, OpenApi,
     openapi::security::{Http, HttpAuthScheme, SecurityScheme},
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
-
-/// The longest that a client may take to send a body.
-const BODY_SECONDS: u64 = 60;
 
 #[derive(OpenApi)]
 #[openapi(
@@ -65,12 +57,12 @@ fn routes() -> (OpenApiRouter<Server>, OpenApiRouter<Server>) {
         .routes(routes!(info::ready))
         .routes(routes!(info::version))
         .routes(routes!(info::metrics))
-        .routes(routes!(info::openapi));
+        .routes(routes!(openapi));
     (keyed, open)
 }
 
 /// The description of all routes and their fields.
-pub(super) fn description() -> utoipa::openapi::OpenApi {
+fn description() -> utoipa::openapi::OpenApi {
     let (keyed, open) = routes();
     let mut openapi = keyed.merge(open).into_openapi();
     // axum's mark for a name with slashes is not OpenAPI's.
@@ -78,6 +70,12 @@ pub(super) fn description() -> utoipa::openapi::OpenApi {
         openapi.paths.paths.insert("/v1/models/{id}".into(), model);
     }
     openapi
+}
+
+/// This description.
+#[utoipa::path(get, path = "/openapi.json", tag = "state", responses((status = 200, description = "An OpenAPI 3.1 document", body = Object)))]
+async fn openapi() -> Json<utoipa::openapi::OpenApi> {
+    Json(description())
 }
 
 impl Server {
@@ -105,24 +103,6 @@ impl Server {
 
 fn short(uri: &Uri) -> String {
     uri.path().chars().take(200).collect()
-}
-
-/// Which web pages may use the server, where any may.
-pub(super) fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
-    if origins.is_empty() {
-        return Ok(None);
-    }
-    let origin = |origin: &String| match HeaderValue::from_str(origin) {
-        Ok(value) if origin.contains("://") && !origin.ends_with('/') => Ok(value),
-        _ => Err(Error::Input(format!("CORS origin {origin:?}: expected * or an origin like https://example.com"))),
-    };
-    let allowed = match origins.iter().any(|o| o == "*") {
-        true => AllowOrigin::any(),
-        false => AllowOrigin::list(origins.iter().map(origin).collect::<Result<Vec<_>>>()?),
-    };
-    let exposed = ["x-request-id", "x-aoji-ignored-params", "retry-after"].map(HeaderName::from_static);
-    let cors = CorsLayer::new().allow_origin(allowed).allow_methods([Method::GET, Method::POST]);
-    Ok(Some(cors.allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE]).expose_headers(exposed)))
 }
 
 /// A request without a right key goes no further. All keys are compared, each in constant time.
@@ -162,66 +142,10 @@ fn panicked(panic: Box<dyn Any + Send>) -> Response {
     ApiError::internal(format!("a fault of aoji, please report it: {text}")).into_response()
 }
 
-/// Up to so many bytes of a request are read where it is; to hand them to another thread would take longer.
-const SHORT: usize = 2048;
-
-/// Does the work of a request of `bytes` bytes.
-pub(super) async fn work<T: Send + 'static>(
-    bytes: usize,
-    f: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    if bytes <= SHORT { f() } else { blocking(f).await }
-}
-
-/// Does what takes long, as tokenizing a book does, where it keeps no other request from going on.
-pub(super) async fn blocking<T: Send + 'static>(
-    f: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    match tokio::task::spawn_blocking(f).await {
-        Ok(result) => result,
-        Err(e) => match e.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic), // `panicked` makes a reply of it
-            Err(_) => Err(ApiError::unavailable("the server is shutting down")),
-        },
-    }
-}
-
-/// The body of a request that is to be JSON, not yet read; refused while the server does not answer.
-pub(super) struct Body(pub Bytes);
-
-impl FromRequest<Server> for Body {
-    type Rejection = ApiError;
-    async fn from_request(request: Request, server: &Server) -> Result<Body, ApiError> {
-        let metrics = &server.0.metrics;
-        match server.phase() {
-            Phase::Starting | Phase::Ready => {}
-            Phase::Draining => {
-                metrics.rejected("draining");
-                return Err(ApiError::unavailable("the server is shutting down"));
-            }
-            Phase::Failed(why) => return Err(ApiError::unavailable(format!("the engine has stopped: {why}"))),
-        }
-        if let Some(found) = request.headers().get(header::CONTENT_TYPE) {
-            let found = String::from_utf8_lossy(found.as_bytes());
-            let essence = found.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-            if essence != "application/json" && !essence.ends_with("+json") {
-                return Err(ApiError::not_json(&found));
-            }
-        }
-        let limit = server.0.options.body_limit;
-        let read = tokio::time::timeout(Duration::from_secs(BODY_SECONDS), Bytes::from_request(request, server)).await;
-        match read {
-            Ok(Ok(bytes)) => Ok(Body(bytes)),
-            Ok(Err(e)) if e.status() == StatusCode::PAYLOAD_TOO_LARGE => Err(ApiError::too_large(limit)),
-            Ok(Err(e)) => Err(ApiError::bad(format!("the body could not be read: {e}"))),
-            Err(_) => Err(ApiError::bad(format!("the body did not arrive within {BODY_SECONDS} seconds"))),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::http::StatusCode;
 
     #[test]
     fn a_panic_is_a_reply() {

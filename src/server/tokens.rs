@@ -1,13 +1,13 @@
 //! Routes of the tokenizer, in vLLM's shape, which lm-evaluation-harness also uses.
 
 use super::{
-    Server,
-    chat::{self, ChatMessage, only},
+    body::{Body, work},
     error::{ApiError, ErrorReply},
     fields::parse_alone,
     logprobs::name,
+    messages::{self, ChatMessage, only},
     reply::ignored_header,
-    router::{Body, work},
+    state::Server,
 };
 use crate::{Message, Template};
 use axum::{
@@ -71,7 +71,7 @@ pub(super) async fn tokenize(State(server): State<Server>, Body(body): Body) -> 
                 only("add_special_tokens", request.add_special_tokens, false, "the template says where BOS is")?;
                 only("add_generation_prompt", request.add_generation_prompt, true, "a chat is for an answer")?;
                 only("continue_final_message", request.continue_final_message, false, "no template here does it")?;
-                chat::encode(&state, messages)?
+                messages::encode(&state, messages)?
             }
             _ => {
                 return Err(ApiError::invalid("prompt", "expected either prompt, a text, or messages, a conversation"));

@@ -1,0 +1,69 @@
+//! How to serve.
+
+use super::policy::UnknownFields;
+use crate::{
+    Template,
+    error::{Error, Result},
+};
+use axum::http::{HeaderName, HeaderValue, Method, header};
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
+/// How to serve.
+#[derive(Clone)]
+pub struct ServerOptions {
+    /// Names under which requests know the model, at least one.
+    pub names: Vec<String>,
+    /// Answers that are generated at the same time.
+    pub sequences: usize,
+    /// Most tokens of a prompt that are computed between two steps of the running answers.
+    pub prefill_chunk: usize,
+    /// Answers that may wait besides the ones that run; more are refused with 429.
+    pub queue: usize,
+    /// API keys; with none everybody is let in.
+    pub keys: Vec<String>,
+    /// Origins of web pages that may use the server; `*` is any.
+    pub cors: Vec<String>,
+    /// Most bytes of a request's body.
+    pub body_limit: usize,
+    /// How chats become prompts, in the place of the model's own way.
+    pub template: Option<Template>,
+    /// What becomes of fields that no API has.
+    pub unknown_fields: UnknownFields,
+    /// The checkpoint's `tokenizer_config.json`, for `/tokenizer_info`.
+    pub tokenizer_config: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        ServerOptions {
+            names: vec!["aoji".into()],
+            sequences: 8,
+            prefill_chunk: 256,
+            queue: 64,
+            keys: Vec::new(),
+            cors: Vec::new(),
+            body_limit: 16 << 20,
+            template: None,
+            unknown_fields: UnknownFields::default(),
+            tokenizer_config: serde_json::Map::new(),
+        }
+    }
+}
+
+/// Which web pages may use the server, where any may.
+pub(super) fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
+    if origins.is_empty() {
+        return Ok(None);
+    }
+    let origin = |origin: &String| match HeaderValue::from_str(origin) {
+        Ok(value) if origin.contains("://") && !origin.ends_with('/') => Ok(value),
+        _ => Err(Error::Input(format!("CORS origin {origin:?}: expected * or an origin like https://example.com"))),
+    };
+    let allowed = match origins.iter().any(|o| o == "*") {
+        true => AllowOrigin::any(),
+        false => AllowOrigin::list(origins.iter().map(origin).collect::<Result<Vec<_>>>()?),
+    };
+    let exposed = ["x-request-id", "x-aoji-ignored-params", "retry-after"].map(HeaderName::from_static);
+    let cors = CorsLayer::new().allow_origin(allowed).allow_methods([Method::GET, Method::POST]);
+    Ok(Some(cors.allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE]).expose_headers(exposed)))
+}
