@@ -80,7 +80,7 @@ fn step(c: &mut Criterion) {
     let mut enqueue = || {
         let step = || {
             model.forward(&cuda, &mut s, &mut kv, &rows, 1, max_seq)?;
-            model.head_argmax(&cuda, &mut s, &mut rows, max_seq, &mut sampler)
+            model.head_argmax(&cuda, &mut s, &mut rows, 1, max_seq, &mut sampler)
         };
         cuda.replay(&mut graphs, 0, step).expect("a step");
     };

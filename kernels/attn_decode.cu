@@ -6,9 +6,9 @@
 // rounding: scores, exponentials and sums in f32; a weight enters the tensor cores as the sum of two bf16 (2^-17 of it
 //           is lost); one rounding at the store.
 // mapping:  block (split, kv head, row), 4 warps: all heads of a group, so each key and value is loaded once a row. A
-//           split is span = 64 ceil(len / 2048) keys from split * span on, len = position + 1: at most 32 splits, of 64
-//           keys up to 2048. Splits depend on the position and nothing else, so a row's bits do too; blocks beyond the last one
-//           exit. A warp takes 16 of each 64 keys with its own online softmax and has 8 KB of keys and values in
+//           split is span = 64 ceil(len / 3072) keys from split * span on, len = position + 1: at most 48 splits, of 64
+//           keys up to 3072: of 8 kv heads 384 blocks, which 132 SMs hold at once (3 each; with 64 splits they would not).
+//           Splits depend on the position and nothing else, so a row's bits do too; blocks beyond the last one exit. A warp takes 16 of each 64 keys with its own online softmax and has 8 KB of keys and values in
 //           flight (D 128).
 // mma:      scores = q k^T with the heads as rows, then out^T = v^T p^T, for which the scores lie as they came. Both
 //           take the 16 bytes that a lane loads as operands: along D the order of a sum is free, and along keys two
@@ -18,7 +18,8 @@
 // traffic:  reads 4*n_kv_heads*D bytes a key (once for all rows where L2 holds them) and 2*rows*n_heads*D; writes as
 //           much; part stays in L2. = AttnDecode::cost. Predicted, not measured, at 4.37 TB/s, 8 kv heads of 128: 8.4
 //           MB 1.9 us at 2048 keys and 33.6 MB 7.7 us at 8192; plus about 4 us for three dependent round trips to
-//           memory.
+//           memory. Of a step of Llama-3-8B, 48 splits instead of 32 are predicted to save 2.3 us a layer just above 2048
+//           keys and 1.9 us at 8192 on an H200 (the model of docs/decode-step.md).
 // requires: D 64 or 128, group <= 8 (AttnDecode::check, AttnDecode::check_kernel in src/ops/attn_decode.rs)
 // source:   Dao et al. 2023 (flash-decoding), Milakov & Gimelshein 2018 (online softmax). Not yet measured.
 #include "common/device.cuh"
@@ -29,7 +30,7 @@ constexpr int HEADS = ATTN_GROUP;  // most heads of a group: rows of the mma tha
 constexpr int WARPS = ATTN_THREADS / 32;
 constexpr int WARP_KEYS = ATTN_TILE / WARPS;
 static_assert(HEADS == 8 && WARP_KEYS == 16, "the shape of mma m16n8k16");
-static_assert(ATTN_SPLITS == 32, "the last block has one lane for each split");
+static_assert(ATTN_SPLITS > 32 && ATTN_SPLITS <= 64, "a lane of the last block has two splits, or one");
 
 // What one lane (g = lane / 4, c = lane % 4) holds of its warp's 16 keys.
 template <int D> struct Tile {
@@ -241,10 +242,20 @@ template <int D> DEV void attn_decode(const Traced& traced, bf16* out, float* pa
   __syncthreads();  // everyone knows, and sees the parts of the blocks that came before
   if (before[0] + 1 != live) return;
   for (int h = warp; h < group; h += WARPS) {
-    float2 state = make_float2(-INFINITY, 0.f);
-    if (lane < live) state = *reinterpret_cast<const float2*>(part_state + (h * splits + lane) * 2);
-    float f = exp2f(state.x - warp_max(state.x));
-    weight[h * ATTN_SPLITS + lane] = f / warp_sum(f * state.y);
+    float2 state[2];
+    float f[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      int s = lane + i * 32;
+      state[i] = make_float2(-INFINITY, 0.f);
+      if (s < live) state[i] = *reinterpret_cast<const float2*>(part_state + (h * splits + s) * 2);
+    }
+    float top = warp_max(fmaxf(state[0].x, state[1].x));
+#pragma unroll
+    for (int i = 0; i < 2; i++) f[i] = exp2f(state[i].x - top);
+    float sum = warp_sum(fmaf(f[1], state[1].y, f[0] * state[0].y));
+    weight[h * ATTN_SPLITS + lane] = f[0] / sum;
+    if (lane + 32 < ATTN_SPLITS) weight[h * ATTN_SPLITS + lane + 32] = f[1] / sum;
   }
   __syncthreads();  // the weights of all splits are there
   for (int i = threadIdx.x; i < group * (D / 4); i += ATTN_THREADS) {

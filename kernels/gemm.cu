@@ -4,11 +4,15 @@
 //           f32); add: the sum is added in f32 to what is there, then rounded. Both tiles take the steps in the same order,
 //           so the bits of a row depend on neither the tile nor the other rows: a chunked prompt gives the same numbers.
 // mapping:  one block per SIDE x SIDE tile of out, row tiles fastest, so that the blocks of a wave share their tiles of w.
-//           A warp owns SIDE/2 x 32 outputs. Tiles: 128 (8 warps, 32 columns of k a stage) where that fills the device,
-//           else 64 (4 warps, 64 columns a stage). Both use 48 KiB of shared memory: two blocks fit the SMs with 100 KB.
+//           Four warps share it, each with a quarter: SIDE/2 x SIDE/2. Tiles: 128 (32 columns of k a stage) where that fills
+//           the device, else 64 (64 columns a stage). Both use 48 KiB of shared memory: two blocks fit the SMs with 100 KB.
+//           The large tile's 213 registers allow two as well, eight warps an SM.
 // pipeline: GEMM_STAGES stages of cp.async, one barrier a stage. Shared rows are 16-byte chunks, permuted by row so that
 //           both the copies and ldmatrix touch all banks evenly.
 // traffic:  reads 2*k*(rows + n) bytes, writes 2*rows*n (4 for f32; add also reads them). = Gemm::cost, for store
+//           Predicted, not measured: shared memory's 128 bytes a clock let the large tile's 64x64 a warp, which read 4 KB
+//           for 64 mma, reach about 600 TFLOP/s on an H100, near what mma.sync can; 64x32, 3 KB for 32, were held to 433.
+//           Of 180 instructions a stage and warp 64 are mma (SASS of sm_90a).
 // requires: k % 8 == 0                                                          (Gemm::launch in src/ops/gemm.rs)
 // source:   ours, from the published tilings of tensor-core GEMM (CUTLASS documentation, "Efficient GEMM"). Not yet measured.
 #include "common/device.cuh"
@@ -35,17 +39,17 @@ template <Epilogue E> DEV void put(void* out, int64_t at, float v0, float v1) {
   }
 }
 
-template <int SIDE, int DEPTH, int THREADS, Epilogue E>
+template <int SIDE, int DEPTH, Epilogue E>
 DEV void gemm(void* out, const bf16* x, const bf16* w, int rows, int n, int k) {
   constexpr int TILE = SIDE * DEPTH;                         // elements of a stage of x, and of w
-  constexpr int STEP = THREADS / (DEPTH / 8);                // tile rows that the block copies at a time, one chunk a thread
-  constexpr int WARP_M = SIDE / 2, MI = WARP_M / 16, NI = 4;  // a warp's mma tiles: MI of 16 rows, NI of 8 columns
-  static_assert(THREADS / 32 * WARP_M * 32 == SIDE * SIDE, "the warps cover the tile");
+  constexpr int STEP = GEMM_THREADS / (DEPTH / 8);           // tile rows that the block copies at a time, one chunk a thread
+  constexpr int SPAN = SIDE / 2, MI = SPAN / 16, NI = SPAN / 8;  // a warp's mma tiles: MI of 16 rows, NI of 8 columns
+  static_assert(GEMM_THREADS == 4 * 32, "the warps cover the tile");
   static_assert(STEP % 8 == 0 && SIDE % STEP == 0, "a thread's chunks are permuted alike");
   DYN_SHARED(bf16, tiles);  // [GEMM_STAGES][x, w][SIDE][DEPTH]
 
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  int wm = (warp & 1) * WARP_M, wn = (warp >> 1) * 32;  // the warp's corner in the tile
+  int wm = (warp & 1) * SPAN, wn = (warp >> 1) * SPAN;  // the warp's corner in the tile
   int m0 = blockIdx.x * SIDE, n0 = blockIdx.y * SIDE;   // the tile's corner in out
 
   int row = threadIdx.x / (DEPTH / 8), chunk = threadIdx.x % (DEPTH / 8);
@@ -119,16 +123,16 @@ DEV void gemm(void* out, const bf16* x, const bf16* w, int rows, int n, int k) {
     }
 }
 
-// The second bound keeps two blocks on an SM (64K registers), so that one computes while the other waits.
-#define GEMM(name, SIDE, DEPTH, THREADS, BLOCKS, E)                             \
-  extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                 \
+// The second bound keeps so many blocks on an SM (64K registers), so that one computes while another waits.
+#define GEMM(name, SIDE, DEPTH, BLOCKS, E)                                      \
+  extern "C" __global__ void __launch_bounds__(GEMM_THREADS, BLOCKS)            \
   name(void* out, const bf16* x, const bf16* w, int rows, int n, int k) {       \
-    gemm<SIDE, DEPTH, THREADS, E>(out, x, w, rows, n, k);                       \
+    gemm<SIDE, DEPTH, E>(out, x, w, rows, n, k);                                \
   }                                                                             \
   EXPORT_KERNEL(name)
-GEMM(gemm_bf16_large_store, GEMM_LARGE_SIDE, GEMM_LARGE_DEPTH, GEMM_LARGE_THREADS, 2, STORE)
-GEMM(gemm_bf16_large_add, GEMM_LARGE_SIDE, GEMM_LARGE_DEPTH, GEMM_LARGE_THREADS, 2, ADD)
-GEMM(gemm_bf16_large_f32, GEMM_LARGE_SIDE, GEMM_LARGE_DEPTH, GEMM_LARGE_THREADS, 2, F32)
-GEMM(gemm_bf16_small_store, GEMM_SMALL_SIDE, GEMM_SMALL_DEPTH, GEMM_SMALL_THREADS, 4, STORE)
-GEMM(gemm_bf16_small_add, GEMM_SMALL_SIDE, GEMM_SMALL_DEPTH, GEMM_SMALL_THREADS, 4, ADD)
-GEMM(gemm_bf16_small_f32, GEMM_SMALL_SIDE, GEMM_SMALL_DEPTH, GEMM_SMALL_THREADS, 4, F32)
+GEMM(gemm_bf16_large_store, GEMM_LARGE_SIDE, GEMM_LARGE_DEPTH, 2, STORE)
+GEMM(gemm_bf16_large_add, GEMM_LARGE_SIDE, GEMM_LARGE_DEPTH, 2, ADD)
+GEMM(gemm_bf16_large_f32, GEMM_LARGE_SIDE, GEMM_LARGE_DEPTH, 2, F32)
+GEMM(gemm_bf16_small_store, GEMM_SMALL_SIDE, GEMM_SMALL_DEPTH, 4, STORE)
+GEMM(gemm_bf16_small_add, GEMM_SMALL_SIDE, GEMM_SMALL_DEPTH, 4, ADD)
+GEMM(gemm_bf16_small_f32, GEMM_SMALL_SIDE, GEMM_SMALL_DEPTH, 4, F32)

@@ -3,7 +3,7 @@
 // shapes:   hb [rows, ffn_dim] bf16; x [rows, dim] bf16; gain [dim] bf16; w [2*ffn_dim, dim] bf16, gate rows then up.
 // rounding: x * gain to bf16 (the definition rounds x * gain / rms there), sums, silu and product in f32, one rounding
 //           at the store: those of gate and up are gone.
-// mapping:  common/gemv.cuh; block b owns rows 8b to 8b + 7 of gate and of up, so that both of a pair end in one warp.
+// mapping:  common/gemv.cuh; block b owns rows 8b to 8b + 7 of gate and of up, so that both of a pair end in one thread.
 // traffic:  reads 4*ffn_dim*dim + 2*dim + 2*rows*dim (x and gain from L2 once per block); writes 2*rows*ffn_dim.
 //           = NormGateUp::cost. Predicted, not measured, at 4.37 TB/s: 28672x4096 234.9 MB 53.7 us.
 // requires: dim % 8 == 0, ffn_dim % 8 == 0, rows <= DECODE_ROWS      (NormGateUp::check in src/ops/norm_gate_up.rs)
@@ -11,19 +11,27 @@
 #include "common/gemv.cuh"
 #include "common/trace.cuh"
 
-extern "C" __global__ void __launch_bounds__(THREADS, GEMV_BLOCKS)
-norm_gate_up_bf16(bf16* hb, const bf16* x, const bf16* gain, const bf16* w, int rows, int dim, int ffn_dim, float eps,
-                  Span* trace) {
-  Traced traced(trace);
+template <int MOST, int STAGES>
+DEV void norm_gate_up(const Traced& traced, bf16* hb, const bf16* x, const bf16* gain, const bf16* w, int rows, int dim,
+                      int ffn_dim, float eps) {
   const bf16* gate = w + (int64_t)blockIdx.x * 8 * dim;
-  Product<true> p;
+  Product<true, MOST, STAGES, GATE_UP_TRIGGER> p;
   p.begin(gate, gate + (int64_t)ffn_dim * dim, rows, dim);
   grid_dependency_wait();
   traced.ready();
-  grid_launch_dependents();
   p.run(x, gain);
-  float y = p.total(eps), up = __shfl_xor_sync(0xffffffffu, y, 8);
-  int r = threadIdx.x / GEMV_TILE, i = threadIdx.x % GEMV_TILE;
-  if (r < rows && i < 8) hb[(int64_t)r * ffn_dim + blockIdx.x * 8 + i] = __float2bfloat16(y / (1.f + __expf(-y)) * up);
+  float2 y = p.total(eps);
+  int r = threadIdx.x / 8, i = blockIdx.x * 8 + threadIdx.x % 8;
+  if (r < p.rows) hb[(int64_t)r * ffn_dim + i] = __float2bfloat16(y.x / (1.f + __expf(-y.x)) * y.y);
 }
-EXPORT_KERNEL(norm_gate_up_bf16)
+
+#define NORM_GATE_UP(name, MOST, STAGES, BLOCKS)                                                                \
+  extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                                                 \
+      name(bf16* hb, const bf16* x, const bf16* gain, const bf16* w, int rows, int dim, int ffn_dim, float eps, \
+           Span* trace) {                                                                                       \
+    Traced traced(trace);                                                                                       \
+    norm_gate_up<MOST, STAGES>(traced, hb, x, gain, w, rows, dim, ffn_dim, eps);                                \
+  }                                                                                                             \
+  EXPORT_KERNEL(name)
+
+EACH_PRODUCT(NORM_GATE_UP, norm_gate_up_bf16)

@@ -7,7 +7,7 @@
 // rounding: x * gain to bf16 (the definition rounds x * gain / rms there), sums and rotation in f32, one rounding at the
 //           store: that of y before the rotation is gone.
 // mapping:  common/gemv.cuh; a head is head_dim / 16 blocks, of which block j owns rows 8j to 8j + 7 of each half, so
-//           that both of a pair end in one warp.
+//           that both of a pair end in one thread.
 // traffic:  reads 2*n*dim + 2*dim + 2*rows*dim + 4*rows*head_dim, n rows of w; writes 2*rows*n and the cache's
 //           4*rows*n_kv_heads*head_dim. = NormQkvRopeAppend::cost. Predicted, not measured, at 4.37 TB/s: 6144x4096 50.3
 //           MB 11.5 us.
@@ -17,36 +17,48 @@
 #include "common/gemv.cuh"
 #include "common/trace.cuh"
 
-extern "C" __global__ void __launch_bounds__(THREADS, GEMV_BLOCKS)
-norm_qkv_rope_append_bf16(bf16* qkv, bf16* k, bf16* v, const bf16* x, const uint32_t* pos, const bf16* gain,
-                          const bf16* w, const float* table, int rows, int dim, int n_heads, int n_kv_heads,
-                          int head_dim, int max_seq, float eps, Span* trace) {
-  Traced traced(trace);
+template <int MOST, int STAGES>
+DEV void norm_qkv_rope_append(const Traced& traced, bf16* qkv, bf16* k, bf16* v, const bf16* x, const uint32_t* pos,
+                              const bf16* gain, const bf16* w, const float* table, int rows, int dim, int n_heads,
+                              int n_kv_heads, int head_dim, int max_seq, float eps) {
   int half = head_dim / 2, blocks = head_dim / GEMV_TILE;  // of a head
-  int h = blockIdx.x / blocks, j = blockIdx.x % blocks * 8;
-  const bf16* first = w + (int64_t)(h * head_dim + j) * dim;
-  Product<true> p;
+  int h = blockIdx.x / blocks, i = blockIdx.x % blocks * 8;
+  const bf16* first = w + (int64_t)(h * head_dim + i) * dim;
+  Product<true, MOST, STAGES, QKV_TRIGGER> p;
   p.begin(first, first + (int64_t)half * dim, rows, dim);
   grid_dependency_wait();
   traced.ready();
-  grid_launch_dependents();
 
-  int r = threadIdx.x / GEMV_TILE, i = j + threadIdx.x % 8;
-  bool second = threadIdx.x & 8, stores = r < rows, rotates = h < n_heads + n_kv_heads;
+  int r = threadIdx.x / 8;
+  i += threadIdx.x % 8;
+  bool stores = r < p.rows, rotates = h < n_heads + n_kv_heads;
   uint32_t place = stores ? pos[r] : 0, sequence = place / (uint32_t)max_seq;
   int64_t at = place - sequence * (uint32_t)max_seq;
   float c = 1.f, s = 0.f;  // early: their latency would show at the end
   if (stores && rotates) c = table[at * head_dim + i], s = table[at * head_dim + half + i];
   p.run(x, gain);
-  float y = p.total(eps), other = __shfl_xor_sync(0xffffffffu, y, 8);
+  float2 y = p.total(eps);
   if (!stores) return;
-  if (rotates) y = second ? y * c + other * s : y * c - other * s;
-  bf16 rounded = __float2bfloat16(y);
-  i += second ? half : 0;
-  qkv[((int64_t)r * (n_heads + 2 * n_kv_heads) + h) * head_dim + i] = rounded;
+  if (rotates) y = make_float2(y.x * c - y.y * s, y.y * c + y.x * s);
+  bf16 lo = __float2bfloat16(y.x), hi = __float2bfloat16(y.y);
+  qkv += ((int64_t)r * (n_heads + 2 * n_kv_heads) + h) * head_dim + i;
+  qkv[0] = lo, qkv[half] = hi;
   int kvh = h - n_heads;
   if (kvh < 0) return;
   bf16* cache = kvh < n_kv_heads ? k : v;
-  cache[(((int64_t)sequence * n_kv_heads + kvh % n_kv_heads) * max_seq + at) * head_dim + i] = rounded;
+  cache += (((int64_t)sequence * n_kv_heads + kvh % n_kv_heads) * max_seq + at) * head_dim + i;
+  cache[0] = lo, cache[half] = hi;
 }
-EXPORT_KERNEL(norm_qkv_rope_append_bf16)
+
+#define NORM_QKV_ROPE_APPEND(name, MOST, STAGES, BLOCKS)                                                              \
+  extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                                                       \
+      name(bf16* qkv, bf16* k, bf16* v, const bf16* x, const uint32_t* pos, const bf16* gain, const bf16* w,          \
+           const float* table, int rows, int dim, int n_heads, int n_kv_heads, int head_dim, int max_seq, float eps,  \
+           Span* trace) {                                                                                             \
+    Traced traced(trace);                                                                                             \
+    norm_qkv_rope_append<MOST, STAGES>(traced, qkv, k, v, x, pos, gain, w, table, rows, dim, n_heads, n_kv_heads,     \
+                                       head_dim, max_seq, eps);                                                       \
+  }                                                                                                                   \
+  EXPORT_KERNEL(name)
+
+EACH_PRODUCT(NORM_QKV_ROPE_APPEND, norm_qkv_rope_append_bf16)

@@ -70,8 +70,8 @@
 //!
 //! The library leaves the process alone. It prints nothing (what it has to say goes to [`tracing`]), ends nothing, and installs no
 //! handler of signals or panics. It has no state of its own beside its values: engines and sessions are independent of each other, and
-//! what they hold, on the device too, is freed when the last of them is dropped. Two things are the process's: rayon's pool, on which the
-//! CPU computes, and where cuBLAS was found. Environment variables are read, never set.
+//! what they hold, on the device too, is freed when the last of them is dropped. Three things are the process's: rayon's pool, the
+//! threads on which the CPU computes ([`Options::threads`] gives an engine its own), and where cuBLAS was found. Environment variables are read, never set.
 //!
 //! Every call that can fail gives [`Error`], the one error type; wrong arguments leave a session as it was. A panic is a bug. Calls
 //! block: an asynchronous program gives them a thread (`examples/tokio_embed.rs`). An [`Engine`] is used by as many threads as like,
@@ -107,8 +107,8 @@ pub use engine::{
 pub use error::{Error, Result};
 pub use files::{
     ModelFiles, Phase, Startup, StartupReport,
-    config::{self, Config, Dtype, RopeScaling},
-    hub, lora, synth,
+    config::{self, Config, Dtype, RopeScaling, SamplingDefaults},
+    hub, lora, output, synth,
     weights::{self, LayerTensors, Tensor, Weights},
 };
 pub use measure::{bench, eval, invariance, verify};

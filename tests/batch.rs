@@ -11,7 +11,7 @@ use aoji::{
 use std::collections::BTreeMap;
 use tiny::{engines, prompt};
 
-const OPTIONS: BatchOptions = BatchOptions { sequences: 4, max_tokens: 200, chunk: 18 };
+const OPTIONS: BatchOptions = BatchOptions { sequences: 4, max_tokens: 200, chunk: 34 };
 
 fn job(prompt: Vec<u32>, n: usize, sampling: Sampling, logprobs: Option<usize>) -> Job {
     let options = GenerateOptions { sampling, max_tokens: Some(n), ignore_eos: true, ..GenerateOptions::default() };
@@ -86,7 +86,7 @@ fn alone(engine: &Engine, job: Job) -> Vec<(u32, Vec<u32>)> {
 #[test]
 fn a_job_gets_the_same_bits_whatever_else_runs() {
     for engine in engines() {
-        let watched = |logprobs| job(prompt(45, 1), 10, drawn(5), logprobs);
+        let watched = |logprobs| job(prompt(85, 1), 10, drawn(5), logprobs);
         for logprobs in [None, Some(3)] {
             let want = alone(&engine, watched(logprobs));
             assert_eq!(want.len(), 10);
@@ -108,6 +108,18 @@ fn a_job_gets_the_same_bits_whatever_else_runs() {
             heard.steps(&mut batch, usize::MAX);
             same("beside others", &heard, id.unwrap());
 
+            // beside as many as a step takes
+            let mut batch = engine.batch(&BatchOptions { sequences: 16, ..OPTIONS }).unwrap();
+            let others: Vec<_> =
+                (0..15).map(|i| batch.submit(job(prompt(2 + i, i as u32), 40, drawn(1), None)).unwrap()).collect();
+            let mut all = Heard::default();
+            while !others.iter().all(|o| all.0.contains_key(o)) {
+                all.steps(&mut batch, 1);
+            }
+            let last = batch.submit(watched(logprobs)).unwrap();
+            all.steps(&mut batch, usize::MAX);
+            same("beside fifteen others", &all, last);
+
             // again in the same batch, and again: its prompt is then in the cache of an idle sequence
             let [_, again] = [(); 2].map(|()| {
                 let again = batch.submit(watched(logprobs)).unwrap();
@@ -115,18 +127,18 @@ fn a_job_gets_the_same_bits_whatever_else_runs() {
                 same("again", &heard, again);
                 again
             });
-            assert_eq!(heard.finish(again).timings.reused_tokens, 45 - 9);
+            assert_eq!(heard.finish(again).timings.reused_tokens, 85 - 17);
 
             // twice at once: the second copies from the first, which is busy
             let mut batch = engine.batch(&OPTIONS).unwrap();
             let ids = [(); 2].map(|()| batch.submit(watched(logprobs)).unwrap());
             let heard = Heard::all(&mut batch);
             ids.iter().for_each(|id| same("twice at once", &heard, *id));
-            assert_eq!(heard.finish(ids[1]).timings.reused_tokens, 45 - 9);
+            assert_eq!(heard.finish(ids[1]).timings.reused_tokens, 85 - 17);
 
             // after a part of it was computed for others, one of which was cancelled while it ran
             let mut batch = engine.batch(&OPTIONS).unwrap();
-            let half = [&prompt(45, 1)[..40], &prompt(9, 3)[..]].concat();
+            let half = [&prompt(85, 1)[..40], &prompt(9, 3)[..]].concat();
             let (cancelled, kept) =
                 (batch.submit(greedy(half.clone(), 50)).unwrap(), batch.submit(greedy(half, 9)).unwrap());
             let mut heard = Heard::default();
@@ -142,7 +154,7 @@ fn a_job_gets_the_same_bits_whatever_else_runs() {
             assert!(heard.finish(id).timings.reused_tokens >= 32);
 
             // in other parts
-            for chunk in [19, 40] {
+            for chunk in [40, 60] {
                 let mut batch = engine.batch(&BatchOptions { chunk, ..OPTIONS }).unwrap();
                 batch.submit(greedy(prompt(4, 6), 60)).unwrap(); // while none runs, parts are large
                 let id = batch.submit(watched(logprobs)).unwrap();
@@ -156,7 +168,7 @@ fn a_job_gets_the_same_bits_whatever_else_runs() {
 fn a_greedy_job_gets_what_a_session_generates() {
     for engine in engines() {
         let options = GenerateOptions { max_tokens: Some(12), ignore_eos: true, ..GenerateOptions::default() };
-        for len in [1, 8, 9, 40] {
+        for len in [1, 16, 17, 40] {
             let mut session = engine.session(100).unwrap();
             let events = session.generate(&prompt(len, 2), &options).unwrap().map(|e| e.unwrap());
             let token = |e| if let aoji::Event::Token(t) = e { Some(t) } else { None };
@@ -205,7 +217,7 @@ fn a_cancelled_job_leaves_its_sequence_wherever_it_was() {
         assert!(!heard.tokens(running).is_empty());
         batch.cancel(waiting);
         batch.cancel(running);
-        let filling = batch.submit(greedy(prompt(90, 3), 100)).unwrap();
+        let filling = batch.submit(greedy(prompt(150, 3), 50)).unwrap();
         heard.steps(&mut batch, 3); // of five parts
         assert_eq!(batch.load().running, 2);
         batch.cancel(filling);
@@ -306,9 +318,9 @@ fn what_does_not_fit_is_refused() {
             "a prompt that fills the sequence"
         );
         for (wrong, what) in [
-            (BatchOptions { sequences: 9, ..OPTIONS }, "sequences 9: allowed is 1 to 8"),
+            (BatchOptions { sequences: 17, ..OPTIONS }, "sequences 17: allowed is 1 to 16"),
             (BatchOptions { sequences: 0, ..OPTIONS }, "sequences 0"),
-            (BatchOptions { chunk: 17, ..OPTIONS }, "chunk 17: allowed is 18 to 511"),
+            (BatchOptions { chunk: 33, ..OPTIONS }, "chunk 33: allowed is 34 to 511"),
         ] {
             let e = engine.batch(&wrong).err().unwrap().to_string();
             assert!(e.contains(what), "{e}");

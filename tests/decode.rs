@@ -2,14 +2,20 @@
 //! of a row do not depend on the other rows or on how the launch was sized, and that a recorded step is one chain in which
 //! each kernel may start before the one before it is done.
 
+#[path = "common/ptx.rs"]
+mod ptx;
+
 use aoji::{
     Config, Result,
-    backend::{Backend, Out, SamplerState},
+    backend::{Backend, DECODE_ROWS, Out, SamplerState},
     cpu::Cpu,
     cuda::{Cuda, Graphs},
     kv::Kv,
     model::{self, Model, Rows, Scratch},
-    ops::{AttnDecode, Gemv, NormGateUp, NormHead, NormQkvRopeAppend, Op, Rope, Tolerance, noise},
+    ops::{
+        AttnDecode, Gemv, NormGateUp, NormHead, NormHeadArgmax, NormQkvRopeAppend, Op, Ring, Rope, Sample, Tolerance,
+        noise, sample::Params,
+    },
     weights::Weights,
 };
 use half::bf16;
@@ -41,10 +47,9 @@ fn epilogues<B: Backend<Act = bf16>>(b: &B, op: &Gemv) -> [Vec<f32>; 3] {
     [f32s(b.download(&store).unwrap()), f32s(b.download(&add).unwrap()), b.download(&wide).unwrap()]
 }
 
-#[test]
 fn gemv_in_every_epilogue() {
     let cuda = device();
-    for (rows, n, k) in [(1, 33, 80), (3, 17, 1104), (8, 16, 64)] {
+    for (rows, n, k) in [(1, 33, 80), (3, 17, 1104), (8, 16, 64), (9, 25, 80), (16, 33, 1104)] {
         let op = Gemv { rows, n, k };
         let ([store, add, wide], [_, add_want, wide_want]) =
             (epilogues(&cuda, &op), epilogues(&Cpu::<bf16>::new(), &op));
@@ -60,40 +65,34 @@ fn gemv_in_every_epilogue() {
     }
 }
 
-#[test]
 fn a_row_of_gemv_has_the_same_bits_beside_any_others() {
     let cuda = device();
     let (n, k) = (37, 1288);
     let w_all = values(n * k, 2);
     // rows [first, first + rows) of x, columns [0, n) of out
     let run = |first: usize, rows: usize, n: usize| -> Vec<Vec<u32>> {
-        let x = cuda.upload(&values(8 * k, 1)[first * k..][..rows * k]).unwrap();
+        let x = cuda.upload(&values(DECODE_ROWS * k, 1)[first * k..][..rows * k]).unwrap();
         let w = cuda.weight_from(n, k, &w_all[..n * k]).unwrap();
         let mut out = cuda.alloc::<f32>(rows * n).unwrap();
         cuda.gemv(&Gemv { rows, n, k }, Out::F32(&mut out), &x, &w).unwrap();
         cuda.download(&out).unwrap().chunks(n).map(|r| r.iter().map(|x| x.to_bits()).collect()).collect()
     };
-    let all = run(0, 8, n);
-    for rows in 1..8 {
-        for first in [0, 8 - rows] {
-            assert_eq!(run(first, rows, n), all[first..][..rows], "rows {first}..{}", first + rows);
-        }
-    }
+    rows_are_independent("gemv", |first, rows| run(first, rows, n));
+    let all = run(0, DECODE_ROWS, n);
     for n in [16, 17, 20] {
         let want: Vec<_> = all.iter().map(|r| r[..n].to_vec()).collect();
-        assert_eq!(run(0, 8, n), want, "the first {n} columns");
+        assert_eq!(run(0, DECODE_ROWS, n), want, "the first {n} columns");
     }
 }
 
-#[test]
 fn a_row_of_attn_decode_has_the_same_bits_beside_any_others_in_any_bucket() {
     let cuda = device();
-    let (n_heads, n_kv_heads, head_dim, max_seq) = (2, 1, 64, 2300);
+    let (n_heads, n_kv_heads, head_dim, max_seq) = (2, 1, 64, 3300);
     // three sequences of the same keys and values: a row's bits do not depend on which of them it is in either
     let cache = |seed| cuda.upload(&values(n_kv_heads * max_seq * head_dim, seed).repeat(3)).unwrap();
     let (k, v) = (cache(2), cache(3));
     // one key, the last key of a split, the first of the next, one of many, two tiles a split
-    let positions = [0u32, 63, 64, 500, 2200];
+    let positions = [0u32, 63, 64, 500, 3200];
     let qkv_dim = (n_heads + 2 * n_kv_heads) * head_dim;
     let qkv_all = values(positions.len() * qkv_dim, 1);
     let run_in = |sequence: &dyn Fn(usize) -> usize, which: &[usize], kv_len: usize| -> Vec<Vec<u16>> {
@@ -123,26 +122,25 @@ fn a_row_of_attn_decode_has_the_same_bits_beside_any_others_in_any_bucket() {
     assert_eq!(run(&[3, 1], 512), [all[3].clone(), all[1].clone()], "two rows in another order");
 }
 
-/// Bits of each row of `out`, of rows `first..first + rows` of eight.
+/// Bits of each row of `out`.
 fn bits<T: Copy>(out: &[T], rows: usize, word: impl Fn(T) -> u32) -> Vec<Vec<u32>> {
     out.chunks(out.len() / rows).map(|row| row.iter().map(|x| word(*x)).collect()).collect()
 }
 
-/// Runs `run(first, rows)` for all eight rows at once and for fewer: each row has the same bits.
+/// Runs `run(first, rows)` for all rows at once and for fewer: each row has the same bits.
 fn rows_are_independent(what: &str, run: impl Fn(usize, usize) -> Vec<Vec<u32>>) {
-    let all = run(0, 8);
-    for rows in 1..8 {
-        for first in [0, 8 - rows] {
+    let all = run(0, DECODE_ROWS);
+    for rows in 1..DECODE_ROWS {
+        for first in [0, DECODE_ROWS - rows] {
             assert_eq!(run(first, rows), all[first..][..rows], "{what}: rows {first}..{}", first + rows);
         }
     }
 }
 
-#[test]
 fn a_row_of_a_fused_product_has_the_same_bits_beside_any_others() {
     let cuda = device();
     let dim = 1288;
-    let all = values(8 * dim, 1);
+    let all = values(DECODE_ROWS * dim, 1);
     let x = |first: usize, rows: usize| cuda.upload(&all[first * dim..][..rows * dim]).unwrap();
     let gain = cuda.weight_from(1, dim, &values(dim, 2)).unwrap();
     let w = cuda.weight_from(48, dim, &values(48 * dim, 3)).unwrap();
@@ -161,17 +159,54 @@ fn a_row_of_a_fused_product_has_the_same_bits_beside_any_others() {
         cuda.norm_gate_up(&op, &mut hb, &mut xb, &mut gate_up, &x(first, rows), &gain, &w).unwrap();
         bits(&cuda.download(&hb).unwrap(), rows, |x| x.to_bits().into())
     });
-    let table = cuda.upload(&Rope::table(&[1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.001], 8)).unwrap();
+    let max_seq = DECODE_ROWS;
+    let table = cuda.upload(&Rope::table(&[1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.001], max_seq)).unwrap();
     rows_are_independent("norm_qkv_rope_append", |first, rows| {
         let (mut qkv, mut xb) = (cuda.alloc(rows * 48).unwrap(), cuda.alloc(rows * dim).unwrap());
-        let (mut k, mut v) = (cuda.alloc(8 * 16).unwrap(), cuda.alloc(8 * 16).unwrap());
+        let (mut k, mut v) = (cuda.alloc(max_seq * 16).unwrap(), cuda.alloc(max_seq * 16).unwrap());
         let pos = cuda.upload(&(first as u32..(first + rows) as u32).collect::<Vec<_>>()).unwrap();
         let (n_heads, n_kv_heads, head_dim) = (1, 1, 16);
-        let op = NormQkvRopeAppend { rows, dim, n_heads, n_kv_heads, head_dim, max_seq: 8, positions: 8, eps };
+        let op = NormQkvRopeAppend { rows, dim, n_heads, n_kv_heads, head_dim, max_seq, positions: max_seq, eps };
         let x = x(first, rows);
         cuda.norm_qkv_rope_append(&op, &mut qkv, &mut k, &mut v, &mut xb, &x, &pos, &gain, &w, &table).unwrap();
         bits(&cuda.download(&qkv).unwrap(), rows, |x| x.to_bits().into())
     });
+}
+
+/// The outputs of an op's small cases of one row, with either ring.
+fn one_row_with<O: Op>(cuda: &mut Cuda, ring: Ring, rows: impl Fn(&O) -> usize) -> Vec<Vec<u32>> {
+    cuda.set_ring(ring);
+    let kind = if ring == Ring::Deep { "_r1_deep" } else { "_r1" };
+    let cases: Vec<O> = O::cases().into_iter().filter(|c| c.is_small() && rows(c) == 1).collect();
+    assert!(!cases.is_empty(), "{}", O::STEM);
+    let run = |op: &O| {
+        let mut io = op.setup(cuda, 7).unwrap();
+        let ran = cuda.launches(|| op.run(cuda, &mut io)).unwrap();
+        assert!(ran.iter().all(|l| l.kernel.ends_with(kind)), "{ran:?}");
+        op.outputs(cuda, &io).unwrap().into_iter().map(f32::to_bits).collect()
+    };
+    cases.iter().map(run).collect()
+}
+
+#[test]
+fn a_deep_ring_gives_the_bits_of_a_short_one() {
+    fn check<O: Op>(cuda: &mut Cuda, rows: impl Fn(&O) -> usize) {
+        let [short, deep] = [Ring::Short, Ring::Deep].map(|ring| one_row_with(cuda, ring, &rows));
+        assert_eq!(short, deep, "{}", O::STEM);
+    }
+    let cuda = &mut device();
+    check(cuda, |op: &Gemv| op.rows);
+    check(cuda, |op: &NormGateUp| op.rows);
+    check(cuda, |op: &NormHead| op.rows);
+    check(cuda, |op: &NormQkvRopeAppend| op.rows);
+    check(cuda, |op: &NormHeadArgmax| op.rows);
+    let mut tokens = [Ring::Short, Ring::Deep].map(|ring| {
+        cuda.set_ring(ring);
+        let mut step = Step::new(cuda);
+        (0..4).map(|_| step.run(cuda, true).unwrap()).collect::<Vec<_>>()
+    });
+    let [short, deep] = &mut tokens;
+    assert_eq!(short, deep);
 }
 
 /// A tiny model on the device with the buffers of a session.
@@ -199,44 +234,52 @@ impl Step {
         };
         let stacks = model::stacks(&c, &shapes.unwrap(), |shape| *shape);
         let model = Model::bind(&c, stacks.into_iter().zip(1..).map(weight).collect(), table, 40);
-        let (rows, sampler) = (Rows::new(cuda, 1).unwrap(), SamplerState::new(cuda, c.vocab, 1).unwrap());
+        let (rows, mut sampler) = (Rows::new(cuda, 1).unwrap(), SamplerState::new(cuda, c.vocab, 1).unwrap());
+        let params = Params { temperature: 1.0, top_k: 20, top_p: 0.9, ..Params::default() };
+        cuda.write(&mut sampler.params, 0, &params.words()).unwrap();
         let (s, kv) = (Scratch::new(cuda, &c, 8, 1, 40).unwrap(), Kv::new(cuda, &c, 1, 40).unwrap());
         Step { model, rows, s, kv, sampler, graphs: Graphs::default() }
     }
 
-    /// A greedy step after the token and position on the device; returns its token.
-    fn run(&mut self, cuda: &Cuda) -> Result<u32> {
+    /// A step after the token and position on the device; returns its token.
+    fn run(&mut self, cuda: &Cuda, greedy: bool) -> Result<u32> {
         let Step { model, rows, s, kv, sampler, graphs } = self;
         cuda.replay(graphs, 0, || {
             model.forward(cuda, s, kv, rows, 1, 40)?;
-            model.head_argmax(cuda, s, rows, 40, sampler)
+            if !greedy {
+                model.head(cuda, s, 0, 1)?;
+                let SamplerState { params, history, bias, mask, scratch, outbox } = sampler;
+                let (op, Rows { tokens, pos }) = (Sample { rows: 1, vocab: 96, max_seq: 40 }, rows);
+                return cuda.sample(&op, tokens, pos, params, history, scratch, outbox, bias, mask, &s.logits);
+            }
+            model.head_argmax(cuda, s, rows, 1, 40, sampler)
         })?;
         cuda.take(&mut sampler.outbox, 0)
     }
 }
 
-#[test]
 fn a_recorded_step_is_one_chain_of_programmatic_edges() {
     let cuda = device();
-    let mut step = Step::new(&cuda);
-    let tokens: Vec<u32> = (0..5).map(|_| step.run(&cuda).unwrap()).collect();
-    let [edges] = step.graphs.edges().unwrap()[..] else { panic!("one recorded step") };
-    let kernels = 2 * 5 + 2; // five a layer, embedding, head
-    assert_eq!((edges.nodes, edges.all), (kernels, kernels - 1), "{edges:?}");
-    let overlaps = cuda.info().capability.0 >= 9;
-    assert_eq!(edges.programmatic, if overlaps { kernels - 1 } else { 0 }, "{edges:?}");
-    // the same tokens, step by step, without a graph
-    let mut plain = Step::new(&cuda);
-    let again: Vec<u32> = (0..5)
-        .map(|_| {
-            plain.graphs = Graphs::default();
-            plain.run(&cuda).unwrap()
-        })
-        .collect();
-    assert_eq!(again, tokens);
+    for greedy in [true, false] {
+        let mut step = Step::new(&cuda);
+        let tokens: Vec<u32> = (0..5).map(|_| step.run(&cuda, greedy).unwrap()).collect();
+        let [edges] = step.graphs.edges().unwrap()[..] else { panic!("one recorded step") };
+        let kernels = 2 * 5 + if greedy { 2 } else { 6 }; // five a layer, embedding, head, and four of the sampler
+        assert_eq!((edges.nodes, edges.all), (kernels, kernels - 1), "{edges:?}");
+        let overlaps = cuda.info().capability.0 >= 9;
+        assert_eq!(edges.programmatic, if overlaps { kernels - 1 } else { 0 }, "{edges:?}");
+        // the same tokens, step by step, without a graph
+        let mut plain = Step::new(&cuda);
+        let again: Vec<u32> = (0..5)
+            .map(|_| {
+                plain.graphs = Graphs::default();
+                plain.run(&cuda, greedy).unwrap()
+            })
+            .collect();
+        assert_eq!(again, tokens);
+    }
 }
 
-#[test]
 fn waiting_for_a_token_ends_when_none_can_come() {
     let cuda = device();
     let mut outbox = cuda.outbox(1).unwrap();
@@ -247,9 +290,18 @@ fn waiting_for_a_token_ends_when_none_can_come() {
         return println!("skipped: a fault would end the GPU's context");
     }
     let mut step = Step::new(&cuda);
-    step.run(&cuda).unwrap();
+    step.run(&cuda, true).unwrap();
     cuda.write(&mut step.rows.pos, 0, &[1 << 20]).unwrap(); // far beyond the cache
-    let said = step.run(&cuda).unwrap_err().to_string();
+    let said = step.run(&cuda, true).unwrap_err().to_string();
     assert!(said.contains("waiting for a token"), "{said}");
     assert!(cuda_emulator::last_fault().unwrap().contains("out-of-bounds"));
 }
+
+both_codes!(
+    gemv_in_every_epilogue,
+    a_row_of_gemv_has_the_same_bits_beside_any_others,
+    a_row_of_attn_decode_has_the_same_bits_beside_any_others_in_any_bucket,
+    a_row_of_a_fused_product_has_the_same_bits_beside_any_others,
+    a_recorded_step_is_one_chain_of_programmatic_edges,
+    waiting_for_a_token_ends_when_none_can_come,
+);

@@ -67,7 +67,7 @@ impl<D: Backend<Act = bf16>> Run<D> {
         model.head(b, s, 11, 1)?;
         b.write(&mut rows.pos, 0, &[11])?;
         let SamplerState { params, history, bias, mask, scratch, outbox } = sampler;
-        let op = Argmax { vocab, max_seq: MAX_SEQ };
+        let op = Argmax { rows: 1, vocab, max_seq: MAX_SEQ };
         b.argmax(&op, &mut rows.tokens, &mut rows.pos, scratch, outbox, &s.logits)?;
         model.forward(b, s, kv, rows, 1, 13)?;
         model.head(b, s, 0, 1)?;
@@ -77,7 +77,7 @@ impl<D: Backend<Act = bf16>> Run<D> {
         b.skip(outbox, 0, 1);
         b.take(outbox, 0)?;
         model.forward(b, s, kv, rows, 1, 14)?;
-        model.head_argmax(b, s, rows, MAX_SEQ, sampler)?;
+        model.head_argmax(b, s, rows, 1, MAX_SEQ, sampler)?;
         b.take(&mut sampler.outbox, 0)?;
         model.forward(b, s, kv, rows, 1, 15)
     }
@@ -107,7 +107,7 @@ fn a_corrupt_weight_is_named_by_the_op_that_uses_it() {
     let what = run.disagreement();
     // embed; norm, product, rope, append, attention, product, norm, product, swiglu, product of layer 0; the same of layer 1
     assert!(
-        what.starts_with("op 21, in or after norm_gate_up of layer 1: Gemm { rows: 12, n: 128, k: 192 }: Add:"),
+        what.starts_with("op 21, in or after norm_gate_up of layer 1: Gemv { rows: 12, n: 128, k: 192 }: Add:"),
         "{what}"
     );
     assert!(what.contains("worst") && what.contains("at output"), "{what}");

@@ -1,6 +1,9 @@
 //! What `tests/ops.rs` does not cover of the ops of a prefill: the epilogues of the matrix product, and that the bits of a row
 //! do not depend on how a prompt was cut into chunks.
 
+#[path = "common/ptx.rs"]
+mod ptx;
+
 use aoji::{
     backend::{Backend, Out},
     cpu::Cpu,
@@ -42,7 +45,6 @@ fn epilogues<B: Backend<Act = bf16>>(b: &B, op: &Gemm) -> [Vec<f32>; 3] {
     [f32s(b.download(&store).unwrap()), f32s(b.download(&add).unwrap()), b.download(&wide).unwrap()]
 }
 
-#[test]
 fn every_epilogue_of_both_tiles() {
     let cuda = device();
     // an odd and an even row length in each tile
@@ -64,7 +66,6 @@ fn every_epilogue_of_both_tiles() {
     }
 }
 
-#[test]
 fn a_row_of_gemm_has_the_same_bits_in_every_call() {
     let cuda = device();
     let (n, k) = (200, 200);
@@ -82,11 +83,10 @@ fn a_row_of_gemm_has_the_same_bits_in_every_call() {
     }
 }
 
-#[test]
 fn attention_has_the_same_bits_however_the_prompt_is_cut() {
     let cuda = device();
     for head_dim in [64, 128] {
-        let (rows, n_heads, n_kv_heads, max_seq) = (150, 2, 1, 150);
+        let (rows, n_heads, n_kv_heads, max_seq) = (150, 2, 1, 150); // two blocks; five tiles of keys, the last not full
         let op =
             |rows, kv_len| AttnPrefill { rows, first: 0, shared: 0, n_heads, n_kv_heads, head_dim, max_seq, kv_len };
         let width = op(rows, rows).qkv_dim();
@@ -106,7 +106,7 @@ fn attention_has_the_same_bits_however_the_prompt_is_cut() {
             cuda.download(&out).unwrap().into_iter().map(bf16::to_bits).collect()
         };
         let whole = run(0, rows);
-        for cuts in [[0, 64, 128, 150], [0, 1, 65, 150], [0, 100, 149, 150]] {
+        for cuts in [[0, 64, 128, 150], [0, 1, 65, 150], [0, 100, 149, 150], [0, 17, 49, 150]] {
             let pieces: Vec<u16> = cuts.windows(2).flat_map(|c| run(c[0], c[1])).collect();
             assert_eq!(pieces, whole, "head_dim {head_dim}, cut at {cuts:?}");
         }
@@ -165,3 +165,9 @@ fn without_cublas() {
     let e = op.run(&cuda, &mut io).unwrap_err().to_string();
     assert!(e.starts_with("AOJI_GEMM=cublas: opening cuBLAS: no libcublas.so.13 or .12 in /nowhere"), "{e}");
 }
+
+both_codes!(
+    every_epilogue_of_both_tiles,
+    a_row_of_gemm_has_the_same_bits_in_every_call,
+    attention_has_the_same_bits_however_the_prompt_is_cut,
+);

@@ -1,11 +1,14 @@
 //! The sampler's kernel makes the same choice as its definition, and the definition draws from the filtered softmax.
 
+#[path = "common/ptx.rs"]
+mod ptx;
+
 use aoji::{
-    backend::{Backend, SamplerState},
+    backend::{Backend, DECODE_ROWS, SamplerState},
     cpu::Cpu,
     cuda::Cuda,
     ops::{
-        Sample,
+        Argmax, Sample,
         sample::{IN_PROMPT, Params},
     },
 };
@@ -66,9 +69,9 @@ impl Call {
         let posted = b.take(outbox, 0).unwrap();
         let get = |buf: &B::Buf<u32>| b.download(buf).unwrap();
         assert_eq!(posted, get(&token)[0], "what the host is told");
-        let mut counters = [f32::NAN; 4];
-        b.read(&mut counters, &state.scratch, 0).unwrap();
-        assert_eq!(counters, [0.0; 4], "the first words of scratch are argmax's");
+        let mut heads = vec![f32::NAN; Argmax::scratch(DECODE_ROWS)];
+        b.read(&mut heads, &state.scratch, 0).unwrap();
+        assert!(heads.iter().all(|x| x.to_bits() == 0), "the first words of scratch are argmax's: {heads:?}");
         (get(&token)[0], get(&pos)[0], get(&state.params), get(&state.history))
     }
 
@@ -135,33 +138,81 @@ fn assert_same(cuda: &Cuda, call: &Call) {
     assert_eq!(got, want, "(token, pos, params, history) of the kernel and of the definition differ for {call:?}");
 }
 
-#[test]
 fn the_kernel_makes_the_same_choice() {
     let (cuda, mut r) = (emulated(), Random(1));
     for i in 0..1000 {
         let vocab = match i % 50 {
-            0 => 130 + r.below(400), // several warps
+            0 => 130 + r.below(400),    // several warps
+            25 => 1000 + r.below(4000), // several blocks
             _ => 1 + r.below(60),
         };
         assert_same(&cuda, &Call::random(&mut r, vocab));
     }
 }
 
-/// Ties across warps: the lowest ids of the threshold are kept.
-#[test]
+/// Ties across warps and blocks: the lowest ids of the threshold are kept.
 fn the_kernel_breaks_ties_by_id() {
     let (cuda, mut r) = (emulated(), Random(2));
-    for (top_k, top_p) in [(1, 1.0), (150, 1.0), (0, 0.4), (299, 0.999), (257, 0.5)] {
+    for (top_k, top_p) in [(1, 1.0), (150, 1.0), (0, 0.4), (299, 0.999), (257, 0.5), (2000, 0.9)] {
         for seed in 0..4 {
             let params = Params { temperature: 1.0, top_k, top_p, seed, ..Params::default() };
-            assert_same(&cuda, &Call::new(params, &[1.5; 300]));
-            let two: Vec<f32> = (0..300).map(|_| r.pick(&[1.5, 1.0])).collect();
+            let n = if seed == 0 { 2500 } else { 300 };
+            assert_same(&cuda, &Call::new(params, &vec![1.5; n]));
+            let two: Vec<f32> = (0..n).map(|_| r.pick(&[1.5, 1.0])).collect();
             assert_same(&cuda, &Call::new(params, &two));
         }
     }
 }
 
-#[test]
+/// What the filters end in, of each kind: the first and the last bin of the histogram, one that all logits are in, none, and
+/// top_p where it depends on which of top_k's last bin are kept.
+fn filters_end_in_any_bin() {
+    let (cuda, mut r) = (emulated(), Random(3));
+    let spread = |r: &mut Random, of: f32| (0..1500).map(|_| r.unit() * of).collect::<Vec<f32>>();
+    // the octaves that a histogram covers are 28.4 wide at temperature 1
+    for (width, temperature) in
+        [(1e-3, 1.0), (0.02, 1.0), (0.5, 1.0), (28.0, 1.0), (40.0, 1.0), (8.0, 50.0), (8.0, 0.01)]
+    {
+        let logits = spread(&mut r, width);
+        for (top_k, top_p) in [(1, 0.3), (7, 0.9), (700, 1.0), (1499, 0.999), (1400, 0.5), (0, 0.01), (0, 0.9999999)] {
+            let params = Params { temperature, top_k, top_p, seed: r.next(), ..Params::default() };
+            assert_same(&cuda, &Call::new(params, &logits));
+        }
+    }
+}
+
+/// Each filter ends where it should and not only where the draw shows it: a draw is tried at each of its places.
+fn every_draw_of_a_small_row() {
+    let cuda = emulated();
+    let logits: Vec<f32> = (0..40).map(|i| (i * 17 % 40) as f32 * 0.02).collect(); // some of them share a bin
+    for (top_k, top_p, min_p) in [(0, 1.0, 0.0), (9, 1.0, 0.0), (0, 0.25, 0.0), (21, 0.6, 0.0), (30, 0.95, 0.55)] {
+        for draws in 0..40 {
+            let params = Params { temperature: 1.0, top_k, top_p, min_p, draws, seed: 5, ..Params::default() };
+            assert_same(&cuda, &Call::new(params, &logits));
+        }
+    }
+}
+
+fn the_largest_logits_of_several_rows_go_to_their_sequences() {
+    let (cuda, max_seq, rows) = (emulated(), 9, DECODE_ROWS);
+    for vocab in [5, 1100, 3000] {
+        let logits: Vec<f32> = (0..rows).flat_map(|r| aoji::ops::noise(vocab, r as u64)).collect();
+        let mut state = SamplerState::new(&cuda, vocab, rows).unwrap();
+        let places: Vec<u32> = (0..rows).map(|r| ((rows - 1 - r) * max_seq + r % max_seq) as u32).collect();
+        let (mut token, mut pos) = (cuda.upload(&vec![u32::MAX; rows]).unwrap(), cuda.upload(&places).unwrap());
+        let op = Argmax { rows, vocab, max_seq };
+        let device = cuda.upload(&logits).unwrap();
+        cuda.argmax(&op, &mut token, &mut pos, &mut state.scratch, &mut state.outbox, &device).unwrap();
+        let (mut want, mut want_pos) = (vec![0; rows], places);
+        op.reference(&mut want, &mut want_pos, &logits);
+        assert_eq!((cuda.download(&token).unwrap(), cuda.download(&pos).unwrap()), (want.clone(), want_pos));
+        for (r, want) in want.into_iter().enumerate() {
+            assert_eq!(cuda.take(&mut state.outbox, rows - 1 - r).unwrap(), want, "row {r} of {vocab} logits");
+        }
+        assert_eq!(cuda_emulator::last_fault(), None);
+    }
+}
+
 fn without_a_choice() {
     let (cuda, cpu) = (emulated(), Cpu::<bf16>::new());
     let on = Params { temperature: 1.0, top_k: 3, top_p: 0.9, min_p: 0.1, ..Params::default() };
@@ -186,10 +237,9 @@ fn without_a_choice() {
     check(Params { draws: 2, ..held }, &[1.0, 2.0, 0.0], 1, "a stop id after min_tokens");
 }
 
-#[test]
 fn rows_are_drawn_each_for_its_own_sequence() {
     let (cuda, max_seq, sequences) = (emulated(), 9, 5);
-    for (vocab, rows) in [(4, 5), (70, 2), (1000, 3), (4099, 5)] {
+    for (vocab, rows) in [(3, 5), (70, 2), (1000, 3), (4099, 5)] {
         let mut r = Random(vocab as u64);
         let calls: Vec<Call> = (0..sequences).map(|_| Call::random(&mut r, vocab)).collect();
         // row i is of sequence 4 - i
@@ -306,3 +356,13 @@ fn a_large_vocabulary() {
         assert!(logits[free] > 12.0 - 28.5, "{free} has no weight");
     }
 }
+
+both_codes!(
+    the_kernel_makes_the_same_choice,
+    the_kernel_breaks_ties_by_id,
+    filters_end_in_any_bin,
+    every_draw_of_a_small_row,
+    the_largest_logits_of_several_rows_go_to_their_sequences,
+    without_a_choice,
+    rows_are_drawn_each_for_its_own_sequence,
+);

@@ -1,5 +1,7 @@
 //! Sessions on a tiny random model: what a caller may rely on, the same on the CPU and on the device (emulated without a GPU).
 
+#[path = "common/ptx.rs"]
+mod ptx;
 #[path = "common/tiny.rs"]
 mod tiny;
 
@@ -282,4 +284,36 @@ fn sessions_of_several_threads_do_not_meet() {
         });
         assert_eq!(together, alone, "{}", engine.device());
     }
+}
+
+/// Greedy and drawn tokens of the device, and its logits after a prompt.
+fn of_the_device() -> (Vec<u32>, Vec<u32>, Vec<f32>) {
+    let engines = engines();
+    let mut s = engines[1].session(200).unwrap();
+    let greedy = tokens(&mut s, &prompt(75, 1), 12, &Sampling { temperature: 0.0, ..Sampling::default() });
+    let drawn = tokens(&mut s, &prompt(40, 2), 12, &Sampling { temperature: 0.9, seed: 3, ..Sampling::default() });
+    s.sync(&prompt(70, 3)).unwrap();
+    (greedy, drawn, s.logits().unwrap())
+}
+
+/// A whole model by the kernels' source and by what nvcc made of it: the same tokens, and logits that differ by a rounding of
+/// `rsqrt.approx` at most.
+#[test]
+fn compiled_kernels_give_the_tokens_of_their_source() {
+    let source = of_the_device();
+    // an engine opens its device in a thread of its own, which sees the capability that the process has
+    ptx::with_ptx(90, || {
+        let compiled = of_the_device();
+        assert_eq!((&compiled.0, &compiled.1), (&source.0, &source.1));
+        let d = distance(&compiled.2, &source.2);
+        assert!(d < CLOSE, "logits differ by {d}");
+    });
+}
+
+#[test]
+fn compiled_kernels_hold_what_a_session_promises() {
+    ptx::with_ptx(90, || {
+        prefill_and_decode_agree_on_every_backend();
+        the_same_seed_gives_the_same_tokens();
+    });
 }

@@ -65,15 +65,32 @@ DEV uint4 ld128_l2(const void* p) {
 DEV void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 // Copies 16 bytes from global to shared memory asynchronously, past L1; with pred false it writes zeroes and reads nothing.
-DEV void cp_async16(void* s, const void* g, bool pred) {
+// s is what smem_u32 gives: a loop that counts such addresses up does so in 32 bits.
+DEV void cp_async16(uint32_t s, const void* g, bool pred) {
   int read = pred ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem_u32(s)), "l"(g), "r"(read) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(s), "l"(g), "r"(read) : "memory");
+}
+DEV void cp_async16(void* s, const void* g, bool pred) { cp_async16(smem_u32(s), g, pred); }
+
+// As cp_async16; the line is the first that L2 gives up when it needs room.
+DEV void cp_async16_first(uint32_t s, const void* g, bool pred) {
+  int read = pred ? 16 : 0;
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));  // not volatile: once a kernel is enough
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(s), "l"(g), "r"(read), "l"(policy)
+               : "memory");
+}
+
+// As cp_async16; L2 may fetch the 256 bytes around it.
+DEV void cp_async16_l2_256(uint32_t s, const void* g, bool pred) {
+  int read = pred ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(s), "l"(g), "r"(read) : "memory");
 }
 
 // As cp_async16, through L1: for what the other blocks of the multiprocessor read too.
-DEV void cp_async16_l1(void* s, const void* g, bool pred) {
+DEV void cp_async16_l1(uint32_t s, const void* g, bool pred) {
   int read = pred ? 16 : 0;
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(smem_u32(s)), "l"(g), "r"(read) : "memory");
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(s), "l"(g), "r"(read) : "memory");
 }
 
 // Closes this thread's current group of cp_async16 and cp_async16_l1.
@@ -163,13 +180,14 @@ DEV void ldmatrix_x2_trans(uint32_t (&r)[2], const void* p) {
                : "memory");
 }
 
-// Four 8x8 b16 matrices from shared memory; each lane gives one 16-byte aligned row address.
-DEV void ldmatrix_x4(uint32_t (&r)[4], const void* p) {
+// Four 8x8 b16 matrices from shared memory; each lane gives one 16-byte aligned row address, as smem_u32 gives it.
+DEV void ldmatrix_x4(uint32_t (&r)[4], uint32_t s) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(smem_u32(p))
+               : "r"(s)
                : "memory");
 }
+DEV void ldmatrix_x4(uint32_t (&r)[4], const void* p) { ldmatrix_x4(r, smem_u32(p)); }
 
 // As ldmatrix_x4, each matrix transposed.
 DEV void ldmatrix_x4_trans(uint32_t (&r)[4], const void* p) {

@@ -1,169 +1,213 @@
-// gemv.cuh - up to 8 rows of x times 16 rows of w: the stage that every matrix-vector kernel of a decode step shares.
+// gemv.cuh - up to 16 rows of x times 16 rows of w: the stage that every matrix-vector kernel of a decode step shares.
 //
 // mapping:  a block owns GEMV_TILE = 16 rows of w, two groups of 8 that its kernel chooses (they need not be
 //           neighbours), which its GEMV_WARPS warps share by columns: warp v takes the 64-column stages v,
-//           v + GEMV_WARPS, ... in a ring of its own of GEMV_STAGES stages in shared memory, so it waits for no other
-//           warp before the end. A block has 24 KB of weights on their way, an SM 120 KB with the 5 blocks that shared
-//           memory holds. Of the matrices of Llama-3-8B on 132 SMs, 4096, 6144, 28672 and 128256 rows are 1.94, 2.91, 13.6
-//           and 60.7 blocks an SM: at least 97% of what whole rounds would hold, and the first two leave room for the
-//           blocks of the next kernel, whose weights are then on their way.
-// overlap:  `Product::begin` asks for the first 24 KB of weights, which depend on nothing, and comes before
-//           grid_dependency_wait; x, its norm and the epilogue's inputs come after it.
-// traffic:  x and gain come through L1, which the blocks of an SM share: from L2 they would be a sixteenth each of what w is.
+//           v + GEMV_WARPS, ... in a ring of its own in shared memory, so it waits for no other warp before the end.
+// kernels:  each product is compiled for 1 row of x, for 2 to 8 and for 9 to 16 (r1, r8, r16). Of 16 rows of Llama-3-8B's
+//           matrices on 132 SMs, 4096, 6144, 28672 and 128256 rows are 1.94, 2.91, 13.6 and 60.7 blocks an SM: at least
+//           97% of what whole rounds would hold, and the first two leave room for the blocks of the next kernel, whose
+//           weights are then on their way.
+// ring:     GEMV_STAGES = 4 stages a warp, of which 3 are on their way: 24 KB of weights a block. Where an SM holds three
+//           blocks of GEMV_DEEP_STAGES = 8, one row takes that (r1_deep; 228 KB of shared memory: sm_90, sm_100): 168 KB
+//           an SM, and 112 instead of 48 where a matrix has 2 blocks an SM. Not where two fit: on sm_80 all of a small
+//           matrix's blocks would no longer run at once (predicted 8.89 ms instead of 8.75 a step), and with more rows the
+//           gain is gone. Which one is the host's choice (Ring in src/ops/gemv.rs); the bits are the same.
+// overlap:  `Product::begin` asks for the first stages of weights, which depend on nothing, and comes before
+//           grid_dependency_wait; x, its norm and the epilogue's inputs come after it. The next kernel may start
+//           (grid_launch_dependents) when a warp has TRIGGER stages of a deep ring left, of a short one in proportion:
+//           earlier, its loads take the bandwidth that this kernel needs to end; later, the memory idles at the seam.
+// traffic:  x and gain come through L1, which the blocks of an SM share: from L2 they would be a sixteenth each of what w
+//           is. With R rows that is R/16 of w, half at 8 and all of it at 16, if L1 (28 KB beside the rings) holds
+//           nothing. Reading x once an SM would need its blocks to share it: one block an SM, whose seams cost more than
+//           x does (predicted 3.7 to 4.2 ms a step for one row), or blocks in lockstep, in clusters, which Hopper alone
+//           has. So x is read once a block.
 // mma:      w is the 16-row operand and x, filled up with copies of its last row, the 8-column one: the cost is that
-//           of one row whatever rows is, and a row's bits depend on nothing but that row.
+//           of one row whatever rows is, up to 8; from 9 on each fragment of w meets a second operand of 8 rows. A row's
+//           bits depend on nothing but that row.
 // norm:     with NORM the product is of x * gain, rounded to bf16, and each lane adds up the squares of the x that it
 //           sees; the root of their mean divides the sums at the end. So no statistic delays a load, and no block
 //           reads x twice. What the norm rounds to bf16 is x * gain instead of x * gain / rms: as much, elsewhere.
 // order:    columns of a stage by mma, stages of a warp in order, warps in order; squares likewise. Fixed by k.
-// issue:    about 180 instructions a stage and warp (SASS of sm_90a), of the 430 that an SM of an H200 can issue while 2 KB
-//           arrive at 4.37 TB/s.
+// issue:    instructions a stage and warp in SASS of sm_90a, of the 430 that an SM of an H200 can issue while 2 KB arrive
+//           at 4.37 TB/s: 66 to 69 (gemv) and 107 to 110 (NORM) with one row, 74 and 125 with 2 to 8, 96 and 182 with 9 to
+//           16. They were 137 and 192 before addresses in shared memory were 32-bit integers and one row a constant.
 // lost:     a ring in registers, filled by 16-byte loads: ptxas gathers the loads of a round at its end, so the ring runs
 //           dry once a round, and 96 registers hold 5 blocks only with spills (seen in SASS of 13.0; not timed).
 // source:   ours; weights as the large operand of mma is common practice for few rows ("swap-AB"); the norm's factor
-//           after the product is calm's (zeux/calm). Not yet measured.
+//           after the product is calm's (zeux/calm). Times are predictions; not yet measured.
 #pragma once
 #include "device.cuh"
 #include "tiles.h"
 
 constexpr int STAGE = 64;                 // columns of a stage: 128 bytes, one line, of each row of w
-constexpr int STAGES = GEMV_STAGES;       // stages of a warp's ring
+constexpr int LINE = STAGE * 2;           // their bytes
 constexpr int STEP = GEMV_WARPS * STAGE;  // from a stage of a warp to its next
-constexpr int ROWS = DECODE_ROWS;         // columns of the mma's small operand
 constexpr int THREADS = GEMV_WARPS * 32;
-static_assert(ROWS == 8 && GEMV_TILE == 16 && STAGE == GEMV_STAGE, "the shape of mma m16n8k16, four times");
-static_assert(THREADS == GEMV_TILE * ROWS, "the epilogue has one thread for each output of the block");
-static_assert((STAGES & (STAGES - 1)) == 0, "a stage's place in the ring is its number's low bits");
+static_assert(GEMV_TILE == 16 && STAGE == GEMV_STAGE, "the shape of mma m16n8k16, four times");
+static_assert(THREADS == DECODE_ROWS * 8, "the epilogue has one thread for each pair of outputs of the block");
 
-// p's 16-byte chunk in its line of 128 bytes, its number xor c.
-DEV const bf16* flip(const bf16* p, int c) { return (const bf16*)((uintptr_t)p ^ (uintptr_t)(c * 16)); }
+// KERNEL(name, most rows of x, stages of a ring, blocks an SM that its registers must allow) for each kernel of a product,
+// or for those of one row. A file of the lab defines VARIANT as __<its name> and has those of one row only.
+#define JOIN_EXPANDED(name, kind, variant) name##kind##variant
+#define JOIN(name, kind, variant) JOIN_EXPANDED(name, kind, variant)
+#define EACH_PRODUCT_OF_ONE(KERNEL, name)           \
+  KERNEL(JOIN(name, _r1, VARIANT), 1, GEMV_STAGES, 9) \
+  KERNEL(JOIN(name, _r1_deep, VARIANT), 1, GEMV_DEEP_STAGES, 9)
+#ifdef VARIANT
+#define EACH_PRODUCT EACH_PRODUCT_OF_ONE
+#else
+#define VARIANT
+#define EACH_PRODUCT(KERNEL, name)               \
+  EACH_PRODUCT_OF_ONE(KERNEL, name)              \
+  KERNEL(name##_r8, 8, GEMV_STAGES, GEMV_BLOCKS) \
+  KERNEL(name##_r16, 16, GEMV_STAGES, GEMV_BLOCKS)
+#endif
 
-// One warp's share of the block's product.
-template <bool NORM> struct Product {
-  // A stage in shared memory: 16 rows of w, `rows` rows of x, with NORM the gain; a row is 8 chunks of 16 bytes, swizzled.
-  bf16* ring;
-  int rows, k, stages;         // stages: of this warp
-  int next = 0, left;          // next stage to ask for, and columns from this lane's chunk of it to the end
-  const bf16 *lo, *hi;         // this lane's chunk of it, in row lane / 8 of each group of w
-  const bf16* from = nullptr;  // and, from `run` on, of x or gain
-  float sum[4] = {};           // w's row g times x's rows 2c and 2c + 1, then w's row g + 8 (g = lane / 4, c = lane % 4)
-  float square = 0.f;          // NORM: of row min(g, rows - 1) of x, over this lane's columns
+// One warp's share of the block's product, of x * gain with NORM.
+template <bool NORM, int MOST, int STAGES, int TRIGGER> struct Product {
+  static constexpr int GROUPS = (MOST + 7) / 8;  // of 8 rows of x, each the mma's small operand
+  static constexpr int PITCH = GEMV_TILE + 4;    // of part: the rows that a lane's neighbours write lie in other banks
+  static constexpr int LEFT = (TRIGGER * STAGES + GEMV_DEEP_STAGES - 1) / GEMV_DEEP_STAGES;
+
+  // A stage in shared memory: 16 rows of w, with NORM the gain, the rows of x; a row is 8 chunks of 16 bytes, swizzled.
+  uint32_t ring, bytes;       // address of the first one, bytes of each
+  int rows, k, stages;        // stages: of this warp
+  int asked = 0, left;        // stages that begin asked for; columns from this lane's chunk of the next to the end
+  const bf16 *lo, *hi;        // this lane's chunk of it, in row lane / 8 of each group of w
+  float sum[GROUPS][4] = {};  // w's row g times x's rows 2c and 2c + 1, then w's row g + 8 (g = lane / 4, c = lane % 4)
+  float square[GROUPS] = {};  // NORM: of row min(g, rows - 1) of x, over this lane's columns
 
   DEV static int lane() { return threadIdx.x & 31; }
   DEV static int warp() { return threadIdx.x >> 5; }
-  DEV bf16* at(int stage) const { return ring + (stage & (STAGES - 1)) * (GEMV_TILE + rows + NORM) * STAGE; }
 
   // Asks for the weights of the next stage, 4 rows an instruction, each a whole line.
-  DEV void load_w() {
+  DEV void load_w(uint32_t place) {
     int64_t four = 4 * (int64_t)k;
-    bf16 *to = at(next) + tile_at<STAGE>(lane() >> 3, lane() & 7), *to4 = (bf16*)flip(to, 4) + 4 * STAGE;
+    uint32_t to = place + tile_at<STAGE>(lane() >> 3, lane() & 7) * 2, to4 = (to ^ 64) + 4 * LINE;
     cp_async16(to, lo, left > 0);
     cp_async16(to4, lo + four, left > 0);
-    cp_async16(to + 8 * STAGE, hi, left > 0);
-    cp_async16(to4 + 8 * STAGE, hi + four, left > 0);
+    cp_async16(to + 8 * LINE, hi, left > 0);
+    cp_async16(to4 + 8 * LINE, hi + four, left > 0);
+    lo += STEP, hi += STEP;
   }
 
-  // Asks for x and gain of the next stage.
-  DEV void load_x(const bf16* x, const bf16* gain) {
-    int r = lane() >> 3, chunk = lane() & 7;
-    bf16* to = at(next) + GEMV_TILE * STAGE;
-    if (r < rows + NORM) cp_async16_l1(to + tile_at<STAGE>(r, chunk), from, left > 0);
-    if (rows + NORM <= 4) return;  // four rows an instruction
-#pragma unroll 1
-    for (r += 4; r < rows + NORM; r += 4) {
-      const bf16* row = NORM && r == rows ? gain : x + (int64_t)r * k;
-      cp_async16_l1(to + tile_at<STAGE>(r, chunk), row + (k - left), left > 0);
+  // Asks for gain and x of a stage, 4 rows an instruction: `from` is this lane's chunk of the first 4, `more` of the next.
+  DEV void load_x(uint32_t place, const bf16* from, const bf16* more) {
+    int r = lane() >> 3, n = NORM + rows;
+    uint32_t to = place + GEMV_TILE * LINE + tile_at<STAGE>(r, lane() & 7) * 2;
+    if (r < n) cp_async16_l1(to, from, left > 0);
+    if constexpr (MOST > 1) {
+#pragma unroll
+      for (int i = 4; i < NORM + MOST; i += 4)
+        if (r + i < n) cp_async16_l1((i & 4 ? to ^ 64 : to) + i * LINE, more + (i - 4) * (int64_t)k, left > 0);
     }
   }
 
-  DEV void advance_w() { lo += STEP, hi += STEP, left -= STEP, next++; }
-
   // Asks for the first stages of weights: 8 rows of n_columns columns from w_lo on, 8 from w_hi on.
   DEV void begin(const bf16* w_lo, const bf16* w_hi, int n_rows, int n_columns) {
-    DYN_SHARED(bf16, shared);
-    rows = n_rows, k = n_columns;
-    ring = shared + warp() * STAGES * (GEMV_TILE + rows + NORM) * STAGE;
+    DYN_SHARED(char, shared);
+    rows = MOST == 1 ? 1 : n_rows, k = n_columns;
+    bytes = (GEMV_TILE + NORM + rows) * LINE;
+    ring = smem_u32(shared) + warp() * STAGES * bytes;
     stages = ((k + STAGE - 1) / STAGE - warp() + GEMV_WARPS - 1) / GEMV_WARPS;
     int column = warp() * STAGE + (lane() & 7) * 8;
     int64_t first = (int64_t)(lane() >> 3) * k + column;
     lo = w_lo + first, hi = w_hi + first, left = k - column;
+    uint32_t place = ring;
 #pragma unroll 1
-    for (; next < min(stages, STAGES - 1); advance_w()) load_w();
+    for (; asked < min(stages, STAGES - 1); asked++, left -= STEP, place += bytes) load_w(place);
   }
 
-  DEV void multiply(int stage) {
-    const bf16 *w = at(stage), *v = w + GEMV_TILE * STAGE;
+  DEV void multiply(uint32_t place) {
     int l = lane() & 7, m = lane() >> 3;  // the row and the 8x8 matrix whose address this lane gives
-    w += tile_at<STAGE>((m & 1) * 8 + l, m >> 1);
-    const bf16 *gain = v + tile_at<STAGE>(rows, m), *x = v + tile_at<STAGE>(min(l, rows - 1), m);
+    uint32_t w = place + tile_at<STAGE>((m & 1) * 8 + l, m >> 1) * 2, v = place + GEMV_TILE * LINE;
+    uint32_t x[GROUPS];
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++) x[g] = v + tile_at<STAGE>(NORM + min(g * 8 + l, rows - 1), m) * 2;
 #pragma unroll
     for (int half = 0; half < 8; half += 4) {  // chunks of the stage
-      uint32_t b[4];                           // chunks half to half + 3 of x's row g
-      ldmatrix_x4(b, flip(x, half));
-      if constexpr (NORM) {
+      uint32_t gain[4], b[GROUPS][4];          // chunks half to half + 3, of x's row g + 8 * group
+      if constexpr (NORM) ldmatrix_x4(gain, v + (half + m) * 16);
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-          square = fmaf(bf_lo(b[i]), bf_lo(b[i]), square), square = fmaf(bf_hi(b[i]), bf_hi(b[i]), square);
-        uint32_t g[4];
-        ldmatrix_x4(g, flip(gain, half));
+      for (int g = 0; g < GROUPS; g++) {
+        ldmatrix_x4(b[g], MOST == 1 ? x[g] + half * 16 : x[g] ^ half * 16);  // what is added is part of the instruction
+        if constexpr (NORM) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) b[i] = mul_bf16x2(b[i], g[i]);
+          for (int i = 0; i < 4; i++) {
+            square[g] = fmaf(bf_lo(b[g][i]), bf_lo(b[g][i]), square[g]);
+            square[g] = fmaf(bf_hi(b[g][i]), bf_hi(b[g][i]), square[g]);
+            b[g][i] = mul_bf16x2(b[g][i], gain[i]);
+          }
+        }
       }
 #pragma unroll
       for (int i = 0; i < 4; i += 2) {
         uint32_t a[4];
-        ldmatrix_x4(a, flip(w, half + i));
-        mma_m16n8k16(sum, a, {b[i], b[i + 1]});
+        ldmatrix_x4(a, w ^ (half + i) * 16);
+#pragma unroll
+        for (int g = 0; g < GROUPS; g++) mma_m16n8k16(sum[g], a, {b[g][i], b[g][i + 1]});
       }
     }
   }
 
-  // Multiplies all columns. x: [rows, k]; gain: the norm's [k], with NORM.
+  // Multiplies all columns, and lets the next kernel start on the way. x: [rows, k]; gain: the norm's [k], with NORM.
   DEV void run(const bf16* x, const bf16* gain) {
-    int column = warp() * STAGE + (lane() & 7) * 8, r = lane() >> 3;
-    from = (NORM && r == rows ? gain : x + (int64_t)r * k) + column;
-    int asked = next;  // by begin: x of these stages is still to come
-    next = 0, left = k - column;
+    int column = warp() * STAGE + (lane() & 7) * 8, r = (lane() >> 3) - NORM;
+    const bf16 *from = (r < 0 ? gain : x + (int64_t)r * k) + column, *more = x + (int64_t)(r + 4) * k + column;
+    uint32_t place = ring;
+    left = k - column;
 #pragma unroll
     for (int s = 0; s < STAGES - 1; s++) {
-      if (s < asked) load_x(x, gain), from += STEP, left -= STEP, next++;
+      if (s < asked) load_x(place, from, more), from += STEP, more += STEP, left -= STEP, place += bytes;
       cp_commit();  // the first one has all the weights of begin, which are waited for with it
     }
+    uint32_t last = ring + (STAGES - 1) * bytes, free = last;
+    int trigger = LEFT ? max(stages - LEFT, 0) : 0;
+    place = ring;
 #pragma unroll 1
     for (int s = 0; s < stages; s++) {
       cp_wait<STAGES - 2>();
-      __syncwarp();  // the stage is there for all lanes, and all are done with the one before, whose place is next
-      if (next < stages) load_w(), load_x(x, gain), from += STEP, advance_w();
+      __syncwarp();  // the stage is there for all lanes, and all are done with the one before, whose place is free
+      if (s + STAGES - 1 < stages) load_x(free, from, more), load_w(free), from += STEP, more += STEP, left -= STEP;
       cp_commit();
-      multiply(s);
+      if (s == trigger) grid_launch_dependents();
+      multiply(place);
+      free = place, place = place == last ? ring : place + bytes;
     }
   }
 
-  // Output (r, i) of thread r * GEMV_TILE + i: row r of x times row i of the tile (the first group is 0 to 7), times
-  // 1 / rms of x's row with NORM. All threads call it, once.
-  DEV float total(float eps) {
-    SHARED(float, part, GEMV_WARPS * GEMV_TILE * ROWS);  // [warp][x's row][w's row]
-    SHARED(float, squares, GEMV_WARPS * ROWS);           // [warp][x's row]
-    int g = lane() >> 2, c = lane() & 3;
-    float* mine = part + warp() * GEMV_TILE * ROWS;
-    mine[2 * c * GEMV_TILE + g] = sum[0];
-    mine[(2 * c + 1) * GEMV_TILE + g] = sum[1];
-    mine[2 * c * GEMV_TILE + g + 8] = sum[2];
-    mine[(2 * c + 1) * GEMV_TILE + g + 8] = sum[3];
-    if constexpr (NORM) {
-      square += __shfl_xor_sync(0xffffffffu, square, 1);
-      square += __shfl_xor_sync(0xffffffffu, square, 2);
-      if (c == 0) squares[warp() * ROWS + g] = square;
+  // Outputs (r, i) and (r, i + 8) of thread 8r + i: row r of x times rows i and i + 8 of the tile, one of each group, times
+  // 1 / rms of x's row with NORM. All threads call it, once; for r >= rows there is nothing.
+  DEV float2 total(float eps) {
+    DYN_SHARED(char, shared);
+    int g = lane() >> 2, c = lane() & 3, ring_bytes = STAGES * bytes;
+    float* part = reinterpret_cast<float*>(shared + warp() * ring_bytes);  // [x's row][w's row], then the squares
+    __syncwarp();  // all lanes are done with the ring, where their part goes
+#pragma unroll
+    for (int h = 0; h < GROUPS; h++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) part[(h * 8 + 2 * c + i % 2) * PITCH + g + i / 2 * 8] = sum[h][i];
+      if constexpr (NORM) {
+        square[h] += __shfl_xor_sync(0xffffffffu, square[h], 1);
+        square[h] += __shfl_xor_sync(0xffffffffu, square[h], 2);
+        if (c == 0) part[GROUPS * 8 * PITCH + h * 8 + g] = square[h];
+      }
     }
     __syncthreads();  // the parts of all warps are there
-    float y = part[threadIdx.x];
+    int r = threadIdx.x / 8;
+    float2 y = make_float2(0.f, 0.f);
+    if (r >= rows) return y;
+    float s = 0.f;
 #pragma unroll
-    for (int v = 1; v < GEMV_WARPS; v++) y += part[v * GEMV_TILE * ROWS + threadIdx.x];
+    for (int v = 0; v < GEMV_WARPS; v++) {
+      const float* of = reinterpret_cast<const float*>(shared + v * ring_bytes);
+      const float* at = of + r * PITCH + threadIdx.x % 8;
+      y.x += at[0], y.y += at[8];
+      if constexpr (NORM) s += of[GROUPS * 8 * PITCH + r];
+    }
     if constexpr (NORM) {
-      float s = squares[threadIdx.x / GEMV_TILE];
-#pragma unroll
-      for (int v = 1; v < GEMV_WARPS; v++) s += squares[v * ROWS + threadIdx.x / GEMV_TILE];
-      y *= rsqrtf(s / k + eps);
+      float scale = rsqrtf(s / k + eps);
+      y.x *= scale, y.y *= scale;
     }
     return y;
   }

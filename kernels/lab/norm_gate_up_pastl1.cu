@@ -4,5 +4,5 @@
 //           Not yet measured.
 #include "common/device.cuh"
 #define cp_async16_l1 cp_async16
-#define norm_gate_up_bf16 norm_gate_up_bf16__pastl1
+#define VARIANT __pastl1
 #include "norm_gate_up.cu"

@@ -58,7 +58,7 @@ def speeds(directory):
 
 
 def report(directory):
-    steps = [dict(s, part=p) for p in (1, 2, 3, 4, 5) for s in read(directory / f"steps-{p}.json", [])]
+    steps = [dict(s, part=p) for p in range(1, 10) for s in read(directory / f"steps-{p}.json", [])]
     doctor = read(directory / "doctor.json", {})
     old = read(directory / "check.json", {})
     emulated = any(g["name"] == "CUDA emulator" for g in doctor.get("gpus", []))

@@ -480,11 +480,11 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         gain: &BothWeight<D>,
         w: &BothWeight<D>,
     ) -> Result<()> {
-        let before = pos.host[0];
+        let before = pos.host[..op.rows].to_vec();
         definition::norm_head_argmax(self, op, token, pos, scratch, outbox, logits, xb, x, gain, w)?;
-        // once more from the same position, and its token is the one that the host gets
-        self.device.skip(&mut outbox.1, before as usize / op.max_seq, 1);
-        self.device.write(&mut pos.device, 0, &[before])?;
+        // once more from the same places, and its tokens are the ones that the host gets
+        before.iter().for_each(|&p| self.device.skip(&mut outbox.1, p as usize / op.max_seq, 1));
+        self.device.write(&mut pos.device, 0, &before)?;
         let (dtoken, dpos, dscratch) = (&mut token.device, &mut pos.device, &mut scratch.device);
         let (dlogits, dxb, outbox) = (&mut logits.device, &mut xb.device, &mut outbox.1);
         let (gain, w) = (&gain.device, &w.device);

@@ -71,8 +71,7 @@ pub struct SamplerState<B: Backend> {
     pub bias: B::Buf<f32>,
     /// Per token id a bit: allowed, where the parameters say that the mask counts. [sequences, ceil(vocab / 32)]
     pub mask: B::Buf<u32>,
-    /// Adjusted logits of `sample`, partial results of `argmax`. Its first four words are 0 before and after each of them.
-    /// [rows, vocab] words, or [`Argmax::scratch`] if more.
+    /// Of `sample` and `argmax`; the words of [`Argmax::scratch`] are 0 before and after each of them. [[`Sample::scratch`]]
     pub scratch: B::Buf<f32>,
     /// The chosen tokens on their way to the host.
     pub outbox: B::Outbox,
@@ -87,14 +86,15 @@ impl<B: Backend> SamplerState<B> {
             history: b.alloc(sequences * vocab)?,
             bias: b.alloc(sequences * vocab)?,
             mask: b.alloc(sequences * vocab.div_ceil(32))?,
-            scratch: b.alloc((rows * vocab).max(Argmax::scratch()))?,
+            scratch: b.alloc(Sample::scratch(rows, vocab))?,
             outbox: b.outbox(sequences)?,
         })
     }
 
     /// Bytes of the buffers.
     pub fn bytes(vocab: usize, sequences: usize) -> u64 {
-        (4 * vocab * (2 * sequences + DECODE_ROWS.min(sequences)) + sequences * vocab.div_ceil(8)) as u64
+        let words = sequences * (2 * vocab + vocab.div_ceil(32)) + Sample::scratch(DECODE_ROWS.min(sequences), vocab);
+        4 * words as u64
     }
 }
 
@@ -130,6 +130,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn supports(&self, _config: &Config) -> Result<()> {
         Ok(())
     }
+    /// Products of as many as `rows` rows are to come: time to begin what these need.
+    fn expect_rows(&self, _rows: usize) {}
     /// A buffer of zeros.
     fn alloc<T: Element>(&self, len: usize) -> Result<Self::Buf<T>>;
     /// Writes `src` to `dst[at..]`.
@@ -245,7 +247,7 @@ pub trait Backend: Sized + Send + Sync + 'static {
     ) -> Result<()>;
     /// `hb = silu(gate) * up`
     fn swiglu(&self, op: &Swiglu, hb: &mut Self::Buf<Self::Act>, gate_up: &Self::Buf<Self::Act>) -> Result<()>;
-    /// `token[0] = argmax(logits[0])`, `pos[0] += 1`, and the token to its sequence's outbox. `scratch` as in [`SamplerState`].
+    /// `token[r] = argmax(logits[r])`, `pos[r] += 1`, and the token to its sequence's outbox. `scratch` as in [`SamplerState`].
     fn argmax(
         &self,
         op: &Argmax,
@@ -340,7 +342,7 @@ pub trait Backend: Sized + Send + Sync + 'static {
         definition::norm_head(self, op, logits, xb, x, gain, w)
     }
 
-    /// `token[0] = argmax(norm(x[0]) w^T)`, `pos[0] += 1`, and the token to the outbox. `scratch` as in [`SamplerState`];
+    /// `token[r] = argmax(norm(x[r]) w^T)`, `pos[r] += 1`, and the tokens to the outbox. `scratch` as in [`SamplerState`];
     /// `logits` and `xb` are scratch.
     #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
     fn norm_head_argmax(
@@ -417,7 +419,7 @@ pub mod definition {
         b.matmul(op.rows, Out::F32(logits), xb, w)
     }
 
-    /// `token[0] = argmax(norm(x[0]) w^T)`, `pos[0] += 1`, and the token to the outbox.
+    /// `token[r] = argmax(norm(x[r]) w^T)`, `pos[r] += 1`, and the tokens to the outbox.
     #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
     pub fn norm_head_argmax<B: Backend>(
         b: &B,

@@ -1,13 +1,14 @@
-//! The C interface; `include/aoji.h` is made from these files, and their comments are its documentation.
+//! The C interface. cbindgen makes `include/aoji.h` from these files, so the comments here are the header's documentation.
 //!
-//! A shell on the library: it uses nothing of the crate but what everybody can. No panic crosses (`guard`), NULL and bad text are
-//! errors, and a session that is used from two places at once refuses the second.
+//! It is a thin layer: it uses only the public library. A panic never crosses into C (`guard`); NULL and text that is not UTF-8 are
+//! errors; a session that is already in use refuses a second call.
 //!
-//! The safety contract of every function is the header's: a pointer is NULL or points to as many valid elements as the function
-//! says, a handle was made by this library and is not freed. `SAFETY` comments name the part of it that they rely on.
+//! Every function has the same safety contract, that of the header: a pointer is NULL or points to as many valid elements as the
+//! function says, and a handle was made by this library and is not freed. Each `SAFETY` comment names the part it relies on.
 #![allow(non_camel_case_types)] // C's names, the same on both sides
 
 mod engine;
+mod event;
 mod session;
 mod stream;
 

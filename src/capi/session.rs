@@ -3,8 +3,8 @@
 use super::{
     Failure, Outcome, aoji_status, elements,
     engine::{aoji_engine, engine},
+    event::aoji_event,
     given, guard, room,
-    stream::aoji_event,
 };
 use crate::{Generation, Session};
 use std::{

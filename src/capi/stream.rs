@@ -1,11 +1,13 @@
-//! Text from a session: options, events, and the two ways to get them.
+//! Generating text from a session: the options, and two ways to receive the events, by callback or step by step.
 
 use super::{
-    Failure, Outcome, aoji_status, elements, given,
+    Failure, Outcome, aoji_status, elements,
+    event::{aoji_event, aoji_event_kind, aoji_reason, event},
+    given,
     session::{Inner, aoji_session, with},
     text,
 };
-use crate::{Event, FinishReason, GenerateOptions, Result, Sampling, Session, Timings};
+use crate::{Event, FinishReason, GenerateOptions, Result, Sampling, Session};
 use std::{
     ffi::{c_char, c_void},
     ptr,
@@ -73,55 +75,6 @@ pub struct aoji_generate_options {
     user: *mut c_void,
 }
 
-/// What an event is.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum aoji_event_kind {
-    /// A token was chosen: `token`.
-    Token = 0,
-    /// Text that is certain, whole characters and no part of a stop text: `text` and `length`.
-    Text = 1,
-    /// The end, because of `reason`; nothing follows.
-    Finish = 2,
-}
-
-/// Why a text ended.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum aoji_reason {
-    /// It has not.
-    None = 0,
-    /// A token or a text that ends it.
-    Stop = 1,
-    /// `max_tokens`, or the session is full.
-    Length = 2,
-}
-
-/// What a generation gives, in the order in which it happens. More fields may be added at the end.
-#[repr(C)]
-pub struct aoji_event {
-    /// What it is.
-    kind: aoji_event_kind,
-    /// Of AOJI_EVENT_KIND_TOKEN.
-    token: u32,
-    /// Of AOJI_EVENT_KIND_TEXT, with a NUL after it; else empty.
-    text: *const c_char,
-    /// Bytes of `text`.
-    length: usize,
-    /// Of AOJI_EVENT_KIND_FINISH.
-    reason: aoji_reason,
-    /// Tokens of the prompt.
-    prompt_tokens: usize,
-    /// Of these, the ones that the session held already.
-    reused_tokens: usize,
-    /// Tokens so far, with the one that ended the text.
-    tokens: usize,
-    /// Seconds that the prompt took.
-    prompt_seconds: f64,
-    /// Seconds from then to the last token.
-    decode_seconds: f64,
-}
-
 /// Told each event, which is valid until it returns; not 0 ends the generation. It must come back: no exception and no longjmp.
 pub type aoji_callback = Option<unsafe extern "C" fn(user: *mut c_void, event: *const aoji_event) -> i32>;
 
@@ -167,22 +120,6 @@ impl Inner {
         self.text.push(0);
         event.text = self.text.as_ptr().cast();
         Ok(Some(self.event.insert(event)))
-    }
-}
-
-/// An event without what only one of its kind has.
-fn event(kind: aoji_event_kind, t: Timings) -> aoji_event {
-    aoji_event {
-        kind,
-        token: 0,
-        text: c"".as_ptr(),
-        length: 0,
-        reason: aoji_reason::None,
-        prompt_tokens: t.prompt_tokens,
-        reused_tokens: t.reused_tokens,
-        tokens: t.tokens,
-        prompt_seconds: t.prompt_seconds,
-        decode_seconds: t.decode_seconds,
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{
         session::{Decode, Session},
     },
     error::{Error, Result},
-    text::{Found, StopStrings, TokenStream},
+    text::{Found, StopStrings, TokenStream, Tokenizer},
 };
 use serde::Serialize;
 use std::{collections::VecDeque, time::Instant};
@@ -115,18 +115,18 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// For a text of at most `room` tokens.
+    /// For a text of at most `room` tokens that goes on after `prompt`.
     ///
     /// # Errors
     /// `Input` for options out of range.
-    pub fn new(engine: &Engine, options: &GenerateOptions, room: usize) -> Result<Writer> {
+    pub fn new(engine: &Engine, options: &GenerateOptions, prompt: &[u32], room: usize) -> Result<Writer> {
         options.sampling.check(engine.config().vocab)?;
         let (stops, stop) = (StopStrings::new(options.stop.clone())?, options.stop.clone());
         if !options.stop.is_empty() {
             engine.tokenizer()?; // stop strings need text
         }
-        let stream =
-            engine.tokenizer().ok().map(|t| if options.keep_special { t.stream_with_special() } else { t.stream() });
+        let stream = |t: &Tokenizer| if options.keep_special { t.stream_with_special() } else { t.stream() };
+        let stream = engine.tokenizer().ok().map(|t| stream(t).after(prompt));
         let mut stop_ids = options.stop_ids.clone();
         if !options.ignore_eos {
             stop_ids.extend(&engine.config().eos);
@@ -216,7 +216,7 @@ impl Session {
         if prompt.len() >= self.max_tokens() {
             return Err(Error::Context { needed: prompt.len() + 1, max: self.max_tokens() });
         }
-        let writer = Writer::new(self.engine(), options, self.max_tokens() - prompt.len())?;
+        let writer = Writer::new(self.engine(), options, prompt, self.max_tokens() - prompt.len())?;
         let begin = Instant::now();
         let (reused_tokens, complete) = self.sync_with(prompt, go_on)?;
         if !complete {

@@ -9,7 +9,7 @@ use crate::{
     text::{Template, Tokenizer},
 };
 use half::bf16;
-use std::{str::FromStr, sync::Arc, thread};
+use std::{num::NonZeroUsize, str::FromStr, sync::Arc, thread};
 
 /// Where the model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -17,7 +17,7 @@ pub enum Device {
     /// The first GPU where there is one, else the CPU.
     #[default]
     Auto,
-    /// The reference.
+    /// The processor.
     Cpu,
     /// GPU of this number.
     Cuda(usize),
@@ -67,12 +67,15 @@ pub struct Options {
     pub context: Option<usize>,
     /// Sequences for which the GPU must have room: 1 for a session, those of a [batch](crate::Batch).
     pub sequences: usize,
+    /// Threads that compute on the CPU, of this engine alone; when absent one a physical core, which all such engines of the process
+    /// share. The results are the same.
+    pub threads: Option<NonZeroUsize>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let (device, activations) = (Device::default(), Activations::default());
-        Options { device, activations, context: None, sequences: 1 }
+        Options { device, activations, context: None, sequences: 1, threads: None }
     }
 }
 
@@ -171,10 +174,10 @@ impl Engine {
     ) -> Result<Engine> {
         match device {
             Opened::Cpu(Activations::Bf16) => {
-                Engine::load_on(Cpu::<bf16>::new(), files, tokenizer, options, startup, progress)
+                Engine::load_on(Cpu::<bf16>::open(options.threads)?, files, tokenizer, options, startup, progress)
             }
             Opened::Cpu(Activations::F32) => {
-                Engine::load_on(Cpu::<f32>::new(), files, tokenizer, options, startup, progress)
+                Engine::load_on(Cpu::<f32>::open(options.threads)?, files, tokenizer, options, startup, progress)
             }
             #[cfg(feature = "cuda")]
             Opened::Cuda(cuda) => Engine::load_on(*cuda, files, tokenizer, options, startup, progress),
@@ -196,12 +199,21 @@ impl Engine {
         let plan =
             Plan::choose::<B>(&config, config.weight_bytes(), options.context, options.sequences, b.free_memory()?)?;
         tracing::info!("{}: {plan}", b.name());
+        if options.sequences == 1 {
+            b.expect_rows(plan.context.min(B::CHUNK)); // a batch's parts of a prompt are smaller
+        }
         let (mut done, total) = (0, weights.bytes());
         let mut add = |bytes| {
             done += bytes;
             progress(done, total);
         };
         let load = || Model::load(&b, &config, &weights, &lora, plan.context, &mut add);
+        if plan.context > config.rope_fixed_until() {
+            let trained = config.rope_fixed_until();
+            tracing::info!(
+                "beyond {trained} tokens rotary frequencies change with the length; earlier keys stay as they were"
+            );
+        }
         let model = startup.time("weights", total, load)?;
         let tokenizer = tokenizer(&mut config)?;
         b.synchronize()?;

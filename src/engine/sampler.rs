@@ -2,8 +2,13 @@
 
 use crate::{
     error::{Error, Result},
+    files::config::SamplingDefaults,
     ops::sample::{MAX_STOP_IDS, Params},
 };
+
+/// What is colder counts as this, at which a token that is less likely by a hundredth part of a nat is e^10 times rarer: colder
+/// ones differ from greedy sampling by less than anybody sees, and their quotients leave the range of f32.
+const MIN_TEMPERATURE: f32 = 1e-3;
 
 /// Sampling options. The default is greedy.
 ///
@@ -11,11 +16,11 @@ use crate::{
 /// devices round the logits differently.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {
-    /// Divides the logits; 0 takes the most likely token.
+    /// Divides the logits; 0 takes the most likely token, and what is below 0.001 counts as 0.001.
     pub temperature: f32,
     /// Only the `top_k` most likely tokens; 0 is off.
     pub top_k: u32,
-    /// Only the most likely tokens that together have this probability; 1 is off.
+    /// Only the most likely tokens that together have this probability; 1 is off, and 0 leaves the most likely token.
     pub top_p: f32,
     /// Only tokens with at least this share of the most likely token's probability; 0 is off.
     pub min_p: f32,
@@ -51,6 +56,19 @@ impl Default for Sampling {
 }
 
 impl Sampling {
+    /// What the author of a model recommends, and the default where nothing is said.
+    pub fn recommended(by: &SamplingDefaults) -> Sampling {
+        let default = Sampling::default();
+        Sampling {
+            temperature: by.temperature.unwrap_or(default.temperature),
+            top_k: by.top_k.unwrap_or(default.top_k),
+            top_p: by.top_p.unwrap_or(default.top_p),
+            min_p: by.min_p.unwrap_or(default.min_p),
+            repetition_penalty: by.repetition_penalty.unwrap_or(default.repetition_penalty),
+            ..default
+        }
+    }
+
     /// Each option in its range, ids below `vocab`; the error names the option.
     pub fn check(&self, vocab: usize) -> Result<()> {
         let range = |name: &str, x: f32, ok: bool, allowed: &str| match ok {
@@ -58,8 +76,8 @@ impl Sampling {
             false => Err(Error::Input(format!("{name} is {x}, allowed is {allowed}"))),
         };
         let t = self.temperature;
-        range("temperature", t, t == 0.0 || (1e-3..=100.0).contains(&t), "0, or 0.001 to 100")?;
-        range("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "above 0 and at most 1")?;
+        range("temperature", t, (0.0..=100.0).contains(&t), "0 to 100")?;
+        range("top_p", self.top_p, (0.0..=1.0).contains(&self.top_p), "0 to 1")?;
         range("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "0 to 1")?;
         let r = self.repetition_penalty;
         range("repetition_penalty", r, (0.01..=100.0).contains(&r), "0.01 to 100")?;
@@ -96,7 +114,7 @@ impl Sampling {
             return Err(Error::Input(format!("min_tokens works with at most {MAX_STOP_IDS} stop ids")));
         }
         Ok(Params {
-            temperature: self.temperature,
+            temperature: if self.temperature > 0.0 { self.temperature.max(MIN_TEMPERATURE) } else { 0.0 },
             top_k: self.top_k,
             top_p: self.top_p,
             min_p: self.min_p,

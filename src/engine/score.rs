@@ -14,20 +14,12 @@
 //! # }
 //! ```
 
+pub use crate::engine::timeline::TokenScore;
 use crate::{
     engine::load::Engine,
     error::{Error, Result},
     text::Tokenizer,
 };
-
-/// What the model says of one token given those before it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct TokenScore {
-    /// Natural logarithm of its probability.
-    pub logprob: f32,
-    /// It is the most likely token; of equals the one of the lowest id is.
-    pub greedy: bool,
-}
 
 /// Result of [`crate::Session::score`].
 #[derive(Debug, Clone, PartialEq)]

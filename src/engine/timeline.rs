@@ -2,7 +2,7 @@
 
 use crate::{
     backend::{Backend, DECODE_ROWS, SamplerState},
-    engine::{sampler::Sampling, score::TokenScore},
+    engine::sampler::Sampling,
     error::{Error, Result},
     model::{LOGIT_ROWS, Model, Part, Rows, Scratch, kv::Kv},
     ops::{
@@ -18,6 +18,15 @@ use std::{
 
 /// Most targets of a row that one call of `log_prob` takes.
 const LOG_PROB_TARGETS: usize = 8;
+
+/// What the model says of one token given those before it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TokenScore {
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// It is the most likely token; of equals the one of the lowest id is.
+    pub greedy: bool,
+}
 
 /// A model on its backend, shared by all sessions.
 pub(crate) struct Loaded<B: Backend> {
@@ -143,8 +152,19 @@ struct Run {
     enqueued: usize,
     /// Steps whose tokens were taken.
     taken: usize,
-    /// One row, and `argmax` is enough: no logits are stored.
-    greedy: bool,
+    choice: Choice,
+}
+
+/// How a step chooses its tokens.
+#[derive(Debug, Clone, Copy, Default)]
+enum Choice {
+    /// As each row's parameters say.
+    #[default]
+    Sample,
+    /// The largest logit of each row.
+    Argmax,
+    /// The same, in one kernel with the head: no logits are stored.
+    HeadArgmax,
 }
 
 impl<B: Backend> Timeline<B> {
@@ -204,17 +224,15 @@ impl<B: Backend> Timeline<B> {
         let rows = run.rows.len();
         let len = run.rows.iter().map(|r| r.pos + 1 + run.enqueued).max().unwrap_or(0); // with this step's tokens
         let (kv_len, max_seq) = (bucket(len, kv.max_seq), kv.max_seq);
-        let key = (kv_len * (DECODE_ROWS + 1) + rows) * 2 + usize::from(run.greedy);
+        let key = (kv_len * (DECODE_ROWS + 1) + rows) * 3 + run.choice as usize;
         b.replay(graphs, key, || {
             model.forward(b, s, kv, steps, rows, kv_len)?;
-            if run.greedy {
-                return model.head_argmax(b, s, steps, max_seq, sampler);
+            if let Choice::HeadArgmax = run.choice {
+                return model.head_argmax(b, s, steps, rows, max_seq, sampler);
             }
             model.head(b, s, 0, rows)?;
-            let SamplerState { params, history, bias, mask, scratch, outbox } = sampler;
-            let op = Sample { rows, vocab: model.config.vocab, max_seq };
-            let Rows { tokens, pos } = steps;
-            b.sample(&op, tokens, pos, params, history, scratch, outbox, bias, mask, &s.logits)
+            let greedy = matches!(run.choice, Choice::Argmax);
+            choose(b, greedy, rows, model.config.vocab, max_seq, steps, sampler, &s.logits)
         })?;
         run.enqueued += 1;
         Ok(())
@@ -232,6 +250,25 @@ impl<B: Backend> Timeline<B> {
     fn has_room(&self) -> bool {
         self.run.rows.iter().all(|r| r.pos + self.run.enqueued < self.kv.max_seq)
     }
+}
+
+/// The tokens after the first rows of the logits, to those of `at` and the outbox.
+#[expect(clippy::too_many_arguments, reason = "sizes and buffers of the op")]
+fn choose<B: Backend>(
+    b: &B,
+    greedy: bool,
+    rows: usize,
+    vocab: usize,
+    max_seq: usize,
+    Rows { tokens, pos }: &mut Rows<B>,
+    sampler: &mut SamplerState<B>,
+    logits: &B::Buf<f32>,
+) -> Result<()> {
+    let SamplerState { params, history, bias, mask, scratch, outbox } = sampler;
+    if greedy {
+        return b.argmax(&Argmax { rows, vocab, max_seq }, tokens, pos, scratch, outbox, logits);
+    }
+    b.sample(&Sample { rows, vocab, max_seq }, tokens, pos, params, history, scratch, outbox, bias, mask, logits)
 }
 
 impl<B: Backend> Drop for Timeline<B> {
@@ -353,18 +390,10 @@ impl<B: Backend> AnyTimeline for Timeline<B> {
     }
 
     fn choose(&mut self, sequence: usize, len: usize) -> Result<u32> {
-        let Timeline { loaded, s, kv, sampler, prompt, .. } = self;
+        let Timeline { loaded, s, kv, sampler, greedy, prompt, .. } = self;
         let Loaded { b, model } = &**loaded;
-        let (vocab, max_seq) = (model.config.vocab, kv.max_seq);
-        let SamplerState { params, history, bias, mask, scratch, outbox } = sampler;
-        let Rows { tokens, pos } = prompt;
-        b.write(pos, 0, &[kv.place(sequence, len - 1)])?; // choosing moves on by one
-        if self.greedy[sequence] {
-            b.argmax(&Argmax { vocab, max_seq }, tokens, pos, scratch, outbox, &s.logits)?;
-        } else {
-            let op = Sample { rows: 1, vocab, max_seq };
-            b.sample(&op, tokens, pos, params, history, scratch, outbox, bias, mask, &s.logits)?;
-        }
+        b.write(&mut prompt.pos, 0, &[kv.place(sequence, len - 1)])?; // choosing moves on by one
+        choose(b, greedy[sequence], 1, model.config.vocab, kv.max_seq, prompt, sampler, &s.logits)?;
         self.take(sequence)
     }
 
@@ -373,7 +402,11 @@ impl<B: Backend> AnyTimeline for Timeline<B> {
         let Timeline { loaded, kv, sampler, steps, greedy, run, .. } = self;
         run.rows.iter().for_each(|r| loaded.b.skip(&mut sampler.outbox, r.sequence, ahead));
         *run = Run { rows: rows.to_vec(), ..Run::default() };
-        run.greedy = rows.len() == 1 && greedy[rows[0].sequence] && !keep_logits;
+        run.choice = match rows.iter().all(|r| greedy[r.sequence]) {
+            true if keep_logits => Choice::Argmax,
+            true => Choice::HeadArgmax,
+            false => Choice::Sample,
+        };
         let tokens: Vec<u32> = rows.iter().map(|r| r.token).collect();
         let places: Vec<u32> = rows.iter().map(|r| kv.place(r.sequence, r.pos)).collect();
         if tokens.is_empty() { Ok(()) } else { steps.set(&loaded.b, &tokens, &places) }

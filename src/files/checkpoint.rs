@@ -2,14 +2,14 @@
 
 use super::{
     config::Config,
-    hub,
+    hub, json,
     lora::{Lora, LoraSpec},
     startup::Startup,
-    token_ids,
+    synth, token_ids,
     weights::Weights,
 };
 use crate::{
-    error::{Error, Result},
+    error::Result,
     text::{Template, Tokenizer},
 };
 use std::{
@@ -81,6 +81,8 @@ impl Source {
                 return Ok(Source { dir: None, config });
             }
             let dir = hub::resolve(model)?;
+            // Most may be absent; one that is a link to nothing is not.
+            synth::FILES.iter().try_for_each(|file| json::exists(&dir.join(file)).map(drop))?;
             Ok(Source { config: Config::from_dir(&dir)?, dir: Some(dir) })
         })
     }
@@ -107,13 +109,10 @@ impl Source {
                 return Tokenizer::from_bytes("(embedded)/tokenizer.json", demo::TOKENIZER).map(Some);
             };
             let tokenizer = Tokenizer::from_dir(dir)?;
-            match tokenizer.as_ref().map(Tokenizer::vocab).filter(|n| *n > self.config.vocab) {
-                None => Ok(tokenizer),
-                Some(n) => {
-                    let what = format!("has {n} tokens, config.json says vocab_size {}", self.config.vocab);
-                    Err(Error::file(path, what))
-                }
+            if let Some(tokenizer) = &tokenizer {
+                warn_beyond(&path, tokenizer, self.config.vocab);
             }
+            Ok(tokenizer)
         })
     }
 
@@ -124,6 +123,22 @@ impl Source {
         }
         Ok(tokenizer)
     }
+}
+
+/// Says which tokens the model has no row for. A prompt that uses one is refused, all others are answered: such files are
+/// common, the published Llama 2 has a token for padding more than the model.
+fn warn_beyond(path: &Path, tokenizer: &Tokenizer, vocab: usize) {
+    let beyond: Vec<usize> = (vocab..tokenizer.vocab()).collect();
+    if beyond.is_empty() {
+        return;
+    }
+    let named: Vec<String> = beyond.iter().take(5).filter_map(|&id| tokenizer.token(id as u32)).collect();
+    tracing::warn!(
+        "{}: {} tokens have ids from vocab_size {vocab} on ({}): a prompt with one of them is refused",
+        path.display(),
+        beyond.len(),
+        named.join(", ")
+    );
 }
 
 pub(crate) fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {

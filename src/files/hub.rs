@@ -2,16 +2,20 @@
 //!
 //! The cache's layout is huggingface_hub's: `models--OWNER--NAME/` has `refs/main` (the commit last fetched),
 //! `snapshots/<commit>/` (one symbolic link per file) and `blobs/` (the files, named by their ETag). Both programs
-//! read what the other one fetched.
+//! read what the other one fetched. A pull request's reference is `refs/refs/pr/1`.
 
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    files::json,
+};
 
-/// Finds the directory of a model: `name` itself when it is a directory, else the commit of `OWNER/NAME` that
-/// `refs/main` of the local Hugging Face cache names.
+/// Finds the directory of a model: `name` itself when it is a directory, else `OWNER/NAME` or `OWNER/NAME@REVISION` in the
+/// local Hugging Face cache. The revision is a branch, a tag, a pull request (`refs/pr/1`) or a commit; without one it is
+/// `main`, or the only one that was fetched.
 ///
 /// Nothing is downloaded.
 ///
@@ -31,17 +35,33 @@ fn resolve_in(name: &str, cache: Option<&Cache>) -> Result<PathBuf> {
         return Err(Error::file(path, "is a file, expected the model's directory"));
     }
     let missing = |tried: String| Error::NoModel { name: name.to_string(), tried };
-    let Some(repo) = Repo::parse(name) else {
-        return Err(missing("there is no such directory, and it is not a name of the form OWNER/NAME".into()));
+    let (id, revision) = name.split_once('@').map_or((name, None), |(id, revision)| (id, Some(revision)));
+    let Some(repo) = Repo::parse(id).filter(|_| revision.is_none_or(is_revision)) else {
+        let form = "OWNER/NAME or OWNER/NAME@REVISION";
+        return Err(missing(format!("there is no such directory, and it is not a name of the form {form}")));
     };
     let Some(cache) = cache else {
         return Err(missing("there is no such directory, and neither HOME nor HF_HOME says where a cache is".into()));
     };
-    let Some(snapshot) = cache.snapshot(&repo, "main")? else {
-        return Err(missing(format!("no such directory, and no {}", cache.repo_dir(&repo).display())));
+    let snapshot = match cache.snapshot(&repo, revision.unwrap_or("main"))? {
+        Some(snapshot) => snapshot,
+        None => match (&cache.revisions(&repo)[..], revision) {
+            ([], _) => return Err(missing(format!("no such directory, and no {}", cache.repo_dir(&repo).display()))),
+            ([only], None) => {
+                tracing::info!("{repo}: revision {only}, the only one in the cache");
+                let gone = || missing(format!("revision {only} is no longer in the cache"));
+                cache.snapshot(&repo, only)?.ok_or_else(gone)?
+            }
+            (there, _) => {
+                let (asked, first) = (revision.unwrap_or("main"), &there[0]);
+                let there = there.join(", ");
+                let what = format!("the cache has no {asked} of it, but {there}: name one as in {repo}@{first}");
+                return Err(missing(what));
+            }
+        },
     };
-    if !snapshot.join("config.json").exists() {
-        return Err(Error::file(snapshot, format!("has no config.json; fetch the model with `aoji pull {name}`")));
+    if !json::exists(&snapshot.join("config.json"))? {
+        return Err(Error::file(snapshot, format!("has no config.json; fetch the model with `aoji pull {repo}`")));
     }
     Ok(snapshot)
 }
@@ -112,7 +132,7 @@ impl Cache {
         self.dir.join(format!("models--{}--{}", repo.owner, repo.name))
     }
 
-    /// The directory of the commit that a branch or tag was last fetched at; `None` when it never was.
+    /// The directory of a commit, or of the one that a branch or tag was last fetched at; `None` when it never was.
     ///
     /// # Errors
     /// [`Error::Io`] when the reference cannot be read; [`Error::File`] when it names no commit, or one whose files
@@ -121,7 +141,10 @@ impl Cache {
         let reference = self.repo_dir(repo).join("refs").join(revision);
         let commit = match fs::read_to_string(&reference) {
             Ok(text) => text.trim().to_string(),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                let snapshot = self.repo_dir(repo).join("snapshots").join(revision);
+                return Ok(Some(snapshot).filter(|s| is_commit(revision) && s.is_dir()));
+            }
             Err(e) => return Err(Error::io(&reference)(e)),
         };
         if !is_commit(&commit) {
@@ -134,6 +157,32 @@ impl Cache {
         }
         Ok(Some(snapshot))
     }
+
+    /// The revisions of a repository that are in the cache: branches and tags, and commits that none of them names.
+    pub fn revisions(&self, repo: &Repo) -> Vec<String> {
+        let dir = self.repo_dir(repo);
+        let mut names = names_below(&dir.join("refs"));
+        let named: Vec<String> =
+            names.iter().filter_map(|name| fs::read_to_string(dir.join("refs").join(name)).ok()).collect();
+        let commits = fs::read_dir(dir.join("snapshots")).into_iter().flatten().flatten();
+        let commits = commits.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.extend(commits.filter(|c| is_commit(c) && !named.iter().any(|n| n.trim() == c)));
+        names
+    }
+}
+
+/// Names of all files below a directory, as a path from there, in order.
+fn names_below(dir: &Path) -> Vec<String> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        match entry.path().is_dir() {
+            true => names.extend(names_below(&entry.path()).into_iter().map(|inner| format!("{name}/{inner}"))),
+            false => names.push(name),
+        }
+    }
+    names.sort();
+    names
 }
 
 /// The access token of the user: `HF_TOKEN`, else what `hf auth login` has stored in [`home`].
@@ -169,6 +218,16 @@ fn path_var(var: Vars, name: &str) -> Option<PathBuf> {
         (Ok(rest), Some(home)) => Some(home.join(rest)),
         _ => Some(path),
     }
+}
+
+/// Whether a text can be a branch, a tag, a pull request or a commit, and so is safe in a path.
+pub fn is_revision(text: &str) -> bool {
+    let part = |part: &str| {
+        part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.+".contains(&b))
+            && !part.is_empty()
+            && !part.starts_with(['-', '.'])
+    };
+    text.len() <= 200 && text.split('/').all(part)
 }
 
 /// Whether a text is a commit's hash, and so safe in a path.
@@ -208,6 +267,42 @@ mod tests {
     fn a_reference_may_end_in_a_newline() {
         let (_dir, cache) = cache_with(&format!("{COMMIT}\n"), &["config.json"]);
         assert!(resolve_in("some/model-1.5_b", Some(&cache)).is_ok());
+    }
+
+    #[test]
+    fn revisions_by_name() {
+        let (_dir, cache) = cache_with(COMMIT, &["config.json"]);
+        let repo = cache.repo_dir(&Repo::parse("some/model-1.5_b").unwrap());
+        let other = COMMIT.replace('0', "f");
+        let add = |revision: &str, commit: &str| {
+            let reference = repo.join("refs").join(revision);
+            fs::create_dir_all(reference.parent().unwrap()).unwrap();
+            fs::write(reference, commit).unwrap();
+            fs::create_dir_all(repo.join("snapshots").join(commit)).unwrap();
+            fs::write(repo.join("snapshots").join(commit).join("config.json"), "{}").unwrap();
+        };
+        let find = |name: &str| resolve_in(&format!("some/model-1.5_b{name}"), Some(&cache));
+        let at = |name: &str| find(name).unwrap_or_else(|e| panic!("{name}: {e}")).file_name().unwrap().to_owned();
+        add("refs/pr/1", &other);
+        add("v1.0", &other);
+        let refs = [("", COMMIT), ("@main", COMMIT), ("@refs/pr/1", &other), ("@v1.0", &other)];
+        for (name, commit) in refs.into_iter().chain([(&*format!("@{other}"), &*other)]) {
+            assert_eq!(at(name), *commit, "{name}");
+        }
+        let error = find("@v2").unwrap_err().to_string();
+        assert!(error.contains("no v2 of it, but main, refs/pr/1, v1.0: name one as in"), "{error}");
+        for bad in ["@", "@../main", "@a//b", "@/a", "@-a", "@a b", "@a/.."] {
+            assert!(find(bad).unwrap_err().to_string().contains("OWNER/NAME@REVISION"), "{bad}");
+        }
+
+        fs::remove_file(repo.join("refs/main")).unwrap();
+        fs::remove_dir_all(repo.join("snapshots").join(COMMIT)).unwrap();
+        let error = find("").unwrap_err().to_string();
+        assert!(error.contains("no main of it, but refs/pr/1, v1.0"), "{error}");
+        fs::remove_file(repo.join("refs/v1.0")).unwrap();
+        assert_eq!(at(""), *other, "the only one");
+        fs::remove_dir_all(repo.join("refs")).unwrap();
+        assert_eq!(at(""), *other, "a commit without a name");
     }
 
     #[test]

@@ -2,7 +2,9 @@
 mod checkpoint;
 pub mod config;
 pub mod hub;
+pub(crate) mod json;
 pub mod lora;
+pub mod output;
 mod startup;
 pub mod synth;
 mod token_ids;

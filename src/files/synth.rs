@@ -6,8 +6,6 @@
 //! but for the last one, which sets the spread of the logits.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
 use std::path::Path;
 
 use half::{bf16, f16};
@@ -16,9 +14,11 @@ use safetensors::tensor::TensorInfo;
 use serde_json::{Value, json};
 
 use crate::{
-    error::{Error, Result},
+    error::Result,
     files::{
         config::{Config, Dtype},
+        json,
+        output::{Output, Target},
         weights::{self, Weights},
     },
 };
@@ -93,14 +93,14 @@ pub fn preset(name: &str) -> Option<String> {
 }
 
 /// Writes a random checkpoint to the directory `out`, which must be absent or empty: safetensors of at most
-/// `shard_bytes` each (a larger tensor has one to itself), their index when there are several, and `config.json`,
-/// which comes last, so that an interrupted run leaves nothing that looks like a model.
+/// `shard_bytes` each (a larger tensor has one to itself), their index when there are several, and `config.json`. What fails
+/// leaves nothing behind; see [`output`](crate::output).
 ///
 /// Every element is a function of the seed, the tensor's name and its place, so the same call writes the same bytes
 /// on any machine and with any number of threads. `progress` gets the bytes written and those to be written.
 ///
 /// # Errors
-/// Those of [`Config::from_json`]; [`Error::Input`] when `out` is not empty; [`Error::Io`] when writing fails.
+/// Those of [`Config::from_json`]; [`Error::Input`](crate::Error::Input) when `out` is not empty; [`Error::Io`](crate::Error::Io) when writing fails.
 pub fn write(
     config_json: &str,
     seed: u64,
@@ -111,57 +111,56 @@ pub fn write(
 ) -> Result<()> {
     let config_path = out.join("config.json");
     let config = Config::from_json(&config_path, config_json, None)?;
-    new_directory(out)?;
+    let mut output = Output::begin(out)?;
 
     let layout = Layout::new(&config, dtype, shard_bytes);
     let mut done = 0;
     for shard in &layout.shards {
-        let path = out.join(&shard.file);
         let report = |bytes| {
             done += bytes;
             progress(done, layout.total_bytes);
         };
-        File::create(&path).and_then(|file| write_shard(file, shard, seed, dtype, report)).map_err(Error::io(&path))?;
+        write_shard(output.create(&shard.file)?, shard, seed, dtype, report)?;
     }
-    let save = |path: &Path, text: &str| fs::write(path, text).map_err(Error::io(path));
     if layout.shards.len() > 1 {
-        save(&out.join(weights::INDEX), &layout.index_json())?;
+        output.write(weights::INDEX, layout.index_json().as_bytes())?;
     }
-    if config.dtype == dtype {
-        return save(&config_path, config_json);
+    let mut text = config_json.to_string();
+    if config.dtype != dtype {
+        let mut value: Value = json::parse(config_json).expect("Config::from_json has parsed it");
+        value["torch_dtype"] = json!(dtype.hf_name());
+        if value.get("dtype").is_some() {
+            value["dtype"] = json!(dtype.hf_name());
+        }
+        text = format!("{value:#}\n");
     }
-    let mut value: Value = serde_json::from_str(config_json).expect("Config::from_json has parsed it");
-    value["torch_dtype"] = json!(dtype.hf_name());
-    if value.get("dtype").is_some() {
-        value["dtype"] = json!(dtype.hf_name());
-    }
-    save(&config_path, &format!("{value:#}\n"))
+    output.write("config.json", text.as_bytes())?;
+    output.finish()
 }
 
 /// Copies what belongs to a model's tokenizer, and `generation_config.json`, from one model directory to another;
 /// returns the names of the files that were there.
 ///
 /// # Errors
-/// [`Error::Io`] with the file.
+/// [`Error::Io`](crate::Error::Io) with the file.
 pub fn copy_tokenizer(from: &Path, to: &Path) -> Result<Vec<&'static str>> {
+    let mut output = Output::beside(to);
+    let copied = copy_files(from, &mut output)?;
+    output.finish()?;
+    Ok(copied)
+}
+
+/// Copies the files of a model directory but for `config.json` and the weights.
+pub(super) fn copy_files(from: &Path, output: &mut Output) -> Result<Vec<&'static str>> {
     let mut copied = Vec::new();
     for file in FILES.into_iter().filter(|f| *f != "config.json") {
         let source = from.join(file);
-        if source.exists() {
-            fs::copy(&source, to.join(file)).map_err(Error::io(&source))?;
+        if json::exists(&source)? {
+            output.copy(&source)?;
             copied.push(file);
         }
     }
     Ok(copied)
-}
-
-/// Makes a directory that must be absent or empty.
-pub(crate) fn new_directory(out: &Path) -> Result<()> {
-    fs::create_dir_all(out).map_err(Error::io(out))?;
-    match fs::read_dir(out).map_err(Error::io(out))?.next() {
-        Some(_) => Err(Error::Input(format!("{} is not empty; name a new directory", out.display()))),
-        None => Ok(()),
-    }
 }
 
 /// Which tensor lies in which file, as transformers' `save_pretrained` decides it.
@@ -290,13 +289,13 @@ fn header(tensors: &[Planned], dtype: Dtype) -> Vec<u8> {
 
 /// Writes one file; `report` gets the bytes of tensors that each write adds.
 fn write_shard(
-    mut file: File,
+    mut file: Target,
     shard: &ShardLayout,
     seed: u64,
     dtype: Dtype,
     mut report: impl FnMut(u64) + Send,
-) -> io::Result<()> {
-    file.write_all(&shard.header)?;
+) -> Result<()> {
+    file.write(&shard.header)?;
     let (mut ready, mut next) = (Vec::new(), Vec::new());
     for tensor in &shard.tensors {
         let key = key(seed, &tensor.name);
@@ -304,14 +303,13 @@ fn write_shard(
         for start in (0..elements).step_by(BATCH) {
             let n = BATCH.min(elements - start);
             // The last batch goes to the disk while this one is made.
-            let (written, ()) =
-                rayon::join(|| file.write_all(&ready), || fill(&mut next, key, start, n, tensor, dtype));
+            let (written, ()) = rayon::join(|| file.write(&ready), || fill(&mut next, key, start, n, tensor, dtype));
             written?;
             report(ready.len() as u64);
             std::mem::swap(&mut ready, &mut next);
         }
     }
-    file.write_all(&ready)?;
+    file.write(&ready)?;
     report(ready.len() as u64);
     Ok(())
 }

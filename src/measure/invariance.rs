@@ -169,7 +169,7 @@ pub fn invariance(engine: &Engine, n: usize) -> Result<Report> {
             Compared(chunks).finding(
                 "how a session's prompt is divided",
                 false,
-                "the number of rows chooses the kernel (up to 8: gemv, split attention) and so the order of its sums",
+                "the number of rows chooses the kernel (up to 16: gemv, split attention) and so the order of its sums",
             ),
         ],
     })

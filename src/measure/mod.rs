@@ -1,4 +1,4 @@
-//! What says how fast and how right a model runs.
+//! Measurements: how fast a model runs, and whether what it computes is right.
 pub mod bench;
 pub mod eval;
 pub mod invariance;

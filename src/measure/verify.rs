@@ -1,11 +1,11 @@
-//! Does this engine compute what Hugging Face transformers computes? Compares with stored goldens.
+//! Compares this engine with Hugging Face transformers, by stored results of theirs ("goldens").
 //!
-//! A goldens file (`golden.json`) holds, per prompt, the greedy tokens of HF with the five largest logits of each step,
-//! and texts with their tokens' log-probabilities. The comparison is teacher-forced: HF's own tokens are fed, so one early tie does
-//! not decide about everything after it.
+//! A file of goldens (`golden.json`) holds, for each prompt, the greedy tokens of transformers with the five largest logits of each
+//! step, and some texts with the log-probabilities of their tokens. The comparison is teacher-forced: after each step the token of
+//! transformers is fed, whatever ours would have been, so that one early tie does not decide everything after it.
 //!
-//! Measures: *error*, the distance of our logit from HF's for each of the five tokens; *regret*, how much HF's logit of the token
-//! that we would choose is below HF's best, which is 0 wherever both agree; mean and 99th percentile, never only the maximum.
+//! Two measures are reported, each as mean and 99th percentile. The *error* is how far our logit is from theirs, for each of the five
+//! tokens. The *regret* is how far their logit of the token that we would choose lies below their best; it is 0 where both agree.
 
 use crate::{
     engine::Engine,

@@ -1,9 +1,9 @@
-//! The KV cache: the only place that knows its layout.
+//! The KV cache. Nothing else knows its layout.
 //!
-//! Per layer `k` and `v` are [sequences, n_kv_heads, max_seq, head_dim]: the keys of one head are contiguous, so that an
-//! attention block streams them. A token's *place* is `sequence * max_seq + position`, the one number by which an op finds it;
-//! with one sequence it is the position. A place is written when its token is computed; what lies beyond the live length of a
-//! sequence is never read.
+//! For each layer, `k` and `v` are [sequences, n_kv_heads, max_seq, head_dim]: all keys of one head lie one after the other, so that a
+//! block of the attention kernel streams them. A token is found by one number, its *place*: `sequence * max_seq + position`. With one
+//! sequence the place is the position. A place is written when its token is computed; places beyond the present length of a sequence
+//! are never read.
 
 use crate::{backend::Backend, error::Result, files::config::Config};
 

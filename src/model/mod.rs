@@ -86,7 +86,7 @@ impl<B: Backend> Model<B> {
     ) -> Result<Self> {
         thread::scope(|scope| {
             // while the weights are on their way: long contexts have large tables
-            let table = scope.spawn(|| Rope::table(&config.rope_inv_freq(), max_seq));
+            let table = scope.spawn(|| Rope::table_of(config, max_seq));
             let stacks = stacks(config, weights, Tensor::clone);
             let loaded = match lora {
                 [] => b.weights(&stacks, progress)?,
@@ -238,18 +238,20 @@ impl<B: Backend> Model<B> {
         b.norm_head(&op, &mut s.logits, &mut s.xb, &s.x, &self.final_norm, w)
     }
 
-    /// The most likely token after row 0 of `s.x`, to row 0 of `at` and the outbox. `s.logits` is anything afterwards.
+    /// The most likely tokens after the first `rows` rows of `s.x`, to those of `at` and the outbox. `s.logits` is anything
+    /// afterwards.
     pub fn head_argmax(
         &self,
         b: &B,
         s: &mut Scratch<B>,
         at: &mut Rows<B>,
+        rows: usize,
         max_seq: usize,
         sampler: &mut SamplerState<B>,
     ) -> Result<()> {
         let Config { dim, vocab, norm_eps: eps, .. } = self.config;
         let w = self.lm_head.as_ref().unwrap_or(&self.embed);
-        let (op, gain) = (NormHeadArgmax { dim, vocab, max_seq, eps }, &self.final_norm);
+        let (op, gain) = (NormHeadArgmax { rows, dim, vocab, max_seq, eps }, &self.final_norm);
         let (scratch, outbox) = (&mut sampler.scratch, &mut sampler.outbox);
         let (Scratch { logits, xb, x, .. }, Rows { tokens, pos }) = (s, at);
         b.norm_head_argmax(&op, tokens, pos, scratch, outbox, logits, xb, x, gain, w)

@@ -61,13 +61,13 @@ impl AttnPrefill {
         })
     }
 
-    /// One block per head and [`tiles::PREFILL_ROWS`] rows. Stages of a tile of keys and one of values, two of each.
+    /// One block per head and [`tiles::PREFILL_ROWS`] rows. Each stage has a tile of keys and one of values.
     pub fn grid(&self) -> Grid {
         let tile = tiles::PREFILL_KEYS * self.head_dim as u32 * size_of::<half::bf16>() as u32;
         Grid {
             blocks: [self.n_heads as u32, self.rows.div_ceil(tiles::PREFILL_ROWS as usize) as u32, 1],
-            threads: tiles::PREFILL_ROWS / 16 * 32,
-            shared: 4 * tile,
+            threads: tiles::PREFILL_THREADS,
+            shared: 2 * tiles::PREFILL_STAGES * tile,
         }
     }
 
@@ -111,6 +111,7 @@ impl AttnPrefill {
         };
         let grid = self.grid();
         super::expect_ints(Self::STEM, &[self.first + self.rows, self.n_heads, self.n_kv_heads, self.max_seq])?;
+        super::expect_ints(Self::STEM, &[k.len() / self.head_dim])?;
         expect(Self::STEM, grid.blocks[1] <= 0xffff, || {
             format!("{self:?}: rows are above the kernel's limit of 4 million")
         })?;
@@ -167,7 +168,8 @@ impl Op for AttnPrefill {
         vec![
             case(1, 1, (1, 1, 64), 1),
             case(9, 9, DEMO, 80),            // less than a tile
-            case(65, 65, (3, 1, 64), 65),    // just past a tile, the cache full
+            case(65, 65, (3, 1, 64), 65),    // just past tiles of keys, the cache full
+            case(33, 41, (1, 1, 128), 41),   // just past a warp's rows, and half a tile of keys
             case(70, 193, (2, 1, 128), 200), // a later chunk, whose rows cross tiles of keys
             case(16, 144, SMOLLM2, 160),
             AttnPrefill { first: 21, shared: 70, ..case(20, 90, (2, 1, 64), 96) }, // a branch
@@ -246,9 +248,9 @@ mod tests {
 
     #[test]
     fn blocks_cover_the_rows() {
-        assert_eq!(OP.grid(), Grid { blocks: [4, 2, 1], threads: 128, shared: 32 << 10 });
-        let large = AttnPrefill { head_dim: 128, rows: 64, ..OP };
-        assert_eq!(large.grid(), Grid { blocks: [4, 1, 1], threads: 128, shared: 64 << 10 });
+        assert_eq!(OP.grid(), Grid { blocks: [4, 1, 1], threads: 128, shared: 24 << 10 });
+        let large = AttnPrefill { head_dim: 128, rows: 129, ..OP };
+        assert_eq!(large.grid(), Grid { blocks: [4, 2, 1], threads: 128, shared: 48 << 10 });
     }
 
     #[test]

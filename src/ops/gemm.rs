@@ -30,7 +30,6 @@ pub struct Tile {
     pub side: u32,
     /// Columns of `k` in a stage of the pipeline.
     depth: u32,
-    threads: u32,
     /// Symbols for the epilogues [`Out::Store`], [`Out::Add`], [`Out::F32`].
     kernels: [&'static str; 3],
 }
@@ -38,13 +37,11 @@ pub struct Tile {
 const LARGE: Tile = Tile {
     side: tiles::GEMM_LARGE_SIDE,
     depth: tiles::GEMM_LARGE_DEPTH,
-    threads: tiles::GEMM_LARGE_THREADS,
     kernels: ["gemm_bf16_large_store", "gemm_bf16_large_add", "gemm_bf16_large_f32"],
 };
 const SMALL: Tile = Tile {
     side: tiles::GEMM_SMALL_SIDE,
     depth: tiles::GEMM_SMALL_DEPTH,
-    threads: tiles::GEMM_SMALL_THREADS,
     kernels: ["gemm_bf16_small_store", "gemm_bf16_small_add", "gemm_bf16_small_f32"],
 };
 
@@ -69,7 +66,7 @@ impl Gemm {
         let stage = 2 * tile.side * tile.depth * size_of::<half::bf16>() as u32;
         Grid {
             blocks: [tiles_of(self.rows), tiles_of(self.n), 1],
-            threads: tile.threads,
+            threads: tiles::GEMM_THREADS,
             shared: tiles::GEMM_STAGES * stage,
         }
     }

@@ -49,8 +49,8 @@ impl Gemv {
     }
 
     /// One block per `GEMV_TILE` rows of `w`.
-    pub fn grid(&self) -> Grid {
-        product_grid(self.n, self.rows, false)
+    pub fn grid(&self, ring: Ring) -> Grid {
+        product(self.n, self.rows, false, ring).0
     }
 
     /// The definition, before the epilogue: `out` [rows, n] in f32.
@@ -73,28 +73,46 @@ impl Gemv {
         w: &crate::backend::cuda::Weight,
     ) -> Result<()> {
         use crate::backend::cuda::Arg;
-        let (kernel, len, out): (_, _, Arg) = match out {
-            Out::Store(out) => ("gemv_bf16_store", out.len(), out.into()),
-            Out::Add(out) => ("gemv_bf16_add", out.len(), out.into()),
-            Out::F32(out) => ("gemv_bf16_f32", out.len(), out.into()),
+        let (epilogue, len, out): (_, _, Arg) = match out {
+            Out::Store(out) => ("store", out.len(), out.into()),
+            Out::Add(out) => ("add", out.len(), out.into()),
+            Out::F32(out) => ("f32", out.len(), out.into()),
         };
         self.check(len, x.len(), (w.rows, w.cols))?;
         self.check_kernel()?;
-        let trace = cu.trace(self, self.grid());
+        let (grid, kind) = product(self.n, self.rows, false, cu.ring());
+        let (kernel, trace) = (format!("gemv_bf16_{epilogue}_{kind}"), cu.trace(self, grid));
         let args = [out, x.into(), (&w.data).into(), self.rows.into(), self.n.into(), self.k.into(), trace];
         // SAFETY: check() proved that x holds [rows, k], w [n, k] and out [rows, n] elements of the epilogue's type,
         // and check_kernel() that rows are 16-byte aligned, that w has the rows of a block and that the sizes fit an int;
         // the arguments are those of the kernel, in order; it waits for its predecessor before it reads what that wrote.
-        unsafe { cu.launch_dependent(kernel, self, self.grid(), &args) }
+        unsafe { cu.launch_dependent(&kernel, self, grid, &args) }
     }
 }
 
-/// Geometry of the kernels of `kernels/common/gemv.cuh`: `n` rows of `w` times `rows` rows of `x`, normed or not.
-pub(crate) fn product_grid(n: usize, rows: usize, norm: bool) -> Grid {
+/// The ring in shared memory through which a product of one row takes its weights: as deep as the device has room for. The
+/// result has the same bits with either; products of more rows have short ones. See `kernels/common/gemv.cuh`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ring {
+    /// `GEMV_STAGES` stages a warp.
+    Short,
+    /// `GEMV_DEEP_STAGES`.
+    Deep,
+}
+
+/// Launch and kernel (the end of its name) of a product of `kernels/common/gemv.cuh`: `n` rows of `w` times `rows` rows of
+/// `x`, normed or not.
+pub(crate) fn product(n: usize, rows: usize, norm: bool, ring: Ring) -> (Grid, &'static str) {
+    let (kind, stages) = match (rows, ring) {
+        (..=1, Ring::Short) => ("r1", tiles::GEMV_STAGES),
+        (..=1, Ring::Deep) => ("r1_deep", tiles::GEMV_DEEP_STAGES),
+        (..=8, _) => ("r8", tiles::GEMV_STAGES),
+        _ => ("r16", tiles::GEMV_STAGES),
+    };
     let stage = (tiles::GEMV_TILE as usize + rows + usize::from(norm)) * tiles::GEMV_STAGE as usize * 2;
-    let shared = stage as u32 * tiles::GEMV_STAGES * tiles::GEMV_WARPS;
+    let shared = stage as u32 * stages * tiles::GEMV_WARPS;
     let blocks = n.div_ceil(tiles::GEMV_TILE as usize) as u32;
-    Grid { blocks: [blocks, 1, 1], threads: tiles::GEMV_WARPS * 32, shared }
+    (Grid { blocks: [blocks, 1, 1], threads: tiles::GEMV_WARPS * 32, shared }, kind)
 }
 
 /// The cases run [`Out::Store`]; `tests/decode.rs` has the other epilogues.
@@ -105,17 +123,20 @@ impl Op for Gemv {
     fn cases() -> Vec<Self> {
         let case = |(rows, n, k)| Gemv { rows, n, k };
         let edges = [
-            (1, 16, 8),    // one block, one chunk of a row
-            (3, 17, 72),   // just past a block, just past a stage of 64 columns
-            (8, 31, 256),  // one stage a warp
-            (2, 16, 1032), // just past the first round of the rings
-            (5, 20, 2056), // full rounds and a rest
+            (1, 16, 8),     // one block, one chunk of a row
+            (3, 17, 72),    // just past a block, just past a stage of 64 columns
+            (8, 31, 256),   // one stage a warp
+            (9, 23, 264),   // a second group of rows, of one; a stage for one warp more
+            (2, 16, 1032),  // just past the first round of the rings
+            (1, 18, 2056),  // the same of the deep ring
+            (5, 20, 2056),  // full rounds and a rest
+            (16, 17, 2320), // all rows
         ];
         let demo = [(1, 512, 256), (8, 1408, 256), (1, 256, 704)];
         let smollm2_135m = [(1, 960, 576), (4, 576, 576), (1, 3072, 576), (1, 576, 1536), (1, 49152, 576)];
         let llama3_8b = [(1, 6144, 4096), (1, 4096, 4096), (1, 28672, 4096), (1, 4096, 14336), (1, 128_256, 4096)];
-        let rows8 = [(8, 6144, 4096), (8, 4096, 14336)];
-        [&edges[..], &demo, &smollm2_135m, &llama3_8b, &rows8].concat().into_iter().map(case).collect()
+        let rows = [(8, 6144, 4096), (8, 4096, 14336), (16, 6144, 4096), (16, 4096, 14336)];
+        [&edges[..], &demo, &smollm2_135m, &llama3_8b, &rows].concat().into_iter().map(case).collect()
     }
 
     /// Of [`Out::Store`].
@@ -154,15 +175,28 @@ mod tests {
     #[test]
     fn blocks_cover_the_rows_and_fill_132_multiprocessors() {
         for n in [16, 17, 31, 32, 49_152] {
-            let blocks = Gemv { rows: 1, n, k: 8 }.grid().blocks[0] as usize;
+            let blocks = Gemv { rows: 1, n, k: 8 }.grid(Ring::Short).blocks[0] as usize;
             assert!(blocks * 16 >= n && (blocks - 1) * 16 < n, "{n} rows, {blocks} blocks");
         }
         // the matrices of Llama-3-8B: at most 3% of the block places of an H100 or H200 are idle in the last round
         for n in [4096, 6144, 28_672, 128_256] {
-            let blocks = Gemv { rows: 1, n, k: 4096 }.grid().blocks[0];
+            let blocks = Gemv { rows: 1, n, k: 4096 }.grid(Ring::Deep).blocks[0];
             let places = blocks.next_multiple_of(132);
             assert!(f64::from(blocks) >= 0.969 * f64::from(places), "{n} rows: {blocks} blocks for {places} places");
         }
+    }
+
+    #[test]
+    fn each_number_of_rows_has_its_kernel() {
+        let of = |rows, ring| product(16, rows, true, ring);
+        for (rows, short, deep) in [(1, "r1", "r1_deep"), (2, "r8", "r8"), (8, "r8", "r8"), (9, "r16", "r16")] {
+            assert_eq!((of(rows, Ring::Short).1, of(rows, Ring::Deep).1), (short, deep), "{rows} rows");
+        }
+        // 16 rows of w, the gain and the rows of x, 128 bytes each, of four warps
+        let shared = |rows, ring| of(rows, ring).0.shared;
+        assert_eq!(shared(1, Ring::Short), 18 * 128 * 4 * 4);
+        assert_eq!(shared(1, Ring::Deep), 18 * 128 * 8 * 4);
+        assert_eq!(shared(DECODE_ROWS, Ring::Deep), 33 * 128 * 4 * 4);
     }
 
     #[test]
@@ -173,7 +207,7 @@ mod tests {
         assert_eq!(text(op.check(40, 32, (16, 20))), "gemv: w is (16, 20), Gemv { rows: 2, n: 20, k: 16 }");
         assert!(text(op.check(39, 32, (20, 16))).starts_with("gemv: x has 32 elements and out 39"));
         let rows = |rows| text(Gemv { rows, ..op.clone() }.check(999, 999, (20, 16)));
-        assert!(rows(9).ends_with("1 to 8 rows, more go to gemm") && rows(0).contains("rows: 0"));
+        assert!(rows(17).ends_with("1 to 16 rows, more go to gemm") && rows(0).contains("rows: 0"));
         assert!(text(Gemv { k: 12, ..op.clone() }.check_kernel()).ends_with("the kernel needs k % 8 == 0 and n >= 16"));
         assert!(text(Gemv { n: (1 << 30) + 1, ..op }.check_kernel()).ends_with("up to 2^30"));
     }

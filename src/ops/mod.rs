@@ -2,7 +2,7 @@
 //!
 //! An op is one struct that holds all its sizes. Everything else is a method of it, in the same order in every file:
 //! `check` (buffer lengths and limits), `cost` (bytes and flops), `grid` (launch geometry, pure), `reference` (the plainest
-//! loops, which the CPU backend runs), `launch` (the CUDA kernel of the same stem), and the [`Op`] impl whose `cases` feed
+//! loops, which the CPU backend is compared with), `launch` (the CUDA kernel of the same stem), and the [`Op`] impl whose `cases` feed
 //! the tests, the roofline bench and the README's kernel table.
 //!
 //! Argument order everywhere: outputs, inputs, weights, sizes, scalars. Shapes are `[rows, cols]`, row-major.
@@ -38,7 +38,9 @@ pub use attn_decode::AttnDecode;
 pub use attn_prefill::AttnPrefill;
 pub use embed::Embed;
 pub use gemm::Gemm;
-pub use gemv::Gemv;
+#[cfg(feature = "cuda")]
+pub(crate) use gemv::product;
+pub use gemv::{Gemv, Ring};
 pub use kv_append::KvAppend;
 pub use log_prob::LogProb;
 pub use norm_gate_up::NormGateUp;

@@ -6,7 +6,7 @@
 //! up. Its bits of a row depend on the row and the weights only.
 
 use super::{
-    Cost, Grid, Op, RmsNorm, Swiglu, Tolerance, download, expect, gemv::product_grid, noise_buf, noise_weight, poison,
+    Cost, Grid, Op, Ring, RmsNorm, Swiglu, Tolerance, download, expect, gemv::product, noise_buf, noise_weight, poison,
 };
 use crate::{
     backend::{Backend, DECODE_ROWS},
@@ -55,8 +55,8 @@ impl NormGateUp {
     }
 
     /// A block owns 8 rows of gate and the same 8 of up.
-    pub fn grid(&self) -> Grid {
-        product_grid(2 * self.ffn_dim, self.rows, true)
+    pub fn grid(&self, ring: Ring) -> Grid {
+        product(2 * self.ffn_dim, self.rows, true, ring).0
     }
 
     /// The kernel.
@@ -72,12 +72,13 @@ impl NormGateUp {
         self.check(hb.len(), x.len(), gain.data.len(), (w.rows, w.cols))?;
         super::expect_ints(Self::STEM, &[self.dim, 2 * self.ffn_dim])?;
         let [rows, dim, ffn_dim] = [self.rows, self.dim, self.ffn_dim].map(crate::backend::cuda::Arg::from);
-        let (weights, trace) = ([(&gain.data).into(), (&w.data).into()], cu.trace(self, self.grid()));
+        let (grid, kind) = product(2 * self.ffn_dim, self.rows, true, cu.ring());
+        let (weights, trace) = ([(&gain.data).into(), (&w.data).into()], cu.trace(self, grid));
         let args = [hb.into(), x.into(), weights[0], weights[1], rows, dim, ffn_dim, self.eps.into(), trace];
         // SAFETY: check() proved that every buffer holds what the sizes say, that rows of w and x are 16-byte aligned and
         // that gate is whole groups of 8 rows; the arguments are those of the kernel, in order; it waits for its predecessor
         // before it reads what that wrote.
-        unsafe { cu.launch_dependent("norm_gate_up_bf16", self, self.grid(), &args) }
+        unsafe { cu.launch_dependent(&format!("norm_gate_up_bf16_{kind}"), self, grid, &args) }
     }
 }
 
@@ -100,12 +101,16 @@ impl Op for NormGateUp {
         let shapes = [
             (1, 8, 8),        // one chunk of a row, one block
             (3, 72, 24),      // just past a stage
-            (8, 1032, 16),    // all rows; the last warps have one stage less
+            (8, 1032, 16),    // the last warps have one stage less
             (2, 2056, 8),     // past a round of the ring
+            (1, 2056, 8),     // of the deep one
+            (16, 1032, 16),   // all rows
+            (11, 264, 8),     // a second group of rows that is not full
             (1, 256, 704),    // the demo
             (1, 576, 1536),   // SmolLM2-135M
             (1, 4096, 14336), // Llama-3-8B
             (8, 4096, 14336),
+            (16, 4096, 14336),
         ];
         shapes.into_iter().map(case).collect()
     }
@@ -160,12 +165,12 @@ mod tests {
         assert!(text(op.check(48, 128, 63, (48, 64))).contains("gain has 63 elements"));
         assert!(text(op.check(48, 128, 64, (24, 64))).contains("w is (24, 64)"));
         let wrong = |op: NormGateUp| text(op.check(99, 999, 64, (48, 64)));
-        assert!(wrong(NormGateUp { rows: 0, ..op.clone() }).ends_with("1 to 8 rows"));
+        assert!(wrong(NormGateUp { rows: 0, ..op.clone() }).ends_with("1 to 16 rows"));
         assert!(wrong(NormGateUp { ffn_dim: 20, ..op }).ends_with("ffn_dim % 8 == 0"));
     }
 
     #[test]
     fn blocks_cover_gate_and_up() {
-        assert_eq!(NormGateUp { rows: 1, dim: 4096, ffn_dim: 14336, eps: 1e-5 }.grid().blocks, [1792, 1, 1]);
+        assert_eq!(NormGateUp { rows: 1, dim: 4096, ffn_dim: 14336, eps: 1e-5 }.grid(Ring::Short).blocks, [1792, 1, 1]);
     }
 }

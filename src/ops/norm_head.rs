@@ -5,7 +5,7 @@
 //! Rounding: the kernel rounds `x * gain` to bf16 where the definition rounds `x * gain / rms`; the logits stay in f32. Its
 //! bits of a row depend on the row and the weights only.
 
-use super::{Cost, Grid, Op, RmsNorm, Tolerance, expect, gemv::product_grid, noise_buf, noise_weight, poison};
+use super::{Cost, Grid, Op, Ring, RmsNorm, Tolerance, expect, gemv::product, noise_buf, noise_weight, poison};
 use crate::{
     backend::{Backend, DECODE_ROWS},
     error::Result,
@@ -51,8 +51,8 @@ impl NormHead {
     }
 
     /// A block owns 16 rows of `w`.
-    pub fn grid(&self) -> Grid {
-        product_grid(self.vocab, self.rows, true)
+    pub fn grid(&self, ring: Ring) -> Grid {
+        product(self.vocab, self.rows, true, ring).0
     }
 
     /// The kernel.
@@ -69,13 +69,14 @@ impl NormHead {
         let sizes = [self.rows, self.first, self.dim, self.vocab];
         super::expect_ints(Self::STEM, &sizes)?;
         let [rows, first, dim, vocab] = sizes.map(crate::backend::cuda::Arg::from);
+        let (grid, kind) = product(self.vocab, self.rows, true, cu.ring());
         let buffers = [logits.into(), x.into(), (&gain.data).into(), (&w.data).into()];
-        let scalars = [rows, first, dim, vocab, self.eps.into(), cu.trace(self, self.grid())];
+        let scalars = [rows, first, dim, vocab, self.eps.into(), cu.trace(self, grid)];
         let args = [&buffers[..], &scalars].concat();
         // SAFETY: check() proved that every buffer holds what the sizes say, that rows of w and x are 16-byte aligned and
         // that w has the rows of a block; the arguments are those of the kernel, in order; it waits for its predecessor
         // before it reads what that wrote.
-        unsafe { cu.launch_dependent("norm_head_bf16", self, self.grid(), &args) }
+        unsafe { cu.launch_dependent(&format!("norm_head_bf16_{kind}"), self, grid, &args) }
     }
 }
 
@@ -97,12 +98,15 @@ impl Op for NormHead {
         let shapes = [
             (1, 0, 8, 16),     // one chunk of a row, one block
             (3, 2, 72, 33),    // just past a stage; the last block repeats 15 rows of the one before
-            (8, 0, 1032, 17),  // all rows; the last warps have one stage less
+            (8, 0, 1032, 17),  // the last warps have one stage less
+            (16, 1, 1032, 17), // all rows
+            (1, 0, 2056, 40),  // past a round of the deep ring
             (1, 4, 64, 512),   // stories260K
             (1, 0, 256, 2048), // the demo
             (1, 0, 576, 49152),
             (1, 0, 4096, 128_256),
             (8, 0, 4096, 128_256),
+            (16, 0, 4096, 128_256),
         ];
         shapes.into_iter().map(case).collect()
     }
@@ -151,13 +155,13 @@ mod tests {
         assert!(text(op.check(40, 191, 64, (20, 64))).starts_with("norm_head: logits has 40 elements and x 191"));
         assert!(text(op.check(40, 192, 64, (64, 20))).contains("w is (64, 20)"));
         let wrong = |op: NormHead| text(op.check(999, 999, 64, (20, 64)));
-        assert!(wrong(NormHead { rows: 9, ..op.clone() }).ends_with("1 to 8 rows"));
+        assert!(wrong(NormHead { rows: 17, ..op.clone() }).ends_with("1 to 16 rows"));
         assert!(wrong(NormHead { vocab: 15, ..op }).ends_with("a vocabulary of 16 or more"));
     }
 
     #[test]
     fn blocks_cover_the_vocabulary() {
-        let blocks = |vocab| NormHead { rows: 1, first: 0, dim: 64, vocab, eps: 1e-5 }.grid().blocks[0];
+        let blocks = |vocab| NormHead { rows: 1, first: 0, dim: 64, vocab, eps: 1e-5 }.grid(Ring::Short).blocks[0];
         assert_eq!([blocks(16), blocks(17), blocks(128_256)], [1, 2, 8016]);
     }
 }

@@ -1,13 +1,14 @@
-//! `token[0] = argmax_i (norm(x) w^T)[i]`, the lowest id of equals; `pos[0] += 1`: the end of a greedy step, fed back on the
+//! `token[r] = argmax_i (norm(x[r]) w^T)[i]`, the lowest id of equals; `pos[r] += 1`: the end of a greedy step, fed back on the
 //! device.
 //!
 //! Fused of `norm_head` and `argmax`, which are its definition ([`crate::backend::definition`]).
-//! Shapes: `token`, `pos` [at least 1], a [place](crate::model::kv), whose sequence's outbox gets the token; `x` [1, dim]; `gain` [dim]; `w` [vocab, dim]. The kernel stores no logits.
+//! Shapes: `token`, `pos` [at least rows], [places](crate::model::kv) of different sequences, whose outboxes get the tokens; `x`
+//! [rows, dim]; `gain` [dim]; `w` [vocab, dim]. The kernel stores no logits.
 //! Rounding: that of [`super::NormHead`]'s kernel, with which it agrees bit for bit.
 
-use super::{Argmax, Cost, Grid, NormHead, Op, Tolerance, expect, gemv::product_grid, noise, poison, sample};
+use super::{Argmax, Cost, Grid, NormHead, Op, Ring, Tolerance, expect, gemv::product, noise, poison};
 use crate::{
-    backend::{Backend, SamplerState},
+    backend::{Backend, DECODE_ROWS, SamplerState},
     error::Result,
 };
 use half::bf16;
@@ -15,11 +16,13 @@ use half::bf16;
 /// Sizes of one call.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NormHeadArgmax {
+    /// Tokens to choose.
+    pub rows: usize,
     /// Width of `x`.
     pub dim: usize,
     /// Rows of `w`.
     pub vocab: usize,
-    /// Positions of a sequence; the caller proves that the place's sequence has an outbox.
+    /// Positions of a sequence; the caller proves that each place's sequence has an outbox, and that they differ.
     pub max_seq: usize,
     /// Added to the mean square.
     pub eps: f32,
@@ -28,12 +31,12 @@ pub struct NormHeadArgmax {
 impl NormHeadArgmax {
     /// The first op of the definition.
     pub fn head(&self) -> NormHead {
-        NormHead { rows: 1, first: 0, dim: self.dim, vocab: self.vocab, eps: self.eps }
+        NormHead { rows: self.rows, first: 0, dim: self.dim, vocab: self.vocab, eps: self.eps }
     }
 
     /// The other.
     pub fn argmax(&self) -> Argmax {
-        Argmax { vocab: self.vocab, max_seq: self.max_seq }
+        Argmax { rows: self.rows, vocab: self.vocab, max_seq: self.max_seq }
     }
 
     /// Buffer lengths fit the sizes, and the sizes the kernel.
@@ -46,15 +49,17 @@ impl NormHeadArgmax {
         gain: usize,
         w: (usize, usize),
     ) -> Result<()> {
-        expect(Self::STEM, token > 0 && pos > 0 && self.max_seq > 0 && scratch >= Argmax::scratch(), || {
+        let rows = self.rows;
+        let fits = token >= rows && pos >= rows && scratch >= Argmax::scratch(rows);
+        expect(Self::STEM, fits && self.max_seq > 0, || {
             format!("token has {token} elements, pos {pos} and scratch {scratch}, {self:?}")
         })?;
-        self.head().check(self.vocab, x, gain, w)
+        self.head().check(rows * self.vocab, x, gain, w)
     }
 
     /// A block owns 16 rows of `w`.
-    pub fn grid(&self) -> Grid {
-        product_grid(self.vocab, 1, true)
+    pub fn grid(&self, ring: Ring) -> Grid {
+        product(self.vocab, self.rows, true, ring).0
     }
 
     /// The kernel.
@@ -76,13 +81,15 @@ impl NormHeadArgmax {
         let [serial, ring] = outbox.args();
         let state = [token.into(), pos.into(), scratch.into(), serial, ring];
         let inputs = [x.into(), (&gain.data).into(), (&w.data).into()];
-        let sizes = [self.dim, self.vocab, self.max_seq].map(crate::backend::cuda::Arg::from);
-        let scalars = [self.eps.into(), cu.trace(self, self.grid())];
+        let sizes = [self.rows, self.dim, self.vocab, self.max_seq].map(crate::backend::cuda::Arg::from);
+        let (grid, kind) = product(self.vocab, self.rows, true, cu.ring());
+        let scalars = [self.eps.into(), cu.trace(self, grid)];
         let args = [&state[..], &inputs, &sizes, &scalars].concat();
-        // SAFETY: check() proved that a token, a position, the words of scratch, and what the sizes say of the rest exist,
-        // that rows of w and x are 16-byte aligned and that w has the rows of a block; the outbox of the place's sequence exists by the caller's promise; the arguments
-        // are those of the kernel, in order; it waits for its predecessor before it reads what that wrote.
-        unsafe { cu.launch_dependent("norm_head_argmax_bf16", self, self.grid(), &args) }
+        // SAFETY: check() proved that tokens, places, the words of scratch, and what the sizes say of the rest exist, that
+        // rows of w and x are 16-byte aligned and that w has the rows of a block; the outboxes of the places' sequences exist
+        // by the caller's promise; the arguments are those of the kernel, in order; it waits for its predecessor before it
+        // reads what that wrote.
+        unsafe { cu.launch_dependent(&format!("norm_head_argmax_bf16_{kind}"), self, grid, &args) }
     }
 }
 
@@ -103,38 +110,51 @@ impl Op for NormHeadArgmax {
     type Io<B: Backend> = Io<B>;
 
     fn cases() -> Vec<Self> {
-        let case = |(dim, vocab)| NormHeadArgmax { dim, vocab, max_seq: 50, eps: 1e-5 };
-        // one block; the last block repeats rows; stories260K, the demo, SmolLM2-135M, Llama-3-8B
-        let shapes = [(8, 16), (72, 33), (64, 512), (256, 2048), (576, 49152), (4096, 128_256)];
+        let case = |(rows, dim, vocab)| NormHeadArgmax { rows, dim, vocab, max_seq: 50, eps: 1e-5 };
+        let shapes = [
+            (1, 8, 16),              // one block
+            (1, 72, 33),             // the last block repeats rows
+            (3, 72, 33),             // several rows
+            (DECODE_ROWS, 1032, 35), // all of them
+            (1, 64, 512),            // stories260K
+            (1, 256, 2048),          // the demo
+            (1, 576, 49152),         // SmolLM2-135M
+            (1, 4096, 128_256),      // Llama-3-8B
+            (DECODE_ROWS, 4096, 128_256),
+        ];
         shapes.into_iter().map(case).collect()
     }
 
     fn cost(&self) -> Cost {
         let Cost { read, flops, .. } = self.head().cost();
-        Cost { read, write: 8, flops }
+        Cost { read, write: 8 * self.rows as u64, flops }
     }
 
     fn tolerance(&self) -> Tolerance {
         Tolerance::EXACT
     }
 
-    /// Two rows of `w` have the signs that make their logit the largest, and the same bits: the lower id is to win.
+    /// For each row of `x` two rows of `w` have the signs that make their logit the largest, and the same bits: the lower id
+    /// is to win. The last row is of the first sequence.
     fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Io<B>> {
-        let (dim, vocab) = (self.dim, self.vocab);
-        let (x, gain, mut w) = (noise(dim, seed), noise(dim, seed + 1), noise(vocab * dim, seed + 2));
-        let best: Vec<f32> = x.iter().zip(&gain).map(|(x, g)| (x * g).signum()).collect();
-        for part in [3, 1] {
-            let row = (seed as usize * 7 + vocab * part / 5) % vocab;
-            w[row * dim..][..dim].copy_from_slice(&best);
+        let NormHeadArgmax { rows, dim, vocab, .. } = *self;
+        let (x, gain, mut w) = (noise(rows * dim, seed), noise(dim, seed + 1), noise(vocab * dim, seed + 2));
+        for (r, x) in x.chunks_exact(dim).enumerate() {
+            let best: Vec<f32> = x.iter().zip(&gain).map(|(x, g)| (x * g).signum()).collect();
+            for first in [0, vocab / 2] {
+                let row = (seed as usize * 7 + first + r) % vocab;
+                w[row * dim..][..dim].copy_from_slice(&best);
+            }
         }
+        let places: Vec<u32> = (0..rows).map(|r| ((rows - 1 - r) * self.max_seq + 41) as u32).collect();
         let bits = |v: &[f32]| v.iter().map(|x| bf16::from_f32(*x)).collect::<Vec<_>>();
         let acts = |v: &[f32]| v.iter().map(|x| super::Act::from_f32(*x)).collect::<Vec<B::Act>>();
         Ok(Io {
-            token: b.upload(&[u32::MAX])?,
-            pos: b.upload(&[41])?,
-            state: sample::state(b, &sample::Params::default(), &vec![0; vocab], &vec![0.0; vocab])?,
-            logits: b.upload(&vec![f32::NAN; vocab])?,
-            xb: poison(b, dim)?,
+            token: b.upload(&vec![u32::MAX; rows])?,
+            pos: b.upload(&places)?,
+            state: SamplerState::new(b, vocab, rows)?,
+            logits: b.upload(&vec![f32::NAN; rows * vocab])?,
+            xb: poison(b, rows * dim)?,
             x: b.upload(&acts(&x))?,
             gain: b.weight_from(1, dim, &bits(&gain))?,
             w: b.weight_from(vocab, dim, &bits(&w))?,
@@ -146,12 +166,12 @@ impl Op for NormHeadArgmax {
         b.norm_head_argmax(self, token, pos, &mut state.scratch, &mut state.outbox, logits, xb, x, gain, w)
     }
 
-    /// Token, position, and the words of scratch that must be 0 again.
+    /// Tokens, places, and the words of scratch that must be 0 again.
     fn outputs<B: Backend>(&self, b: &B, io: &Io<B>) -> Result<Vec<f32>> {
-        let mut counters = [f32::NAN; 4];
-        b.read(&mut counters, &io.state.scratch, 0)?;
-        let [token, pos] = [b.download(&io.token)?[0], b.download(&io.pos)?[0]];
-        Ok([token as f32, pos as f32].into_iter().chain(counters).collect())
+        let mut out = vec![f32::NAN; Argmax::scratch(self.rows)];
+        b.read(&mut out, &io.state.scratch, 0)?;
+        out.extend(b.download(&io.token)?.into_iter().chain(b.download(&io.pos)?).map(|n| n as f32));
+        Ok(out)
     }
 }
 
@@ -161,12 +181,13 @@ mod tests {
 
     #[test]
     fn check_names_what_is_wrong() {
-        let op = NormHeadArgmax { dim: 64, vocab: 20, max_seq: 50, eps: 1e-5 };
+        let op = NormHeadArgmax { rows: 2, dim: 64, vocab: 20, max_seq: 50, eps: 1e-5 };
         let text = |r: Result<()>| r.unwrap_err().to_string();
-        assert!(op.check(1, 1, Argmax::scratch(), 64, 64, (20, 64)).is_ok());
+        assert!(op.check(2, 2, 8, 128, 64, (20, 64)).is_ok());
         assert!(
-            text(op.check(1, 1, 9, 64, 64, (20, 64))).starts_with("norm_head_argmax: token has 1 elements, pos 1 and")
+            text(op.check(2, 1, 8, 128, 64, (20, 64))).starts_with("norm_head_argmax: token has 2 elements, pos 1")
         );
-        assert!(text(op.check(1, 1, 999, 63, 64, (20, 64))).contains("x 63"));
+        assert!(text(op.check(2, 2, 7, 128, 64, (20, 64))).contains("scratch 7"));
+        assert!(text(op.check(2, 2, 8, 127, 64, (20, 64))).contains("x 127"));
     }
 }

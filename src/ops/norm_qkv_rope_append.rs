@@ -8,7 +8,7 @@
 //! product before the rotation. Its bits of a row depend on the row, its position and the weights only.
 
 use super::{
-    Cost, Grid, KvAppend, Op, RmsNorm, Rope, Tolerance, download, expect, gemv::product_grid, noise_buf, noise_weight,
+    Cost, Grid, KvAppend, Op, Ring, RmsNorm, Rope, Tolerance, download, expect, gemv::product, noise_buf, noise_weight,
     poison,
 };
 use crate::{
@@ -92,8 +92,8 @@ impl NormQkvRopeAppend {
     }
 
     /// A block owns 8 rows of each half of a head.
-    pub fn grid(&self) -> Grid {
-        product_grid(self.qkv_dim(), self.rows, true)
+    pub fn grid(&self, ring: Ring) -> Grid {
+        product(self.qkv_dim(), self.rows, true, ring).0
     }
 
     /// The kernel.
@@ -117,13 +117,14 @@ impl NormQkvRopeAppend {
         super::expect_ints(Self::STEM, &[&sizes[..], &[self.qkv_dim(), self.positions]].concat())?;
         let buffers = [qkv.into(), k.into(), v.into(), x.into(), pos.into()];
         let weights = [(&gain.data).into(), (&w.data).into(), table.into()];
-        let scalars = [self.eps.into(), cu.trace(self, self.grid())];
+        let (grid, kind) = product(self.qkv_dim(), self.rows, true, cu.ring());
+        let scalars = [self.eps.into(), cu.trace(self, grid)];
         let args = [&buffers[..], &weights, &sizes.map(crate::backend::cuda::Arg::from), &scalars].concat();
         // SAFETY: check() proved that every buffer holds what the sizes say, that rows of w and x are 16-byte aligned and
         // that a head is whole blocks; each place is in the cache and its position in the table, which the caller promises
         // (the device alone knows them); the arguments are those of the kernel, in order; it waits for its predecessor before it reads
         // what that wrote.
-        unsafe { cu.launch_dependent("norm_qkv_rope_append_bf16", self, self.grid(), &args) }
+        unsafe { cu.launch_dependent(&format!("norm_qkv_rope_append_bf16_{kind}"), self, grid, &args) }
     }
 }
 
@@ -158,11 +159,15 @@ impl Op for NormQkvRopeAppend {
         let shapes = [
             (1, 8, 1, 1, 16, 1),        // one chunk of a row, one block a head
             (3, 72, 2, 1, 32, 7),       // just past a stage
-            (8, 1032, 1, 1, 64, 20),    // all rows; the last warps have one stage less
+            (8, 1032, 1, 1, 64, 20),    // the last warps have one stage less
+            (16, 1032, 1, 1, 64, 20),   // all rows
+            (1, 2056, 1, 1, 32, 9),     // past a round of the deep ring
+            (10, 264, 2, 1, 32, 9),     // a second group of rows that is not full
             (5, 256, 4, 2, 128, 9),     // as many stages as warps
             (1, 576, 9, 3, 64, 300),    // SmolLM2-135M
             (1, 4096, 32, 8, 128, 512), // Llama-3-8B
             (8, 4096, 32, 8, 128, 512),
+            (16, 4096, 32, 8, 128, 512),
         ];
         shapes.into_iter().map(case).collect()
     }
@@ -238,14 +243,14 @@ mod tests {
         assert!(text(check(&op, 320, 127, (128, 64))).contains("qkv has 256 elements, x 127 and pos 2"));
         assert!(text(check(&op, 320, 128, (64, 128))).contains("w is (64, 128)"));
         let wrong = |op: NormQkvRopeAppend| text(check(&op, 320, 128, (128, 64)));
-        assert!(wrong(NormQkvRopeAppend { rows: 9, ..op.clone() }).ends_with("1 to 8 rows"));
+        assert!(wrong(NormQkvRopeAppend { rows: 17, ..op.clone() }).ends_with("1 to 16 rows"));
         assert!(wrong(NormQkvRopeAppend { head_dim: 8, ..op }).ends_with("head_dim % 16 == 0"));
     }
 
     #[test]
     fn a_head_is_whole_blocks() {
-        assert_eq!(op().grid().blocks, [8, 1, 1]);
+        assert_eq!(op().grid(Ring::Short).blocks, [8, 1, 1]);
         let llama = NormQkvRopeAppend::cases().into_iter().find(|c| c.dim == 4096).unwrap();
-        assert_eq!(llama.grid().blocks, [384, 1, 1]);
+        assert_eq!(llama.grid(Ring::Short).blocks, [384, 1, 1]);
     }
 }

@@ -7,7 +7,7 @@
 //! Rounding: f32 arithmetic, one rounding at the store.
 
 use super::{Act, Cost, Grid, Op, Tolerance, download, expect, noise, noise_buf};
-use crate::{backend::Backend, error::Result};
+use crate::{backend::Backend, error::Result, files::config::Config};
 
 /// Sizes of one call.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,11 +46,18 @@ impl Rope {
     /// The table for `inv_freq` [head_dim / 2]: angles in f32 as Hugging Face computes them, cosines and sines exact to f32.
     pub fn table(inv_freq: &[f32], max_seq: usize) -> Vec<f32> {
         let mut table = Vec::with_capacity(max_seq * inv_freq.len() * 2);
-        for t in 0..max_seq {
-            let angles = || inv_freq.iter().map(|f| f64::from(t as f32 * f));
-            table.extend(angles().map(|a| a.cos() as f32));
-            table.extend(angles().map(|a| a.sin() as f32));
-        }
+        (0..max_seq).for_each(|t| row(&mut table, t, inv_freq));
+        table
+    }
+
+    /// The table of a model: its frequencies, which beyond the trained length may be others at each position, and its
+    /// attention factor.
+    pub fn table_of(config: &Config, max_seq: usize) -> Vec<f32> {
+        let fixed = config.rope_fixed_until().min(max_seq);
+        let mut table = Rope::table(&config.rope_inv_freq(), fixed);
+        (fixed..max_seq).for_each(|t| row(&mut table, t, &config.rope_inv_freq_at(t)));
+        let factor = config.rope_attention_factor();
+        table.iter_mut().for_each(|x| *x *= factor);
         table
     }
 
@@ -109,6 +116,13 @@ impl Rope {
             )
         }
     }
+}
+
+/// Appends the cosines and then the sines of position `t`.
+fn row(table: &mut Vec<f32>, t: usize, inv_freq: &[f32]) {
+    let angles = || inv_freq.iter().map(|f| f64::from(t as f32 * f));
+    table.extend(angles().map(|a| a.cos() as f32));
+    table.extend(angles().map(|a| a.sin() as f32));
 }
 
 impl Op for Rope {

@@ -15,13 +15,14 @@
 //!    of the draw as counter; the token is the first in the order of ids at which the running sum of weights exceeds `r`.
 //!
 //! Shapes: `token`, `pos` [at least rows]; `params` [sequences, SAMPLE_PARAMS]; `history`, `bias` [sequences, vocab]; `mask`
-//! [sequences, ceil(vocab / 32)], a bit for each token; `scratch`, `logits` [at least rows, vocab].
+//! [sequences, ceil(vocab / 32)], a bit for each token; `scratch` [[`Sample::scratch`]]; `logits` [at least rows, vocab].
+//! Up to [`DECODE_ROWS`] rows.
 
 use super::{Cost, Grid, Op, Tolerance, expect, noise};
 use crate::{
-    backend::{Backend, SamplerState},
+    backend::{Backend, DECODE_ROWS, SamplerState},
     error::Result,
-    tiles::{SAMPLE_MAX_VOCAB, SAMPLE_PARAMS, SAMPLE_THREADS},
+    tiles::{BEST_WORDS, SAMPLE_BINS, SAMPLE_MAX_VOCAB, SAMPLE_PARAMS, SAMPLE_STATE, SAMPLE_THREADS, SAMPLE_TILE},
 };
 
 /// Sizes of one call.
@@ -218,6 +219,11 @@ pub struct Lengths {
     pub logits: usize,
 }
 
+/// Blocks of a row.
+fn blocks(vocab: usize) -> usize {
+    vocab.div_ceil(SAMPLE_TILE as usize)
+}
+
 impl Sample {
     /// Words of a mask.
     pub fn mask_len(&self) -> usize {
@@ -227,22 +233,30 @@ impl Sample {
     /// Buffer lengths fit the sizes.
     pub fn check(&self, n: Lengths) -> Result<()> {
         let Sample { rows, vocab, max_seq } = *self;
-        expect(Self::STEM, rows > 0 && vocab > 0 && max_seq > 0 && (rows == 1 || vocab >= 4), || {
-            format!("{self:?}: sizes must be positive, and several rows need vocab >= 4")
+        expect(Self::STEM, (1..=DECODE_ROWS).contains(&rows) && vocab > 0 && max_seq > 0, || {
+            format!("{self:?}: sizes must be positive, and at most {DECODE_ROWS} rows")
         })?;
         expect(Self::STEM, vocab <= SAMPLE_MAX_VOCAB as usize, || {
             format!("{self:?}: sums of weights need vocab <= {SAMPLE_MAX_VOCAB}")
         })?;
-        let rows_fit = n.token >= rows && n.pos >= rows && n.scratch >= rows * vocab && n.logits >= rows * vocab;
+        let rows_fit =
+            n.token >= rows && n.pos >= rows && n.scratch >= Self::scratch(rows, vocab) && n.logits >= rows * vocab;
         let [params, mask] = [SAMPLE_PARAMS as usize, self.mask_len()];
         let state_fits = n.params >= params && n.history >= vocab && n.bias >= vocab && n.mask >= mask;
         expect(Self::STEM, rows_fit && state_fits, || format!("{n:?} do not fit {self:?}"))
     }
 
-    /// One block a row; a small vocabulary leaves a full one without work.
+    /// Words of scratch for so many rows: for each that a step may have its best candidate, which is 0 before and after a
+    /// call; then for each of these rows where its filters end, its histogram, a weight for each block, logits and a list of
+    /// ids.
+    pub fn scratch(rows: usize, vocab: usize) -> usize {
+        let of_row = SAMPLE_STATE as usize + 3 * SAMPLE_BINS as usize + 2 * blocks(vocab) + 2 * vocab;
+        DECODE_ROWS * BEST_WORDS as usize + rows * of_row
+    }
+
+    /// Of each of the kernels: a block for each [`SAMPLE_TILE`] ids of a row.
     pub fn grid(&self) -> Grid {
-        let threads = self.vocab.div_ceil(4).next_power_of_two().clamp(32, SAMPLE_THREADS as usize);
-        Grid { blocks: [self.rows as u32, 1, 1], threads: threads as u32, shared: 0 }
+        Grid { blocks: [blocks(self.vocab) as u32, self.rows as u32, 1], threads: SAMPLE_THREADS, shared: 0 }
     }
 
     /// Sequence of a row's place.
@@ -316,7 +330,7 @@ impl Sample {
             .unwrap_or(best) // not reached: best is kept, so r < total
     }
 
-    /// The kernel.
+    /// The kernels, one after the other.
     #[cfg(feature = "cuda")]
     #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
     pub fn launch(
@@ -332,6 +346,7 @@ impl Sample {
         mask: &crate::backend::cuda::Buffer<u32>,
         logits: &crate::backend::cuda::Buffer<f32>,
     ) -> Result<()> {
+        use crate::backend::cuda::Arg;
         self.check(Lengths {
             token: token.len(),
             pos: pos.len(),
@@ -344,15 +359,27 @@ impl Sample {
         })?;
         super::expect_ints(Self::STEM, &[self.rows, self.max_seq])?;
         let [serial, ring] = outbox.args();
-        let state = [token.into(), pos.into(), params.into(), history.into(), scratch.into(), serial, ring];
-        let inputs = [bias.into(), mask.into(), logits.into()];
-        let scalars = [self.vocab.into(), self.max_seq.into(), cu.trace(self, self.grid())];
-        let args = [&state[..], &inputs, &scalars].concat();
-        // SAFETY: check() proved that tokens, places, scratch and logits have `rows` rows and that the rest has a sequence; that
-        // each place's sequence is in the rest, and in the outbox, and that they differ is the caller's promise; the kernel
-        // writes history at an id below vocab. The arguments are those of the kernel, in order; it waits for its predecessor
-        // before it reads anything.
-        unsafe { cu.launch_dependent("sample_f32", self, self.grid(), &args) }
+        let [token, pos, params, history] = [token, pos, params, history].map(Arg::from);
+        let (scratch, sizes) = (Arg::from(scratch), [self.vocab.into(), self.max_seq.into()]);
+        let row = [scratch, pos, params];
+        let adjust = [&row[..], &[history, bias.into(), mask.into(), logits.into()]].concat();
+        let draw = [token, pos, params, history, scratch, serial, ring];
+        // what the others read comes from the L2 cache
+        let kernels = [
+            ("sample_adjust_f32", &adjust[..], self.cost()),
+            ("sample_histogram_f32", &row, Cost::default()),
+            ("sample_select_f32", &row, Cost::default()),
+            ("sample_draw_f32", &draw, Cost::default()),
+        ];
+        for (kernel, buffers, cost) in kernels {
+            let args = [buffers, &sizes, &[cu.trace_part(cost, self.grid())]].concat();
+            // SAFETY: check() proved that tokens, places, scratch and logits have `rows` rows and that the rest has a sequence;
+            // that each place's sequence is in the rest, and in the outbox, and that they differ is the caller's promise; ids
+            // in scratch, and that of history, are below vocab. The arguments are those of the kernel, in order; it waits for
+            // its predecessor before it reads anything.
+            unsafe { cu.launch_dependent(kernel, self, self.grid(), &args)? }
+        }
+        Ok(())
     }
 }
 
@@ -463,16 +490,21 @@ mod tests {
     #[test]
     fn check_and_grid() {
         let op = Sample { rows: 2, vocab: 100, max_seq: 9 };
-        let n = Lengths { token: 2, pos: 2, params: 20, history: 100, scratch: 200, bias: 100, mask: 4, logits: 200 };
+        let scratch = Sample::scratch(2, 100);
+        let n = Lengths { token: 2, pos: 2, params: 20, history: 100, scratch, bias: 100, mask: 4, logits: 200 };
         assert!(op.check(n).is_ok());
-        for short in [Lengths { bias: 99, ..n }, Lengths { params: 19, ..n }, Lengths { mask: 3, ..n }] {
+        let scratch = scratch - 1;
+        for short in
+            [Lengths { bias: 99, ..n }, Lengths { params: 19, ..n }, Lengths { mask: 3, ..n }, Lengths { scratch, ..n }]
+        {
             assert!(op.check(short).unwrap_err().to_string().contains("do not fit Sample { rows: 2, vocab: 100"));
         }
         assert!(op.check(Lengths { logits: 199, ..n }).is_err());
         let big = Sample { rows: 1, vocab: 1 << 24, max_seq: 9 };
         assert!(big.check(n).unwrap_err().to_string().contains("sums of weights"));
-        let grid = |vocab| Sample { rows: 3, vocab, max_seq: 9 }.grid();
-        assert_eq!([1, 100, 300, 128256].map(|vocab| grid(vocab).threads), [32, 32, 128, 1024]);
-        assert_eq!(grid(7).blocks, [3, 1, 1]);
+        let many = Sample { rows: DECODE_ROWS + 1, vocab: 1, max_seq: 9 };
+        assert!(many.check(n).unwrap_err().to_string().contains(&format!("at most {DECODE_ROWS} rows")));
+        let blocks = |vocab| Sample { rows: 3, vocab, max_seq: 9 }.grid().blocks;
+        assert_eq!([1, 1024, 1025, 128_256].map(blocks), [[1, 3, 1], [1, 3, 1], [2, 3, 1], [126, 3, 1]]);
     }
 }

@@ -1,4 +1,4 @@
-//! Answers on their way from the batch to a reply, for both APIs.
+//! Collects what the batch says about one request until it is a response, whole or streamed, for both APIs.
 
 use super::{
     error::ApiError,

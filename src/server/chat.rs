@@ -7,13 +7,13 @@ use super::{
     fields::{Common, parse},
     log::RequestLog,
     logprobs::{self, ChatLogprobs, PromptToken},
-    messages::{ChatMessage, encode, only},
+    messages::{ChatMessage, begun, encode, only},
     policy::Refused,
     prepare::{Prepared, Prompt, Wishes},
     reply::{Reply, Shape},
     state::{Server, State},
 };
-use crate::{TokenLogprobs, Tokenizer};
+use crate::{TokenLogprobs, TokenStream, Tokenizer};
 use axum::{Extension, extract, response::Response};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
@@ -29,9 +29,9 @@ struct ChatFields {
     /// With `logprobs`: this many of the most likely ones too, 0 to 20.
     #[schema(maximum = 20)]
     top_logprobs: Option<u32>,
-    /// Only true: the prompt ends where an answer begins.
+    /// False only beside `continue_final_message`: the prompt ends where an answer begins.
     add_generation_prompt: Option<bool>,
-    /// Only false: the last message is complete.
+    /// The last message is the beginning of the answer, and the reply goes on where it ends.
     continue_final_message: Option<bool>,
     /// Only false: the template says where BOS is.
     add_special_tokens: Option<bool>,
@@ -145,15 +145,14 @@ pub(super) async fn create(
 fn read(state: &State, body: &[u8]) -> Result<(Prepared, Chat), ApiError> {
     let parsed = parse::<ChatFields>(body, &state.options, REFUSED)?;
     let (common, own) = (parsed.common, parsed.own);
-    only("add_generation_prompt", own.add_generation_prompt, true, "a chat is for an answer")?;
-    only("continue_final_message", own.continue_final_message, false, "use /v1/completions to continue a text")?;
+    let begun = begun(own.add_generation_prompt, own.continue_final_message)?;
     only("add_special_tokens", own.add_special_tokens, false, "the template says where BOS is")?;
     let logprobs = own.logprobs.unwrap_or(false);
     let top = own.top_logprobs.unwrap_or(0);
     if top > 0 && !logprobs {
         return Err(ApiError::invalid("top_logprobs", "top_logprobs needs logprobs to be true"));
     }
-    let prompt = Prompt { ids: encode(state, &own.messages)?, text: None };
+    let prompt = Prompt { ids: encode(state, &own.messages, begun)?, text: None };
     let wishes = Wishes {
         default_tokens: None,
         logprobs: logprobs.then_some(top),
@@ -162,9 +161,11 @@ fn read(state: &State, body: &[u8]) -> Result<(Prepared, Chat), ApiError> {
     };
     let return_ids = common.return_token_ids.unwrap_or(false);
     let prompt_logprobs = common.prompt_logprobs.is_some();
-    let request = state.prepare(common, parsed.ignored, std::slice::from_ref(&prompt), &wishes)?;
-    let pending = vec![Pending::default(); request.n];
     let tokenizer = state.tokenizer.clone();
+    let stream = if common.skip_special() { tokenizer.stream() } else { tokenizer.stream_with_special() };
+    let pending = Pending { begun: false, whole: Delta::default(), stream: stream.after(&prompt.ids) };
+    let request = state.prepare(common, parsed.ignored, std::slice::from_ref(&prompt), &wishes)?;
+    let pending = vec![pending; request.n];
     Ok((request, Chat { tokenizer, pending, prompt: prompt.ids, logprobs, prompt_logprobs, return_ids }))
 }
 
@@ -178,15 +179,17 @@ struct Chat {
     return_ids: bool,
 }
 
-#[derive(Default, Clone)]
+#[derive(Clone)]
 struct Pending {
     begun: bool,
     whole: Delta,
+    /// What the tokens so far make of the next one's text.
+    stream: TokenStream,
 }
 
 impl Chat {
-    fn logprobs(&self, delta: &Delta) -> Option<ChatLogprobs> {
-        self.logprobs.then(|| ChatLogprobs::of(&self.tokenizer, &delta.tokens))
+    fn logprobs(&self, stream: &mut TokenStream, delta: &Delta) -> Option<ChatLogprobs> {
+        self.logprobs.then(|| ChatLogprobs::of(stream, &delta.tokens))
     }
 
     /// What was asked for besides; what concerns the prompt only `first`.
@@ -218,8 +221,8 @@ impl Shape for Chat {
 
     fn choices(mut self) -> Vec<ChatChoice> {
         let pending = std::mem::take(&mut self.pending);
-        let choice = |(index, p): (usize, Pending)| {
-            let (logprobs, extras) = (self.logprobs(&p.whole), self.extras(&p.whole, true));
+        let choice = |(index, mut p): (usize, Pending)| {
+            let (logprobs, extras) = (self.logprobs(&mut p.stream, &p.whole), self.extras(&p.whole, true));
             let end = p.whole.end;
             ChatChoice {
                 index,
@@ -237,7 +240,9 @@ impl Shape for Chat {
         let first = !std::mem::replace(&mut self.pending[index].begun, true);
         let mut chunks = Vec::new();
         if first || !delta.text.is_empty() || !delta.tokens.is_empty() {
-            let (logprobs, extras) = (self.logprobs(&delta), self.extras(&delta, first));
+            let mut stream = self.pending[index].stream.clone();
+            let (logprobs, extras) = (self.logprobs(&mut stream, &delta), self.extras(&delta, first));
+            self.pending[index].stream = stream;
             let delta = AnswerDelta { role: first.then_some("assistant"), content: Some(delta.text) };
             chunks.push(ChatChunk { index, delta, logprobs, extras, ..ChatChunk::default() });
         }

@@ -11,7 +11,7 @@ use super::{
     reply::{Reply, Shape},
     state::{Server, State},
 };
-use crate::{Message, Template, Tokenizer};
+use crate::{Message, Template, TokenStream, Tokenizer};
 use axum::{Extension, extract, response::Response};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -168,6 +168,7 @@ fn read(state: &State, body: &[u8]) -> Result<(Prepared, Completions), ApiError>
     let return_ids = common.return_token_ids.unwrap_or(false);
     let skip_special = common.skip_special();
     let request = state.prepare(common, parsed.ignored, &prompts, &wishes)?;
+    let stream = || stream(&state.tokenizer, skip_special);
     let choice = |index: usize| {
         let prompt = &prompts[index / n];
         let text = match (&prompt.text, echo) {
@@ -177,7 +178,8 @@ fn read(state: &State, body: &[u8]) -> Result<(Prepared, Completions), ApiError>
                 state.tokenizer.decode(&prompt.ids, skip_special).map_err(|e| ApiError::from_library(e, "prompt"))?
             }
         };
-        Ok(Pending { prompt: prompt.ids.clone(), echo: text, legacy: Legacy::default(), choice: None })
+        let legacy = Legacy::new(if echo { stream() } else { stream().after(&prompt.ids) });
+        Ok(Pending { prompt: prompt.ids.clone(), echo: text, legacy, choice: None })
     };
     let pending = (0..prompts.len() * n).map(choice).collect::<Result<_, ApiError>>()?;
     let tokenizer = state.tokenizer.clone();
@@ -191,6 +193,11 @@ fn read(state: &State, body: &[u8]) -> Result<(Prepared, Completions), ApiError>
         skip_special,
     };
     Ok((request, shape))
+}
+
+/// What makes text of an answer's tokens, and with `echo` of the prompt's.
+fn stream(tokenizer: &Tokenizer, skip_special: bool) -> TokenStream {
+    if skip_special { tokenizer.stream() } else { tokenizer.stream_with_special() }
 }
 
 impl Prompts {
@@ -250,13 +257,15 @@ impl Completions {
             if self.echo && self.logprobs.is_some() {
                 let scores = [None].into_iter().chain(scored.into_iter().map(Some));
                 let ids: Vec<Scored> = pending.prompt.iter().copied().zip(scores).collect();
-                lists = pending.legacy.add(&self.tokenizer, &ids, self.skip_special);
+                lists = pending.legacy.add(&ids);
+                let stream = stream(&self.tokenizer, self.skip_special).after(&pending.prompt);
+                pending.legacy.go_on(piece.text.chars().count(), stream);
             }
             piece.prompt_token_ids = self.return_ids.then(|| std::mem::take(&mut pending.prompt));
         }
         piece.text.push_str(&delta.text);
         if self.logprobs.is_some() {
-            lists.extend(pending.legacy.add(&self.tokenizer, &delta.tokens, self.skip_special));
+            lists.extend(pending.legacy.add(&delta.tokens));
             piece.logprobs = Some(lists);
         }
         piece.token_ids = self.return_ids.then(|| delta.tokens.iter().map(|(id, _)| *id).collect());

@@ -5,7 +5,7 @@ use super::{
     options::ServerOptions,
     policy::{self, UnknownFields},
 };
-use crate::{GenerateOptions, Sampling, error::Error, ops::sample::MAX_STOP_IDS};
+use crate::{GenerateOptions, Sampling, SamplingDefaults, error::Error, ops::sample::MAX_STOP_IDS};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,11 +30,11 @@ pub(super) struct Common {
     pub max_tokens: Option<u64>,
     /// The same as `max_tokens`.
     max_completion_tokens: Option<u64>,
-    /// Divides the logits; 0 takes the most likely token. 1 when absent.
+    /// Divides the logits; 0 takes the most likely token, and what is below 0.001 counts as 0.001. 1 when absent.
     #[schema(minimum = 0, maximum = 100)]
     temperature: Option<f32>,
-    /// Only the most likely tokens that together have this probability.
-    #[schema(exclusive_minimum = 0, maximum = 1)]
+    /// Only the most likely tokens that together have this probability; 0 takes the most likely token.
+    #[schema(minimum = 0, maximum = 1)]
     top_p: Option<f32>,
     /// Only so many of the most likely tokens; 0 and -1 are off.
     #[schema(minimum = -1)]
@@ -207,8 +207,8 @@ impl Common {
     }
 
     /// How an answer goes on and when it ends, all but its length; checked for a model with `vocab` ids and `eos` of
-    /// its own that end a text.
-    pub fn options(&self, vocab: usize, eos: usize) -> Result<GenerateOptions, ApiError> {
+    /// its own that end a text. Where the request is silent the model's author counts.
+    pub fn options(&self, vocab: usize, eos: usize, by: &SamplingDefaults) -> Result<GenerateOptions, ApiError> {
         let stop_ids = self.stop_token_ids.clone().unwrap_or_default();
         if stop_ids.len() > MAX_STOP_TOKENS {
             let message = format!("{} stop ids, at most {MAX_STOP_TOKENS} are allowed", stop_ids.len());
@@ -219,7 +219,7 @@ impl Common {
         }
         let ignore_eos = self.ignore_eos.unwrap_or(false);
         let options = GenerateOptions {
-            sampling: self.sampling(vocab)?,
+            sampling: self.sampling(vocab, by)?,
             stop: self.stops()?,
             include_stop: self.include_stop_str_in_output.unwrap_or(false),
             keep_special: !self.skip_special(),
@@ -236,10 +236,11 @@ impl Common {
         Ok(options)
     }
 
-    fn sampling(&self, vocab: usize) -> Result<Sampling, ApiError> {
-        let default = Sampling::default();
+    fn sampling(&self, vocab: usize, by: &SamplingDefaults) -> Result<Sampling, ApiError> {
+        let default = Sampling::recommended(by);
         let top_k = match self.top_k {
-            None | Some(-1) => 0,
+            None => default.top_k,
+            Some(-1) => 0,
             Some(k) => u32::try_from(k)
                 .map_err(|_| ApiError::invalid("top_k", format!("top_k is {k}, allowed is -1 (off) and from 0 on")))?,
         };
@@ -248,7 +249,7 @@ impl Common {
             Err(_) => Err(ApiError::invalid("logit_bias", format!("logit_bias: {key:?} is no token id"))),
         };
         let sampling = Sampling {
-            temperature: self.temperature.unwrap_or(1.0),
+            temperature: self.temperature.or(by.temperature).unwrap_or(1.0),
             top_k,
             top_p: self.top_p.unwrap_or(default.top_p),
             min_p: self.min_p.unwrap_or(default.min_p),
@@ -320,10 +321,29 @@ pub(super) fn parse_alone<T: DeserializeOwned>(
 }
 
 fn json(body: &[u8]) -> Result<Value, ApiError> {
+    let body = body.strip_prefix("\u{FEFF}".as_bytes()).unwrap_or(body); // the byte order mark of some editors and clients
     let value = serde_json::from_slice(body).map_err(|e| ApiError::bad(format!("the body is not valid JSON: {e}")))?;
     match value {
-        Value::Object(_) => Ok(value),
+        Value::Object(mut map) => {
+            map.values_mut().for_each(whole);
+            Ok(Value::Object(map))
+        }
         _ => Err(ApiError::bad("the body is not a JSON object")),
+    }
+}
+
+/// Makes a whole number of one that is written `4.0`, as clients do whose language has one kind of number. What is in an object,
+/// such as a schema, stays as it is.
+fn whole(value: &mut Value) {
+    match value {
+        Value::Array(list) => list.iter_mut().for_each(whole),
+        Value::Number(number) if number.is_f64() => {
+            let float = number.as_f64().filter(|x| x.fract() == 0.0 && (-(2f64.powi(63))..2f64.powi(63)).contains(x));
+            if let Some(float) = float {
+                *value = Value::from(float as i64);
+            }
+        }
+        _ => {}
     }
 }
 

@@ -1,6 +1,6 @@
 //! Log-probabilities in the three shapes that clients know.
 
-use crate::{TokenLogprobs, Tokenizer};
+use crate::{TokenLogprobs, TokenStream, Tokenizer};
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt::Write};
 use utoipa::ToSchema;
@@ -8,17 +8,13 @@ use utoipa::ToSchema;
 /// A token and what the batch said of it.
 pub(super) type Scored = (u32, Option<TokenLogprobs>);
 
-/// The bytes that a token stands for; a special token stands for its name.
-fn bytes(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
-    match tokenizer.token(id) {
-        Some(name) if tokenizer.is_special(id) => name.into_bytes(),
-        _ => tokenizer.token_bytes(id),
-    }
-}
-
 /// A token as the completions API writes it: its text, or `bytes:\xed\x95` where it is not a whole number of characters.
 pub(super) fn name(tokenizer: &Tokenizer, id: u32) -> String {
-    String::from_utf8(bytes(tokenizer, id)).unwrap_or_else(|e| {
+    written(tokenizer.token_bytes(id))
+}
+
+fn written(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|e| {
         e.as_bytes().iter().fold("bytes:".to_string(), |mut text, byte| {
             let _ = write!(text, "\\x{byte:02x}"); // to a string it cannot fail
             text
@@ -45,48 +41,39 @@ pub(super) struct LegacyLogprobs {
 }
 
 /// Makes [`LegacyLogprobs`], in pieces.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Legacy {
-    /// Characters of the text so far.
+    /// Characters that the stream has given so far.
     chars: usize,
-    /// The beginning of a character.
-    pending: Vec<u8>,
+    stream: TokenStream,
 }
 
 impl Legacy {
-    /// The lists of the next tokens. `hidden` special tokens add nothing to the text.
-    pub fn add(&mut self, tokenizer: &Tokenizer, tokens: &[Scored], hidden: bool) -> LegacyLogprobs {
+    /// For tokens that come to `stream` next, at the beginning of the reply's text.
+    pub fn new(stream: TokenStream) -> Legacy {
+        Legacy { chars: 0, stream }
+    }
+
+    /// From now on for the tokens that come to `stream`, after so many characters of the reply's text.
+    pub fn go_on(&mut self, chars: usize, stream: TokenStream) {
+        *self = Legacy { chars, stream };
+    }
+
+    /// The lists of the next tokens. What a token is called is what it adds to the text, so all names together are the text.
+    pub fn add(&mut self, tokens: &[Scored]) -> LegacyLogprobs {
         let mut lists = LegacyLogprobs::default();
         for (id, scored) in tokens {
-            lists.tokens.push(name(tokenizer, *id));
+            let name = |id: u32| written(self.stream.bytes_of(id));
+            lists.tokens.push(name(*id));
             lists.token_logprobs.push(scored.as_ref().map(|s| finite(s.logprob)));
             lists.top_logprobs.push(scored.as_ref().map(|s| {
                 let top = s.top.iter().copied().chain([(s.token, s.logprob)]);
-                top.map(|(id, logprob)| (name(tokenizer, id), finite(logprob))).collect()
+                top.map(|(id, logprob)| (name(id), finite(logprob))).collect()
             }));
-            lists.text_offset.push(self.chars);
-            if !(hidden && tokenizer.is_special(*id)) {
-                self.pending.extend(bytes(tokenizer, *id));
-                self.count();
-            }
+            lists.text_offset.push(self.chars + self.stream.open_chars());
+            self.chars += self.stream.push(*id).map_or(0, |text| text.chars().count());
         }
         lists
-    }
-
-    /// Moves whole characters from `pending` to the count.
-    fn count(&mut self) {
-        loop {
-            let (valid, bad) = match std::str::from_utf8(&self.pending) {
-                Ok(text) => (text.len(), None),
-                Err(e) => (e.valid_up_to(), e.error_len()),
-            };
-            self.chars += String::from_utf8_lossy(&self.pending[..valid]).chars().count();
-            self.pending.drain(..valid + bad.unwrap_or(0));
-            match bad {
-                Some(_) => self.chars += 1, // it is shown as one U+FFFD
-                None => return,
-            }
-        }
     }
 }
 
@@ -130,17 +117,20 @@ struct Alternative {
 }
 
 impl ChatLogprobs {
-    /// What is reported of `tokens`; those without a log-probability are left out.
-    pub fn of(tokenizer: &Tokenizer, tokens: &[Scored]) -> ChatLogprobs {
-        let alternative = |id, logprob| {
-            let bytes = bytes(tokenizer, id);
-            Alternative { token: String::from_utf8_lossy(&bytes).into_owned(), logprob: finite(logprob), bytes }
-        };
-        let token = |s: &TokenLogprobs| ChatToken {
-            token: alternative(s.token, s.logprob),
-            top_logprobs: s.top.iter().map(|&(id, logprob)| alternative(id, logprob)).collect(),
-        };
-        let content = tokens.iter().filter_map(|(_, scored)| scored.as_ref()).map(token).collect();
+    /// What is reported of `tokens`, which come to `stream` next; those without a log-probability are left out.
+    pub fn of(stream: &mut TokenStream, tokens: &[Scored]) -> ChatLogprobs {
+        let mut content = Vec::with_capacity(tokens.len());
+        for (id, scored) in tokens {
+            let alternative = |id, logprob| {
+                let bytes = stream.bytes_of(id);
+                Alternative { token: String::from_utf8_lossy(&bytes).into_owned(), logprob: finite(logprob), bytes }
+            };
+            content.extend(scored.as_ref().map(|s| ChatToken {
+                token: alternative(s.token, s.logprob),
+                top_logprobs: s.top.iter().map(|&(id, logprob)| alternative(id, logprob)).collect(),
+            }));
+            stream.push(*id);
+        }
         ChatLogprobs { content, refusal: None }
     }
 }

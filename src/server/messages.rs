@@ -78,8 +78,13 @@ fn known(key: &str) -> bool {
     matches!(key, "type" | "text" | "cache_control")
 }
 
-/// The prompt of a conversation.
-pub(super) fn encode(state: &State, messages: &[ChatMessage]) -> Result<Vec<u32>, ApiError> {
+/// The prompt of a conversation, whose last message may be the beginning of the answer.
+pub(super) fn encode(state: &State, messages: &[ChatMessage], begun: bool) -> Result<Vec<u32>, ApiError> {
+    if let Some(other) = messages.last().filter(|m| begun && m.role != Role::Assistant) {
+        let message =
+            format!("the last message is one of the role {:?}: only the assistant's is continued", other.role);
+        return Err(ApiError::invalid("continue_final_message", message.to_lowercase()));
+    }
     let message = |m: &ChatMessage| {
         let role = match m.role {
             Role::System | Role::Developer => "system",
@@ -88,8 +93,25 @@ pub(super) fn encode(state: &State, messages: &[ChatMessage]) -> Result<Vec<u32>
         };
         Message::new(role, &m.content.0)
     };
-    let messages: Vec<Message> = messages.iter().map(message).collect();
+    let mut messages: Vec<Message> = messages.iter().map(message).collect();
+    messages.last_mut().into_iter().for_each(|last| last.begun = begun);
     state.template.encode(&state.tokenizer, &messages, None).map_err(|e| ApiError::from_library(e, "messages"))
+}
+
+/// Whether the last message is the beginning of the answer, by the two fields that transformers has for it.
+pub(super) fn begun(add_generation_prompt: Option<bool>, continue_final: Option<bool>) -> Result<bool, ApiError> {
+    let begun = continue_final.unwrap_or(false);
+    match add_generation_prompt {
+        Some(true) if begun => {
+            let message = "it is true beside continue_final_message: an answer that was begun does not begin again";
+            Err(ApiError::invalid("add_generation_prompt", format!("add_generation_prompt: {message}")))
+        }
+        Some(false) if !begun => Err(ApiError::unsupported(
+            "add_generation_prompt",
+            "false goes with continue_final_message: a chat is for an answer",
+        )),
+        _ => Ok(begun),
+    }
 }
 
 /// Refuses what no template here can do.

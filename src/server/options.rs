@@ -2,7 +2,7 @@
 
 use super::policy::UnknownFields;
 use crate::{
-    Template,
+    SamplingDefaults, Template,
     error::{Error, Result},
 };
 use axum::http::{HeaderName, HeaderValue, Method, header};
@@ -29,6 +29,8 @@ pub struct ServerOptions {
     pub template: Option<Template>,
     /// What becomes of fields that no API has.
     pub unknown_fields: UnknownFields,
+    /// What counts where a request is silent: what the model's author recommends.
+    pub sampling: SamplingDefaults,
     /// The checkpoint's `tokenizer_config.json`, for `/tokenizer_info`.
     pub tokenizer_config: serde_json::Map<String, serde_json::Value>,
 }
@@ -45,6 +47,7 @@ impl Default for ServerOptions {
             body_limit: 16 << 20,
             template: None,
             unknown_fields: UnknownFields::default(),
+            sampling: SamplingDefaults::default(),
             tokenizer_config: serde_json::Map::new(),
         }
     }

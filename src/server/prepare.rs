@@ -68,7 +68,7 @@ impl State {
         let model = self.model(common.model.as_deref())?;
         let config = self.engine.config();
         let n = common.n()?;
-        let mut options = common.options(config.vocab, config.eos.len())?;
+        let mut options = common.options(config.vocab, config.eos.len(), &self.options.sampling)?;
         for (field, asked) in [("logprobs", wishes.logprobs), ("prompt_logprobs", wishes.prompt_logprobs)] {
             if let Some(k) = asked.filter(|k| *k > MAX_LOGPROBS) {
                 return Err(ApiError::invalid(field, format!("{k} alternatives, allowed is 0 to {MAX_LOGPROBS}")));
@@ -134,7 +134,7 @@ impl State {
             }
             Some((tokens, _)) => Ok(Some(tokens)),
             None if length >= max => Err(ApiError::context(length, 1, max, wishes.field)),
-            None => Ok(wishes.default_tokens.map(|n| n.min(max - length))),
+            None => Ok(self.options.sampling.max_new_tokens.or(wishes.default_tokens).map(|n| n.min(max - length))),
         }
     }
 

@@ -97,8 +97,25 @@ impl Server {
             Ok(Some(cors)) => router.layer(cors),
             _ => router, // `start` has refused origins that are none
         };
-        router.layer(middleware::from_fn_with_state(self.clone(), log::log)).with_state(self.clone())
+        let router = router.layer(middleware::from_fn_with_state(self.clone(), log::log)).with_state(self.clone());
+        // A router of its own, for one chooses its route before its layers run.
+        Router::new().fallback_service(router).layer(middleware::map_request(plain_path))
     }
+}
+
+/// The request with the path that was meant: clients join a base URL and a route with a slash too many at either end.
+async fn plain_path(mut request: Request) -> Request {
+    let path = request.uri().path();
+    if path.contains("//") || (path.ends_with('/') && path.len() > 1) {
+        let names: Vec<&str> = path.split('/').filter(|name| !name.is_empty()).collect();
+        let query = request.uri().query().map_or(String::new(), |query| format!("?{query}"));
+        let mut parts = request.uri().clone().into_parts();
+        parts.path_and_query = format!("/{}{query}", names.join("/")).parse().ok();
+        if let Ok(uri) = Uri::from_parts(parts) {
+            *request.uri_mut() = uri;
+        }
+    }
+    request
 }
 
 fn short(uri: &Uri) -> String {

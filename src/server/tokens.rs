@@ -5,7 +5,7 @@ use super::{
     error::{ApiError, ErrorReply},
     fields::parse_alone,
     logprobs::name,
-    messages::{self, ChatMessage, only},
+    messages::{self, ChatMessage, begun, only},
     reply::ignored_header,
     state::Server,
 };
@@ -30,9 +30,9 @@ struct TokenizeRequest {
     messages: Option<Vec<ChatMessage>>,
     /// Put BOS in front of a text; true when absent.
     add_special_tokens: Option<bool>,
-    /// Only true, for a conversation: the prompt ends where an answer begins.
+    /// For a conversation, false only beside `continue_final_message`: the prompt ends where an answer begins.
     add_generation_prompt: Option<bool>,
-    /// Only false, for a conversation: the last message is complete.
+    /// For a conversation: its last message is the beginning of the answer, and the prompt ends with it.
     continue_final_message: Option<bool>,
     /// Also say what the tokens are.
     return_token_strs: Option<bool>,
@@ -69,9 +69,8 @@ pub(super) async fn tokenize(State(server): State<Server>, Body(body): Body) -> 
             .map_err(|e| ApiError::from_library(e, "prompt"))?,
             (None, Some(messages)) => {
                 only("add_special_tokens", request.add_special_tokens, false, "the template says where BOS is")?;
-                only("add_generation_prompt", request.add_generation_prompt, true, "a chat is for an answer")?;
-                only("continue_final_message", request.continue_final_message, false, "no template here does it")?;
-                messages::encode(&state, messages)?
+                let begun = begun(request.add_generation_prompt, request.continue_final_message)?;
+                messages::encode(&state, messages, begun)?
             }
             _ => {
                 return Err(ApiError::invalid("prompt", "expected either prompt, a text, or messages, a conversation"));

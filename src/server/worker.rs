@@ -1,4 +1,4 @@
-//! The thread that owns the batch: everything else talks to it by channels.
+//! The one thread that owns the batch. Handlers send it requests through channels and receive tokens the same way.
 
 use super::{error::ApiError, metrics::Metrics};
 use crate::{

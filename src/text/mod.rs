@@ -5,14 +5,18 @@
 //! ```
 
 mod jinja;
+mod percent;
 mod prompt;
+mod python;
 mod stop;
 mod stream;
+mod strftime;
 mod tokenizer;
+mod tokenizer_config;
 
 pub use jinja::Jinja;
-pub(crate) use jinja::special_tokens;
 pub use prompt::{AOG_INSTRUCTION, Message, Template, Turn};
 pub use stop::{Found, StopStrings};
 pub use stream::TokenStream;
 pub use tokenizer::Tokenizer;
+pub(crate) use tokenizer_config::TokenizerConfig;

@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 
 use super::Tokenizer;
 use super::jinja::Jinja;
-use super::tokenizer::Part;
 use crate::error::{Error, Result};
 
 /// The instruction of the card of Llama-3-Ko-8B-Instruct-AOG: "As a friendly chatbot, answer the other's request in
@@ -30,12 +29,20 @@ pub struct Message {
     pub role: String,
     /// What is said.
     pub content: String,
+    /// The model goes on with this message, which is the last one, where it ends.
+    #[serde(skip)]
+    pub begun: bool,
 }
 
 impl Message {
     /// A message of `role`.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
+        Self { role: role.into(), content: content.into(), begun: false }
+    }
+
+    /// An answer of which the model is to write the rest.
+    pub fn begun(content: impl Into<String>) -> Self {
+        Self { begun: true, ..Self::new("assistant", content) }
     }
 
     /// The messages of earlier `turns`, then `question`.
@@ -106,7 +113,8 @@ impl Template {
         }
     }
 
-    /// The prompt for the answer to the last message.
+    /// The prompt for the answer to the last message, or for the rest of the last message when it is
+    /// [begun](Message::begun).
     ///
     /// A system message at the beginning is the instruction. Without one it is `instruction`; without that, the
     /// presets take [`AOG_INSTRUCTION`] (and leave the block out when it is empty), a checkpoint's template what it
@@ -114,9 +122,15 @@ impl Template {
     ///
     /// # Errors
     /// [`Error::Input`] when the conversation does not fit the template: the presets want question and answer in
-    /// turn and a question at the end, [`Template::Raw`] has no place for an instruction, and a checkpoint's template
+    /// turn and a question or a begun answer at the end, [`Template::Raw`] has no place for an instruction, and a checkpoint's template
     /// may refuse what it likes.
     pub fn render(&self, messages: &[Message], instruction: Option<&str>) -> Result<String> {
+        if messages.is_empty() {
+            return Err(no_message());
+        }
+        if let Some(i) = messages[..messages.len() - 1].iter().position(|m| m.begun) {
+            return Err(Error::Input(format!("message {} is begun, and only the last one can be", i + 1)));
+        }
         match self {
             Self::Aog => Dialogue::of(messages, instruction)?.render("Question", |question, instruction| {
                 format!("### Question:\n{question}\n\n{instruction}### Response:\n")
@@ -134,7 +148,6 @@ impl Template {
             Self::Raw if instruction.is_some() => {
                 Err(Error::Input("the raw template has no place for an instruction: put it into the text".into()))
             }
-            Self::Raw if messages.is_empty() => Err(no_message()),
             Self::Raw => Ok(messages.iter().map(|m| m.content.as_str()).collect()),
         }
     }
@@ -170,16 +183,10 @@ impl Template {
         // Somebody wrote special tokens: they go through the template in disguise, so that those which are in the
         // prompt afterwards are the template's own.
         let disguise = Disguise::new(typed, contents());
-        let hidden: Vec<_> = messages.iter().map(|m| Message::new(&m.role, disguise.hide(&m.content))).collect();
+        let hidden: Vec<_> =
+            messages.iter().map(|m| Message { content: disguise.hide(&m.content), ..m.clone() }).collect();
         let prompt = self.render(&hidden, instruction.map(|i| disguise.hide(i)).as_deref())?;
-        let mut ids = Vec::new();
-        for part in tok.split_special(&prompt) {
-            match part {
-                Part::Special(id) => ids.push(id),
-                Part::Text(text) => ids.extend(tok.encode_plain(&disguise.show(text))?),
-            }
-        }
-        Ok(ids)
+        tok.encode_marked(&prompt, &disguise.marks)
     }
 }
 
@@ -199,6 +206,8 @@ struct Dialogue<'a> {
     turns: Vec<(&'a str, &'a str)>,
     question: &'a str,
     instruction: &'a str,
+    /// The beginning of the answer.
+    begun: &'a str,
 }
 
 impl<'a> Dialogue<'a> {
@@ -207,10 +216,14 @@ impl<'a> Dialogue<'a> {
             [system, talk @ ..] if is_system(system) => (system.content.as_str(), talk),
             talk => (instruction.unwrap_or(AOG_INSTRUCTION), talk),
         };
+        let offset = messages.len() - talk.len();
+        let (begun, talk) = match talk {
+            [talk @ .., answer] if answer.begun && answer.role == "assistant" => (answer.content.as_str(), talk),
+            talk => ("", talk),
+        };
         if talk.is_empty() {
             return Err(no_message());
         }
-        let offset = messages.len() - talk.len();
         for (i, message) in talk.iter().enumerate() {
             let expected = ["user", "assistant"][i % 2];
             if message.role != expected {
@@ -222,7 +235,7 @@ impl<'a> Dialogue<'a> {
             return Err(Error::Input("the last message is an answer, expected a question to answer".into()));
         };
         let turns = talk.chunks_exact(2).map(|t| (t[0].content.as_str(), t[1].content.as_str())).collect();
-        Ok(Self { turns, question: &question.content, instruction })
+        Ok(Self { turns, question: &question.content, instruction, begun })
     }
 
     /// Blocks of earlier turns, their questions titled `title`, then what `last` makes of the question and the
@@ -235,6 +248,7 @@ impl<'a> Dialogue<'a> {
             text => format!("### Instruction:\n{text}\n\n"),
         };
         prompt.push_str(&last(self.question, &instruction));
+        prompt.push_str(self.begun);
         Ok(prompt)
     }
 }
@@ -247,10 +261,10 @@ fn no_message() -> Error {
     Error::Input("there is no message to answer".into())
 }
 
-/// Writes the texts of special tokens so that they are none, and back.
+/// Writes the texts of special tokens so that they are none.
 struct Disguise<'a> {
     /// Special tokens, and for each a character that no message contains.
-    marks: Vec<(&'a str, String)>,
+    marks: Vec<(&'a str, char)>,
 }
 
 impl<'a> Disguise<'a> {
@@ -259,14 +273,12 @@ impl<'a> Disguise<'a> {
         specials.sort_by_key(|s| (std::cmp::Reverse(s.len()), *s));
         // Private characters of plane 15, which mean nothing to anybody.
         let unused = ('\u{F0000}'..='\u{FFFFD}').filter(|mark| !contents.clone().any(|c| c.contains(*mark)));
-        Self { marks: specials.into_iter().zip(unused.map(String::from)).collect() }
+        Self { marks: specials.into_iter().zip(unused).collect() }
     }
 
     fn hide(&self, text: &str) -> String {
-        self.marks.iter().fold(text.to_string(), |text, (special, mark)| text.replace(special, mark))
-    }
-
-    fn show(&self, text: &str) -> String {
-        self.marks.iter().fold(text.to_string(), |text, (special, mark)| text.replace(mark, special))
+        self.marks
+            .iter()
+            .fold(text.to_string(), |text, (special, mark)| text.replace(special, mark.encode_utf8(&mut [0; 4])))
     }
 }

@@ -1,4 +1,5 @@
-//! Stop strings that are never seen, however tokens cut them.
+//! Stop strings: text is held back as long as it could be the beginning of one, so a stop string is never shown, however the tokens
+//! cut it.
 
 use crate::error::{Error, Result};
 

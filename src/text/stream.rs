@@ -13,8 +13,8 @@ pub(super) enum Decoding {
         /// What rewrites each token on its own.
         each: Vec<DecoderWrapper>,
         byte_fallback: bool,
-        /// So many of this character are dropped where the text begins.
-        strip: Option<(char, usize)>,
+        /// So many of this character are dropped where the text begins, mostly none.
+        strip: (char, usize),
     },
     /// Anything else, of which nothing is certain before the last token.
     Whole,
@@ -38,19 +38,19 @@ impl Decoding {
             rest => (false, rest),
         };
         let strip = match rest {
-            [] | [D::Fuse(_)] => None,
-            [D::Fuse(_), D::Strip(strip)] if strip.stop == 0 => Some((strip.content, strip.start)),
+            [] | [D::Fuse(_)] => (' ', 0),
+            [D::Fuse(_), D::Strip(strip)] if strip.stop == 0 => (strip.content, strip.start),
             _ => return Self::Whole,
         };
         Self::Pieces { each: each.to_vec(), byte_fallback, strip }
     }
 
-    /// Bytes of a token that is not the first one of its text.
-    pub(super) fn token_bytes(&self, hf: &tokenizers::Tokenizer, token: String) -> Vec<u8> {
+    /// Bytes of a token; of the `first` one of its text before the decoder drops what it drops there.
+    pub(super) fn token_bytes(&self, hf: &tokenizers::Tokenizer, token: String, first: bool) -> Vec<u8> {
         match self {
             Self::ByteLevel => byte_level(&token),
             Self::Pieces { each, byte_fallback, .. } => {
-                let piece = rewrite(each, token, false);
+                let piece = rewrite(each, token, first);
                 match byte_token(&piece).filter(|_| *byte_fallback) {
                     Some(byte) => vec![byte],
                     None => piece.into_bytes(),
@@ -64,90 +64,27 @@ impl Decoding {
     }
 }
 
-/// Turns the tokens of one text into pieces of it, each as soon as it is certain.
-///
-/// All pieces together are exactly what [`Tokenizer::decode`] gives for all tokens. A character that is spread over
-/// tokens comes when it is complete; bytes that can no longer become one come as U+FFFD. With a byte-level
-/// vocabulary a push costs the length of its token. Where a vocabulary falls back to tokens for single bytes, a run
-/// of these comes when it ends, for one bad byte spoils the whole run by that decoder's rule.
-#[derive(Debug)]
-pub struct TokenStream {
-    tokenizer: Tokenizer,
-    skip_special: bool,
-    /// Bytes that are not certain yet.
-    bytes: Vec<u8>,
-    /// Every token so far, where nothing less than all of them can be decoded.
-    tokens: Vec<u32>,
+/// What a decoder does differently where a text begins.
+#[derive(Debug, Clone, Copy)]
+struct Start {
     /// Nothing was pushed that counts.
-    at_start: bool,
+    first: bool,
     /// Leading characters that may still have to be dropped.
     strip: usize,
 }
 
-impl TokenStream {
-    pub(super) fn new(tokenizer: Tokenizer, skip_special: bool) -> Self {
-        let strip = match tokenizer.decoding() {
-            Decoding::Pieces { strip: Some((_, n)), .. } => *n,
+impl Start {
+    fn of(decoding: &Decoding) -> Self {
+        let strip = match decoding {
+            Decoding::Pieces { strip: (_, n), .. } => *n,
             _ => 0,
         };
-        Self { tokenizer, skip_special, bytes: Vec::new(), tokens: Vec::new(), at_start: true, strip }
-    }
-
-    /// Takes the next token; the text that is certain now, if there is any.
-    pub fn push(&mut self, id: u32) -> Option<String> {
-        let token = self.tokenizer.token(id)?;
-        if self.skip_special && self.tokenizer.skips(&token) {
-            return None;
-        }
-        let first = std::mem::replace(&mut self.at_start, false);
-        let text = match self.tokenizer.decoding() {
-            Decoding::ByteLevel => {
-                self.bytes.extend(byte_level(&token));
-                let certain = certain_len(&self.bytes);
-                lossy(self.bytes.drain(..certain).collect())
-            }
-            Decoding::Pieces { each, byte_fallback, .. } => {
-                let piece = rewrite(each, token, first);
-                if let Some(byte) = byte_token(&piece).filter(|_| *byte_fallback) {
-                    self.bytes.push(byte);
-                    return None;
-                }
-                let mut text = self.take_run();
-                text.push_str(&piece);
-                self.stripped(text)
-            }
-            Decoding::Whole => {
-                self.tokens.push(id);
-                return None;
-            }
-        };
-        Some(text).filter(|t| !t.is_empty())
-    }
-
-    /// The rest of the text, after the last token. The stream is then as new.
-    pub fn finish(&mut self) -> Option<String> {
-        let text = match self.tokenizer.decoding() {
-            Decoding::ByteLevel => lossy(std::mem::take(&mut self.bytes)),
-            Decoding::Pieces { .. } => {
-                let run = self.take_run();
-                self.stripped(run)
-            }
-            // `push` kept only tokens that are to be seen.
-            Decoding::Whole => self.tokenizer.decode(&self.tokens, false).unwrap_or_default(),
-        };
-        *self = Self::new(self.tokenizer.clone(), self.skip_special);
-        Some(text).filter(|t| !t.is_empty())
-    }
-
-    /// The run of byte tokens that has just ended: a text, or one U+FFFD for each of its bytes.
-    fn take_run(&mut self) -> String {
-        String::from_utf8(std::mem::take(&mut self.bytes))
-            .unwrap_or_else(|e| char::REPLACEMENT_CHARACTER.to_string().repeat(e.as_bytes().len()))
+        Self { first: true, strip }
     }
 
     /// `text` without what the decoder drops where the whole text begins.
-    fn stripped(&mut self, text: String) -> String {
-        let Decoding::Pieces { strip: Some((content, _)), .. } = self.tokenizer.decoding() else { return text };
+    fn stripped(&mut self, decoding: &Decoding, text: String) -> String {
+        let Decoding::Pieces { strip: (content, _), .. } = decoding else { return text };
         let mut rest = text.as_str();
         while self.strip > 0 && !rest.is_empty() {
             match rest.strip_prefix(*content) {
@@ -157,6 +94,180 @@ impl TokenStream {
         }
         rest.to_string()
     }
+}
+
+/// Turns the tokens of one text into pieces of it, each as soon as it is certain.
+///
+/// All pieces together are exactly what [`Tokenizer::decode`] gives for all tokens. A character that is spread over
+/// tokens comes when it is complete; bytes that can no longer become one come as U+FFFD. With a byte-level
+/// vocabulary a push costs the length of its token. Where a vocabulary falls back to tokens for single bytes, a run
+/// of these comes when it ends, for one bad byte spoils the whole run by that decoder's rule.
+///
+/// ```
+/// # let tokenizer = aoji::ModelFiles::open("demo")?.tokenizer.unwrap();
+/// let ids = tokenizer.encode("안녕하세요", false)?;
+/// let (prompt, answer) = ids.split_at(1);
+/// let mut stream = tokenizer.stream().after(prompt);
+/// let mut text = tokenizer.decode(prompt, true)?;
+/// answer.iter().for_each(|&id| text.extend(stream.push(id)));
+/// text.extend(stream.finish());
+/// assert_eq!(text, "안녕하세요");
+/// # Ok::<(), aoji::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct TokenStream {
+    tokenizer: Tokenizer,
+    skip_special: bool,
+    /// Bytes that are not certain yet.
+    bytes: Vec<u8>,
+    /// Every token so far, where nothing less than all of them can be decoded, and about how many characters they are.
+    tokens: Vec<u32>,
+    chars: usize,
+    start: Start,
+    /// What decoding the prompt alone gives for its end, which more tokens could still change.
+    known: String,
+}
+
+impl TokenStream {
+    pub(super) fn new(tokenizer: Tokenizer, skip_special: bool) -> Self {
+        let start = Start::of(tokenizer.decoding());
+        Self { tokenizer, skip_special, bytes: Vec::new(), tokens: Vec::new(), chars: 0, start, known: String::new() }
+    }
+
+    /// The stream of a text that goes on after `prompt`, for a new stream: [`Tokenizer::decode`]'s text of the prompt and all
+    /// pieces together are its text of all tokens. So a space between the two is in the first piece, which the decoders of
+    /// SentencePiece's vocabularies drop only where a text begins.
+    ///
+    /// Where the prompt ends amid a character, decoding it alone gives U+FFFD in that place; the pieces then begin with the
+    /// whole character, once it is complete.
+    pub fn after(mut self, prompt: &[u32]) -> Self {
+        let mut rest = prompt;
+        while let [id, tail @ ..] = rest
+            && (self.start.first || self.start.strip > 0)
+        {
+            self.push(*id);
+            rest = tail;
+        }
+        // From here on all that counts is what the last few tokens leave open.
+        let mut bytes = 0;
+        let closes = |&id: &u32| match self.tokenizer.decoding() {
+            Decoding::ByteLevel => {
+                bytes += self.visible(id).map_or(0, |token| byte_level(&token).len());
+                bytes > 3 // more than any beginning of a character
+            }
+            Decoding::Pieces { .. } => self.visible(id).is_some_and(|token| byte_token(&token).is_none()),
+            Decoding::Whole => false,
+        };
+        let from = rest.iter().rposition(closes).unwrap_or(0);
+        rest[from..].iter().for_each(|&id| drop(self.push(id)));
+        self.known = self.open_text();
+        self.chars = 0;
+        self
+    }
+
+    /// Takes the next token; the text that is certain now, if there is any.
+    pub fn push(&mut self, id: u32) -> Option<String> {
+        let token = self.visible(id)?;
+        let first = std::mem::replace(&mut self.start.first, false);
+        let text = match self.tokenizer.decoding() {
+            Decoding::ByteLevel => {
+                self.bytes.extend(byte_level(&token));
+                let certain = certain_len(&self.bytes);
+                lossy(self.bytes.drain(..certain).collect())
+            }
+            decoding @ Decoding::Pieces { each, byte_fallback, .. } => {
+                let piece = rewrite(each, token, first);
+                if let Some(byte) = byte_token(&piece).filter(|_| *byte_fallback) {
+                    self.bytes.push(byte);
+                    return None;
+                }
+                let mut text = run(std::mem::take(&mut self.bytes));
+                text.push_str(&piece);
+                self.start.stripped(decoding, text)
+            }
+            Decoding::Whole => {
+                self.chars += String::from_utf8_lossy(&self.tokenizer.token_bytes(id)).chars().count();
+                self.tokens.push(id);
+                return None;
+            }
+        };
+        self.unknown(text)
+    }
+
+    /// The rest of the text, after the last token. The stream is then as new.
+    pub fn finish(&mut self) -> Option<String> {
+        let text = self.open_text();
+        let text = self.unknown(text);
+        *self = Self::new(self.tokenizer.clone(), self.skip_special);
+        text
+    }
+
+    /// The bytes that `id` would add to the text as its next token, half a character is possible; of a special token its name.
+    pub(crate) fn bytes_of(&self, id: u32) -> Vec<u8> {
+        if self.tokenizer.is_special(id) {
+            return self.tokenizer.token_bytes(id);
+        }
+        let bytes = self.tokenizer.bytes_at(id, self.start.first);
+        let (decoding, mut start) = (self.tokenizer.decoding(), self.start);
+        start.stripped(decoding, run(self.bytes.clone()));
+        match String::from_utf8(bytes) {
+            Ok(text) => start.stripped(decoding, text).into_bytes(),
+            Err(half) => half.into_bytes(),
+        }
+    }
+
+    /// Whole characters of the tokens so far that no piece has given yet, where that can be told.
+    pub(crate) fn open_chars(&self) -> usize {
+        let decoding = self.tokenizer.decoding();
+        match decoding {
+            Decoding::ByteLevel => 0,
+            Decoding::Pieces { .. } => {
+                let whole = match std::str::from_utf8(&self.bytes) {
+                    Ok(text) => text,
+                    Err(e) => std::str::from_utf8(&self.bytes[..e.valid_up_to()]).unwrap_or_default(),
+                };
+                let text = { self.start }.stripped(decoding, whole.into());
+                text[common(&text, &self.known)..].chars().count()
+            }
+            Decoding::Whole => self.chars,
+        }
+    }
+
+    /// The token as the vocabulary writes it, if it is to be seen.
+    fn visible(&self, id: u32) -> Option<String> {
+        self.tokenizer.visible(id, self.skip_special)
+    }
+
+    /// What the tokens that are not certain yet would be if none followed.
+    fn open_text(&self) -> String {
+        let decoding = self.tokenizer.decoding();
+        match decoding {
+            Decoding::ByteLevel => lossy(self.bytes.clone()),
+            Decoding::Pieces { .. } => { self.start }.stripped(decoding, run(self.bytes.clone())),
+            // `push` kept only tokens that are to be seen.
+            Decoding::Whole => self.tokenizer.decode(&self.tokens, false).unwrap_or_default(),
+        }
+    }
+
+    /// What of `text` is beyond what decoding the prompt alone gave.
+    fn unknown(&mut self, text: String) -> Option<String> {
+        let n = common(&text, &self.known);
+        match n < text.len() {
+            true => self.known.clear(),
+            false => drop(self.known.drain(..n)),
+        }
+        Some(text[n..].to_string()).filter(|t| !t.is_empty())
+    }
+}
+
+/// A run of byte tokens that has ended: a text, or one U+FFFD for each of its bytes.
+fn run(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|e| char::REPLACEMENT_CHARACTER.to_string().repeat(e.as_bytes().len()))
+}
+
+/// Bytes of the longest common beginning, in whole characters.
+fn common(a: &str, b: &str) -> usize {
+    a.chars().zip(b.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum()
 }
 
 /// One token through decoders that look at a token and at whether it is the first.

@@ -4,9 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde::Deserialize;
-use tokenizers::{AddedVocabulary, Model, NormalizerWrapper, OffsetReferential, OffsetType, PreTokenizer};
+use tokenizers::{AddedToken, AddedVocabulary, Decoder, Model, NormalizedString, Normalizer, OffsetType, PreTokenizer};
 
-use super::stream::{Decoding, TokenStream};
+use super::{
+    stream::{Decoding, TokenStream},
+    tokenizer_config::TokenizerConfig,
+};
 use crate::error::{Error, Result};
 
 /// A checkpoint's tokenizer. Clones share one vocabulary.
@@ -24,23 +27,16 @@ struct Inner {
     decoding: Decoding,
 }
 
-/// A run of a prompt, as [`Tokenizer::split_special`] finds it.
-pub(super) enum Part<'a> {
-    /// A special token.
-    Special(u32),
-    /// Everything up to the next one.
-    Text(&'a str),
-}
-
 impl Tokenizer {
-    /// Reads `tokenizer.json` in `dir`; `None` when there is no such file.
+    /// Reads `tokenizer.json` in `dir`, and the tokens that only `tokenizer_config.json` lists or names as special; `None` when
+    /// there is no `tokenizer.json`.
     ///
     /// # Errors
-    /// The file cannot be read, or [`Tokenizer::from_bytes`] refuses it.
+    /// A file cannot be read, or [`Tokenizer::from_bytes`] refuses it.
     pub fn from_dir(dir: &Path) -> Result<Option<Self>> {
         let path = dir.join("tokenizer.json");
         match std::fs::read(&path) {
-            Ok(bytes) => Self::from_bytes(&path, &bytes).map(Some),
+            Ok(bytes) => Self::parse(&path, &bytes, Some(&TokenizerConfig::read(dir)?)).map(Some),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(Error::io(&path)(e)),
         }
@@ -53,7 +49,10 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::File`] when it is no tokenizer, or lists an added token under an id that the vocabulary contradicts.
     pub fn from_bytes(path: impl AsRef<Path>, bytes: &[u8]) -> Result<Self> {
-        let path = path.as_ref();
+        Self::parse(path.as_ref(), bytes, None)
+    }
+
+    fn parse(path: &Path, bytes: &[u8], config: Option<&TokenizerConfig>) -> Result<Self> {
         let wrong = |e: &dyn std::fmt::Display| Error::file(path, format!("not a tokenizer that aoji can read: {e}"));
         let mut hf = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| wrong(&e))?;
         hf.with_truncation(None).map_err(|e| wrong(&e))?.with_padding(None);
@@ -66,6 +65,13 @@ impl Tokenizer {
                 let found = found.map_or("none".into(), |id| id.to_string());
                 let Added { id, content } = token;
                 return Err(wrong(&format!("added token {content:?} is listed with id {id}, its place gives {found}")));
+            }
+        }
+
+        if let Some(config) = config {
+            let more = config.added_tokens(&hf);
+            if !more.is_empty() {
+                hf.add_tokens(more).map_err(|e| wrong(&e))?;
             }
         }
 
@@ -98,17 +104,17 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
-        let hf = &self.0.hf;
-        // The steps of `encode`, with the other set of added tokens: a second tokenizer would double the vocabulary.
-        let mut split = self.0.plain.extract_and_normalize(hf.get_normalizer(), text);
-        let ids = (|| {
-            if let Some(pre_tokenizer) = hf.get_pre_tokenizer() {
-                pre_tokenizer.pre_tokenize(&mut split)?;
-            }
-            hf.get_model().tokenize_in_pretokenized(&mut split, None)?;
-            Ok(split.into_encoding(None, 0, OffsetType::None)?.get_ids().to_vec())
-        })();
-        ids.map_err(cannot_encode)
+        self.0.encode_seeing(&self.0.plain, text, &[])
+    }
+
+    /// Token ids of `text` with nothing added, in which a character of `marks` stands for the text of a special token that is
+    /// to stay text. All of it is encoded as one text, so the rest has the tokens that it has in any other text.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub(super) fn encode_marked(&self, text: &str, marks: &[(&str, char)]) -> Result<Vec<u32>> {
+        let shown: Vec<_> = marks.iter().map(|&(special, mark)| (mark, self.0.normalized(special))).collect();
+        self.0.encode_seeing(self.0.hf.get_added_vocabulary(), text, &shown)
     }
 
     /// Text of `ids`, without special tokens if `skip_special`. Ids that name no token add nothing: models often
@@ -117,7 +123,13 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Input`] when the file's decoder cannot be applied.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.0.hf.decode(ids, skip_special).map_err(|e| Error::Input(format!("cannot decode these tokens: {e}")))
+        let tokens: Vec<String> = ids.iter().filter_map(|&id| self.visible(id, skip_special)).collect();
+        match self.0.hf.get_decoder() {
+            Some(decoder) => {
+                decoder.decode(tokens).map_err(|e| Error::Input(format!("cannot decode these tokens: {e}")))
+            }
+            None => Ok(tokens.join(" ")),
+        }
     }
 
     /// A decoder for tokens that come one by one, without special tokens.
@@ -132,9 +144,7 @@ impl Tokenizer {
 
     /// Number of token ids: one more than the highest, added tokens included.
     pub fn vocab(&self) -> usize {
-        let added = self.0.hf.get_added_vocabulary().get_added_tokens_decoder();
-        let highest = added.keys().max().map_or(0, |&id| id as usize + 1);
-        self.0.hf.get_vocab_size(false).max(highest)
+        vocab(&self.0.hf)
     }
 
     /// Id of the token that is written exactly so in the vocabulary.
@@ -144,18 +154,42 @@ impl Tokenizer {
 
     /// How the vocabulary writes token `id` (byte-level: `Ġthe`), `None` when there is no such token.
     pub fn token(&self, id: u32) -> Option<String> {
-        self.0.hf.id_to_token(id)
+        self.added(id).map(|token| token.content.clone()).or_else(|| self.0.hf.id_to_token(id))
     }
 
     /// Whether `id` is a special token: decoding can skip it, and a user's text never contains it.
     pub fn is_special(&self, id: u32) -> bool {
-        self.token(id).is_some_and(|token| self.skips(&token))
+        self.added(id).is_some_and(|token| token.special)
+    }
+
+    /// Whether `id` was added to the vocabulary, as special tokens are, and is not one of the words that the vocabulary was
+    /// trained for.
+    pub fn is_added(&self, id: u32) -> bool {
+        self.added(id).is_some()
     }
 
     /// The bytes that token `id` adds to a text, when it is not its first token. Half a character is possible;
     /// nothing for an id that names no token.
     pub fn token_bytes(&self, id: u32) -> Vec<u8> {
-        self.token(id).map_or(Vec::new(), |token| self.0.decoding.token_bytes(&self.0.hf, token))
+        self.bytes_at(id, false)
+    }
+
+    /// The same, for its `first` token before the decoder drops what it drops there.
+    pub(super) fn bytes_at(&self, id: u32, first: bool) -> Vec<u8> {
+        self.visible(id, false).map_or(Vec::new(), |token| self.0.decoding.token_bytes(&self.0.hf, token, first))
+    }
+
+    /// What decoders are given for token `id`; `None` where nothing is to be seen of it.
+    pub(super) fn visible(&self, id: u32, skip_special: bool) -> Option<String> {
+        match self.added(id) {
+            Some(token) if token.special => (!skip_special).then(|| token.content.clone()),
+            // What the normalizer made of an added token, the decoder takes back.
+            _ => self.0.hf.id_to_token(id),
+        }
+    }
+
+    fn added(&self, id: u32) -> Option<&AddedToken> {
+        self.0.hf.get_added_vocabulary().get_added_tokens_decoder().get(&id)
     }
 
     /// The token that [`Tokenizer::encode`] with `special` puts in front of a text.
@@ -169,30 +203,6 @@ impl Tokenizer {
         added.values().filter(|token| token.special).map(|token| token.content.as_str())
     }
 
-    /// Cuts `text` at its special tokens, with the file's rules for the spaces around them.
-    pub(super) fn split_special<'a>(&self, text: &'a str) -> Vec<Part<'a>> {
-        let added = self.0.hf.get_added_vocabulary();
-        let split = added.extract_and_normalize(None::<&NormalizerWrapper>, text);
-        let mut parts = Vec::new();
-        let mut from = 0;
-        for (_, (start, end), tokens) in split.get_splits(OffsetReferential::Original, OffsetType::Byte) {
-            let Some(id) = tokens.as_ref().and_then(|t| t.first()).map(|t| t.id).filter(|&id| self.is_special(id))
-            else {
-                continue;
-            };
-            parts.push(Part::Text(&text[from..start]));
-            parts.push(Part::Special(id));
-            from = end;
-        }
-        parts.push(Part::Text(&text[from..]));
-        parts
-    }
-
-    /// Whether decoding without special tokens leaves out the token written so.
-    pub(super) fn skips(&self, token: &str) -> bool {
-        self.0.hf.get_added_vocabulary().is_special_token(token)
-    }
-
     pub(super) fn decoding(&self) -> &Decoding {
         &self.0.decoding
     }
@@ -203,12 +213,49 @@ impl Inner {
         let encoding = self.hf.encode_fast(text, special).map_err(cannot_encode)?;
         Ok(encoding.get_ids().to_vec())
     }
+
+    /// The steps of the crate's `encode` with another set of added tokens: a second tokenizer would double the vocabulary.
+    /// `marks` become what they stand for when the added tokens have been found and the text is normalized.
+    fn encode_seeing(&self, added: &AddedVocabulary, text: &str, marks: &[(char, String)]) -> Result<Vec<u32>> {
+        let mut split = added.extract_and_normalize(self.hf.get_normalizer(), text);
+        let ids = (|| {
+            split.normalize(|piece| {
+                let here: Vec<_> = marks.iter().filter(|(mark, _)| piece.get().contains(*mark)).collect();
+                here.into_iter().try_for_each(|(mark, shown)| piece.replace(*mark, shown))
+            })?;
+            if let Some(pre_tokenizer) = self.hf.get_pre_tokenizer() {
+                pre_tokenizer.pre_tokenize(&mut split)?;
+            }
+            self.hf.get_model().tokenize_in_pretokenized(&mut split, None)?;
+            Ok(split.into_encoding(None, 0, OffsetType::None)?.get_ids().to_vec())
+        })();
+        ids.map_err(cannot_encode)
+    }
+
+    /// `text` as the normalizer writes it amid other text.
+    fn normalized(&self, text: &str) -> String {
+        let normalize = |text: String| {
+            let mut text = NormalizedString::from(text);
+            let done = self.hf.get_normalizer().map_or(Ok(()), |n| n.normalize(&mut text));
+            done.is_ok().then(|| text.get().to_string())
+        };
+        // The letter keeps away what is put in front of a whole text.
+        let amid = normalize(format!("x{text}")).zip(normalize("x".into()));
+        amid.and_then(|(both, x)| Some(both.strip_prefix(&x)?.to_string())).unwrap_or_else(|| text.into())
+    }
 }
 
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tokenizer").field("vocab", &self.vocab()).field("bos", &self.bos()).finish_non_exhaustive()
     }
+}
+
+/// One more than the highest id: that of the next added token.
+pub(super) fn vocab(hf: &tokenizers::Tokenizer) -> usize {
+    let added = hf.get_added_vocabulary().get_added_tokens_decoder();
+    let highest = added.keys().max().map_or(0, |&id| id as usize + 1);
+    hf.get_vocab_size(false).max(highest)
 }
 
 fn cannot_encode(e: tokenizers::Error) -> Error {

@@ -2,6 +2,7 @@
 #![cfg(all(feature = "cli", feature = "cuda"))]
 
 mod compare;
+mod gpu_check;
 mod readme;
 mod start;
 mod step;
@@ -169,7 +170,8 @@ fn bench_says_what_is_wrong() {
         assert!(text.contains(expected), "{args:?}: {text}");
     };
     says(&["bench", "--device", "cpu", "--depth", "0", "--prefill", "4", "--repeat", "0"], "--repeat is 0");
-    says(&["bench", "--device", "cpu", "--depth", "0", "--prefill", "", "--tokens", "0"], "");
+    says(&["bench", "--device", "cpu", "--depth", "0", "--prefill", "none", "--tokens", "0"], "--tokens is 0");
+    says(&["bench", "--device", "cpu", "--prefill", ""], "or none");
     says(&["bench", "--kernels", "--device", "cpu"], "kernels run on a GPU");
     says(&["bench", "--kernels"], if MODULES.is_empty() { "" } else { "GPU" });
     says(&["bench", "--small"], "--kernels");
@@ -421,51 +423,4 @@ fn lockstep_of_the_emulated_device() {
     assert!(failure(emulated(&[&args[..], &["--prompt", "63"]].concat())).0 == 2, "an option given twice");
     assert!(failure(emulated(&["verify", "--lockstep", "--device", "cpu"])).1.contains("needs a GPU"));
     assert!(failure(aoji(&args)).1.contains("GPU"));
-}
-
-/// The whole of `scripts/gpu-check run`, as far as it goes without a GPU: each step is recorded, none stops the rest.
-#[test]
-fn gpu_check_runs_dry() {
-    if MODULES.is_empty() {
-        return println!("skipped: built without kernels");
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let (from, out) = (dir.path().join("carried"), dir.path().join("out"));
-    fs::create_dir_all(from.join("tests")).unwrap();
-    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_aoji"), from.join("aoji")).unwrap();
-    fs::write(from.join("commit"), "abc1234\n").unwrap();
-    let mut c = Command::new("bash");
-    c.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/gpu-check"));
-    c.args(["run", "--emulated", "--part", "all"]).arg("--from").arg(&from).arg("--out").arg(&out);
-    c.env_remove("OUT").env("LD_LIBRARY_PATH", cuda_emulator::library_dir());
-    let text = output(c);
-    let check = parse(&fs::read_to_string(out.join("check.json")).unwrap());
-    assert_eq!((&check["emulated"], &check["commit"]), (&json!(true), &json!("abc1234")));
-    let steps = check["steps"].as_array().unwrap();
-    let state = |name: &str| {
-        let step = steps.iter().find(|s| s["step"] == name).unwrap_or_else(|| panic!("no step {name}: {text}"));
-        step["state"].as_str().unwrap().to_string()
-    };
-    let passed = [
-        &["doctor", "kernels", "lab", "synth 1B", "lockstep", "synth 8B", "bench", "timeline", "start", "invariance"][..],
-        &["overlap", "decode: shipped", "decode: no overlap", "decode: deep rings", "decode: x past L1"],
-    ];
-    for name in passed.concat() {
-        assert_eq!(state(name), "passed", "{name}: {text}");
-    }
-    for name in ["kernel tests", "memcheck", "racecheck", "peers", "evaluation"] {
-        assert_eq!(state(name), "skipped", "{name}: {text}");
-    }
-    assert_ne!(state("Hugging Face"), "failed", "{text}");
-    assert_eq!(parse(&fs::read_to_string(out.join("bench.json")).unwrap())["emulated"], true);
-    assert!(out.join("step.json.gz").exists() && out.join("step.svg").exists());
-    let table = fs::read_to_string(out.join("check.md")).unwrap();
-    assert!(table.contains("nothing here was measured on a GPU") && text.contains(&table), "{table}");
-
-    // what is missing is said at once
-    let mut c = Command::new("bash");
-    c.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/gpu-check"))
-        .args(["run", "--part", "1", "--from", "/nowhere"]);
-    let (code, said) = failure(c);
-    assert!(code == 2 && said.contains("scripts/gpu-check build"), "{said}");
 }

@@ -21,7 +21,7 @@ fn a_step_as_the_device_saw_it() {
     let launches = report["launches"].as_array().unwrap();
     let names: Vec<&str> = launches.iter().map(|l| l["kernel"].as_str().unwrap()).collect();
     // one step and no more: it ends with the only choice of a token
-    assert_eq!(names.iter().position(|n| *n == "norm_head_argmax_bf16"), Some(names.len() - 1), "{names:?}");
+    assert_eq!(names.iter().position(|n| *n == "norm_head_argmax_bf16_r1_deep"), Some(names.len() - 1), "{names:?}");
     assert!(names.len() > 3, "at least a kernel of each layer: {names:?}");
 
     let number = |v: &Value, key: &str| v[key].as_f64().unwrap_or_else(|| panic!("{key}: {v}"));
@@ -65,13 +65,15 @@ fn a_step_as_the_device_saw_it() {
     let text: Vec<&str> = svg.descendants().filter_map(|n| n.text()).collect();
     let has = |what: &str| text.iter().any(|t| t.contains(what));
     assert!(
-        has("THE EMULATED DEVICE: these times mean nothing") && has("SM 3: busy ") && has("norm_head_argmax_bf16 "),
+        has("THE EMULATED DEVICE: these times mean nothing")
+            && has("SM 3: busy ")
+            && has("norm_head_argmax_bf16_r1_deep "),
         "{text:?}"
     );
 
     let text = run(&[]);
     assert!(text.contains("THE EMULATED DEVICE") && text.contains("us a layer") && text.contains("step.svg"), "{text}");
-    assert!(text.lines().any(|l| l.starts_with("norm_head_argmax_bf16 ")), "{text}");
+    assert!(text.lines().any(|l| l.starts_with("norm_head_argmax_bf16_r1_deep ")), "{text}");
 }
 
 #[test]

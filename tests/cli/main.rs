@@ -351,9 +351,51 @@ fn wrong_usage_is_code_2() {
         (&["generate", "x", "--max-tokens", "0"], "--max-tokens"),
         (&["generate", "--tokens", "1,x"], "--tokens"),
         (&["dance"], "dance"),
+        (&["info", "demo", "-m", "demo"], "cannot be used with"),
+        (&["verify", "demo", "--model", "demo"], "cannot be used with"),
+        (&["tokenize", "-m", "demo", "x", "y"], "one word too many"),
+        (&["tokenize", "demo", "x", "--decode", "1"], "one word too many"),
+        (&["merge-lora", "-m", "demo", "a", "b", "c"], "BASE ADAPTER OUT"),
+        (&["pull"], "OWNER/NAME"),
+        (&["bench", "--decode"], "--depth"),
+        (&["bench", "--depth", "nowhere"], "or none"),
     ] {
         aoji(args).fails(2, &[said, "try '--help'"]);
     }
+}
+
+#[test]
+fn a_model_is_named_by_a_flag_or_by_itself() {
+    let same = |by_itself: &[&str], by_flag: &[&str]| {
+        let said = aoji(by_itself).ok();
+        assert_eq!(said, aoji(by_flag).ok(), "{by_itself:?}");
+        said
+    };
+    same(&["info", "demo"], &["info", "-m", "demo"]);
+    same(&["info", "demo"], &["info"]);
+    same(&["tokenize", "demo", "하늘"], &["tokenize", "--model", "demo", "하늘"]);
+    same(&["tokenize", "demo", "--decode", "70,71"], &["tokenize", "-m", "demo", "--decode", "70,71"]);
+    let no = ["--device", "cpu", "--invariance"];
+    same(&[&["verify", "demo"], &no[..]].concat(), &[&["verify", "-m", "demo"], &no[..]].concat());
+    for args in [&["merge-lora", "demo", "/no", "/no/out"][..], &["merge-lora", "-m", "demo", "/no", "/no/out"]] {
+        aoji(args).fails(1, &["/no/adapter_config.json"]);
+    }
+    // What AOJI_MODEL names is a default: it is in nobody's way.
+    let mut named = command(&["info", "demo"]);
+    named.env("AOJI_MODEL", "/no/such/model");
+    feed(named, b"").ok();
+    let mut unnamed = command(&["info"]);
+    unnamed.env("AOJI_MODEL", "/no/such/model");
+    feed(unnamed, b"").fails(1, &["/no/such/model"]);
+}
+
+#[test]
+fn who_types_only_the_name_hears_what_to_type_first() {
+    let run = aoji(&[]);
+    assert_eq!((run.code, run.stdout.as_str()), (Some(2), ""));
+    let first: Vec<&str> = run.stderr.lines().take(3).map(|l| l.split_whitespace().nth(1).unwrap_or("")).collect();
+    assert_eq!(first, ["generate", "pull", "chat"], "{}", run.stderr);
+    assert!(run.stderr.contains("Usage: aoji") && run.stderr.contains("tokenize"), "{}", run.stderr);
 }
 
 #[test]
@@ -372,7 +414,7 @@ fn errors_name_what_is_wrong_and_what_to_do() {
         (&["x", "--context", "2000"], &["1 to 1024"]),
         (&["--tokens", "5,2048"], &["token 2048", "2048"]),
         (&["x", "--logit-bias", "2048=1"], &["logit_bias", "2048"]),
-        (&["x", "--top-p", "2"], &["top_p is 2", "at most 1"]),
+        (&["x", "--top-p", "2"], &["top_p is 2", "0 to 1"]),
         (&["x", "--stop", ""], &["stop string 1 is empty"]),
         (&["x", "--template", "chatml"], &["chatml", "expected aog"]),
         (&["x", "--template", "raw", "--instruction", "y"], &["raw", "instruction"]),
@@ -452,4 +494,49 @@ fn the_emulated_device_answers_as_the_cpu_does() {
         feed(run, b"").json()
     };
     assert_eq!(on("cuda")["token_ids"], on("cpu")["token_ids"]);
+}
+
+#[test]
+fn an_answer_can_be_begun_and_gone_on_with() {
+    let (question, answer) = short(20);
+    let cut = answer.find(' ').expect("several words"); // where a token ends
+    let (start, rest) = answer.split_at(cut);
+    assert_eq!(generate(&[&question, "--answer-start", start]).ok(), format!("{rest}\n"));
+    aoji(&["generate", "--prompt", "a", "--answer-start", "b"]).fails(2, &["--answer-start"]);
+    // An answer that was cut off goes on where it ended.
+    let run = chat(&["--max-tokens", "4"], &[&question, "/set max-tokens 1000", "/continue", "/save /dev/stdout"]);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    let saved: Value =
+        serde_json::from_str(&run.stdout[run.stdout.find("{\n").expect("a saved conversation")..]).unwrap();
+    assert_eq!(saved["turns"], serde_json::json!([{"question": question, "answer": answer}]));
+    chat(&[], &["/continue"]).fails(1, &["no question yet"]);
+}
+
+#[test]
+fn templates_have_local_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let template = dir.path().join("time.jinja");
+    fs::write(&template, "{{ strftime_now('%H:%M') }}").unwrap();
+    let of = |zone: &str| {
+        let args = [
+            "generate",
+            "--device",
+            "cpu",
+            "--json",
+            "--max-tokens",
+            "1",
+            "--template",
+            template.to_str().unwrap(),
+            "a",
+        ];
+        let mut command = command(&args);
+        command.env("TZ", zone);
+        let prompt = join(&ids(&feed(command, b"").json()["prompt_tokens"]));
+        let text = aoji(&["tokenize", "demo", "--decode", &prompt]).ok();
+        let (hour, minute) = text.trim().split_once(':').unwrap();
+        hour.parse::<i32>().unwrap() * 60 + minute.parse::<i32>().unwrap()
+    };
+    let (london, seoul) = (of("UTC0"), of("KST-9"));
+    let apart = (seoul - london).rem_euclid(24 * 60);
+    assert!((540..545).contains(&apart), "{london} {seoul}");
 }

@@ -2,18 +2,28 @@
 //! `libcublas.so`.
 //!
 //! Kernels: the `.cu` files directly in the workspace's `kernels/` and in `kernels/lab/`, or in the directories of
-//! `CUDA_EMULATOR_KERNELS` (separated by `:`, relative to the workspace); and always this crate's own `tests/kernels`.
+//! `CUDA_EMULATOR_KERNELS` (separated by `:`, relative to the workspace); and always this crate's own `tests/kernels`,
+//! which nvcc, where there is one, also compiles to PTX in `OUT_DIR/ptx`.
+#[path = "../../build/nvcc.rs"]
+mod nvcc;
+
 use std::{
     collections::hash_map::DefaultHasher,
     env, fs,
     hash::{Hash, Hasher},
     path::{Path, PathBuf},
+    process::Command,
 };
 
 /// A C++ compilation of the emulator itself, or of kernels.
 fn compiler(kernels: bool) -> cc::Build {
     let mut b = cc::Build::new();
-    b.cpp(true).std("c++17").opt_level(2).debug(true).pic(true).force_frame_pointer(false);
+    b.cpp(true)
+        .std(if kernels { "c++17" } else { "c++20" })
+        .opt_level(2)
+        .debug(true)
+        .pic(true)
+        .force_frame_pointer(false);
     b.cargo_metadata(false).warnings(!kernels);
     // -ffp-contract=off: explicitly rounded arithmetic must give the same bits as on the device
     b.flags(["-fvisibility=hidden", "-Wno-psabi", "-ffp-contract=off"]);
@@ -93,6 +103,36 @@ fn link(out: &Path, name: &str, objects: &[PathBuf], libraries: &[&Path]) {
     assert!(status.success(), "linking {name} failed");
 }
 
+/// The PTX of this crate's own kernels, in `ptx/90a`; the product's is made when the product is. Without nvcc there is none.
+fn compile_ptx(ptx: &Path, kernels: &Path, include: &Path, workspace: &Path) {
+    let dir = ptx.join("90a");
+    let nvcc = match nvcc::find(workspace) {
+        Ok(nvcc) => nvcc,
+        _ => {
+            let _ = fs::remove_dir_all(ptx);
+            println!("cargo:warning=no nvcc: the emulator's own tests of PTX are skipped");
+            return;
+        }
+    };
+    fs::create_dir_all(&dir).unwrap();
+    for kernel in files(kernels, &["cu"]) {
+        let path = dir.join(kernel.with_extension("ptx").file_name().unwrap());
+        let mut c = Command::new(&nvcc.path);
+        c.args(["-std=c++17", "-O3", "-ptx", "-lineinfo", "-arch=compute_90a", "-I"]).arg(include);
+        let mut h = DefaultHasher::new();
+        format!("{c:?} {:?}", nvcc.version).hash(&mut h);
+        let headers = files(&include.join("common"), &["h", "cuh"]);
+        headers.iter().chain([&kernel]).for_each(|f| fs::read(f).unwrap_or_default().hash(&mut h));
+        let (key, stamp) = (h.finish().to_string(), path.with_extension("stamp"));
+        if path.is_file() && fs::read_to_string(&stamp).is_ok_and(|s| s == key) {
+            continue;
+        }
+        let o = c.arg("-o").arg(&path).arg(&kernel).output().unwrap();
+        assert!(o.status.success(), "nvcc failed on {}:\n{}", kernel.display(), String::from_utf8_lossy(&o.stderr));
+        fs::write(&stamp, key).unwrap();
+    }
+}
+
 fn main() {
     let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap());
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap());
@@ -102,6 +142,7 @@ fn main() {
     let shared = workspace.join("kernels"); // device.cuh is in its common/
 
     println!("cargo:rerun-if-env-changed=CUDA_EMULATOR_KERNELS");
+    println!("cargo:rerun-if-changed={}", workspace.join("build/nvcc.rs").display());
     let mut dirs = match env::var("CUDA_EMULATOR_KERNELS") {
         Ok(list) => list.split(':').filter(|d| !d.is_empty()).map(|d| workspace.join(d)).collect(),
         Err(_) => vec![shared.clone(), shared.join("lab")],
@@ -115,11 +156,16 @@ fn main() {
     }
 
     let interface = files(&here.join("include"), &["h"]);
-    let internal: Vec<_> = interface.iter().cloned().chain(files(&here.join("emulator"), &["h"])).collect();
+    let internal = interface.iter().cloned().chain(files(&here.join("emulator"), &["h"]));
+    let internal: Vec<_> = internal.chain(files(&here.join("emulator/ptx"), &["h"])).collect();
     let source = |f: PathBuf| (f.clone(), f);
     let (blas, engine): (Vec<_>, Vec<_>) =
         files(&here.join("emulator"), &["cpp"]).into_iter().map(source).partition(|(f, _)| f.ends_with("cublas.cpp"));
-    let mut objects = compile(compiler(false).include(here.join("include")), &engine, &internal, "emulator");
+    let mut own = compiler(false);
+    own.include(here.join("include")).include(here.join("emulator"));
+    let mut objects = compile(&own, &engine, &internal, "emulator");
+    let interpreter: Vec<_> = files(&here.join("emulator/ptx"), &["cpp"]).into_iter().map(source).collect();
+    objects.extend(compile(own.opt_level(3), &interpreter, &internal, "ptx"));
     let blas = compile(compiler(false).opt_level(3), &blas, &internal, "cublas");
     for dir in &dirs {
         let mut headers = interface.clone();
@@ -135,4 +181,6 @@ fn main() {
     link(&lib, "libcuda.so", &objects, &[]);
     link(&lib, "libcublas.so", &blas, &[&lib.join("libcuda.so")]);
     println!("cargo:rustc-env=CUDA_EMULATOR_LIB={}", lib.display());
+    compile_ptx(&out.join("ptx"), &here.join("tests/kernels"), &shared, &workspace);
+    println!("cargo:rustc-env=CUDA_EMULATOR_PTX={}", out.join("ptx").display());
 }

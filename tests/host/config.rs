@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use aoji::{Config, Dtype, Error, Result, RopeScaling};
+use aoji::{Config, Dtype, Error, Result, RopeScaling, SamplingDefaults};
 use serde_json::{Value, json};
 
 const PATH: &str = "model/config.json";
@@ -71,6 +71,7 @@ fn reads_every_field() {
         bos: Some(1),
         eos: vec![2],
         dtype: Dtype::F32,
+        sampling: SamplingDefaults::default(),
     };
     assert_eq!(config, expected);
     assert_eq!((config.q_dim(), config.kv_dim(), config.group()), (64, 32, 2));
@@ -187,9 +188,38 @@ fn biases() {
 #[test]
 fn other_variants() {
     unsupported(with(json!({"hidden_act": "gelu"})), &["gelu", "silu"]);
-    unsupported(with(json!({"torch_dtype": "float8_e4m3fn"})), &["float8_e4m3fn", "bfloat16"]);
     unsupported(with(json!({"partial_rotary_factor": 0.5})), &["partial_rotary_factor 0.5"]);
+    unsupported(
+        with(json!({"rope_scaling": {"type": "default", "partial_rotary_factor": 0.5}})),
+        &["rope_scaling.partial"],
+    );
     unsupported(with(json!({"quantization_config": {"quant_method": "gptq"}})), &["quantized", "gptq"]);
+}
+
+/// Every tensor carries its own type.
+#[test]
+fn a_declared_type_that_no_tensor_has_refuses_nothing() {
+    for name in ["auto", "float64", "float8_e4m3fn", "torch.bfloat16", "int8"] {
+        assert_eq!(with(json!({"torch_dtype": name})).unwrap().dtype, Dtype::F32);
+        assert_eq!(with(json!({"dtype": name, "torch_dtype": "bfloat16"})).unwrap().dtype, Dtype::F32);
+    }
+    refused(with(json!({"torch_dtype": 16})), &["torch_dtype is 16", "string"]);
+}
+
+#[test]
+fn numbers_of_python() {
+    let read = |config: &str, generation: &str| {
+        let config = base().to_string().replacen('{', &format!("{{{config}"), 1);
+        Config::from_json(Path::new(PATH), &config, Some(generation))
+    };
+    let config =
+        read(r#""initializer_range": NaN, "x": [-Infinity], "#, r#"{"temperature": Infinity, "eos_token_id": 5}"#);
+    let config = config.unwrap();
+    assert_eq!((config.eos, config.sampling), (vec![5], SamplingDefaults::default()));
+    let mut config = base();
+    config["rms_norm_eps"] = json!("it");
+    let config = config.to_string().replace("\"it\"", "NaN");
+    refused(Config::from_json(Path::new(PATH), &config, None), &["rms_norm_eps is \"NaN\"", "number"]);
 }
 
 #[test]
@@ -203,8 +233,10 @@ fn norm_eps_and_theta_out_of_range() {
 #[test]
 fn eos_number_list_and_repeats() {
     assert_eq!(with(json!({"eos_token_id": [2, 3, 2]})).unwrap().eos, [2, 3]);
-    refused(with(json!({"eos_token_id": [2, 512]})), &["eos_token_id is 512", "vocab_size (512)"]);
-    refused(with(json!({"eos_token_id": -1})), &["eos_token_id is -1"]);
+    // ids that no token has are left out
+    assert_eq!(with(json!({"eos_token_id": [2, 512, -1, 1e3 as u64]})).unwrap().eos, [2]);
+    assert_eq!(with(json!({"eos_token_id": -1, "bos_token_id": 4_000_000_000u64})).unwrap().bos, None);
+    refused(with(json!({"eos_token_id": [2, 2.5]})), &["eos_token_id is 2.5"]);
     refused(with(json!({"bos_token_id": "<s>"})), &["bos_token_id is \"<s>\""]);
 }
 
@@ -214,7 +246,8 @@ fn generation_config_wins_where_it_speaks() {
     assert_eq!(read(r#"{"eos_token_id": [5, 6, 5]}"#).unwrap().eos, [5, 6]);
     assert_eq!(read(r#"{"eos_token_id": null, "bos_token_id": 7}"#).unwrap().eos, [2]);
     assert_eq!(read(r#"{"bos_token_id": 7}"#).unwrap().bos, Some(7));
-    for (text, word) in [(r#"{"eos_token_id": 512}"#, "eos_token_id is 512"), ("[]", "object"), ("", "JSON")] {
+    assert_eq!(read(r#"{"eos_token_id": [512, -1]}"#).unwrap().eos, [2]);
+    for (text, word) in [(r#"{"eos_token_id": "a"}"#, "eos_token_id is \"a\""), ("[]", "object"), ("", "JSON")] {
         let error = read(text).unwrap_err().to_string();
         assert!(error.starts_with("model/generation_config.json") && error.contains(word), "{error}");
     }
@@ -222,7 +255,7 @@ fn generation_config_wins_where_it_speaks() {
 
 #[test]
 fn not_json() {
-    for text in ["", "{", "\u{feff}{}", "{\"rms_norm_eps\": NaN}", "null", "[1]"] {
+    for text in ["", "{", "\u{feff}{}", "{\"rms_norm_eps\": nan}", "null", "[1]"] {
         refused(Config::from_json(Path::new(PATH), text, None), &["JSON"]);
     }
     let deep = "[".repeat(100_000);
@@ -243,7 +276,7 @@ fn no_config_in_directory() {
 }
 
 const LLAMA3_SCALING: RopeScaling =
-    RopeScaling { factor: 32.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_seq: 8192 };
+    RopeScaling::Llama3 { factor: 32.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_seq: 8192 };
 
 #[test]
 fn rope_scaling_spellings() {
@@ -255,8 +288,11 @@ fn rope_scaling_spellings() {
         scaling[spelling] = json!("llama3");
         assert_eq!(with(json!({"rope_scaling": scaling})).unwrap().rope_scaling, Some(LLAMA3_SCALING));
         assert_eq!(with(json!({"rope_scaling": {spelling: "default"}})).unwrap().rope_scaling, None);
-        unsupported(with(json!({"rope_scaling": {spelling: "linear", "factor": 2}})), &["linear", "llama3"]);
-        unsupported(with(json!({"rope_scaling": {spelling: "yarn", "factor": 2}})), &["yarn", "llama3"]);
+        let linear = with(json!({"rope_scaling": {spelling: "linear", "factor": 2}})).unwrap();
+        assert_eq!(linear.rope_scaling, Some(RopeScaling::Linear { factor: 2.0 }));
+        for other in ["longrope", "su", "mrope"] {
+            unsupported(with(json!({"rope_scaling": {spelling: other, "factor": 2}})), &[other, "llama3"]);
+        }
     }
 }
 
@@ -271,12 +307,28 @@ fn rope_scaling_wrong() {
         with(json!({"rope_scaling": scaling}))
     };
     assert!(llama3(json!({})).is_ok());
-    for key in ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"] {
+    for key in ["factor", "low_freq_factor", "high_freq_factor"] {
         refused(llama3(json!({ key: null })), &[key, "missing"]);
     }
     refused(llama3(json!({"factor": 0.5})), &["factor 0.5"]);
     refused(llama3(json!({"low_freq_factor": 0.0})), &["low_freq_factor 0"]);
     refused(llama3(json!({"high_freq_factor": 1.0})), &["low_freq_factor < high_freq_factor"]);
+    for kind in ["linear", "dynamic"] {
+        refused(with(json!({"rope_scaling": {"type": kind}})), &["rope_scaling.factor is missing", kind]);
+    }
+    for kind in ["linear", "dynamic", "yarn"] {
+        for factor in [0.0, -1.0, 1e300] {
+            refused(
+                with(json!({"rope_parameters": {"type": kind, "factor": factor}})),
+                &["rope_parameters.factor is "],
+            );
+        }
+    }
+    for key in ["attention_factor", "beta_fast", "beta_slow"] {
+        refused(with(json!({"rope_scaling": {"type": "yarn", "factor": 2.0, key: -1.0}})), &[key, "is -1"]);
+    }
+    refused(with(json!({"rope_theta": 1.0, "rope_scaling": {"type": "yarn", "factor": 2.0}})), &["rope_theta above 1"]);
+    refused(with(json!({"head_dim": 2, "rope_scaling": {"type": "dynamic", "factor": 2.0}})), &["head_dim above 2"]);
     refused(with(json!({"rope_scaling": "llama3"})), &["rope_scaling is \"llama3\"", "object"]);
 }
 
@@ -312,6 +364,40 @@ fn rotary_frequencies_equal_pytorch() {
 }
 
 #[test]
+fn what_the_author_recommends_for_sampling() {
+    let read = |generation: &str| {
+        Config::from_json(Path::new(PATH), &base().to_string(), Some(generation))
+            .unwrap_or_else(|e| panic!("{e}"))
+            .sampling
+    };
+    let none = SamplingDefaults::default();
+    let llama3 = read(r#"{"do_sample": true, "temperature": 0.6, "top_p": 0.9, "max_length": 4096}"#);
+    assert_eq!(llama3, SamplingDefaults { temperature: Some(0.6), top_p: Some(0.9), ..none.clone() });
+    assert_eq!(llama3.to_string(), "temperature 0.6, top_p 0.9");
+    let all = r#"{"temperature": 1, "top_k": 40, "top_p": 0.5, "min_p": 0.1, "repetition_penalty": 1.1, "max_new_tokens": 7,
+        "num_beams": 4, "typical_p": 1.0, "no_repeat_ngram_size": 0, "bad_words_ids": [], "guidance_scale": null}"#;
+    let text = "temperature 1, top_k 40, top_p 0.5, min_p 0.1, repetition_penalty 1.1, max_new_tokens 7 (num_beams not supported)";
+    assert_eq!(read(all).to_string(), text);
+    // greedy is a recommendation too, and what would shape a choice is none then
+    let greedy =
+        read(r#"{"do_sample": false, "temperature": 0.6, "top_p": 0.9, "top_k": 5, "repetition_penalty": 1.2}"#);
+    assert_eq!(greedy.to_string(), "temperature 0, repetition_penalty 1.2");
+    assert_eq!(read(r#"{"do_sample": true}"#).temperature, Some(1.0));
+    for (text, is_none) in
+        [("{}", true), (r#"{"eos_token_id": 2, "do_sample": null}"#, true), (r#"{"top_k": 0}"#, false)]
+    {
+        assert_eq!(read(text) == none, is_none, "{text}");
+    }
+    // what is out of range is left out, and the model runs
+    for wrong in ["-0.5", "NaN", "\"hot\"", "1e9", "[]", "true"] {
+        let keys = ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens"];
+        let keys =
+            keys.map(|k| format!("\"{k}\": {}", if k == "top_k" || k == "max_new_tokens" { "-0.5" } else { wrong }));
+        assert_eq!(read(&format!("{{{}}}", keys.join(", "))), none, "{wrong}");
+    }
+}
+
+#[test]
 fn published_llama3_8b() {
     let Some(dir) = crate::common::data("llama3-8b-published") else { return };
     let config = Config::from_dir(&dir).unwrap();
@@ -320,4 +406,5 @@ fn published_llama3_8b() {
     assert_eq!((config.rope_theta, config.norm_eps, config.dtype), (500000.0, 1e-5, Dtype::Bf16));
     assert_eq!((config.bos, config.eos.as_slice(), config.tied), (Some(128000), &[128001][..], false));
     assert_eq!(config.weight_bytes(), 16_060_522_496); // total_size of the published index
+    assert_eq!((config.sampling.temperature, config.sampling.top_p), (Some(0.6), Some(0.9)));
 }

@@ -201,11 +201,15 @@ impl Place {
     }
 
     fn pull_repo(&self, server: &Server, repo: &str) -> aoji::Result<PathBuf> {
+        self.pull_revision(server, repo, "main")
+    }
+
+    fn pull_revision(&self, server: &Server, repo: &str, revision: &str) -> aoji::Result<PathBuf> {
         let options = pull::Options {
             endpoint: server.endpoint.clone(),
             token: self.token.clone(),
             cache: Cache::at(self.dir.path()),
-            revision: "main".into(),
+            revision: revision.into(),
             progress: false,
             backoff: Duration::ZERO,
         };
@@ -242,6 +246,40 @@ fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
+}
+
+#[test]
+fn revisions_are_kept_where_the_hub_keeps_them() {
+    for (revision, encoded) in [("refs/pr/1", "refs%2Fpr%2F1"), ("v1.0", "v1.0"), (COMMIT, COMMIT)] {
+        let files = Files::one();
+        let server = Server::start(move |request, port| {
+            let path = request.path.replace(&format!("/revision/{encoded}"), "/revision/main");
+            files.answer(&Request { path, ..request.clone() }, port)
+        });
+        let place = Place::new();
+        let snapshot = place.pull_revision(&server, REPO, revision).unwrap();
+        let reference = place.root().join("refs").join(revision);
+        assert_eq!(fs::read_to_string(reference).unwrap(), COMMIT, "{revision}");
+        assert_eq!(server.requests(&format!("/api/models/{REPO}/revision/{encoded}")).len(), 1);
+        let cache = Cache::at(place.dir.path());
+        let repo = Repo::parse(REPO).unwrap();
+        assert_eq!(cache.revisions(&repo), [revision]);
+        assert_eq!(cache.snapshot(&repo, revision).unwrap(), Some(snapshot));
+    }
+    let server = Files::one().serve();
+    for bad in ["", "../main", "a b", "a//b", "/a", "a?b", "refs/.."] {
+        let error = Place::new().pull_revision(&server, REPO, bad).unwrap_err().to_string();
+        assert!(error.contains("expected a branch, a tag, a commit"), "{bad}: {error}");
+    }
+}
+
+#[test]
+fn offline_is_what_the_hub_takes_for_true() {
+    for (value, is_true) in
+        [("1", true), ("true", true), ("ON", true), ("Yes", true), ("false", false), ("0", false), ("no", false)]
+    {
+        assert_eq!(pull::is_true(value), is_true, "{value}");
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod files;
 mod prompt;
 #[cfg(unix)]
 mod reader;
+mod rope;
 mod synth;
 mod text;
 mod token_ids;

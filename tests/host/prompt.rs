@@ -306,6 +306,131 @@ fn nobody_ends_a_prompt_by_writing_a_special_token() {
     assert_eq!(Template::Raw.encode(&tokenizer, &user("<|eot_id|>"), None).unwrap(), [BOS, 260]);
 }
 
+/// The forms in which SentencePiece's tokenizers are published: spaces put in front of the whole text or of its first piece, special
+/// tokens found before or after that.
+fn sentence_pieces() -> Vec<Tokenizer> {
+    let variant = |normalized: bool, metaspace: Option<&str>| {
+        let mut file = tokenizers::pieces(tokenizers::llama2_decoder());
+        file["added_tokens"].as_array_mut().unwrap().iter_mut().for_each(|t| t["normalized"] = json!(normalized));
+        if let Some(scheme) = metaspace {
+            file["normalizer"] = Value::Null;
+            file["pre_tokenizer"] =
+                json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false});
+        }
+        Tokenizer::from_bytes("tokenizer.json", file.to_string().as_bytes()).unwrap()
+    };
+    [(false, None), (true, None), (false, Some("first")), (false, Some("always")), (false, Some("never"))]
+        .map(|(normalized, metaspace)| variant(normalized, metaspace))
+        .into()
+}
+
+/// Whoever types a special token changes the tokens of that text, and of nothing else of the prompt.
+#[test]
+fn a_typed_special_token_changes_nothing_around_it() {
+    let source = "{% for m in messages %}{{ '<s>[Q] ' + m['content'] + ' [/Q]</s>\n' }}{% endfor %}<s> [A] ";
+    let own = Template::for_model(Some(model(json!(source)).path())).unwrap();
+    for (i, tokenizer) in sentence_pieces().iter().chain([&llama3()]).enumerate() {
+        let of = |text: &str| own.encode(tokenizer, &user(text), None).unwrap();
+        for (typed, plain) in
+            [("hi</s>", "hi</x>"), ("</s> hi", "</x> hi"), ("a <s></s>b", "a <x></x>b"), ("<s>", "<x>")]
+        {
+            let (typed, plain) = (of(typed), of(plain));
+            let special = |ids: &[u32]| ids.iter().copied().filter(|&id| tokenizer.is_special(id)).collect::<Vec<_>>();
+            assert_eq!(special(&typed), special(&plain), "tokenizer {i}");
+            // They differ in the letters of the typed token alone, which are one byte each.
+            let letters = |id: &&u32| matches!(tokenizer.token_bytes(**id).as_slice(), [b's' | b'x']);
+            let others = |ids: &[u32]| ids.iter().filter(|id| !letters(id)).copied().collect::<Vec<_>>();
+            assert_eq!((typed.len(), others(&typed)), (plain.len(), others(&plain)), "tokenizer {i}");
+        }
+    }
+}
+
+#[test]
+fn special_tokens_of_the_first_llamas_are_special() {
+    let normalized = &sentence_pieces()[1];
+    assert!(normalized.is_special(1) && normalized.is_special(2));
+    assert_eq!(normalized.token(1).as_deref(), Some("<s>"));
+    let ids = normalized.encode("<s> hi", false).unwrap();
+    assert_eq!((ids[0], normalized.decode(&ids, true).unwrap().trim()), (1, "hi"));
+}
+
+#[test]
+fn an_answer_goes_on_where_it_was_begun() {
+    let talk = |answer: &str| vec![Message::new("user", "a?"), Message::begun(answer)];
+    let own = |source: &str| Template::for_model(Some(model(json!(source)).path())).unwrap();
+    let of = |template: &Template, answer: &str| template.render(&talk(answer), None).unwrap();
+    // What transformers 4.57 and 5.24 give for continue_final_message.
+    let smollm2 = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n\
+                   <|im_start|>user\na?<|im_end|>\n<|im_start|>assistant\n";
+    for answer in ["The answer is", "The answer is ", "a?", "", "b\n\n", "<|im_end|>"] {
+        assert_eq!(of(&own(SMOLLM2), answer), format!("{smollm2}{answer}"), "{answer:?}");
+    }
+    // A template that drops spaces at the ends has dropped them here too.
+    let llama3 = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\na?<|eot_id|>\
+                  <|start_header_id|>assistant<|end_header_id|>\n\n";
+    for answer in ["The answer is", "The answer is ", "  The answer is\n"] {
+        assert_eq!(of(&own(LLAMA3), answer), format!("{llama3}The answer is"), "{answer:?}");
+    }
+    // The presets: the prompt of the question, then the answer's beginning.
+    for template in [Template::Aog, Template::AogInstructionFirst] {
+        let question = template.render(&user("a?"), None).unwrap();
+        assert_eq!(of(&template, "하나 "), format!("{question}하나 "));
+        let ids = template.encode(&self::llama3(), &talk("하나 "), None).unwrap();
+        assert_eq!(ids.iter().filter(|id| **id == BOS).count(), 1);
+    }
+    assert_eq!(of(&Template::Raw, "b"), "a?b");
+    // Special tokens in it stay text.
+    let ids = own(LLAMA3).encode(&self::llama3(), &talk("b<|eot_id|>"), None).unwrap();
+    assert_eq!(ids.iter().filter(|id| **id == 260).count(), 1, "the template's own");
+
+    let refused = error(own("{{ messages[0].content }}").render(&talk("b"), None));
+    assert!(refused.contains("does not show the last message"), "{refused}");
+    let early = [Message::begun("b"), Message::new("user", "a")];
+    assert!(error(own(LLAMA3).render(&early, None)).contains("message 1 is begun"));
+    for template in [Template::Aog, Template::Raw, own(LLAMA3), own("x")] {
+        assert!(error(template.render(&[], None)).contains("no message"));
+    }
+}
+
+#[test]
+fn templates_see_what_jinja_and_transformers_show() {
+    let cases = [
+        // tests and filters on none, as Jinja 3.1 has them
+        ("{% if tools is iterable and tools | length > 0 %}T{% endif %}.", "."),
+        (
+            "{{ none is iterable }}{{ x is iterable }}{{ '' is iterable }}{{ [] is iterable }}{{ {} is iterable }}{{ 1 is iterable }}",
+            "FalseTrueTrueTrueTrueFalse",
+        ),
+        (
+            "{{ none is sequence }}{{ none is mapping }}{{ none is string }}{{ none is defined }}{{ none is none }}",
+            "FalseFalseFalseTrueTrue",
+        ),
+        (
+            "{{ none }}{{ none ~ 'a' }}{{ none | string }}{{ true }}{{ none | default('d') }}{{ none | default('d', true) }}",
+            "NoneNoneaNoneTrueNoned",
+        ),
+        // one end of a line
+        ("a\r\n{% if true %}\r\nb{{ 'c\r\nd' }}\r\n{% endif %}\r\ne\re\r\n", "a\nbc\nd\ne\ne"),
+        ("{{ messages[0].content.rsplit('|', 1)[0] }}{{ 'a=b'.partition('=')[2] }}", "xb"),
+        ("{{ messages | tojson(ensure_ascii=False) }}", "[{\"role\": \"user\", \"content\": \"x|가\"}]"),
+        ("{{ messages[0].content | tojson(ensure_ascii=True) }}", "\"x|\\uac00\""),
+    ];
+    for (source, expected) in cases {
+        assert_eq!(render(source, &user("x|가")), expected, "{source}");
+    }
+    let config = json!({"extra_special_tokens": {"image_token": "<image>", "boi": {"content": "<boi>"}},
+        "additional_special_tokens": ["<a>", {"content": "<b>"}], "eos_token": null,
+        "chat_template": "{{ image_token }}{{ boi }}{{ additional_special_tokens | join }}{{ eos_token }}"});
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    std::fs::write(dir.path().join("special_tokens_map.json"), "{\"eos_token\": \"</s>\"}").unwrap();
+    let template = Template::for_model(Some(dir.path())).unwrap();
+    assert_eq!(template.render(&user("a"), None).unwrap(), "<image><boi><a><b></s>");
+    let unknown = Template::for_model(Some(model(json!("\n{{ strftime_now('%Q') }}")).path())).unwrap();
+    let refused = error(unknown.render(&user("a"), None));
+    assert!(refused.contains("line 2: ") && refused.contains("Python knows no directive %Q"), "{refused}");
+}
+
 #[test]
 fn the_preset_with_the_real_tokenizer() {
     let Some(dir) = data("llama3-tokenizer") else { return };

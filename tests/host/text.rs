@@ -2,7 +2,10 @@
 
 use std::sync::LazyLock;
 
-use crate::{common::data, tokenizers};
+use crate::{
+    common::data,
+    tokenizers::{self, llama2_decoder, pieces},
+};
 use aoji::{Error, StopStrings, TokenStream, Tokenizer};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -15,31 +18,6 @@ const HARD: &str = "한국어 \u{1112}\u{1161}\u{11AB} 👩‍👩‍👧‍👦
 fn byte_level() -> Value {
     let merges = [(0x9C, 0xEA), (0xF0, 0x9F), (0x20, 0xED), (0xED, 0x95), (0x80, 0x8D), (0x68, 0x69)];
     tokenizers::byte_level(&merges, &["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"])
-}
-
-/// SentencePiece's BPE with byte fallback, in the form of Llama 2's file, with `decoder` for its decoder.
-fn pieces(decoder: Value) -> Value {
-    let specials = ["<unk>", "<s>", "</s>"];
-    let bytes = (0..256).map(|b| format!("<0x{b:02X}>"));
-    let words = ["▁", "a", "b", "h", "i", "▁h", "hi", "▁hi", "한", "국", "한국", "▁한"].map(String::from);
-    let vocab: Vec<String> = specials.map(String::from).into_iter().chain(bytes).chain(words).collect();
-    json!({
-        "version": "1.0", "truncation": null, "padding": null, "post_processor": null, "pre_tokenizer": null,
-        "added_tokens": specials.iter().enumerate().map(|(i, s)| tokenizers::special(i, s)).collect::<Vec<_>>(),
-        "normalizer": {"type": "Sequence", "normalizers": [
-            {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
-        "decoder": decoder,
-        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true,
-            "vocab": vocab.iter().enumerate().map(|(i, t)| (t.clone(), json!(i))).collect::<serde_json::Map<_, _>>(),
-            "merges": ["▁ h", "h i", "▁h i", "한 국", "▁ 한"]}
-    })
-}
-
-fn llama2_decoder() -> Value {
-    json!({"type": "Sequence", "decoders": [
-        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
-        {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]})
 }
 
 fn tokenizer(file: &Value) -> Tokenizer {
@@ -269,8 +247,66 @@ fn megabytes_without_a_word_are_no_panic() {
     }
 }
 
+/// A text that goes on after a prompt, in pieces: with the prompt's text it is the text of all tokens, as far as more tokens do not
+/// change what decoding the prompt alone gives.
+fn assert_goes_on(tokenizer: &Tokenizer, ids: &[u32], cut: usize) {
+    let (prompt, rest) = ids.split_at(cut.min(ids.len()));
+    for skip in [true, false] {
+        let new = if skip { tokenizer.stream() } else { tokenizer.stream_with_special() };
+        let text = stream(new.after(prompt), rest).concat();
+        let (before, all) = (tokenizer.decode(prompt, skip).unwrap(), tokenizer.decode(ids, skip).unwrap());
+        let same: usize = before.chars().zip(all.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
+        assert_eq!(text, all[same..], "{prompt:?} then {rest:?}, skip {skip}");
+        assert!(!all.starts_with(&before) || before + &text == all);
+    }
+}
+
+#[test]
+fn the_first_space_of_a_continuation_stays() {
+    let pieces = &SMALL[1];
+    let id = |t: &str| pieces.token_id(t).unwrap();
+    let after = |prompt: &[u32], rest: &[u32]| stream(pieces.stream().after(prompt), rest).concat();
+    assert_eq!(after(&[id("▁hi")], &[id("▁hi"), id("▁한")]), " hi 한");
+    assert_eq!(after(&[id("<s>"), id("▁hi")], &[id("▁hi")]), " hi");
+    // nothing of the text has been said yet
+    assert_eq!(after(&[id("<s>")], &[id("▁hi"), id("▁hi")]), "hi hi");
+    assert_eq!(after(&[], &[id("▁hi")]), "hi");
+    // the prompt's line end is the prompt's, and a character that it begins is the answer's
+    assert_eq!(after(&[id("hi"), id("<0x0A>")], &[id("<0x0A>"), id("▁hi")]), "\n hi");
+    assert_eq!(after(&[id("hi"), id("<0xED>"), id("<0x95>")], &[id("<0x9C>"), id("a")]), "한a");
+    assert_eq!(after(&[id("hi"), id("<0xED>")], &[]), "");
+    let bytes = &SMALL[0];
+    assert_eq!(stream(bytes.stream().after(&[0x61, 0xED, 0x95]), &[0x9C, 0x62]).concat(), "한b");
+    assert_eq!(stream(bytes.stream().after(&[0x61, 0xED, 0x95]), &[0x62]).concat(), "b");
+    let Some(stories) = STORIES.as_ref() else { return };
+    let (prompt, all) =
+        (stories.encode("Lily said,", true).unwrap(), stories.encode("Lily said, \"Lily", true).unwrap());
+    assert_eq!(stream(stories.stream().after(&prompt), &all[prompt.len()..]).concat(), " \"Lily");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn any_text_goes_on_where_it_is_cut(text in "(\\PC|[가-힣]|👩‍👩‍👧|hi|\\n| ){0,40}", cut in 0usize..60) {
+        for tokenizer in SMALL.iter().chain(LLAMA3.as_ref()).chain(STORIES.as_ref()) {
+            assert_goes_on(tokenizer, &tokenizer.encode(&text, true).unwrap(), cut);
+        }
+    }
+
+    #[test]
+    fn any_tokens_go_on_where_they_are_cut(ids in prop::collection::vec(0u32..300, 0..60), cut in 0usize..60) {
+        for tokenizer in SMALL.iter().chain(STORIES.as_ref()) {
+            assert_goes_on(tokenizer, &ids, cut);
+        }
+    }
+
+    #[test]
+    fn any_llama3_tokens_go_on_where_they_are_cut(ids in prop::collection::vec(0u32..128_300, 0..60), cut in 0usize..60) {
+        if let Some(tokenizer) = LLAMA3.as_ref() {
+            assert_goes_on(tokenizer, &ids, cut);
+        }
+    }
 
     #[test]
     fn any_text_streams_whole(text in "(\\PC|[가-힣]|👩‍👩‍👧|🇰🇷|\\n| ){0,40}") {

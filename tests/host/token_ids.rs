@@ -79,6 +79,64 @@ fn ids_of_another_vocabulary_do_not_count() {
     assert_eq!(ids(dir.path()), (Some(256), vec![257]));
 }
 
+/// An added token ends a text whatever its flag says; a word of the vocabulary does not.
+#[test]
+fn an_added_token_ends_a_text_though_it_is_not_special() {
+    let mut file: Value = serde_json::from_str(&tokenizer()).unwrap();
+    file["added_tokens"][2]["special"] = json!(false);
+    let tokenizer = file.to_string();
+    let eot = r#"{"eos_token_id": [258, 2]}"#;
+    for (generation, config, expected, special) in [
+        (eot, "{}", vec![258, 257], false),
+        ("{}", r#"{"eos_token": "<|eot_id|>"}"#, vec![257, 258], true),
+        (eot, r#"{"eos_token": {"content": "<|eot_id|>"}}"#, vec![258, 257], true),
+        (eot, r#"{"additional_special_tokens": ["<|eot_id|>"]}"#, vec![258, 257], true),
+        (eot, r#"{"added_tokens_decoder": {"258": {"content": "<|eot_id|>", "special": true}}}"#, vec![258, 257], true),
+        (
+            eot,
+            r#"{"added_tokens_decoder": {"258": {"content": "<|eot_id|>", "special": false}}}"#,
+            vec![258, 257],
+            false,
+        ),
+    ] {
+        let files = [
+            ("tokenizer.json", &*tokenizer),
+            ("generation_config.json", generation),
+            ("tokenizer_config.json", config),
+        ];
+        let dir = model(259, 256, 257, &files);
+        assert_eq!(ids(dir.path()), (Some(256), expected), "{generation} {config}");
+        let engine = Engine::open(dir.path().to_str().unwrap(), &cpu()).unwrap();
+        assert_eq!(engine.tokenizer().unwrap().is_special(258), special, "{config}");
+        assert_eq!((end(&engine, 258), end(&engine, 2)), ((FinishReason::Stop, 1), (FinishReason::Length, 3)));
+    }
+}
+
+#[test]
+fn tokens_that_only_tokenizer_config_lists_are_tokens() {
+    let tokenizer = tokenizer();
+    let token = |content: &str, special: bool| {
+        json!({"content": content, "lstrip": false, "rstrip": false, "normalized": false, "single_word": false,
+               "special": special})
+    };
+    let config = json!({
+        "added_tokens_decoder": {"259": token("<|im_start|>", true), "260": token("<|im_end|>", true),
+                                 "261": token("<tool>", false), "256": token("<|begin_of_text|>", true)},
+        "eos_token": "<|im_end|>", "pad_token": "<|nowhere|>"
+    })
+    .to_string();
+    let files = [("tokenizer.json", &*tokenizer), ("tokenizer_config.json", &*config)];
+    let dir = model(262, 256, 257, &files);
+    assert_eq!(ids(dir.path()), (Some(256), vec![257, 260]));
+    let engine = Engine::open(dir.path().to_str().unwrap(), &cpu()).unwrap();
+    let tokenizer = engine.tokenizer().unwrap();
+    assert_eq!(tokenizer.vocab(), 262, "a name without a place is no token");
+    assert_eq!(tokenizer.encode("a<|im_end|><tool><|im_start|>", true).unwrap(), [256, 0x61, 260, 261, 259]);
+    assert!(tokenizer.encode_plain("<|im_end|>").unwrap().iter().all(|id| *id < 256));
+    assert_eq!(tokenizer.decode(&[0x61, 260, 261], true).unwrap(), "a<tool>");
+    assert_eq!((end(&engine, 260), end(&engine, 261)), ((FinishReason::Stop, 1), (FinishReason::Length, 3)));
+}
+
 #[test]
 fn ids_are_taken_as_given_where_nothing_better_is_known() {
     let generation = ("generation_config.json", LLAMA2_GENERATION);

@@ -1,4 +1,5 @@
 //! Small tokenizer files, made here.
+#![allow(dead_code)] // each test file uses a part of it
 
 use serde_json::{Map, Value, json};
 
@@ -32,4 +33,30 @@ pub fn byte_level(pairs: &[(usize, usize)], specials: &[&str]) -> Value {
             "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
             "vocab": vocab, "merges": merges}
     })
+}
+
+/// SentencePiece's BPE with byte fallback, in the form of Llama 2's file, with `decoder` for its decoder.
+pub fn pieces(decoder: Value) -> Value {
+    let specials = ["<unk>", "<s>", "</s>"];
+    let bytes = (0..256).map(|b| format!("<0x{b:02X}>"));
+    let words = ["▁", "a", "b", "h", "i", "▁h", "hi", "▁hi", "한", "국", "한국", "▁한"].map(String::from);
+    let vocab: Vec<String> = specials.map(String::from).into_iter().chain(bytes).chain(words).collect();
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "post_processor": null, "pre_tokenizer": null,
+        "added_tokens": specials.iter().enumerate().map(|(i, s)| special(i, s)).collect::<Vec<_>>(),
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "decoder": decoder,
+        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true,
+            "vocab": vocab.iter().enumerate().map(|(i, t)| (t.clone(), json!(i))).collect::<serde_json::Map<_, _>>(),
+            "merges": ["▁ h", "h i", "▁h i", "한 국", "▁ 한"]}
+    })
+}
+
+/// The decoder of Llama 2's file.
+pub fn llama2_decoder() -> Value {
+    json!({"type": "Sequence", "decoders": [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
+        {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]})
 }

@@ -1,5 +1,6 @@
 //! What must fit together fits: kernel sources, ops, loaded kernels, and what ptxas said of them.
 
+mod compiled;
 mod library;
 mod sass;
 
@@ -11,7 +12,7 @@ use aoji::{
         lab::LAB,
         occupancy::occupancy,
     },
-    ops::{self, Grid, Op, Visitor},
+    ops::{self, Grid, Op, Ring, Visitor},
     tiles,
 };
 use std::{collections::BTreeSet, fs, path::Path};
@@ -113,6 +114,15 @@ fn each_kernel_is_loaded_under_its_stem() {
     assert_eq!(loaded, BTreeSet::new(), "loaded, of no module");
 }
 
+/// Kernels that want different divisions of a multiprocessor's memory would wait for each other.
+#[test]
+fn all_kernels_ask_for_the_same_shared_memory() {
+    cuda_emulator::install();
+    let cuda = Cuda::open_with(0, &LAB.iter().take(1).collect::<Vec<_>>()).unwrap();
+    let asked = cuda.carveouts().unwrap();
+    assert!(asked.len() >= MODULES.len() && asked.iter().all(|(_, percent)| *percent == 100), "{asked:?}");
+}
+
 /// Each file of the lab is in the binary; that its kernels are right is for `tests/ops.rs`.
 #[test]
 fn each_variant_is_in_the_binary() {
@@ -130,19 +140,20 @@ fn the_page_of_the_lab_shows_its_example() {
     assert_eq!(shown, include_str!("../../kernels/lab/rms_norm_onepass.cu"));
 }
 
-/// The kernels of a decode step by the beginning of their names, their launch for one token of Llama-3-8B, and the blocks of them
-/// that a multiprocessor of an H100 or H200 must hold at once.
-fn decode_chain() -> [(&'static str, Grid, u32); 5] {
+/// The kernels of a decode step of one row by the beginnings of their names, their launch for a token of Llama-3-8B, and the
+/// blocks of them that a multiprocessor of an H100 or H200 must hold at once.
+fn decode_chain(ring: Ring) -> [(&'static str, Grid, u32); 5] {
+    let blocks = if ring == Ring::Deep { tiles::GEMV_DEEP_BLOCKS } else { tiles::GEMV_BLOCKS };
     let (rows, dim, eps) = (1, 4096, 1e-5);
     let (n_heads, n_kv_heads, head_dim, max_seq, positions) = (32, 8, 128, 8192, 8192);
     let qkv = ops::NormQkvRopeAppend { rows, dim, n_heads, n_kv_heads, head_dim, max_seq, positions, eps };
     let attention = ops::AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len: 8192 };
     [
-        ("norm_qkv_rope_append_", qkv.grid(), tiles::GEMV_BLOCKS),
+        ("norm_qkv_rope_append_", qkv.grid(ring), blocks),
         ("attn_decode_", attention.grid(), 3),
-        ("gemv_", ops::Gemv { rows, n: dim, k: dim }.grid(), tiles::GEMV_BLOCKS),
-        ("norm_gate_up_", ops::NormGateUp { rows, dim, ffn_dim: 14_336, eps }.grid(), tiles::GEMV_BLOCKS),
-        ("norm_head_", ops::NormHead { rows, first: 0, dim, vocab: 128_256, eps }.grid(), tiles::GEMV_BLOCKS),
+        ("gemv_", ops::Gemv { rows, n: dim, k: dim }.grid(ring), blocks),
+        ("norm_gate_up_", ops::NormGateUp { rows, dim, ffn_dim: 14_336, eps }.grid(ring), blocks),
+        ("norm_head_", ops::NormHead { rows, first: 0, dim, vocab: 128_256, eps }.grid(ring), blocks),
     ]
 }
 
@@ -152,29 +163,86 @@ fn blocks_of_the_decode_chain_fit_together() {
     if !IMAGES.split(',').any(|i| arch.strip_prefix("sm_") == Some(i)) {
         return println!("skipped: no code for {arch} in this binary");
     }
-    for (prefix, grid, blocks) in decode_chain() {
-        let usage = MODULES.iter().flat_map(|m| m.usage());
-        let kernels: Vec<_> = usage.filter(|u| u.kernel.starts_with(prefix) && u.arch == arch).collect();
-        assert!(!kernels.is_empty(), "no kernel {prefix}*");
-        for u in kernels {
-            let fits = occupancy((9, 0), grid.threads, u.registers, u.shared + grid.shared).expect("known");
-            println!("{}: {fits:?}", u.kernel);
-            assert!(fits.blocks_per_sm >= blocks, "expected {blocks} blocks of {u:?} with {grid:?}: {fits:?}");
+    for (ring, kind) in [(Ring::Short, "_r1"), (Ring::Deep, "_r1_deep")] {
+        for (prefix, grid, blocks) in decode_chain(ring) {
+            let of_chain = |name: &str| name.starts_with(prefix) && (prefix == "attn_decode_" || name.ends_with(kind));
+            let usage = MODULES.iter().flat_map(|m| m.usage());
+            let kernels: Vec<_> = usage.filter(|u| of_chain(&u.kernel) && u.arch == arch).collect();
+            assert!(!kernels.is_empty(), "no kernel {prefix}*{kind}");
+            for u in kernels {
+                let fits = occupancy((9, 0), grid.threads, u.registers, u.shared + grid.shared).expect("known");
+                println!("{}: {fits:?}", u.kernel);
+                assert!(fits.blocks_per_sm >= blocks, "expected {blocks} blocks of {u:?} with {grid:?}: {fits:?}");
+            }
         }
     }
 }
 
+/// Two blocks of each kernel of a prompt share a multiprocessor, so that one computes while the other waits, on all
+/// architectures: registers, and shared memory where there are only 100 KB.
+#[test]
+fn blocks_of_a_prompt_share_a_multiprocessor() {
+    let (rows, dim) = (512, 4096);
+    let gemm = ops::Gemm { rows, n: dim, k: dim };
+    let attention = |head_dim| {
+        let (n_heads, n_kv_heads, max_seq, kv_len) = (32, 8, 8192, 8192);
+        ops::AttnPrefill { rows, first: 0, shared: 0, n_heads, n_kv_heads, head_dim, max_seq, kv_len }.grid()
+    };
+    let [large, small] = [1, u32::MAX].map(|sm_count| gemm.grid(gemm.tile(sm_count)));
+    let mut found = 0;
+    for u in MODULES.iter().flat_map(|m| m.usage()) {
+        let (grid, blocks) = match &*u.kernel {
+            k if k.starts_with("gemm_bf16_large_") => (large, 2),
+            k if k.starts_with("gemm_bf16_small_") => (small, 2),
+            "attn_prefill_bf16_d64" => (attention(64), 3),
+            "attn_prefill_bf16_d128" => (attention(128), 2),
+            _ => continue,
+        };
+        let number =
+            u.arch.trim_start_matches("sm_").trim_end_matches(char::is_alphabetic).parse::<i32>().expect("sm_90a");
+        let fits = occupancy((number / 10, number % 10), grid.threads, u.registers, u.shared + grid.shared);
+        let fits = fits.expect("a known architecture");
+        println!("{} on {}: {fits:?}", u.kernel, u.arch);
+        assert!(fits.blocks_per_sm >= blocks, "expected {blocks} blocks of {u:?} with {grid:?}: {fits:?}");
+        found += 1;
+    }
+    assert_eq!(found, 8 * IMAGES.split(',').filter(|i| !i.starts_with("ptx")).count());
+}
+
 /// What may start before its predecessor is done waits for it, and lets the next one start only after that: so two kernels
-/// overlap and never three, on which the reads before a wait rely.
+/// overlap and never three, on which the reads before a wait rely. A product lets it start on its way, in `Product::run`.
 #[test]
 fn dependent_kernels_wait_and_then_let_the_next_start() {
-    let order = "grid_dependency_wait();\n  traced.ready();\n  grid_launch_dependents();";
+    let (wait, start) = ("grid_dependency_wait();\n  traced.ready();\n", "grid_launch_dependents();");
     for (stem, text) in sources() {
         let op = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("src/ops/{stem}.rs"));
         let dependent = fs::read_to_string(op).unwrap().contains("launch_dependent(");
-        let calls = ["grid_dependency_wait();", "grid_launch_dependents();", order].map(|c| text.matches(c).count());
-        assert_eq!(calls, [usize::from(dependent); 3], "kernels/{stem}.cu: {order:?}, once, if its op says so");
+        let is_product = text.contains("#include \"common/gemv.cuh\"");
+        let count = |what: &str| text.matches(what).count();
+        let kernels = if dependent { count("EXPORT_KERNEL(") } else { 0 }; // a macro counts as one
+        let expected = if is_product { [0, 1] } else { [kernels, 0] };
+        assert_eq!(
+            [count(start), count("p.run(")],
+            expected,
+            "kernels/{stem}.cu: starts the next kernel, once a kernel"
+        );
+        assert_eq!(count("grid_dependency_wait();"), kernels, "kernels/{stem}.cu: waits, once a kernel");
+        if !dependent {
+            continue;
+        }
+        let starts = |text: &str| text.contains(start) || text.contains("p.run(");
+        for (n, part) in text.split(wait).enumerate() {
+            let next = part.trim_start().starts_with(start);
+            assert!(n > 0 || !starts(part), "kernels/{stem}.cu: lets the next kernel start before it has waited");
+            assert!(n == 0 || is_product && starts(part) || next, "kernels/{stem}.cu: {start:?} is not next");
+        }
     }
+    let product = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/common/gemv.cuh")).unwrap();
+    let code: Vec<_> = product.lines().filter(|l| !l.trim_start().starts_with("//")).collect();
+    let (_, run) = code.join("\n").split_once("DEV void run(").map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    let run = run.split("\n  }\n").next().unwrap();
+    let starts = |text: &str| text.matches("grid_launch_dependents();").count();
+    assert_eq!((starts(run), starts(&code.join("\n"))), (1, 1), "once, in Product::run");
 }
 
 /// A spill is traffic to memory that no cost counts; a stack is an array that was meant to be in registers.

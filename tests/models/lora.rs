@@ -222,6 +222,102 @@ fn loading_with_an_adapter_is_loading_the_merged_checkpoint() {
     }
 }
 
+/// Trainers write several ranks and a part of the layers; each matrix has its own rank and scale.
+#[test]
+fn ranks_and_layers_of_their_own() {
+    let changes = json!({
+        "target_modules": "model\\.layers\\.(0\\..*_proj|1\\.mlp\\.up_proj)", "exclude_modules": ["k_proj"],
+        "rank_pattern": {"layers\\.1\\.mlp\\.up_proj": 2, "q_proj": 8}, "alpha_pattern": {"q_proj": 6.0}, "use_rslora": true,
+    });
+    let rank = |name: &str| match name {
+        "model.layers.1.mlp.up_proj" => Some((2, 2.0)),
+        "model.layers.0.self_attn.q_proj" => Some((8, 6.0)),
+        name if name.starts_with("model.layers.1") || name.ends_with("k_proj") => None,
+        _ => Some((RANK, 2.0)),
+    };
+    let mut parts = BTreeMap::new();
+    for (i, (name, rows, cols)) in modules().into_iter().enumerate() {
+        let Some((rank, _)) = rank(&name) else { continue };
+        let noise = |n, salt| aoji::ops::noise(n, 2 * i as u64 + salt);
+        parts.insert(format!("base_model.model.{name}.lora_A.weight"), (vec![rank, cols], noise(rank * cols, 0)));
+        parts.insert(format!("base_model.model.{name}.lora_B.weight"), (vec![rows, rank], noise(rows * rank, 1)));
+    }
+    let (base, lora) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    write_base(base.path(), aoji::Dtype::F32);
+    write_adapter(lora.path(), &parts, changes);
+    let out = merge(base.path(), &[(lora.path(), 1.0)]);
+    let (before, after) = (values(base.path()), values(out.path()));
+    for (name, rows, cols) in modules() {
+        let (before, after) = (&before[&format!("{name}.weight")], &after[&format!("{name}.weight")]);
+        let Some((rank, alpha)) = rank(&name) else {
+            assert_eq!(before, after, "{name}");
+            continue;
+        };
+        let part = |which| &parts[&format!("base_model.model.{name}.{which}.weight")].1;
+        let (a, b, scale) = (part("lora_A"), part("lora_B"), alpha / f64::from(rank as u32).sqrt());
+        for (i, j) in (0..rows).flat_map(|i| [(i, i % cols), (i, (7 * i + 3) % cols)]) {
+            let delta: f64 = (0..rank).map(|k| f64::from(b[i * rank + k]) * f64::from(a[k * cols + j])).sum();
+            let (want, got) = (f64::from(before[i * cols + j]) + scale * delta, f64::from(after[i * cols + j]));
+            assert!((got - want).abs() < 1e-5, "{name} [{i}, {j}]: {got}, expected {want}");
+        }
+    }
+}
+
+fn files(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// The layout of the output is that through which the base was opened, also where an index lists one file, or what is not there.
+#[test]
+fn a_merged_checkpoint_has_the_layout_of_its_base() {
+    let (single, lora) = (tempfile::tempdir().unwrap(), adapter(5, json!({})));
+    aoji::synth::write(CONFIG, 7, aoji::Dtype::F32, 1 << 30, single.path(), |_, _| {}).unwrap();
+    let merged = values(merge(single.path(), &[(lora.path(), 1.0)]).path());
+    let one = tempfile::tempdir().unwrap();
+    let (file, index) = ("model-00001-of-00001.safetensors", "model.safetensors.index.json");
+    fs::copy(single.path().join("model.safetensors"), one.path().join(file)).unwrap();
+    fs::copy(single.path().join("config.json"), one.path().join("config.json")).unwrap();
+    let mut map: BTreeMap<&str, &str> = merged.keys().map(|name| (name.as_str(), file)).collect();
+    map.insert("model.layers.0.self_attn.rotary_emb.inv_freq", file);
+    map.insert("model.layers.1.self_attn.rotary_emb.inv_freq", "model-00002-of-00002.safetensors");
+    fs::write(one.path().join(index), json!({"weight_map": map}).to_string()).unwrap();
+    #[cfg(unix)]
+    for name in files(one.path()) {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(one.path().join(name), fs::Permissions::from_mode(0o444)).unwrap();
+    }
+    let out = merge(one.path(), &[(lora.path(), 1.0)]);
+    assert_eq!(files(out.path()), ["config.json", file, index]);
+    assert!(values(out.path()) == merged, "other weights through an index than without one");
+    for name in files(out.path()) {
+        assert!(!fs::metadata(out.path().join(&name)).unwrap().permissions().readonly(), "{name} has the base's mode");
+    }
+
+    let several = tempfile::tempdir().unwrap();
+    write_base(several.path(), aoji::Dtype::F32);
+    let out = merge(several.path(), &[(lora.path(), 1.0)]);
+    assert_eq!(files(out.path()), files(several.path()));
+    assert!(values(out.path()) == merged, "other weights in several files than in one");
+}
+
+#[test]
+fn a_merge_that_fails_leaves_nothing() {
+    let (base, lora) = (tempfile::tempdir().unwrap(), adapter(5, json!({})));
+    write_base(base.path(), aoji::Dtype::F32);
+    let mut files = ModelFiles::open(base.path().to_str().unwrap()).unwrap();
+    files.add_lora(&LoraSpec { dir: lora.path().into(), scale: 1.0 }).unwrap();
+    fs::remove_file(base.path().join("config.json")).unwrap(); // is copied last
+    let out = base.path().join("out");
+    let error = lora::merge_checkpoint(&files, &out, &mut |_, _| {}).unwrap_err().to_string();
+    assert!(error.contains("config.json") && !out.exists(), "{error}");
+    fs::write(base.path().join("config.json"), CONFIG).unwrap();
+    lora::merge_checkpoint(&files, &out, &mut |_, _| {}).unwrap();
+    assert!(out.join("config.json").exists());
+}
+
 #[test]
 fn what_does_not_fit_is_named() {
     let base = tempfile::tempdir().unwrap();
@@ -239,11 +335,9 @@ fn what_does_not_fit_is_named() {
         ("bias", json!("lora_only")),
         ("use_dora", json!(true)),
         ("fan_in_fan_out", json!(true)),
-        ("rank_pattern", json!({"q_proj": 8})),
-        ("alpha_pattern", json!({"q_proj": 8})),
         ("init_lora_weights", json!("pissa_niter_4")),
         ("peft_type", json!("IA3")),
-        ("target_modules", json!(["q_proj", "embed_tokens"])),
+        ("alora_invocation_tokens", json!([403, 407])),
     ] {
         let named = value.to_string();
         let message = error(&good, json!({key: value}));
@@ -270,10 +364,21 @@ fn what_does_not_fit_is_named() {
     });
     assert!(message.contains("layers.2.mlp") && message.contains("one of the model's 2 layers"), "{message}");
     let message = with(&|t| t.retain(|name, _| name.contains("layers.0")));
-    assert!(message.contains("adapts 1 layers, the model has 2"), "{message}");
+    let words = "adapts 7 of the 14 modules that adapter_config.json names, and not model.layers.1.mlp.down_proj";
+    assert!(message.contains(words) && message.contains("someone/base-2-layers"), "{message}");
+    let message = error(&good, json!({"layers_to_transform": [0]}));
+    assert!(message.contains("layers.1.") && message.contains("a module that adapter_config.json names"), "{message}");
+    let message = error(&good, json!({"rank_pattern": {"q_proj": 8}}));
+    assert!(message.contains("shape [8, 128] for rank 8 and model.layers.0.self_attn.q_proj [128, 128]"), "{message}");
+    let message = error(&good, json!({"target_modules": ["q_proj", "embed_tokens"]}));
+    assert!(message.contains("target_modules names model.embed_tokens"), "{message}");
     let message = with(&|t| drop(t.insert("base_model.model.lm_head.lora_A.weight".into(), (vec![1], vec![0.0]))));
     assert!(message.contains("lm_head.lora_A") && message.contains("down_proj"), "{message}");
 
+    let pickle = adapter(5, json!({}));
+    fs::rename(pickle.path().join("adapter_model.safetensors"), pickle.path().join("adapter_model.bin")).unwrap();
+    let message = open(base.path(), &[pickle.path()], Activations::Bf16).err().unwrap().to_string();
+    assert!(message.contains("adapter_model.safetensors: is missing; adapter_model.bin beside it"), "{message}");
     let missing = open(base.path(), &[Path::new("/nonexistent")], Activations::Bf16).err().unwrap();
     assert!(missing.to_string().contains("adapter_config.json"), "{missing}");
 }

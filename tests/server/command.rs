@@ -112,8 +112,8 @@ fn wrong_use() {
         String::from_utf8(output.stderr).unwrap()
     };
     assert!(error(&["--port", "99999"]).contains("99999"));
-    assert!(error(&["--sequences", "9"]).contains("9 is not in 1..=8"));
-    assert!(error(&["--prefill-chunk", "17"]).contains("17 is not in 18..=511"));
+    assert!(error(&["--sequences", "17"]).contains("17 is not in 1..=16"));
+    assert!(error(&["--prefill-chunk", "33"]).contains("33 is not in 34..=511"));
     assert!(error(&["--unknown-fields", "x"]).contains("warn, reject or ignore"));
     assert!(error(&["--host", "nowhere"]).contains("nowhere"));
     assert!(error(&["--unix-socket", "/nowhere/x"]).contains("/nowhere/x"));

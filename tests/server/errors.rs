@@ -13,7 +13,7 @@ async fn values_out_of_range() {
         ("temperature", json!(-1)),
         ("temperature", json!(1e300)),
         ("temperature", json!("hot")),
-        ("top_p", json!(0)),
+        ("top_p", json!(-0.1)),
         ("top_p", json!(1.5)),
         ("top_k", json!(-2)),
         ("top_k", json!(1u64 << 40)),
@@ -123,6 +123,7 @@ async fn prompts_and_messages() {
         ("messages[0].content", user(json!([{"type": "text"}]))),
         ("messages[0].content", user(json!([{"text": "a"}]))),
         ("messages[0].content", user(json!([{"type": "text", "text": "a", "odd": 1}]))),
+        ("messages", json!([])),
         ("messages", json!([{"role": "assistant", "content": "a"}])),
         ("messages", json!([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}])),
     ] {
@@ -175,7 +176,7 @@ async fn contexts_models_and_routes() {
     let error = site.error("/v1/chat/completions", question(json!({"model": "gpt-x"})), 404).await;
     assert_eq!((&error["code"], &error["param"]), (&json!("model_not_found"), &json!("model")));
     assert_eq!(site.chat(question(json!({"model": "other/name", "max_tokens": 1}))).await["model"], "other/name");
-    for path in ["/nope", "/v1", "/v1/completions/", "//", "/v1/embeddings"] {
+    for path in ["/nope", "/v1", "/v1/embeddings", "//v1//nope/"] {
         site.get(path).await.error(404);
     }
     for (method, path) in

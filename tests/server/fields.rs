@@ -2,7 +2,7 @@
 
 use super::{QUESTION, Site, answer, engine, http, question};
 use aoji::{
-    Template,
+    SamplingDefaults, Template,
     server::{ServerOptions, UnknownFields},
 };
 use serde_json::{Value, json};
@@ -110,6 +110,25 @@ async fn lengths() {
     assert_eq!(reply["usage"]["completion_tokens"], 4, "as much as there is room for");
 }
 
+/// Where a request is silent the model's author counts, and where it speaks the request.
+#[tokio::test]
+async fn what_the_author_recommends() {
+    let sampling = SamplingDefaults { temperature: Some(0.0), max_new_tokens: Some(3), ..SamplingDefaults::default() };
+    let site = Site::with(ServerOptions { sampling, ..ServerOptions::default() }).await;
+    let of = async |more: Value| {
+        let mut body = json!({"prompt": "오늘", "ignore_eos": true, "return_token_ids": true});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        site.complete(body).await["choices"][0]["token_ids"].clone()
+    };
+    let greedy = of(json!({"temperature": 0, "max_tokens": 6})).await;
+    assert_eq!(of(json!({})).await.as_array().unwrap()[..], greedy.as_array().unwrap()[..3]);
+    assert_eq!(of(json!({"max_tokens": 6})).await, greedy);
+    let hot = json!({"temperature": 20, "seed": 1, "max_tokens": 6});
+    assert_ne!(of(hot).await, greedy);
+    let chat = site.chat(json!({"messages": [{"role": "user", "content": "오늘"}], "ignore_eos": true})).await;
+    assert_eq!(chat["usage"]["completion_tokens"], 3);
+}
+
 #[tokio::test]
 async fn seeds() {
     let site = Site::new().await;
@@ -134,7 +153,14 @@ async fn seeds() {
 async fn sampling() {
     let site = Site::new().await;
     let greedy = text(&site.complete(json!({"prompt": "오늘", "temperature": 0})).await).to_string();
-    for more in [json!({"top_k": 1}), json!({"top_p": 1e-6}), json!({"min_p": 1.0})] {
+    for more in [
+        json!({"top_k": 1}),
+        json!({"top_p": 1e-6}),
+        json!({"top_p": 0}),
+        json!({"min_p": 1.0}),
+        json!({"temperature": 1e-8}),
+        json!({"temperature": 1e-40}),
+    ] {
         let mut body = json!({"prompt": "오늘"});
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         assert_eq!(text(&site.complete(body).await), greedy, "{more}");

@@ -9,11 +9,15 @@ mod constrain;
 mod device;
 mod errors;
 mod fields;
+mod forms;
 mod http;
 mod load;
 mod openai;
+mod pieces;
 mod routes;
 mod stream;
+#[path = "../host/tokenizers.rs"]
+mod tokenizers;
 
 use aoji::{
     Device, Engine, GenerateOptions, Message, Options,

@@ -1,9 +1,13 @@
-//! The reference: every op as its definition, on the CPU.
+//! The CPU: every op at the speed of its memory, with the same bits on every CPU.
 //!
 //! `Cpu<f32>` keeps activations in f32 and is what Hugging Face's float32 goldens are compared with. `Cpu<bf16>` rounds where
-//! the kernels round and is what they are compared with.
+//! the kernels round and is what they are compared with. Products and attention are `matmul.rs` and `attention.rs`, on the
+//! instructions and threads of `simd/`; an op that is a few microseconds of a step runs as its definition.
 
+mod attention;
 mod matmul;
+mod scratch;
+mod simd;
 mod weight;
 
 pub use weight::Weight;
@@ -17,19 +21,55 @@ use crate::{
         Sample, StreamRead, Swiglu, sample::Lengths,
     },
 };
+use attention::{Attention, Row};
 use half::bf16;
-use std::{collections::VecDeque, marker::PhantomData};
+use simd::{Level, pool::Pool, rows as each};
+use std::{collections::VecDeque, marker::PhantomData, num::NonZeroUsize, sync::Arc};
 
 /// The CPU, with activations of type `A`.
-#[derive(Debug, Default, Clone, Copy)]
-pub struct Cpu<A>(PhantomData<A>);
+#[derive(Clone)]
+pub struct Cpu<A> {
+    /// The instructions of products.
+    level: Level,
+    pool: Arc<Pool>,
+    activations: PhantomData<A>,
+}
 
-impl<A: Act> Cpu<A> {
-    /// Nothing to set up.
-    pub fn new() -> Self {
-        Cpu(PhantomData)
+impl<A: Act> Default for Cpu<A> {
+    fn default() -> Self {
+        Cpu::new()
     }
 }
+
+impl<A: Act> Cpu<A> {
+    /// With the best instructions of the CPU, or those that `AOJI_CPU` names where it has them, and the process's threads: one a
+    /// physical core.
+    pub fn new() -> Self {
+        Cpu::with(Level::chosen().unwrap_or_else(|_| Level::best()), Pool::global().clone())
+    }
+
+    /// As [`Cpu::new`], with so many threads of its own.
+    ///
+    /// # Errors
+    /// `Input` when `AOJI_CPU` names no instructions that the CPU has.
+    pub fn open(threads: Option<NonZeroUsize>) -> Result<Self> {
+        let pool = threads.map_or_else(|| Pool::global().clone(), |n| Arc::new(Pool::new(n.get())));
+        Ok(Cpu::with(Level::chosen()?, pool))
+    }
+
+    fn with(level: Level, pool: Arc<Pool>) -> Self {
+        let level = if size_of::<A>() == 4 { level.of_f32() } else { level };
+        Cpu { level, pool, activations: PhantomData }
+    }
+
+    /// Rows for one thread at a time: as many as are worth its while.
+    fn height(rows: usize, cols: usize) -> usize {
+        if rows * cols < MANY { rows } else { (MANY / 4).div_ceil(cols) }
+    }
+}
+
+/// So many elements and more are shared by the threads.
+const MANY: usize = 1 << 14;
 
 /// Runs `$body` with `$w` bound to the elements of a weight that is one matrix, bf16 or f32.
 macro_rules! with_elements {
@@ -39,6 +79,23 @@ macro_rules! with_elements {
             weight::Elements::F32($w) => $body,
         }
     };
+}
+
+impl<A: Act> Cpu<A> {
+    fn norm<W: Act>(&self, op: &RmsNorm, out: &mut [A], x: &[A], w: &[W]) {
+        let (rows, dim) = (op.rows, op.dim);
+        self.pool.tiles(out, [rows, dim], [Self::height(rows, dim), dim], |first, _, mut tile| {
+            for r in 0..tile.rows() {
+                each::norm(self.level, tile.row(r), &x[(op.first + first + r) * dim..][..dim], w, op.eps);
+            }
+        });
+    }
+
+    /// The place of the largest, the first of equals; NaN is the least.
+    fn best(&self, x: &[f32]) -> usize {
+        let max = each::max_of(self.level, x);
+        x.iter().position(|x| *x == max).unwrap_or(0)
+    }
 }
 
 impl<A: Act> Backend for Cpu<A> {
@@ -52,7 +109,7 @@ impl<A: Act> Backend for Cpu<A> {
     const IS_GPU: bool = false;
 
     fn name(&self) -> String {
-        format!("CPU reference ({} activations, {} threads)", A::NAME, rayon::current_num_threads())
+        format!("CPU ({} activations, {}, {} threads)", A::NAME, self.level, self.pool.threads())
     }
     fn free_memory(&self) -> Result<Option<u64>> {
         Ok(None) // memory can be overcommitted, and weights stay in the mapped file
@@ -104,7 +161,7 @@ impl<A: Act> Backend for Cpu<A> {
     }
     fn rms_norm(&self, op: &RmsNorm, out: &mut Vec<A>, x: &Vec<A>, w: &Weight) -> Result<()> {
         op.check(out.len(), x.len(), w.len())?;
-        with_elements!(w, |w| op.reference(out, x, w));
+        with_elements!(w, |w| self.norm(op, out, x, w));
         Ok(())
     }
     fn add_rms_norm(&self, op: &AddRmsNorm, out: &mut Vec<A>, x: &mut Vec<A>, d: &Vec<A>, w: &Weight) -> Result<()> {
@@ -114,17 +171,24 @@ impl<A: Act> Backend for Cpu<A> {
     }
     fn gemv(&self, op: &Gemv, out: Out<'_, Self>, x: &Vec<A>, w: &Weight) -> Result<()> {
         op.check(out.len(), x.len(), crate::backend::Shaped::shape(w))?;
-        matmul::matmul(op.rows, out, x, w);
+        self.product(op.rows, out, x, w);
         Ok(())
     }
     fn gemm(&self, op: &Gemm, out: Out<'_, Self>, x: &Vec<A>, w: &Weight) -> Result<()> {
         op.check(out.len(), x.len(), crate::backend::Shaped::shape(w))?;
-        matmul::matmul(op.rows, out, x, w);
+        self.product(op.rows, out, x, w);
         Ok(())
     }
     fn rope(&self, op: &Rope, qkv: &mut Vec<A>, pos: &Vec<u32>, table: &Vec<f32>) -> Result<()> {
         op.check(qkv.len(), pos.len(), table.len())?;
-        op.reference(qkv, pos, table);
+        let (dim, d) = (op.qkv_dim(), op.head_dim);
+        self.pool.tiles(qkv, [op.rows, dim], [Self::height(op.rows, dim), dim], |first, _, mut tile| {
+            for r in 0..tile.rows() {
+                let cos_sin = &table[pos[first + r] as usize % op.max_seq * d..][..d];
+                let heads = tile.row(r).chunks_exact_mut(d).take(op.n_heads + op.n_kv_heads);
+                heads.for_each(|head| each::rotate(self.level, head, cos_sin));
+            }
+        });
         Ok(())
     }
     fn kv_append(&self, op: &KvAppend, k: &mut Vec<A>, v: &mut Vec<A>, qkv: &Vec<A>, pos: &Vec<u32>) -> Result<()> {
@@ -142,7 +206,12 @@ impl<A: Act> Backend for Cpu<A> {
         pos: &Vec<u32>,
     ) -> Result<()> {
         op.check(out.len(), qkv.len(), k.len(), v.len(), pos.len())?;
-        op.reference(out, qkv, k, v, pos);
+        let AttnPrefill { rows, first, shared, n_heads, n_kv_heads, head_dim, max_seq, .. } = *op;
+        let sizes = Attention { rows, n_heads, n_kv_heads, head_dim, max_seq, shared };
+        let place = |r: usize| pos[first + r] as usize;
+        let row = |r| Row { sequence: place(r) / max_seq, len: place(r) % max_seq + 1 };
+        let (out, qkv) = (&mut out[first * n_heads * head_dim..], &qkv[first * op.qkv_dim()..]);
+        self.attention(&sizes, true, out, qkv, (k, v), row);
         Ok(())
     }
     fn attn_decode(
@@ -157,12 +226,20 @@ impl<A: Act> Backend for Cpu<A> {
         pos: &Vec<u32>,
     ) -> Result<()> {
         op.check(out.len(), qkv.len(), k.len(), v.len(), pos.len())?;
-        op.reference(out, qkv, k, v, pos);
+        let AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, .. } = *op;
+        let sizes = Attention { rows, n_heads, n_kv_heads, head_dim, max_seq, shared: 0 };
+        let row = |r: usize| Row { sequence: pos[r] as usize / max_seq, len: pos[r] as usize % max_seq + 1 };
+        self.attention(&sizes, false, out, qkv, (k, v), row);
         Ok(())
     }
     fn swiglu(&self, op: &Swiglu, hb: &mut Vec<A>, gate_up: &Vec<A>) -> Result<()> {
         op.check(hb.len(), gate_up.len())?;
-        op.reference(hb, gate_up);
+        let n = op.ffn_dim;
+        self.pool.tiles(hb, [op.rows, n], [Self::height(op.rows, 2 * n), n], |first, _, mut tile| {
+            for r in 0..tile.rows() {
+                each::swiglu(self.level, tile.row(r), &gate_up[(first + r) * 2 * n..][..2 * n]);
+            }
+        });
         Ok(())
     }
     fn argmax(
@@ -175,9 +252,12 @@ impl<A: Act> Backend for Cpu<A> {
         logits: &Vec<f32>,
     ) -> Result<()> {
         op.check(token.len(), pos.len(), scratch.len(), logits.len())?;
-        let sequence = pos[0] as usize / op.max_seq;
-        op.reference(token, pos, logits);
-        outbox[sequence].push_back(token[0]);
+        for (r, logits) in logits.chunks_exact(op.vocab).take(op.rows).enumerate() {
+            let sequence = pos[r] as usize / op.max_seq;
+            token[r] = self.best(logits) as u32;
+            pos[r] = pos[r].wrapping_add(1);
+            outbox[sequence].push_back(token[r]);
+        }
         Ok(())
     }
     fn sample(
@@ -222,7 +302,20 @@ impl<A: Act> Backend for Cpu<A> {
         target: &Vec<u32>,
     ) -> Result<()> {
         op.check(out.len(), greedy.len(), logits.len(), target.len())?;
-        op.reference(out, greedy, logits, target);
+        scratch::with(&scratch::BEST, op.rows, |best| {
+            self.pool.tiles(best, [op.rows, 1], [1, 1], |r, _, mut to| {
+                let x = &logits[r * op.vocab..][..op.vocab];
+                let i = self.best(x);
+                to.row(0)[0] = (i, each::sum_exp(self.level, x, x[i]).ln());
+            });
+            for (i, t) in target[..op.rows * op.targets].iter().enumerate() {
+                let (r, t) = (i / op.targets, *t as usize);
+                let (best, log_sum) = best[r];
+                let x = &logits[r * op.vocab..][..op.vocab];
+                out[i] = (f64::from(x[t] - x[best]) - log_sum) as f32;
+                greedy[i] = u32::from(t == best);
+            }
+        });
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! Weights as the CPU reads them: straight from the mapped file where its dtype and alignment allow.
 
+use super::simd::Weights;
 use crate::{
     backend::Shaped,
     error::Result,
@@ -67,9 +68,22 @@ impl Weight {
         self.len() == 0
     }
 
-    /// `(rows, elements)` of each part.
-    pub(super) fn parts(&self) -> impl Iterator<Item = (usize, Elements<'_>)> {
-        self.parts.iter().map(|p| (p.rows, p.elements()))
+    /// The rows `first..first + rows` where they lie: `(rows before, rows, their elements)` of each part that has some.
+    pub(super) fn rows(&self, first: usize, rows: usize) -> impl Iterator<Item = (usize, usize, Weights<'_>)> {
+        let cols = self.cols;
+        let mut start = 0;
+        self.parts.iter().filter_map(move |part| {
+            let (from, to) = (first.max(start), (first + rows).min(start + part.rows));
+            let at = from.saturating_sub(start);
+            start += part.rows;
+            (from < to).then(|| {
+                let elements = match part.elements() {
+                    Elements::Bf16(w) => Weights::Bf16(bytemuck::cast_slice(w)),
+                    Elements::F32(w) => Weights::F32(w),
+                };
+                (from - first, to - from, elements.part(at * cols, (to - from) * cols))
+            })
+        })
     }
 
     /// The elements of a weight of one part.

@@ -63,6 +63,10 @@ impl Backend for Cuda {
         NormHead { rows, first: 0, dim, vocab, eps }.check(any, any, dim, (vocab, dim))
     }
 
+    fn expect_rows(&self, rows: usize) {
+        self.begin_blas(rows);
+    }
+
     fn alloc<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
         self.buffer(len, |bytes| self.stream.alloc_zeros(bytes))
     }

@@ -1,17 +1,18 @@
-//! cuBLAS, where it is installed: an alternative to our matrix product for many rows. Opened at run time, when first needed.
+//! cuBLAS, where it is installed: an alternative to our matrix product for many rows. Opened at run time: by a thread while
+//! weights are copied where a prompt of its size can come, else when first needed.
 //!
 //! It is looked for in `$AOJI_CUBLAS_DIR` (and then nowhere else), where the loader looks, in the Python wheels of
 //! `$VIRTUAL_ENV` and `./.venv`, and in `/usr/local/cuda`.
 
 use super::{Buffer, Cuda, Weight};
 use crate::{
-    backend::{Backend, Out},
+    backend::Out,
     error::{Error, Result},
     ops::Gemm,
 };
 use cudarc::{
     cublas::{result, sys},
-    driver::CudaContext,
+    driver::{CudaContext, CudaSlice, CudaStream, DevicePtr},
 };
 use half::bf16;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
@@ -36,8 +37,8 @@ pub enum GemmBy {
     Cublas,
 }
 
-/// Rows from which `auto` takes cuBLAS. Below, the weights' bytes are most of the time, and opening the library (half a second
-/// and 200 MB of host memory) costs more than it brings. An estimate: the crossing has not been measured yet.
+/// Rows from which `auto` takes cuBLAS. Below, the weights' bytes are most of the time, and the library's 200 MB of host memory
+/// cost more than it brings. An estimate: the crossing has not been measured yet.
 pub const MANY_ROWS: usize = 512;
 
 /// Of the device; what NVIDIA advises for sm_90. With its own workspace a handle allocates nothing later.
@@ -139,7 +140,7 @@ fn load_from(directories: &[PathBuf]) -> Result<String, String> {
 pub(crate) struct Blas {
     handle: sys::cublasHandle_t,
     /// Used by calls in flight; freed on the stream, after them.
-    _workspace: Buffer<u32>,
+    _workspace: CudaSlice<u8>,
     context: Arc<CudaContext>,
 }
 
@@ -150,17 +151,19 @@ unsafe impl Send for Blas {}
 unsafe impl Sync for Blas {}
 
 impl Blas {
-    fn open(cu: &Cuda) -> Result<Blas> {
+    fn open(stream: &Arc<CudaStream>) -> Result<Blas> {
         load()?;
-        cu.context.bind_to_thread().map_err(super::failed(|| "opening cuBLAS".into()))?;
-        let workspace = cu.alloc::<u32>(WORKSPACE_BYTES / 4)?;
-        let address = workspace.address as *mut c_void;
+        let context = stream.context().clone();
+        let what = || super::failed(|| "opening cuBLAS".into());
+        context.bind_to_thread().map_err(what())?;
+        let workspace = stream.alloc_zeros::<u8>(WORKSPACE_BYTES).map_err(what())?;
+        let address = workspace.device_ptr(stream).0 as *mut c_void;
         let handle = result::create_handle().map_err(failed("cublasCreate"))?;
-        let blas = Blas { handle, _workspace: workspace, context: cu.context.clone() };
+        let blas = Blas { handle, _workspace: workspace, context };
         // SAFETY: handle, stream and workspace are alive, and the handle is destroyed before the others. Setting the stream
         // resets the workspace, so it comes first. Without the mode, long sums may be split with bf16 partial sums.
         unsafe {
-            result::set_stream(handle, cu.stream.cu_stream().cast()).map_err(failed("cublasSetStream"))?;
+            result::set_stream(handle, stream.cu_stream().cast()).map_err(failed("cublasSetStream"))?;
             sys::cublasSetWorkspace_v2(handle, address, WORKSPACE_BYTES)
                 .result()
                 .map_err(failed("cublasSetWorkspace"))?;
@@ -211,6 +214,13 @@ impl Blas {
     }
 }
 
+fn open(stream: &Arc<CudaStream>) -> Result<Blas, String> {
+    Blas::open(stream).map_err(|e| {
+        tracing::debug!("matrix products by our own kernel: {e}");
+        e.to_string()
+    })
+}
+
 impl Drop for Blas {
     fn drop(&mut self) {
         let _ = self.context.bind_to_thread();
@@ -225,23 +235,29 @@ impl Cuda {
         self.gemm_by = by;
     }
 
-    /// cuBLAS if it is to compute a product of `rows` rows.
-    pub(crate) fn blas_for(&self, rows: usize) -> Result<Option<&Blas>> {
-        let wanted = match self.gemm_by {
+    fn wants_blas(&self, rows: usize) -> bool {
+        match self.gemm_by {
             GemmBy::Own => false,
             GemmBy::Auto => rows >= MANY_ROWS,
             GemmBy::Cublas => true,
-        };
-        if !wanted {
+        }
+    }
+
+    /// If cuBLAS may be asked for products of as many as `rows` rows, a thread begins to open it: half a second, which the
+    /// first prompt would wait for.
+    pub(super) fn begin_blas(&self, rows: usize) {
+        if self.wants_blas(rows) {
+            let stream = self.stream.clone();
+            self.blas.begin(move || open(&stream)); // no phase of the start: a short prompt does not wait for it
+        }
+    }
+
+    /// cuBLAS if it is to compute a product of `rows` rows.
+    pub(crate) fn blas_for(&self, rows: usize) -> Result<Option<&Blas>> {
+        if !self.wants_blas(rows) {
             return Ok(None);
         }
-        let blas = self.blas.get_or_init(|| {
-            Blas::open(self).map_err(|e| {
-                tracing::debug!("matrix products by our own kernel: {e}");
-                e.to_string()
-            })
-        });
-        match blas {
+        match self.blas.get_or(|| open(&self.stream)) {
             Ok(blas) => Ok(Some(blas)),
             Err(_) if self.gemm_by == GemmBy::Auto => Ok(None),
             Err(e) => Err(Error::Cuda { what: "AOJI_GEMM=cublas".into(), cause: e.clone() }),

@@ -17,6 +17,8 @@ pub struct Info {
     pub l2_bytes: u64,
     /// Most bytes of shared memory that a block can ask for.
     pub shared_per_block: u32,
+    /// Bytes of shared memory of a multiprocessor.
+    pub shared_per_sm: u32,
     /// Bytes.
     pub memory: u64,
     /// CUDA version of the driver; 13000 is 13.0.
@@ -41,6 +43,7 @@ impl Info {
             sm_count: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
             l2_bytes: attribute(A::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as u64,
             shared_per_block: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as u32,
+            shared_per_sm: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)? as u32,
             // SAFETY: as above.
             memory: unsafe { device::total_mem(device)? } as u64,
             driver,

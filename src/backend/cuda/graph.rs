@@ -1,9 +1,9 @@
-//! Steps recorded once and replayed: one enqueue instead of hundreds.
+//! Decode steps recorded as CUDA graphs: the host enqueues one graph instead of hundreds of kernels.
 //!
-//! Rules of a recorded step, which `Backend` promises for its ops: no allocation, no synchronisation, no read on the host; all
-//! that changes from step to step is in device buffers. Each pointer is baked in, so a set of graphs belongs to the buffers of
-//! one session. The first run of a step is not recorded: it loads the kernels that it needs. A step is recorded from a
-//! stream of its own, so that what other sessions enqueue meanwhile does not end up in it.
+//! What is recorded must not allocate, synchronise or read back; `Backend` promises that for its ops. Everything that changes from
+//! step to step (token, position, length) is read from device buffers. A graph holds the addresses of those buffers, so each
+//! session has graphs of its own. The first run of a step is not recorded, because it loads the kernels. A recording uses a
+//! stream of its own: work that other sessions enqueue at the same time does not get into it.
 
 use super::{Cuda, failed};
 use crate::error::{Error, Result};

@@ -1,4 +1,4 @@
-//! The embedded kernels, and what ptxas said of them.
+//! The embedded kernels, shipped and of the lab, and what ptxas said of them.
 
 /// One `kernels/<stem>.cu`.
 pub struct Module {
@@ -14,6 +14,22 @@ pub struct Module {
 
 /// All kernels; none in a build with `AOJI_SKIP_KERNELS`.
 pub static MODULES: &[Module] = include!(concat!(env!("OUT_DIR"), "/modules.rs"));
+
+/// One file of the lab.
+#[derive(Debug)]
+pub struct Variant {
+    /// Stem of the op whose kernels it replaces.
+    pub op: &'static str,
+    /// The rest of its file's name.
+    pub name: &'static str,
+    /// What its line `// launch:` says; empty without one.
+    pub launch: &'static str,
+    /// Its code; the stem is the file's, `<op>_<name>`.
+    pub module: Module,
+}
+
+/// All variants; none in a build with `AOJI_SKIP_KERNELS`.
+pub static LAB: &[Variant] = include!(concat!(env!("OUT_DIR"), "/lab.rs"));
 
 /// What each fatbin holds, separated by commas: machine code (`90a`) and PTX (`ptx80`). Empty in a build without kernels.
 pub const IMAGES: &str = match option_env!("AOJI_KERNEL_IMAGES") {
@@ -44,7 +60,7 @@ pub fn image_for(images: &str, (major, minor): (i32, i32)) -> Option<&str> {
 
 /// What a kernel needs on one architecture (`sm_90a`); `None` where it was not compiled for it.
 pub fn usage(kernel: &str, arch: &str) -> Option<Usage> {
-    let modules = MODULES.iter().chain(super::lab::LAB.iter().map(|v| &v.module));
+    let modules = MODULES.iter().chain(LAB.iter().map(|v| &v.module));
     modules.flat_map(Module::usage).find(|u| u.kernel == kernel && u.arch == arch)
 }
 

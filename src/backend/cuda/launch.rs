@@ -1,22 +1,24 @@
 //! The one function that launches kernels.
 
-use super::{Buffer, Cuda, failed, lab::Geometry};
+use super::{Buffer, Cuda, failed, geometry::Geometry};
 use crate::{
     error::{Error, Result},
     ops::{Element, Grid},
 };
-use cudarc::driver::{CudaFunction, sys};
+use cudarc::driver::{CudaFunction, CudaModule, DriverError, sys};
 use std::{
     ffi::c_void,
     fmt::Debug,
     sync::{
-        PoisonError,
+        Arc, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
 };
 
 /// More dynamic shared memory has to be asked for, once per function.
 const DEFAULT_SHARED: u32 = 48 << 10;
+/// Percent of a multiprocessor's memory that is to be shared memory and not L1.
+const CARVEOUT: i32 = 100;
 
 /// A loaded kernel.
 pub(super) struct Kernel {
@@ -39,11 +41,25 @@ pub struct Launched {
 }
 
 impl Kernel {
-    pub fn new(function: CudaFunction, name: String) -> Kernel {
-        Kernel { function, name, geometry: Geometry::default(), shared: AtomicU32::new(DEFAULT_SHARED) }
+    /// Takes a kernel of a module and puts it on the device; the text of an error names it.
+    pub fn load(module: &Arc<CudaModule>, name: &str) -> Result<Kernel, String> {
+        let load = || -> Result<CudaFunction, DriverError> {
+            let function = module.load_function(name)?;
+            // All ask for the same: before a multiprocessor divides its memory anew between L1 and shared memory, all of its
+            // blocks must have ended, so kernels that differ would not overlap.
+            let carveout = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+            function.set_attribute(carveout, CARVEOUT)?;
+            // SAFETY: a function of a loaded module, in the context that load_module made this thread's. Left to itself the
+            // driver puts a kernel on the device when it is launched first, and the first token would wait for that.
+            unsafe { sys::cuFuncLoad(function.cu_function()) }.result()?;
+            Ok(function)
+        };
+        let function = load().map_err(|e| format!("{name}: {e}"))?;
+        let (geometry, shared) = (Geometry::default(), AtomicU32::new(DEFAULT_SHARED));
+        Ok(Kernel { function, name: name.into(), geometry, shared })
     }
 
-    fn allow_shared(&self, bytes: u32) -> Result<(), cudarc::driver::DriverError> {
+    fn allow_shared(&self, bytes: u32) -> Result<(), DriverError> {
         if bytes > self.shared.load(Ordering::Relaxed) {
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             self.function.set_attribute(attribute, bytes as i32)?;
@@ -166,6 +182,14 @@ impl Cuda {
         };
         let mut run = run;
         run().map_err(failed(|| format!("{} for {op:?} with {grid:?}", k.name)))
+    }
+
+    /// Percent of a multiprocessor's memory that each kernel wants as shared memory, by name.
+    pub fn carveouts(&self) -> Result<Vec<(String, i32)>> {
+        let carveout = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+        let of = |k: &Kernel| k.function.get_attribute(carveout).map(|percent| (k.name.clone(), percent));
+        let all: Result<Vec<_>, _> = self.kernels.get()?.values().map(of).collect();
+        all.map_err(failed(|| "asking for the division of shared memory".into()))
     }
 
     /// What `ops` launches, in order. Not of two threads at once.

@@ -4,9 +4,11 @@
 //! time, and its absence is an error, not a panic.
 
 mod backend;
+mod background;
 mod blas;
 mod buffer;
 mod device;
+mod geometry;
 mod graph;
 pub mod kernels;
 pub mod lab;
@@ -28,11 +30,12 @@ pub use trace::{Launch, Span};
 use crate::{
     error::{Error, Result},
     files::Startup,
+    ops::Ring,
 };
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 use std::{
     ffi::c_void,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex},
 };
 
 /// CUDA version that the kernels need of the driver, as the driver counts: 13.0 is 13000.
@@ -41,7 +44,7 @@ const NEEDED: i32 = 13000;
 /// One GPU.
 pub struct Cuda {
     /// Opened when first needed. Before stream and context, so that it is dropped while they are alive.
-    blas: OnceLock<Result<blas::Blas, String>>,
+    blas: background::Background<Result<blas::Blas, String>>,
     gemm_by: GemmBy,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
@@ -51,6 +54,8 @@ pub struct Cuda {
     /// Kernels of a step may start before the one before them is done: programmatic dependent launch, which GPUs have from
     /// Hopper on. `AOJI_PDL=0` switches it off, to measure what it is worth.
     pdl: bool,
+    /// Of products of one row. `AOJI_RING=short` or `deep` sets it, to measure what it is worth.
+    ring: Ring,
     /// `AOJI_SYNC=1`: wait for each launch.
     sync: bool,
     /// What is launched, while somebody wants to know.
@@ -103,15 +108,15 @@ impl Cuda {
 
     fn begin_with(ordinal: usize, variants: &[&'static lab::Variant], startup: Startup) -> Result<Cuda> {
         let driver = startup.time("driver", 0, || usable(ordinal))?;
-        let gemm_by = GemmBy::from_env()?;
-        Self::start(ordinal, driver, gemm_by, variants, startup)
+        let (gemm_by, ring) = (GemmBy::from_env()?, ring_from_env()?);
+        Self::start(ordinal, driver, gemm_by, ring, variants, startup)
             .map_err(|e| Error::Cuda { what: format!("opening GPU {ordinal}"), cause: e.to_string() })
     }
 
     /// The same GPU again, with a variant in the place of shipped kernels.
     pub fn with_variant(&self, variant: &'static lab::Variant) -> Result<Cuda> {
         let (gpu, driver) = (self.context.ordinal(), self.info.driver);
-        let cuda = Self::start(gpu, driver, self.gemm_by, &[variant], Startup::begin());
+        let cuda = Self::start(gpu, driver, self.gemm_by, Some(self.ring), &[variant], Startup::begin());
         let what = || format!("loading a variant of {}", variant.op);
         let cuda = cuda.map_err(|e| Error::Cuda { what: what(), cause: e.to_string() })?;
         cuda.kernels.get()?;
@@ -122,6 +127,7 @@ impl Cuda {
         ordinal: usize,
         driver: i32,
         gemm_by: GemmBy,
+        ring: Option<Ring>,
         variants: &[&'static lab::Variant],
         startup: Startup,
     ) -> Result<Cuda, DriverError> {
@@ -138,13 +144,24 @@ impl Cuda {
         let kernels = modules::Modules::load(&context, &info, variants, &startup);
         let sync = std::env::var_os("AOJI_SYNC").is_some_and(|v| v == "1");
         let pdl = info.capability.0 >= 9 && std::env::var_os("AOJI_PDL").is_none_or(|v| v != "0");
-        let (blas, launches, trace) = (OnceLock::new(), Mutex::default(), trace::Tracer::default());
-        Ok(Cuda { blas, gemm_by, context, stream, kernels, info, startup, pdl, sync, launches, trace })
+        let ring = ring.unwrap_or_else(|| occupancy::ring(info.shared_per_sm));
+        let (blas, launches, trace) = (background::Background::default(), Mutex::default(), trace::Tracer::default());
+        Ok(Cuda { blas, gemm_by, context, stream, kernels, info, startup, pdl, ring, sync, launches, trace })
     }
 
     /// What the driver says of the GPU.
     pub fn info(&self) -> &Info {
         &self.info
+    }
+
+    /// The ring of products of one row.
+    pub fn ring(&self) -> Ring {
+        self.ring
+    }
+
+    /// Another ring; steps that are recorded keep theirs.
+    pub fn set_ring(&mut self, ring: Ring) {
+        self.ring = ring;
     }
 
     /// Names of the loaded kernels.
@@ -182,6 +199,16 @@ impl Cuda {
         let begin = event()?;
         ops()?;
         begin.elapsed_ms(&event()?).map_err(failed(|| "timing".into()))
+    }
+}
+
+/// What `AOJI_RING` asks for, if anything.
+fn ring_from_env() -> Result<Option<Ring>> {
+    match std::env::var("AOJI_RING").unwrap_or_default().as_str() {
+        "" => Ok(None),
+        "short" => Ok(Some(Ring::Short)),
+        "deep" => Ok(Some(Ring::Deep)),
+        other => Err(Error::Input(format!("AOJI_RING is {other:?}, expected short or deep"))),
     }
 }
 

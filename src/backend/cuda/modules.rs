@@ -1,27 +1,21 @@
 //! The kernels, loaded by a thread of their own while weights are on their way.
 
-use super::{Info, kernels::MODULES, lab::Variant, launch::Kernel};
+use super::{Info, background::Background, kernels::MODULES, lab::Variant, launch::Kernel};
 use crate::{
     error::{Error, Result},
     files::Startup,
 };
 use cudarc::{
-    driver::{CudaContext, CudaModule, sys},
+    driver::{CudaContext, CudaModule},
     nvrtc::Ptx,
 };
 use std::{
     collections::{HashMap, hash_map::Entry},
-    panic,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
-    thread::{self, JoinHandle},
+    sync::Arc,
 };
 
 /// All kernels of this binary, or soon.
-pub(super) struct Modules {
-    loaded: OnceLock<Result<Loaded, String>>,
-    /// Taken by who waits for it.
-    loading: Mutex<Option<JoinHandle<Result<Loaded, String>>>>,
-}
+pub(super) struct Modules(Background<Result<Loaded, String>>);
 
 struct Loaded {
     kernels: HashMap<String, Kernel>,
@@ -35,27 +29,17 @@ impl Modules {
         let (context, info, startup) = (context.clone(), info.clone(), startup.clone());
         let variants = variants.to_vec();
         let bytes = MODULES.iter().map(|m| m.image.len() as u64).sum();
-        let loading = thread::spawn(move || startup.time("kernels", bytes, || load(&context, &info, &variants)));
-        Modules { loaded: OnceLock::new(), loading: Mutex::new(Some(loading)) }
+        let loading = Background::default();
+        loading.begin(move || startup.time("kernels", bytes, || load(&context, &info, &variants)));
+        Modules(loading)
     }
 
     /// By name, when they are loaded.
     pub fn get(&self) -> Result<&HashMap<String, Kernel>> {
-        match self.loaded.get_or_init(|| self.wait().expect("one waits for the thread, once")) {
+        match self.0.get_or(|| Err("nobody loads them".into())) {
             Ok(loaded) => Ok(&loaded.kernels),
             Err(cause) => Err(Error::Cuda { what: "loading the kernels".into(), cause: cause.clone() }),
         }
-    }
-
-    fn wait(&self) -> Option<Result<Loaded, String>> {
-        let thread = self.loading.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-        Some(thread.join().unwrap_or_else(|e| panic::resume_unwind(e)))
-    }
-}
-
-impl Drop for Modules {
-    fn drop(&mut self) {
-        self.wait(); // the thread must not call a driver that the end of the process closes
     }
 }
 
@@ -68,14 +52,7 @@ fn load(context: &Arc<CudaContext>, info: &Info, variants: &[&Variant]) -> Resul
         })?;
         for name in m.usage().into_iter().map(|u| u.kernel) {
             if let Entry::Vacant(place) = kernels.entry(name) {
-                let name = place.key();
-                let function = module.load_function(name).map_err(|e| format!("{name}: {e}"))?;
-                // SAFETY: a function of a loaded module, in the context that load_function made this thread's. Left to
-                // itself the driver puts a kernel on the device when it is launched first, and the first token would
-                // wait for that.
-                let on_device = unsafe { sys::cuFuncLoad(function.cu_function()) }.result();
-                on_device.map_err(|e| format!("{name}: {e}"))?;
-                let kernel = Kernel::new(function, name.clone());
+                let kernel = Kernel::load(&module, place.key())?;
                 place.insert(kernel);
             }
         }

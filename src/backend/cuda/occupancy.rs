@@ -3,6 +3,11 @@
 //! Limits of each compute capability: CUDA C++ programming guide, "Technical Specifications per Compute Capability". How
 //! registers and shared memory are handed out: `cuda_occupancy.h` of the CUDA toolkit.
 
+use crate::{
+    ops::{Ring, product},
+    tiles,
+};
+
 /// Registers of an SM, of every capability here.
 const REGISTERS: u32 = 64 << 10;
 /// A warp gets registers in units of so many.
@@ -14,6 +19,21 @@ const SHARED_UNIT: u32 = 128;
 const SHARED_OF_SYSTEM: u32 = 1 << 10;
 /// Most threads of a block.
 const BLOCK_THREADS: u32 = 1024;
+
+/// The ring for products of one row on a device whose multiprocessors have so much shared memory: the deep one where
+/// `GEMV_DEEP_BLOCKS` blocks of it fit.
+pub fn ring(shared_per_sm: u32) -> Ring {
+    let (largest, _) = product(tiles::GEMV_TILE as usize, 1, true, Ring::Deep);
+    match blocks_by_shared(shared_per_sm, largest.shared) >= tiles::GEMV_DEEP_BLOCKS {
+        true => Ring::Deep,
+        false => Ring::Short,
+    }
+}
+
+/// Blocks of `shared` bytes that fit a multiprocessor's.
+fn blocks_by_shared(shared_per_sm: u32, shared: u32) -> u32 {
+    shared_per_sm / (shared + SHARED_OF_SYSTEM).next_multiple_of(SHARED_UNIT)
+}
 
 /// What an SM holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,12 +80,11 @@ pub fn occupancy(capability: (i32, i32), threads: u32, registers: u32, shared: u
     let sm = Sm::of(capability)?;
     let warps = threads.div_ceil(32).max(1);
     let of_warp = (registers * 32).next_multiple_of(REGISTER_UNIT).max(1);
-    let of_block = (shared + SHARED_OF_SYSTEM).next_multiple_of(SHARED_UNIT);
     // whether a block fits at all is checked as if its warps were spread evenly over the parts
     let fits = threads <= BLOCK_THREADS && of_warp * warps.next_multiple_of(PARTS) <= REGISTERS;
     let limits = [
         ("registers", REGISTERS / PARTS / of_warp * PARTS / warps),
-        ("shared memory", sm.shared / of_block),
+        ("shared memory", blocks_by_shared(sm.shared, shared)),
         ("threads", sm.threads / 32 / warps),
         ("blocks", sm.blocks),
     ];
@@ -104,6 +123,29 @@ mod tests {
             let got = capabilities.map(|c| occupancy(c, threads, registers, shared).unwrap().blocks_per_sm);
             assert_eq!(got, expected, "{threads} threads, {registers} registers, {shared} bytes");
         }
+    }
+
+    /// Blocks of the products that an SM of each generation holds, by shared memory, with the ring that it gets.
+    #[test]
+    fn rings_fit_the_generation() {
+        for (capability, expected_ring, expected) in [
+            // rows of x:                1  8  9  16
+            ((8, 0), Ring::Short, [4, 3, 3, 2]),
+            ((8, 6), Ring::Short, [2, 1, 1, 1]),
+            ((8, 7), Ring::Short, [4, 3, 3, 2]),
+            ((8, 9), Ring::Short, [2, 1, 1, 1]),
+            ((9, 0), Ring::Deep, [3, 4, 4, 3]),
+            ((10, 0), Ring::Deep, [3, 4, 4, 3]),
+            ((11, 0), Ring::Deep, [3, 4, 4, 3]),
+            ((12, 0), Ring::Short, [2, 1, 1, 1]),
+        ] {
+            let sm = Sm::of(capability).unwrap();
+            assert_eq!(ring(sm.shared), expected_ring, "{capability:?}");
+            let blocks = |rows| blocks_by_shared(sm.shared, product(4096, rows, true, ring(sm.shared)).0.shared);
+            assert_eq!([1, 8, 9, 16].map(blocks), expected, "{capability:?}");
+        }
+        let of_h100 = |norm, ring| blocks_by_shared(228 << 10, product(4096, 1, norm, ring).0.shared);
+        assert_eq!([of_h100(true, Ring::Short), of_h100(false, Ring::Short)], [6, 6]);
     }
 
     #[test]

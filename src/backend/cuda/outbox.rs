@@ -1,4 +1,5 @@
-//! Tokens of each sequence on their way to the host: a kernel writes them to page-locked memory, and the host polls it.
+//! The outbox: chosen tokens on their way to the host, one queue for each sequence. A kernel writes a token to page-locked memory,
+//! and the host polls that memory; there is no copy and no event in the stream.
 
 use super::{Arg, Buffer, Cuda, failed};
 use crate::{

@@ -50,7 +50,7 @@ pub struct Launch {
     pub kernel: String,
     /// The op with its sizes.
     pub case: String,
-    /// What the op must move and compute.
+    /// What the op must move and compute; of its several kernels, their shares.
     pub cost: Cost,
     /// One for each block, in the order of their linear index. Empty for a kernel that notes nothing.
     pub spans: Vec<Span>,
@@ -120,12 +120,17 @@ fn blocks(grid: Grid) -> usize {
 impl Cuda {
     /// The last argument of a launch: where its blocks note their spans, or null.
     pub fn trace<O: Op>(&self, op: &O, grid: Grid) -> Arg {
+        self.trace_part(op.cost(), grid)
+    }
+
+    /// As [`Cuda::trace`], for one of an op's several kernels, whose share of the op's cost this is.
+    pub fn trace_part(&self, cost: Cost, grid: Grid) -> Arg {
         let address = self.trace.with(|t| {
             let range = t.given..t.given + blocks(grid);
             t.given = range.end;
             let fits = range.end <= t.spans.len();
             let address = t.spans.address + (range.start * size_of::<Span>()) as u64;
-            t.open = Some((Launch { cost: op.cost(), ..Launch::default() }, range));
+            t.open = Some((Launch { cost, ..Launch::default() }, range));
             if fits { address } else { 0 }
         });
         Arg(address.unwrap_or(0))

@@ -1,8 +1,8 @@
-//! Weights on their way to the GPU: read into a ring of page-locked buffers, and copied from there while the next are
-//! read.
+//! Uploads weights: threads read the files into a small ring of page-locked buffers, and while one buffer is copied to the GPU the
+//! next is being read.
 //!
-//! A copy from pageable memory is not asynchronous, and the files are not page-locked themselves: the ring is some
-//! megabytes, whatever the model.
+//! The ring is needed because only page-locked memory can be copied asynchronously, and mapped files are not page-locked. It takes a
+//! few megabytes, whatever the size of the model.
 
 use super::{Cuda, Weight, failed};
 use crate::{

@@ -1,7 +1,7 @@
 //! `aoji chat`: a conversation, on a terminal or from lines of standard input.
 
-use crate::common::{self, Answer, ModelArgs, SamplingArgs};
-use aoji::{Engine, Error, FinishReason, Message, Result, Session, Template, Turn};
+use crate::common::{self, Answer, GenerationConfig, ModelArgs, SamplingArgs};
+use aoji::{Engine, Error, FinishReason, Message, Result, SamplingDefaults, Session, Template, Turn};
 use clap::{Args as _, FromArgMatches, error::ErrorKind};
 use rustyline::{Cmd, DefaultEditor, KeyCode, KeyEvent, Modifiers, error::ReadlineError};
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,7 @@ use std::{
 const COMMANDS: &str = "\
 /reset           begin a new conversation
 /undo            take back the last question and its answer
+/continue        go on with the last answer, where it was cut off
 /regen           answer the last question again; with a temperature, with the next seed
 /set KEY VALUE   change a setting, named as the flag is: /set temperature 0.7
 /stats           speed of the last answer, size of the conversation
@@ -35,6 +36,9 @@ pub struct Args {
     /// aog, aog-instruction-first, raw or a .jinja file [default: the model's own, else aog]
     #[arg(long, value_name = "NAME")]
     template: Option<String>,
+    /// Whether sampling that the model's author recommends counts where no flag does
+    #[arg(long, value_name = "auto|none", default_value = "auto")]
+    generation_config: GenerationConfig,
     #[command(flatten)]
     settings: Settings,
 }
@@ -63,6 +67,8 @@ struct Chat {
     session: Session,
     template: Template,
     settings: Settings,
+    /// What counts where no setting does.
+    defaults: SamplingDefaults,
     turns: Vec<Turn>,
     last: Option<Answer>,
 }
@@ -73,8 +79,10 @@ pub fn run(args: Args) -> Result<()> {
     engine.tokenizer()?;
     let template = args.model.template(&engine, args.template.as_deref())?;
     let session = engine.session(engine.max_context())?;
+    args.generation_config.announce(&engine, common::note);
+    let defaults = args.generation_config.sampling(&engine);
     let (model, settings, turns) = (args.model.model, args.settings, Vec::new());
-    let mut chat = Chat { model, engine, session, template, settings, turns, last: None };
+    let mut chat = Chat { model, engine, session, template, settings, defaults, turns, last: None };
     chat.check(&chat.settings)?;
     common::catch_interrupt()?;
     if io::stdin().is_terminal() { chat.on_terminal() } else { chat.on_lines() }
@@ -145,6 +153,13 @@ impl Chat {
                     return Err(e);
                 }
             }
+            "continue" => {
+                let turn = self.last_turn()?;
+                if let Err(e) = self.answer(turn.clone()) {
+                    self.turns.push(turn);
+                    return Err(e);
+                }
+            }
             "set" => self.set(rest)?,
             "stats" => self.stats(),
             "save" => self.save(file(rest)?)?,
@@ -157,9 +172,17 @@ impl Chat {
     }
 
     fn ask(&mut self, question: &str) -> Result<()> {
-        let messages = Message::conversation(&self.turns, question);
+        self.answer(Turn { question: question.into(), answer: String::new() })
+    }
+
+    /// Writes the answer of a turn, or the rest of it.
+    fn answer(&mut self, mut turn: Turn) -> Result<()> {
+        let mut messages = Message::conversation(&self.turns, &turn.question);
+        // Where an answer was cut amid a character, the model writes the whole of it.
+        turn.answer.truncate(turn.answer.trim_end_matches(char::REPLACEMENT_CHARACTER).len());
+        messages.extend(Some(&turn.answer).filter(|begun| !begun.is_empty()).map(Message::begun));
         let prompt = self.template.encode(self.engine.tokenizer()?, &messages, self.settings.instruction.as_deref())?;
-        let options = self.settings.sampling.options();
+        let options = self.settings.sampling.options(&self.defaults);
         let answer = common::answer(&mut self.session, &prompt, &options, &mut common::print).inspect_err(|e| {
             if matches!(e, Error::Context { .. }) {
                 eprintln!("The conversation does not fit the context: /undo takes back its end, /reset begins anew.");
@@ -173,7 +196,8 @@ impl Chat {
             eprintln!("The context is full: /undo takes back this question, /reset begins anew.");
         }
         tracing::info!("{}", answer.summary());
-        self.turns.push(Turn { question: question.into(), answer: answer.text.clone() });
+        turn.answer.push_str(&answer.text);
+        self.turns.push(turn);
         self.last = Some(answer);
         Ok(())
     }
@@ -207,7 +231,7 @@ impl Chat {
     }
 
     fn check(&self, settings: &Settings) -> Result<()> {
-        settings.sampling.options().sampling.check(self.engine.config().vocab)
+        settings.sampling.options(&self.defaults).sampling.check(self.engine.config().vocab)
     }
 
     fn stats(&self) {

@@ -3,12 +3,13 @@
 use crate::Cli;
 use aoji::{
     Activations, Device, Engine, Error, Event, FinishReason, GenerateOptions, ModelFiles, Options, Result, Sampling,
-    Session, Template, Timings, Tokenizer, hub, lora::LoraSpec,
+    SamplingDefaults, Session, Template, Timings, Tokenizer, hub, lora::LoraSpec, output,
 };
-use clap::{CommandFactory, builder::RangedU64ValueParser, error::ErrorKind};
+use clap::{CommandFactory, ValueEnum, builder::RangedU64ValueParser, error::ErrorKind};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::{
+    fmt::Arguments,
     fs,
     io::{self, IsTerminal, Read, Write},
     num::NonZeroUsize,
@@ -21,17 +22,44 @@ use std::{
 pub const STDOUT: &str = "standard output";
 /// What errors of reading standard input call it.
 pub const STDIN: &str = "standard input";
+/// What some editors begin a text with.
+pub const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// Takes numbers of a range.
 pub fn within(range: RangeInclusive<usize>) -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(*range.start() as u64..=*range.end() as u64)
 }
 
+/// The model of a command that was given none: what AOJI_MODEL names, else the demo. A default and not clap's `env`, which
+/// would count as given beside a model without a flag.
+pub fn default_model() -> String {
+    std::env::var("AOJI_MODEL").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| "demo".into())
+}
+
+/// The model of a command that is about nothing else: `aoji info demo` or `aoji info -m demo`.
+#[derive(clap::Args)]
+pub struct OneModel {
+    /// A directory in Hugging Face layout, OWNER/NAME in the local Hugging Face cache, or demo
+    #[arg(value_name = "MODEL", conflicts_with = "named")]
+    model: Option<String>,
+    /// The same, as for other commands
+    #[arg(short = 'm', long = "model", id = "named", value_name = "NAME", default_value_t = default_model())]
+    named: String,
+}
+
+impl OneModel {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.model.as_ref().unwrap_or(&self.named)
+    }
+}
+
 /// Which model, and where it runs.
 #[derive(clap::Args)]
 pub struct ModelArgs {
-    /// A directory in Hugging Face layout, OWNER/NAME in the local Hugging Face cache, or demo
-    #[arg(short, long, value_name = "NAME", default_value = "demo", env = "AOJI_MODEL")]
+    /// A directory in Hugging Face layout, OWNER/NAME in the local Hugging Face cache, or demo; AOJI_MODEL in the environment
+    /// names another default
+    #[arg(short, long, value_name = "NAME", default_value_t = default_model())]
     pub model: String,
     /// Where it runs: auto (a GPU where there is one), cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
@@ -39,6 +67,9 @@ pub struct ModelArgs {
     /// Activations on the CPU: bf16 as on a GPU, or f32
     #[arg(long, value_name = "TYPE", default_value = "bf16")]
     pub dtype: Activations,
+    /// Threads that compute on the CPU [default: one a physical core]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
     /// A LoRA adapter as PEFT stores it, added to the weights; DIR:SCALE for more or less of it; repeatable
     #[arg(long, value_name = "DIR[:SCALE]")]
     pub lora: Vec<LoraSpec>,
@@ -65,7 +96,13 @@ impl ModelArgs {
     /// Opens the model with room for so many sequences, with a progress bar on a terminal.
     pub fn load(&self, sequences: usize) -> Result<Engine> {
         let bar = bar(0, "loading", "{bytes}/{total_bytes} {bytes_per_sec}");
-        let options = Options { device: self.device, activations: self.dtype, context: self.context, sequences };
+        let options = Options {
+            device: self.device,
+            activations: self.dtype,
+            context: self.context,
+            sequences,
+            threads: self.threads,
+        };
         let progress = &mut |done, total| {
             bar.set_length(total);
             bar.set_position(done);
@@ -99,6 +136,33 @@ impl ModelArgs {
         let Some(name) = name else { return Ok(engine.template().clone()) };
         let dir = if self.model == "demo" { None } else { Some(hub::resolve(&self.model)?) };
         Template::parse(name, dir.as_deref())
+    }
+}
+
+/// Whether the sampling counts that the model's author recommends.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum GenerationConfig {
+    /// What generation_config.json says, where a flag or a request does not say otherwise
+    Auto,
+    /// The defaults of this program
+    None,
+}
+
+impl GenerationConfig {
+    /// What counts where nothing else is said.
+    pub fn sampling(self, engine: &Engine) -> SamplingDefaults {
+        match self {
+            GenerationConfig::Auto => engine.config().sampling.clone(),
+            GenerationConfig::None => SamplingDefaults::default(),
+        }
+    }
+
+    /// Says what counts, if anything does.
+    pub fn announce(self, engine: &Engine, say: impl FnOnce(Arguments)) {
+        let found = &engine.config().sampling;
+        if self == GenerationConfig::Auto && *found != SamplingDefaults::default() {
+            say(format_args!("sampling of generation_config.json: {found}"));
+        }
     }
 }
 
@@ -153,9 +217,9 @@ impl SamplingArgs {
         self.seed = Some(self.seed.unwrap_or(0).wrapping_add(1));
     }
 
-    /// What the library calls them.
-    pub fn options(&self) -> GenerateOptions {
-        let default = Sampling::default();
+    /// What the library calls them; `by` counts where no flag does.
+    pub fn options(&self, by: &SamplingDefaults) -> GenerateOptions {
+        let default = Sampling::recommended(by);
         GenerateOptions {
             sampling: Sampling {
                 temperature: self.temperature.unwrap_or(default.temperature),
@@ -169,7 +233,7 @@ impl SamplingArgs {
                 seed: self.seed.unwrap_or(default.seed),
                 min_tokens: self.min_tokens.unwrap_or(default.min_tokens),
             },
-            max_tokens: self.max_tokens.map(NonZeroUsize::get),
+            max_tokens: self.max_tokens.map(NonZeroUsize::get).or(by.max_new_tokens),
             stop: self.stop.clone(),
             include_stop: false,
             keep_special: false,
@@ -276,6 +340,20 @@ pub fn read_file(path: &Path) -> Result<String> {
     })
 }
 
+/// The text of a file of lines; the byte order mark that some editors begin it with belongs to no line.
+pub fn read_lines(path: &Path) -> Result<String> {
+    let mut text = read_file(path)?;
+    if text.starts_with(BYTE_ORDER_MARK) {
+        text.drain(..BYTE_ORDER_MARK.len_utf8());
+    }
+    Ok(text)
+}
+
+/// Whether the log on standard error has colors: on a terminal, unless `NO_COLOR` (no-color.org) is set to anything.
+pub fn color() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+}
+
 /// Writes to standard output at once.
 pub fn print(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
@@ -290,7 +368,7 @@ pub fn print_json(value: &impl Serialize) -> Result<()> {
 }
 
 /// Says something about the work on standard error, where somebody reads it: on a terminal, or with -v.
-pub fn note(text: std::fmt::Arguments) {
+pub fn note(text: Arguments) {
     if io::stderr().is_terminal() || tracing::enabled!(tracing::Level::INFO) {
         eprintln!("{text}");
     }
@@ -338,6 +416,19 @@ pub fn catch_interrupt() -> Result<()> {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
+    };
+    ctrlc::set_handler(handler).map_err(|e| Error::Input(format!("cannot watch for Ctrl-C: {e}")))
+}
+
+/// From now on Ctrl-C, before it ends the program, removes what is unfinished of the directory `out`.
+pub fn discard_on_interrupt(out: &Path) -> Result<()> {
+    let (out, created) = (out.to_path_buf(), !out.exists());
+    let handler = move || {
+        let _ = output::discard(&out);
+        if created {
+            let _ = fs::remove_dir(&out);
+        }
+        std::process::exit(130);
     };
     ctrlc::set_handler(handler).map_err(|e| Error::Input(format!("cannot watch for Ctrl-C: {e}")))
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     bench::startup,
-    common::{self, Answer, ModelArgs, SamplingArgs},
+    common::{self, Answer, GenerationConfig, ModelArgs, SamplingArgs},
 };
 use aoji::{Engine, Message, Result, StartupReport, Template};
 use clap::ArgGroup;
@@ -15,7 +15,8 @@ use std::{
 const EXAMPLE: &str = "aoji generate \"피보나치 수열이 무엇인가요?\"";
 
 const AFTER_HELP: &str = "\
-The text goes to standard output as it is made. Tokens are chosen greedily unless --temperature is given.
+The text goes to standard output as it is made. Tokens are chosen greedily unless --temperature or \
+--generation-config auto is given.
 
 --json prints one object: {\"text\", \"prompt_tokens\": [ids], \"token_ids\": [ids], \"finish_reason\", \"timings\", \
 \"startup\"}. finish_reason is \"stop\" (end-of-text token or --stop), \"length\" (--max-tokens, or the context is full) \
@@ -40,6 +41,9 @@ pub struct Args {
     /// What the model is told besides the question [default: the template's own]
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["prompt", "prompt_file", "tokens"])]
     instruction: Option<String>,
+    /// Begin the answer with this text: the model writes what comes after it, and that is printed
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["prompt", "prompt_file", "tokens"])]
+    answer_start: Option<String>,
     /// Continue this text as it is, without a template; - reads it from standard input
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
@@ -56,6 +60,9 @@ pub struct Args {
     model: ModelArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
+    /// Whether sampling that the model's author recommends counts where no flag does
+    #[arg(long, value_name = "auto|none", default_value = "none")]
+    generation_config: GenerationConfig,
     /// Print one JSON object with text, token ids, finish reason and timings
     #[arg(long)]
     json: bool,
@@ -77,7 +84,8 @@ pub fn run(args: Args) -> Result<()> {
         engine.tokenizer()?; // ids alone are no text
     }
     let prompt = args.prompt(&engine, input)?;
-    let options = args.sampling.options();
+    args.generation_config.announce(&engine, common::note);
+    let options = args.sampling.options(&args.generation_config.sampling(&engine));
     let room = options.max_tokens.unwrap_or(usize::MAX).saturating_add(prompt.len()).min(engine.max_context());
     let begin = Instant::now();
     let mut session = engine.session(room)?;
@@ -138,7 +146,8 @@ impl Args {
             Input::Prompt(text) => Template::Raw.encode(engine.tokenizer()?, &[Message::new("user", text)], None),
             Input::Question(question) => {
                 let template = self.model.template(engine, self.template.as_deref())?;
-                let messages = [Message::new("user", question)];
+                let mut messages = vec![Message::new("user", question)];
+                messages.extend(self.answer_start.as_ref().map(Message::begun));
                 template.encode(engine.tokenizer()?, &messages, self.instruction.as_deref())
             }
         }

@@ -1,11 +1,11 @@
 //! `aoji info`: what a model is and what memory it needs; opens no device.
 
-use crate::common;
+use crate::common::{self, OneModel};
 #[cfg(not(feature = "cuda"))]
 use aoji::cpu::Cpu;
 #[cfg(feature = "cuda")]
 use aoji::cuda::Cuda;
-use aoji::{Config, Dtype, ModelFiles, Plan, Result, RopeScaling, Tokenizer};
+use aoji::{Config, Dtype, ModelFiles, Plan, Result, Tokenizer};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 use std::{
@@ -24,8 +24,8 @@ type Backend = Cpu<half::bf16>;
 #[derive(clap::Args)]
 #[command(after_help = "Example: aoji info demo")]
 pub struct Args {
-    /// A directory in Hugging Face layout, OWNER/NAME in the local Hugging Face cache, or demo
-    model: String,
+    #[command(flatten)]
+    model: OneModel,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -33,7 +33,7 @@ pub struct Args {
 
 /// Prints what the files say.
 pub fn run(args: Args) -> Result<()> {
-    let info = Info::new(ModelFiles::open(&args.model)?);
+    let info = Info::new(ModelFiles::open(args.model.name())?);
     if args.json { common::print_json(&info.json()) } else { common::print(&info.text()) }
 }
 
@@ -67,13 +67,6 @@ impl Info {
 
     fn json(&self) -> Value {
         let c = &self.config;
-        let scaling = c.rope_scaling.map(|s| {
-            let RopeScaling { factor, low_freq_factor, high_freq_factor, original_max_seq } = s;
-            json!({
-                "rope_type": "llama3", "factor": factor, "low_freq_factor": low_freq_factor,
-                "high_freq_factor": high_freq_factor, "original_max_position_embeddings": original_max_seq,
-            })
-        });
         let plan = |p: &Plan| {
             json!({
                 "context": p.context, "weights": p.weights, "kv": p.kv, "scratch": p.scratch, "total": p.total(),
@@ -83,9 +76,9 @@ impl Info {
             "dir": self.dir, "architecture": "LlamaForCausalLM",
             "dim": c.dim, "ffn_dim": c.ffn_dim, "n_layers": c.n_layers, "n_heads": c.n_heads,
             "n_kv_heads": c.n_kv_heads, "head_dim": c.head_dim, "vocab": c.vocab, "max_seq": c.max_seq,
-            "norm_eps": c.norm_eps, "tied": c.tied, "rope_theta": c.rope_theta, "rope_scaling": scaling,
+            "norm_eps": c.norm_eps, "tied": c.tied, "rope_theta": c.rope_theta, "rope_scaling": c.rope_scaling,
             "parameters": c.params(), "dtypes": self.dtypes, "tensors": self.tensors, "bytes": self.bytes,
-            "shards": self.shards, "bos": self.bos(), "eos": c.eos, "template": self.template,
+            "shards": self.shards, "bos": self.bos(), "eos": c.eos, "sampling": c.sampling, "template": self.template,
             "tokenizer_vocab": self.tokenizer.as_ref().map(Tokenizer::vocab),
             "memory": self.plans.iter().map(plan).collect::<Vec<_>>(),
         })
@@ -98,12 +91,7 @@ impl Info {
         let dir = self.dir.as_ref().map_or("embedded in this program".into(), |d| d.display().to_string());
         let dtypes: Vec<&str> = self.dtypes.iter().copied().collect();
         let tied = if c.tied { "is the embedding" } else { "has its own weights" };
-        let scaling = c.rope_scaling.map_or(String::new(), |s| {
-            format!(
-                ", scaled by {} beyond {} tokens (llama3, low {}, high {})",
-                s.factor, s.original_max_seq, s.low_freq_factor, s.high_freq_factor
-            )
-        });
+        let scaling = c.rope_scaling.map_or(String::new(), |s| format!(", {s}"));
         let eos: Vec<String> = c.eos.iter().copied().map(token).collect();
         let eos = if eos.is_empty() { none() } else { eos.join(" ") };
         let tokenizer = self.tokenizer.as_ref().map_or_else(none, |t| format!("{} tokens", t.vocab()));
@@ -130,6 +118,7 @@ impl Info {
             ("tokenizer", tokenizer),
             ("BOS", self.bos().map_or_else(none, token)),
             ("eos", eos),
+            ("sampling", format!("{}", c.sampling)),
             ("template", self.template.clone()),
         ];
         let mut text = String::new();

@@ -24,31 +24,42 @@ mod tokenize;
 mod verify;
 
 use aoji::Error;
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 use std::{
-    io::{self, ErrorKind, IsTerminal},
+    io::{self, ErrorKind},
     process::ExitCode,
 };
 
 const AFTER_HELP: &str = "\
 Models: --model takes a directory in Hugging Face layout, the name OWNER/NAME of a model in the local Hugging Face \
-cache (see `aoji pull`), or `demo`, the small model inside this program.
+cache (see `aoji pull`; OWNER/NAME@REVISION for another revision than main), or `demo`, the small model inside this program.
 
 Environment, for measuring and for finding faults: AOJI_GEMM=own|cublas (who multiplies the matrices of a prompt), \
-AOJI_PDL=0 (kernels of a step do not overlap), AOJI_LAB=NAMES (variants of kernels/lab in the place of shipped kernels), \
-AOJI_SYNC=1 (wait for each kernel, so that an error names its op).
+AOJI_PDL=0 (kernels of a step do not overlap), AOJI_RING=short|deep (stages of weights on their way), \
+AOJI_LAB=NAMES (variants of kernels/lab in the place of shipped kernels), \
+AOJI_SYNC=1 (wait for each kernel, so that an error names its op), AOJI_CPU=portable|avx2|avx512|avx512bf16 (instructions of the \
+CPU, of which the best are taken; the results are the same).
+
+AOJI_MODEL names the model of commands that are given none; without it that is `demo`.
 
 Exit codes: 0 success, 1 failure, 2 wrong usage, 3 a verification found a difference, 130 ended by Ctrl-C.";
 
+/// What somebody types first: shown to who typed only `aoji`.
+const FIRST: &str = "\
+  aoji generate --question \"피보나치 수열이 뭐야?\"      an answer of the small model inside this program
+  aoji pull werty1248/Llama-3-Ko-8B-Instruct-AOG       the 8B model, downloaded
+  aoji chat -m werty1248/Llama-3-Ko-8B-Instruct-AOG    a conversation with it
+";
+
 /// Llama-architecture language models on one GPU, with the least latency.
 #[derive(Parser)]
-#[command(version, after_help = AFTER_HELP, arg_required_else_help = true)]
+#[command(version, after_help = AFTER_HELP)]
 struct Cli {
     /// Say what happens on standard error; -vv says more
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Subcommand)]
@@ -89,12 +100,16 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match &cli.command {
+    let Some(command) = cli.command else {
+        eprintln!("{FIRST}\n{}", Cli::command().render_help());
+        return ExitCode::from(2);
+    };
+    match &command {
         #[cfg(feature = "server")]
         Command::Serve(args) => args.start_log(cli.verbose),
         _ => start_log(cli.verbose),
     }
-    let result = match cli.command {
+    let result = match command {
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
         #[cfg(feature = "server")]
@@ -122,7 +137,7 @@ fn start_log(verbose: u8) {
         1 => tracing::Level::INFO,
         _ => tracing::Level::DEBUG,
     };
-    let color = io::stderr().is_terminal();
+    let color = common::color();
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(io::stderr)

@@ -40,9 +40,12 @@ HF_ENDPOINT (another server)."
 )]
 pub struct Args {
     /// The model's name, as in werty1248/Llama-3-Ko-8B-Instruct-AOG
-    #[arg(value_name = "OWNER/NAME")]
-    repo: String,
-    /// Branch, tag or commit
+    #[arg(value_name = "OWNER/NAME", required_unless_present = "model", conflicts_with = "model")]
+    repo: Option<String>,
+    /// The same, as for other commands
+    #[arg(short, long, value_name = "OWNER/NAME")]
+    model: Option<String>,
+    /// Branch, tag, commit, or a pull request as refs/pr/1; others than main are then named OWNER/NAME@REVISION
     #[arg(long, default_value = "main")]
     revision: String,
 }
@@ -50,7 +53,8 @@ pub struct Args {
 /// Downloads the model and prints its directory.
 pub fn run(args: Args) -> Result<()> {
     let options = Options { revision: args.revision, ..Options::from_env()? };
-    let dir = fetch(&args.repo, &options)?;
+    let repo = args.repo.or(args.model).expect("clap asks for one of them");
+    let dir = fetch(&repo, &options)?;
     writeln!(io::stdout(), "{}", dir.display()).map_err(io_error(Path::new("standard output")))
 }
 
@@ -76,8 +80,8 @@ impl Options {
     /// progress when stderr is a terminal.
     pub fn from_env() -> Result<Options> {
         let set = |name| std::env::var(name).ok().filter(|v| !v.is_empty());
-        if set("HF_HUB_OFFLINE").is_some_and(|v| v != "0") {
-            return Err(Error::Input("HF_HUB_OFFLINE is set; unset it to download".into()));
+        if let Some(value) = set("HF_HUB_OFFLINE").filter(|v| is_true(v)) {
+            return Err(Error::Input(format!("HF_HUB_OFFLINE is {value}; unset it to download")));
         }
         let no_home = || Error::Input("no place for the cache: neither HOME, HF_HOME nor HF_HUB_CACHE is set".into());
         Ok(Options {
@@ -99,8 +103,9 @@ pub fn fetch(repo: &str, options: &Options) -> Result<PathBuf> {
     let Some(repo) = Repo::parse(repo) else {
         return Err(Error::Input(format!("{repo:?} is not the name of a repository, expected OWNER/NAME")));
     };
-    if !options.revision.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
-        return Err(Error::Input(format!("revision {:?}: expected a branch, tag or commit", options.revision)));
+    if !hub::is_revision(&options.revision) {
+        let what = "expected a branch, a tag, a commit, or a pull request as in refs/pr/1";
+        return Err(Error::Input(format!("revision {:?}: {what}", options.revision)));
     }
     let server = Server::new(options);
     let listing = server.listing(&repo)?;
@@ -130,8 +135,15 @@ pub fn fetch(repo: &str, options: &Options) -> Result<PathBuf> {
     bar.finish_and_clear();
 
     let reference = root.join("refs").join(&options.revision);
+    let refs = reference.parent().unwrap_or(&root); // a pull request's is deeper
+    fs::create_dir_all(refs).map_err(io_error(refs))?;
     fs::write(&reference, &listing.sha).map_err(io_error(&reference))?;
     Ok(snapshot)
+}
+
+/// Whether a variable is set to what huggingface_hub takes for true.
+pub fn is_true(value: &str) -> bool {
+    ["1", "on", "yes", "true"].contains(&value.to_ascii_lowercase().as_str())
 }
 
 /// What the server says of a repository.
@@ -237,7 +249,7 @@ impl<'a> Server<'a> {
 
     fn listing(&self, repo: &Repo) -> Result<Listing> {
         let Options { endpoint, revision, .. } = self.options;
-        let url = format!("{endpoint}/api/models/{repo}/revision/{revision}");
+        let url = format!("{endpoint}/api/models/{repo}/revision/{}", revision.replace('/', "%2F"));
         // Once only: who is offline wants to hear it at once.
         let mut response = self.request(&url, false, 0)?;
         if !response.status().is_success() {

@@ -1,6 +1,6 @@
 //! `aoji serve`: OpenAI's API over HTTP.
 
-use crate::common::{self, ModelArgs};
+use crate::common::{self, GenerationConfig, ModelArgs};
 use aoji::{
     BatchOptions, Engine, Error, Result, Template, hub,
     server::{Server, ServerOptions, UnknownFields},
@@ -8,8 +8,7 @@ use aoji::{
 use axum::serve::ListenerExt;
 use clap::ValueEnum;
 use std::{
-    fs,
-    io::{self, IsTerminal},
+    fs, io,
     net::SocketAddr,
     os::unix::{fs::FileTypeExt, net::UnixStream},
     path::{Path, PathBuf},
@@ -51,10 +50,10 @@ pub struct Args {
     /// Name of the model in requests and replies; repeatable [default: as --model]
     #[arg(long, value_name = "NAME")]
     served_model_name: Vec<String>,
-    /// Answers that are generated at the same time, 1 to 8
+    /// Answers that are generated at the same time, 1 to 16
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = common::within(BatchOptions::SEQUENCES))]
     sequences: usize,
-    /// Most tokens of a prompt that are computed between two tokens of the other answers, 18 to 511
+    /// Most tokens of a prompt that are computed between two tokens of the other answers, 34 to 511
     #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = common::within(BatchOptions::CHUNK))]
     prefill_chunk: usize,
     /// Answers that may wait besides the ones that run; more are refused with 429
@@ -78,6 +77,9 @@ pub struct Args {
     /// aog, aog-instruction-first, raw or a .jinja file [default: the model's own, else aog]
     #[arg(long, value_name = "NAME")]
     chat_template: Option<String>,
+    /// Whether sampling that the model's author recommends counts where a request says nothing
+    #[arg(long, value_name = "auto|none", default_value = "auto")]
+    generation_config: GenerationConfig,
     /// What becomes of fields that aoji does not know: warn names them in the header x-aoji-ignored-params
     #[arg(long, value_name = "warn|reject|ignore", default_value = "warn")]
     unknown_fields: UnknownFields,
@@ -100,7 +102,7 @@ impl Args {
         let level = if verbose > 1 { tracing::Level::DEBUG } else { tracing::Level::INFO };
         let log = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr).with_target(false);
         match self.log_format {
-            LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).init(),
+            LogFormat::Text => log.with_ansi(common::color()).init(),
             LogFormat::Json => log.json().flatten_event(true).init(),
         }
     }
@@ -108,7 +110,7 @@ impl Args {
     fn options(&self, engine: &Engine) -> Result<ServerOptions> {
         let mut keys = self.api_key.clone();
         if let Some(path) = &self.api_key_file {
-            let text = common::read_file(path)?;
+            let text = common::read_lines(path)?;
             keys.extend(text.lines().map(str::trim).filter(|key| !key.is_empty()).map(String::from));
             if keys.is_empty() {
                 return Err(Error::File { path: path.clone(), what: "no key is in it, expected one a line".into() });
@@ -136,6 +138,7 @@ impl Args {
             body_limit: self.body_limit,
             template: Some(template),
             unknown_fields: self.unknown_fields,
+            sampling: self.generation_config.sampling(engine),
             tokenizer_config,
         })
     }
@@ -169,6 +172,7 @@ async fn serve(args: &Args) -> Result<()> {
     let socket = Socket::open(args).await?;
     let engine = tokio::task::block_in_place(|| args.model.load(args.sequences))?;
     tracing::info!("{}", args.model.describe(&engine));
+    args.generation_config.announce(&engine, |text| tracing::info!("{text}"));
     let options = args.options(&engine)?;
     if let Socket::Tcp(_, address) = &socket
         && options.keys.is_empty()

@@ -81,6 +81,7 @@ pub fn run(args: Args) -> Result<()> {
     if args.force {
         remove_model(&args.out)?;
     }
+    common::discard_on_interrupt(&args.out)?;
     let bar = common::bar(0, "writing", "{bytes}/{total_bytes} {bytes_per_sec} {eta}");
     synth::write(&json, args.seed, args.dtype.unwrap_or(config.dtype), args.shard_size.0, &args.out, |done, total| {
         bar.set_length(total);

@@ -16,12 +16,14 @@ Examples: aoji tokenize demo \"안녕하세요\"
 /// Arguments of `aoji tokenize`.
 #[derive(clap::Args)]
 #[command(after_help = AFTER_HELP)]
-#[command(group = ArgGroup::new("input").required(true).args(["text", "decode", "jsonl"]))]
+#[command(group = ArgGroup::new("input").args(["decode", "jsonl"]))]
 pub struct Args {
+    /// The model, where --model does not name it, and the text; - reads it from standard input, to the last byte
+    #[arg(value_name = "MODEL] [TEXT", num_args = 0..=2)]
+    words: Vec<String>,
     /// A directory in Hugging Face layout, OWNER/NAME in the local Hugging Face cache, or demo
-    model: String,
-    /// The text; - reads it from standard input, to the last byte
-    text: Option<String>,
+    #[arg(short, long, value_name = "NAME")]
+    model: Option<String>,
     /// Turn these ids into text
     #[arg(long, value_name = "ID,ID,...", value_delimiter = ',')]
     decode: Vec<u32>,
@@ -34,6 +36,25 @@ pub struct Args {
     /// Print JSON
     #[arg(long, conflicts_with = "jsonl")]
     json: bool,
+}
+
+impl Args {
+    /// Which words are what: with --model, with --decode or with --jsonl there is one less.
+    fn model_and_text(&self) -> Result<(String, Option<String>), &'static str> {
+        let text_is_given = self.decode.is_empty() && !self.jsonl;
+        let mut words = self.words.iter().cloned();
+        let model = self.model.clone().or_else(|| words.next()).unwrap_or_else(common::default_model);
+        let text = words.next();
+        match (text_is_given, words.next().or(text.clone().filter(|_| !text_is_given))) {
+            (_, Some(_)) => {
+                Err("there is one word too many: expected the model, once, and the text, --decode or --jsonl")
+            }
+            (true, None) if text.is_none() => Err(
+                "there is no text: `aoji tokenize MODEL TEXT` or `aoji tokenize -m MODEL TEXT`, --decode or --jsonl",
+            ),
+            _ => Ok((model, text)),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -55,12 +76,13 @@ struct Text {
 
 /// Prints ids or text.
 pub fn run(args: Args) -> Result<()> {
-    let tokenizer = open(&args.model)?;
+    let (model, text) = args.model_and_text().unwrap_or_else(|wrong| common::usage_error("tokenize", wrong));
+    let tokenizer = open(&model)?;
     if args.jsonl {
         return lines(&tokenizer, args.no_special);
     }
-    if let Some(text) = &args.text {
-        let ids = tokenizer.encode(&common::text_or_stdin(text)?, !args.no_special)?;
+    if let Some(text) = text {
+        let ids = tokenizer.encode(&common::text_or_stdin(&text)?, !args.no_special)?;
         if args.json {
             let tokens = ids.iter().map(|&id| String::from_utf8_lossy(&tokenizer.token_bytes(id)).into_owned());
             let tokens = Some(tokens.collect());
@@ -89,7 +111,8 @@ fn lines(tokenizer: &Tokenizer, no_special: bool) -> Result<()> {
     for (i, line) in io::stdin().lines().enumerate() {
         let wrong = |what: String| Error::Input(format!("{}, line {}: {what}", common::STDIN, i + 1));
         let line = line.map_err(|e| wrong(e.to_string()))?;
-        let line: Line = serde_json::from_str(&line).map_err(|e| wrong(format!("expected {{\"text\": ...}}: {e}")))?;
+        let line = if i == 0 { line.trim_start_matches(common::BYTE_ORDER_MARK) } else { &line };
+        let line: Line = serde_json::from_str(line).map_err(|e| wrong(format!("expected {{\"text\": ...}}: {e}")))?;
         let ids = tokenizer.encode(&line.text, !no_special).map_err(|e| wrong(e.to_string()))?;
         common::print_json(&Ids { ids, tokens: None })?;
     }

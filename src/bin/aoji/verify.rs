@@ -14,6 +14,9 @@ use std::path::PathBuf;
 #[command(group = ArgGroup::new("experiment").args(["lockstep", "invariance"]))]
 #[command(after_help = "It ends with 3 when a number is outside its limit, or when bits depend on what they must not.")]
 pub struct Args {
+    /// The model, as with --model
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    only: Option<String>,
     #[command(flatten)]
     model: ModelArgs,
     /// Goldens of Hugging Face transformers, as scripts/make-goldens.py makes them [default: golden.json in the model's
@@ -52,7 +55,10 @@ struct Answer {
 }
 
 /// Compares, prints, and fails when something is outside its limit.
-pub fn run(args: Args) -> Result<()> {
+pub fn run(mut args: Args) -> Result<()> {
+    if let Some(name) = args.only.take() {
+        args.model.model = name;
+    }
     if args.lockstep {
         return lockstep(&args);
     }

@@ -1,4 +1,4 @@
-//! Log-probabilities on the host, for the few who ask: the logits of a row are read back for them.
+//! Log-probabilities of generated tokens, computed on the host from logits that are read back; only for requests that ask for them.
 
 use super::TokenLogprobs;
 

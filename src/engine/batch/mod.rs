@@ -57,11 +57,11 @@ const MIN_CHUNK: usize = 2 * (DECODE_ROWS + 1);
 /// Sizes of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchOptions {
-    /// Sequences that run at the same time, 1 to 8.
+    /// Sequences that run at the same time, 1 to 16.
     pub sequences: usize,
     /// Most tokens of each, prompt and answer together.
     pub max_tokens: usize,
-    /// Most tokens of a prompt that are computed between two steps of the running sequences, 18 to 511. While none runs, 511.
+    /// Most tokens of a prompt that are computed between two steps of the running sequences, 34 to 511. While none runs, 511.
     pub chunk: usize,
 }
 
@@ -75,7 +75,7 @@ impl BatchOptions {
 impl Default for BatchOptions {
     /// Eight sequences of 2048 tokens; a stream waits for 256 tokens of another's prompt at most.
     fn default() -> Self {
-        BatchOptions { sequences: DECODE_ROWS, max_tokens: 2048, chunk: 256 }
+        BatchOptions { sequences: 8, max_tokens: 2048, chunk: 256 }
     }
 }
 
@@ -242,7 +242,7 @@ impl Batch {
             _ => {}
         }
         let id = JobId(self.next_id);
-        let writer = Writer::new(&self.engine, &job.options, max - n)?;
+        let writer = Writer::new(&self.engine, &job.options, &job.prompt, max - n)?;
         job.options.sampling.params(writer.stop_ids())?;
         self.next_id += 1;
         self.queue.push_back(Waiting { text: Text::new(id, job, writer), since: Instant::now() });

@@ -1,4 +1,5 @@
-//! What sequences keep of earlier prompts, and which of them a new prompt takes.
+//! The prefix cache: which keys and values of earlier prompts each sequence still holds, and which sequence a new prompt takes so that
+//! the most of it is already computed.
 
 /// From this many tokens on, copying a beginning from another sequence is worth it: a copy is two transfers a layer and head,
 /// and a pass over the weights takes no longer for a few tokens more.

@@ -1,4 +1,4 @@
-//! Which piece of work comes next.
+//! The batch's schedule: whether the next piece of work is a decode step or a part of a waiting prompt.
 
 use super::{
     Batch, Constraint, Finish, Job, JobEvent, JobId, MAX_CHUNK, MIN_CHUNK, TokenLogprobs, logprobs::token_logprobs,
@@ -308,8 +308,8 @@ mod tests {
 
     #[test]
     fn parts_are_never_small() {
-        for chunk in [18, 19, 64, 511] {
-            for len in 9..1200 {
+        for chunk in [MIN_CHUNK, MIN_CHUNK + 1, 64, 511] {
+            for len in DECODE_ROWS + 1..1200 {
                 let (mut left, mut parts) = (len, 0);
                 while left > 0 {
                     let n = part(left, chunk);
@@ -319,6 +319,6 @@ mod tests {
                 assert!(parts <= len.div_ceil(chunk) + 1);
             }
         }
-        assert_eq!(part(5, 18), 5);
+        assert_eq!(part(5, MIN_CHUNK), 5);
     }
 }

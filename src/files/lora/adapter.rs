@@ -1,24 +1,19 @@
 //! An adapter: read, checked against a model, added to a tensor.
 
+use super::config::{AdapterConfig, Module, TARGETS};
 use crate::{
     error::{Error, Result},
     files::{
         config::{Config, Dtype},
-        weights::{Entry, Tensor, Weights, read_header},
+        json,
+        weights::{Entry, Tensor, read_header},
     },
 };
 use rayon::prelude::*;
-use serde::Deserialize;
-use serde_json::Value;
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    str::FromStr,
-};
+use std::{collections::BTreeMap, fs, path::PathBuf, str::FromStr};
 
-/// The matrices of a layer that an adapter may change.
-const TARGETS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+/// The file of an adapter's tensors.
+const TENSORS: &str = "adapter_model.safetensors";
 
 /// Which adapter, and how much of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,91 +60,24 @@ struct Pair {
     b: Vec<f32>,
 }
 
-#[derive(Deserialize)]
-struct AdapterConfig {
-    peft_type: String,
-    r: usize,
-    lora_alpha: f64,
-    #[serde(default)]
-    use_rslora: bool,
-    target_modules: Option<Value>,
-    base_model_name_or_path: Option<String>,
-    layers_to_transform: Option<Value>,
-    /// Everything else.
-    #[serde(flatten)]
-    rest: BTreeMap<String, Value>,
-}
-
-impl AdapterConfig {
-    /// What would make another model of it than `W + scale * B A`, and so is refused by name.
-    fn check(&self, path: &Path) -> Result<()> {
-        let unsupported = |what: String| Err(Error::Unsupported { path: path.into(), what });
-        if self.peft_type != "LORA" {
-            return unsupported(format!("peft_type is {:?}; only LORA adapters can be merged", self.peft_type));
-        }
-        if self.r == 0 {
-            return Err(Error::file(path, "r is 0, expected the rank of the adapter"));
-        }
-        let allowed = |key: &str, v: &Value| match key {
-            "bias" => *v == "none",
-            "init_lora_weights" => {
-                // these change the base model's weights as well
-                !v.as_str().is_some_and(|s| ["pissa", "olora", "loftq", "corda"].iter().any(|k| s.starts_with(k)))
-            }
-            "modules_to_save"
-            | "rank_pattern"
-            | "alpha_pattern"
-            | "layer_replication"
-            | "trainable_token_indices"
-            | "target_parameters"
-            | "use_dora"
-            | "use_qalora"
-            | "fan_in_fan_out"
-            | "lora_bias" => match v {
-                Value::Null | Value::Bool(false) => true,
-                Value::Array(v) => v.is_empty(),
-                Value::Object(v) => v.is_empty(),
-                _ => false,
-            },
-            _ => true,
-        };
-        if let Some((key, v)) = self.rest.iter().find(|(key, v)| !allowed(key, v)) {
-            return unsupported(format!(
-                "{key} is {v}; aoji merges plain LoRA of {}, without biases and without modules of their own",
-                TARGETS.join(", ")
-            ));
-        }
-        let targets = self.target_modules.as_ref().and_then(Value::as_array).into_iter().flatten();
-        let known = |t: &Value| t.as_str().is_some_and(|t| TARGETS.contains(&t.rsplit('.').next().unwrap_or(t)));
-        match targets.into_iter().find(|t| !known(t)) {
-            Some(t) => unsupported(format!("target_modules has {t}; aoji merges {}", TARGETS.join(", "))),
-            None => Ok(()),
-        }
-    }
-
-    fn base(&self) -> &str {
-        self.base_model_name_or_path.as_deref().unwrap_or("a model that it does not name")
-    }
-}
-
 impl Lora {
     /// Reads an adapter and checks that it fits a model of `config`.
     ///
     /// # Errors
-    /// `Io` for a missing file, `Unsupported` for an adapter of another kind, `Tensor` for a tensor that is unknown, alone or
-    /// of another shape, `File` when it has other layers than the model. Each names what was expected, and the base model that
-    /// the adapter names.
+    /// `Io` for a missing file, `Unsupported` for an adapter of another kind, `Tensor` for a tensor that is unknown, alone, of
+    /// another shape, or of a module that the configuration does not name, `File` when a module that it names has none. Each
+    /// names what was expected, and the base model that the adapter names.
     pub fn open(spec: &LoraSpec, config: &Config) -> Result<Lora> {
         let path = spec.dir.join("adapter_config.json");
-        let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
-        let adapter: AdapterConfig = serde_json::from_str(&text)
-            .map_err(|e| Error::file(&path, format!("is not the configuration of a LoRA adapter: {e}")))?;
-        adapter.check(&path)?;
-        let rank = adapter.r as f64;
-        let own = adapter.lora_alpha / if adapter.use_rslora { rank.sqrt() } else { rank };
-        let scale = (own * f64::from(spec.scale)) as f32;
+        let adapter = AdapterConfig::read(&path)?;
+        let modules = adapter.modules(&path, config)?;
 
-        let file = spec.dir.join("adapter_model.safetensors");
+        let file = spec.dir.join(TENSORS);
+        if !json::exists(&file)? && spec.dir.join("adapter_model.bin").exists() {
+            let what = "is missing; adapter_model.bin beside it is a Python pickle, which aoji does not read: load it with PEFT \
+                        and save it with `save_pretrained(DIR, safe_serialization=True)`";
+            return Err(Error::file(file, what));
+        }
         let bytes = fs::read(&file).map_err(Error::io(&file))?;
         let wrong = |tensor: &str, expected: String, found: String| Error::Tensor {
             file: file.clone(),
@@ -157,51 +85,50 @@ impl Lora {
             expected,
             found: format!("{found} (the adapter's base is {})", adapter.base()),
         };
-        // shapes of the matrices that can be adapted
-        let mut shapes = BTreeMap::new();
-        Weights::table(config, |name, shape| {
-            if let (true, &[rows, cols]) = (TARGETS.iter().any(|t| name.ends_with(&format!(".{t}.weight"))), shape) {
-                shapes.insert(name, (rows, cols));
-            }
-            Ok(())
-        })?;
-        let (mut a, mut b, mut layers) = (BTreeMap::new(), BTreeMap::new(), 0);
+        let (mut a, mut b) = (BTreeMap::new(), BTreeMap::new());
         for entry in read_header(&file, &bytes)? {
-            let Some((target, half)) = target(&entry.name) else {
+            let Some((name, layer, half)) = target(&entry.name) else {
                 let expected = format!("lora_A and lora_B of {} in a layer", TARGETS.join(", "));
                 return Err(wrong(&entry.name, expected, "another tensor".into()));
             };
-            layers = layers.max(layer(&target) + 1);
-            let Some(&(rows, cols)) = shapes.get(&target) else {
-                return Err(wrong(
-                    &entry.name,
-                    format!("one of the model's {} layers", config.n_layers),
-                    "another layer".into(),
-                ));
+            if layer >= config.n_layers {
+                let expected = format!("one of the model's {} layers", config.n_layers);
+                return Err(wrong(&entry.name, expected, "another layer".into()));
+            }
+            let Some(module) = modules.get(name) else {
+                let expected =
+                    "a module that adapter_config.json names (target_modules, exclude_modules, layers_to_transform)";
+                return Err(wrong(&entry.name, expected.into(), "another module".into()));
             };
-            let shape = if half == Half::A { [adapter.r, cols] } else { [rows, adapter.r] };
+            let &Module { rows, cols, rank, .. } = module;
+            let shape = if half == Half::A { [rank, cols] } else { [rows, rank] };
             if entry.shape != shape {
-                let expected = format!("shape {shape:?} for rank {} and {target} [{rows}, {cols}]", adapter.r);
+                let expected = format!("shape {shape:?} for rank {rank} and {name} [{rows}, {cols}]");
                 return Err(wrong(&entry.name, expected, format!("shape {:?}", entry.shape)));
             }
             let values = values(&entry, &bytes).ok_or_else(|| {
                 wrong(&entry.name, "dtype F32, F16 or BF16".into(), format!("dtype {:?}", entry.dtype))
             })?;
-            if half == Half::A { &mut a } else { &mut b }.insert(target, values);
+            if half == Half::A { &mut a } else { &mut b }.insert(name.to_string(), values);
         }
-        if layers == 0 {
+        if a.is_empty() && b.is_empty() {
             return Err(Error::file(&file, "has no tensors"));
-        }
-        if layers != config.n_layers && adapter.layers_to_transform.as_ref().is_none_or(Value::is_null) {
-            return Err(Error::file(
-                &file,
-                format!("adapts {layers} layers, the model has {}: its base is {}", config.n_layers, adapter.base()),
-            ));
         }
         if let Some(alone) = a.keys().find(|k| !b.contains_key(*k)).or(b.keys().find(|k| !a.contains_key(*k))) {
             return Err(wrong(alone, "both lora_A and lora_B".into(), "one of them".into()));
         }
-        let pair = |((name, a), b): ((String, Vec<f32>), Vec<f32>)| (name, Pair { scale, rank: adapter.r, a, b });
+        if let Some(without) = modules.keys().find(|name| !a.contains_key(*name)) {
+            let (n, all, base) = (a.len(), modules.len(), adapter.base());
+            let what = format!(
+                "adapts {n} of the {all} modules that adapter_config.json names, and not {without}: its base is {base}"
+            );
+            return Err(Error::file(&file, what));
+        }
+        let pair = |((name, a), b): ((String, Vec<f32>), Vec<f32>)| {
+            let Module { rank, scale, .. } = modules[&name];
+            let scale = (scale * f64::from(spec.scale)) as f32;
+            (format!("{name}.weight"), Pair { scale, rank, a, b })
+        };
         Ok(Lora { pairs: a.into_iter().zip(b.into_values()).map(pair).collect() })
     }
 }
@@ -236,8 +163,8 @@ enum Half {
     B,
 }
 
-/// `base_model.model.model.layers.3.mlp.up_proj.lora_A.weight`: the tensor that it changes, and which factor it is.
-fn target(name: &str) -> Option<(String, Half)> {
+/// `base_model.model.model.layers.3.mlp.up_proj.lora_A.weight`: the module that it changes, its layer, and which factor it is.
+fn target(name: &str) -> Option<(&str, usize, Half)> {
     let inner = name.strip_prefix("base_model.model.")?;
     let (module, half) = match (inner.strip_suffix(".lora_A.weight"), inner.strip_suffix(".lora_B.weight")) {
         (Some(module), _) => (module, Half::A),
@@ -245,14 +172,9 @@ fn target(name: &str) -> Option<(String, Half)> {
         _ => return None,
     };
     let mut parts = module.strip_prefix("model.layers.")?.split('.');
-    let (l, block, m) = (parts.next()?, parts.next()?, parts.next()?);
-    let known = l.parse::<usize>().is_ok() && ["self_attn", "mlp"].contains(&block) && TARGETS.contains(&m);
-    (known && parts.next().is_none()).then(|| (format!("{module}.weight"), half))
-}
-
-/// The layer of a name that [`target`] gave.
-fn layer(name: &str) -> usize {
-    name.split('.').nth(2).and_then(|l| l.parse().ok()).unwrap_or(0)
+    let (l, block, m) = (parts.next()?.parse().ok()?, parts.next()?, parts.next()?);
+    let known = ["self_attn", "mlp"].contains(&block) && TARGETS.contains(&m);
+    (known && parts.next().is_none()).then_some((module, l, half))
 }
 
 fn values(entry: &Entry, bytes: &[u8]) -> Option<Vec<f32>> {
@@ -281,10 +203,9 @@ mod tests {
 
     #[test]
     fn names_of_tensors() {
-        let name = |s: &str| target(s).map(|(t, half)| (t, half == Half::A));
+        let name = |s: &'static str| target(s).map(|(t, layer, half)| (t, layer, half == Half::A));
         let up = "base_model.model.model.layers.12.mlp.up_proj.lora_A.weight";
-        assert_eq!(name(up), Some(("model.layers.12.mlp.up_proj.weight".into(), true)));
-        assert_eq!(layer("model.layers.12.mlp.up_proj.weight"), 12);
+        assert_eq!(name(up), Some(("model.layers.12.mlp.up_proj", 12, true)));
         assert_eq!(name("base_model.model.lm_head.lora_A.weight"), None);
         assert_eq!(name("base_model.model.model.layers.1.mlp.up_proj.lora_magnitude_vector"), None);
         assert_eq!(name("base_model.model.model.layers.1.mlp.q.up_proj.lora_B.weight"), None);

@@ -5,48 +5,57 @@ use crate::{
     error::{Error, Result},
     files::{
         checkpoint::ModelFiles,
+        output::{Output, Target},
         synth,
-        weights::{INDEX, Tensor},
+        weights::{Layout, Tensor},
     },
 };
-use std::{
-    collections::BTreeMap,
-    fs::{self, File, OpenOptions},
-    io::{Seek, SeekFrom, Write},
-    path::Path,
-};
+use std::{fs::File, io::Seek, path::Path};
 
 /// Writes the model with its adapters added to the directory `out`, which must be absent or empty: the files of the base model,
 /// in which only the adapted tensors are other bytes, of the same type. `progress` gets `(tensors done, tensors in all)`.
 ///
 /// # Errors
-/// `Input` when `out` is not empty, or the model is the embedded one; `Io` when writing fails.
+/// `Input` when `out` is not empty, or the model is the embedded one; `Io` when reading or writing fails. Nothing is left of
+/// `out` then.
 pub fn merge_checkpoint(files: &ModelFiles, out: &Path, progress: &mut dyn FnMut(usize, usize)) -> Result<()> {
     let Some(dir) = &files.dir else {
         return Err(Error::Input("the demo model has no files to merge into: name a model directory".into()));
     };
-    synth::new_directory(out)?;
-    let place = |file: &Path| file.file_name().map(|name| out.join(name)).unwrap_or_else(|| out.into());
-    let tensors: Vec<&Tensor> = files.weights.tensors().collect();
-    let mut opened: BTreeMap<&Path, File> = BTreeMap::new();
-    for (done, t) in tensors.iter().enumerate() {
-        progress(done, tensors.len());
-        let (from, to) = (t.file(), place(t.file()));
-        if !opened.contains_key(from) {
-            fs::copy(from, &to).map_err(Error::io(from))?;
-            opened.insert(from, OpenOptions::new().write(true).open(&to).map_err(Error::io(&to))?);
+    let mut output = Output::begin(out)?;
+    let layout = Layout::of(dir)?;
+    let (mut done, all) = (0, files.weights.tensors().count());
+    for from in &layout.files {
+        let mut tensors: Vec<&Tensor> = files.weights.tensors().filter(|t| t.file() == from).collect();
+        tensors.sort_by_key(|t| t.offset());
+        let name = from.file_name().and_then(|n| n.to_str()).ok_or_else(|| Error::file(from, "has no name"))?;
+        let (mut file, mut to) = (File::open(from).map_err(Error::io(from))?, output.create(name)?);
+        for t in tensors {
+            progress(done, all);
+            done += 1;
+            write(files, t, &mut file, &mut to)?;
         }
-        let Some(bytes) = merged(&files.lora, t, t.dtype()) else { continue };
-        let file = opened.get_mut(from).expect("opened above");
-        let written = file.seek(SeekFrom::Start(t.offset() as u64)).and_then(|_| file.write_all(&bytes));
-        written.map_err(Error::io(&to))?;
+        to.copy(from, &mut file, u64::MAX)?;
     }
-    let index = dir.join(INDEX);
-    if opened.len() > 1 {
-        fs::copy(&index, place(&index)).map_err(Error::io(&index))?;
+    if let Some(index) = &layout.index {
+        output.copy(index)?;
     }
-    synth::copy_tokenizer(dir, out)?;
-    let config = dir.join("config.json"); // last: an interrupted run leaves nothing that looks like a model
-    fs::copy(&config, place(&config)).map_err(Error::io(&config))?;
-    Ok(())
+    synth::copy_files(dir, &mut output)?;
+    output.copy(&dir.join("config.json"))?;
+    output.finish()
+}
+
+/// Writes from where `file` is to the end of a tensor.
+fn write(files: &ModelFiles, t: &Tensor, file: &mut File, to: &mut Target) -> Result<()> {
+    let io = || Error::io(t.file());
+    let at = file.stream_position().map_err(io())?;
+    let (begin, len) = (t.offset() as u64, t.bytes().len() as u64);
+    match merged(&files.lora, t, t.dtype()) {
+        None => to.copy(t.file(), file, begin + len - at),
+        Some(bytes) => {
+            to.copy(t.file(), file, begin - at)?;
+            to.write(&bytes)?;
+            file.seek_relative(len as i64).map_err(io())
+        }
+    }
 }

@@ -3,20 +3,21 @@
 //! Hugging Face tensor names appear here only ([`Weights::table`]).
 
 mod header;
+mod layout;
 #[cfg(unix)]
 pub mod reader;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
 use std::ops::Range;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memmap2::Mmap;
-use serde::Deserialize;
 
 pub use header::{Entry, read_header};
+pub(crate) use layout::Layout;
 
 use crate::{
     error::{Error, Result},
@@ -193,7 +194,8 @@ impl Weights {
     ///
     /// Tolerated beside the table's tensors: `rotary_emb.inv_freq` (old checkpoints store what is computed), and
     /// with tied embeddings a `lm_head.weight` that repeats the embedding. Every other extra tensor is an error,
-    /// since ignoring it would compute another model. `metadata.total_size` of the index is not looked at.
+    /// since ignoring it would compute another model. `metadata.total_size` of the index is not looked at, nor are entries of
+    /// the index for tensors that the table has not.
     ///
     /// The files must not be changed while the `Weights`, or a `Tensor` of it, lives: the memory is the file. A
     /// program that truncates one of them meanwhile makes this process end with `SIGBUS` when it touches the memory;
@@ -204,36 +206,32 @@ impl Weights {
     /// missing or unreadable, [`Error::File`] for one that is not a whole safetensors file or a bad index,
     /// [`Error::Tensor`] for tensors that are missing, superfluous, doubled, or of another shape or dtype.
     pub fn open(dir: &Path, config: &Config) -> Result<Weights> {
-        let single = dir.join(SINGLE);
-        let index_path = dir.join(INDEX);
-        if single.exists() {
-            let mut found = Found::new(&single);
-            found.add(&Arc::new(Shard::map(single.clone(), 0)?))?;
+        let layout = Layout::of(dir)?;
+        let Some(index_path) = &layout.index else {
+            let mut found = Found::new(&layout.files[0]);
+            found.add(&Arc::new(Shard::map(layout.files[0].clone(), 0)?))?;
             return found.bind(config);
-        }
-        let text = match std::fs::read_to_string(&index_path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(no_weights(dir)),
-            Err(e) => return Err(Error::io(&index_path)(e)),
         };
-        let index = Index::parse(&index_path, &text)?;
-
-        let mut found = Found::new(&index_path);
-        for (i, file) in index.files().into_iter().enumerate() {
-            let path = dir.join(file);
-            if !path.exists() {
-                let tensors = index.weight_map.values().filter(|f| *f == file).count();
-                let what = format!("is missing; {INDEX} places {tensors} tensors in it");
-                return Err(Error::file(path, what));
-            }
-            found.add(&Arc::new(Shard::map(path, i)?))?;
+        let mut found = Found::new(index_path);
+        for (i, path) in layout.files.iter().enumerate() {
+            found.add(&Arc::new(Shard::map(path.clone(), i)?))?;
         }
-        for (name, file) in &index.weight_map {
+        let mut needed = BTreeSet::new();
+        Weights::table(config, |name, _| {
+            needed.insert(name);
+            Ok(())
+        })?;
+        for (name, file) in layout.placed.iter().filter(|(name, _)| needed.contains(*name)) {
+            let path = dir.join(file);
             match found.tensors.get(name) {
-                Some((shard, _)) if shard.path.ends_with(file) => {}
+                Some((shard, _)) if shard.path == path => {}
+                _ if !path.exists() => {
+                    let placed = layout.placed.iter().filter(|(name, f)| *f == file && needed.contains(*name)).count();
+                    return Err(Error::file(path, format!("is missing; {INDEX} places {placed} tensors in it")));
+                }
                 other => {
                     let found = other.map_or("no such tensor".into(), |(s, _)| format!("it in {}", s.path.display()));
-                    return Err(tensor_error(&dir.join(file), name, format!("it here, says {INDEX}"), found));
+                    return Err(tensor_error(&path, name, format!("it here, says {INDEX}"), found));
                 }
             }
         }
@@ -416,55 +414,6 @@ fn same_where_sampled(a: &[u8], b: &[u8]) -> bool {
     let window = a.len().min(WINDOW);
     a.len() == b.len()
         && [0, (a.len() - window) / 2, a.len() - window].into_iter().all(|s| a[s..s + window] == b[s..s + window])
-}
-
-/// `model.safetensors.index.json`.
-#[derive(Deserialize)]
-struct Index {
-    /// File of each tensor.
-    weight_map: BTreeMap<String, String>,
-}
-
-impl Index {
-    fn parse(path: &Path, text: &str) -> Result<Index> {
-        let index: Index =
-            serde_json::from_str(text).map_err(|e| Error::file(path, format!("is not a valid index: {e}")))?;
-        if index.weight_map.is_empty() {
-            return Err(Error::file(path, "lists no tensors"));
-        }
-        for file in index.files() {
-            // A plain name: nothing a downloaded index says may lead out of its directory. The file itself may be a
-            // symbolic link; the Hugging Face cache consists of them.
-            let mut parts = Path::new(file).components();
-            let plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
-            if !plain || file.contains(['/', '\\', ':']) {
-                let what = format!("names the file {file:?}, expected the plain name of a file beside the index");
-                return Err(Error::file(path, what));
-            }
-        }
-        Ok(index)
-    }
-
-    /// The files, each once, in the order of their names.
-    fn files(&self) -> Vec<&str> {
-        let mut files: Vec<&str> = self.weight_map.values().map(String::as_str).collect();
-        files.sort_unstable();
-        files.dedup();
-        files
-    }
-}
-
-/// The error for a directory without safetensors.
-fn no_weights(dir: &Path) -> Error {
-    let other = std::fs::read_dir(dir).into_iter().flatten().flatten().find_map(|entry| {
-        let name = entry.file_name().into_string().ok()?;
-        [".bin", ".gguf", ".pth", ".pt", ".safetensors"].iter().any(|end| name.ends_with(end)).then_some(name)
-    });
-    let what = match other {
-        Some(name) => format!("has neither {SINGLE} nor {INDEX} (but {name}, which aoji does not read)"),
-        None => format!("has neither {SINGLE} nor {INDEX}"),
-    };
-    Error::file(dir, what)
 }
 
 fn tensor_error(file: &Path, tensor: &str, expected: impl Into<String>, found: impl Into<String>) -> Error {

@@ -1,9 +1,9 @@
-//! Brings tensors from their files to a device with memory of its own: by several threads, in the order of the files,
-//! through few buffers, which for a GPU are page-locked.
+//! Reads tensors for a device that has its own memory: several threads read the files from front to back into a few buffers, which
+//! are page-locked for a GPU.
 //!
-//! The files are read by position and not through their mapping, so that one that is cut short meanwhile is an error and
-//! no `SIGBUS`. Copying from the mapping is no faster. `O_DIRECT` was tried on a cold page cache and left: it read now
-//! faster and now slower than these threads do through the cache, and after it the next start is cold again.
+//! The files are read by position, not through their memory map: a file that is cut short meanwhile then gives an error instead of
+//! `SIGBUS`. Copying from the map was not faster. `O_DIRECT` was tried with a cold page cache and left out: it was sometimes faster
+//! and sometimes slower, and it leaves the cache cold for the next start.
 
 use crate::{Tensor, error::Result, files::config::Dtype};
 use half::{bf16, f16, slice::HalfFloatSliceExt};

@@ -1,22 +1,28 @@
-//! Measurements: how fast a model runs, how fast each kernel runs, and what the machine could do at best.
+//! Measures how fast a model and each kernel run, and what this machine could do at best.
 //!
-//! The machine's own rates are measured in the same run, by reading and copying much memory and by a large matrix product, and
-//! everything is stated as a share of them.
+//! The machine's own rates are measured in the same run (reading and copying much memory, a large matrix product), and every result
+//! is also given as a share of them.
 
+#[cfg(feature = "cuda")]
+mod case;
 #[cfg(feature = "cuda")]
 mod kernels;
 #[cfg(feature = "cuda")]
 mod lab;
 mod peak;
+#[cfg(feature = "cuda")]
+mod ratio;
 mod smi;
 #[cfg(feature = "cuda")]
 mod timeline;
 
 #[cfg(feature = "cuda")]
-pub use kernels::{Bench, Check, KernelOptions, KernelResult, kernels};
+pub use case::{Bench, Check, KernelOptions, KernelResult};
 #[cfg(feature = "cuda")]
-pub use lab::Ratio;
+pub use kernels::kernels;
 pub use peak::Peak;
+#[cfg(feature = "cuda")]
+pub use ratio::Ratio;
 pub use smi::{Board, Running};
 #[cfg(feature = "cuda")]
 pub use timeline::{Sm, TIMELINE_STEPS, Timed, Timeline, timeline};

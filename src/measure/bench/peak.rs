@@ -1,4 +1,4 @@
-//! What the machine could do at best, measured: what everything is stated as a share of.
+//! The best rates of this machine, measured: reading memory, copying memory, multiplying matrices.
 
 use super::Running;
 use crate::ops::Cost;

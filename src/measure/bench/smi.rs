@@ -1,7 +1,7 @@
-//! What `nvidia-smi` says of a GPU: under which conditions a number was measured.
+//! What `nvidia-smi` says about a GPU while it is measured: clocks, temperature, power, other processes.
 //!
-//! A process a question, because this is asked twice in a run; where there is no nvidia-smi, nothing is known. A GPU is named
-//! by its PCI address: nvidia-smi counts GPUs otherwise than the driver does.
+//! Each question starts one process, which is cheap enough for twice a run. Without nvidia-smi the answers are absent. A GPU is named
+//! by its PCI address, because nvidia-smi numbers GPUs differently from the driver.
 
 use crate::error::{Error, Result};
 use serde::Serialize;

@@ -1,4 +1,4 @@
-//! One decode step on the clock of the device: when each kernel ran, and what lies between them.
+//! One decode step as the device's clock saw it: when each kernel ran, and the gaps between them.
 
 use super::{WARM_UP, decode_context, median, step, tokens};
 use crate::{

@@ -170,7 +170,8 @@ fn questions(dir: &Path, task: Task, split: &str) -> Result<Vec<Question>> {
         let fields = serde_json::from_str(line).map_err(|e| row.wrong(format!("is not a JSON object: {e}")))?;
         task.question(&Row { fields, ..row })
     };
-    text.lines().enumerate().map(question).collect()
+    // Some editors begin a file with a byte order mark, which belongs to no row.
+    text.trim_start_matches('\u{feff}').lines().enumerate().map(question).collect()
 }
 
 /// A line of a data file.

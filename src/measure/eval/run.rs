@@ -1,4 +1,4 @@
-//! Asks a model.
+//! Runs the requests of a benchmark on a model.
 
 use super::{Document, Task};
 use crate::{

@@ -56,11 +56,12 @@ void fail(const char* fmt, ...) {
   const uint3& t = cur->tid;
   snprintf(where, sizeof where, " [%s block (%u,%u,%u) thread (%u,%u,%u)]", E.l->s.k->name, block_idx.x, block_idx.y,
            block_idx.z, t.x, t.y, t.z);
-  E.err = std::string(buf) + where + fault_at_pc();
+  E.err = std::string(buf) + where + (E.at ? ptx::where(*E.at) : fault_at_pc());
   E.failed = true;
   E.code = !strncmp(buf, "out-of-bounds", 13) || !strncmp(buf, "null", 4) ? 700
            : !strncmp(buf, "misaligned", 10)                              ? 716
                                                                           : 719;
+  if (E.at) throw Fault();
   to_sched();
   abort();
 }

@@ -10,6 +10,10 @@ uint32_t smem_addr(const void* p) {
   if (!in_shared(p)) fail("not a shared memory address: %p", p);
   return (uint32_t)((const char*)p - E.f->b->sh);
 }
+void* smem_ptr(uint32_t addr) {
+  if (addr >= SHARED_SLOT) fail("not a shared memory address: %#x", addr);
+  return E.f->b->sh + addr;
+}
 uint32_t swizzled(uint32_t a, int mode) { return a ^ ((a >> 7 & ((1 << mode) - 1)) << 4); }
 static void poison(void* d, unsigned n) {  // until the copy lands
   check(d, n, true, false, true);

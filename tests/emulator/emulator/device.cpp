@@ -18,15 +18,19 @@ long env(const char* name, long otherwise) {
 void init() {
   static bool once = [] {
     emu::init_engine();
-    int cc = (int)env("CUDA_EMULATOR_CC", 90);
     device.sms = (int)env("CUDA_EMULATOR_SM_COUNT", 4);
-    device.major = cc / 10;
-    device.minor = cc % 10;
     device.memory = (size_t)env("CUDA_EMULATOR_MEMORY", 1l << 30);
     device.here = env("CUDA_EMULATOR_DEVICES", 1) > 0;
     return true;
   }();
   (void)once;
+}
+Code& code() {
+  static thread_local Code c = [] {
+    const char* mode = getenv("CUDA_EMULATOR_CODE");
+    return Code{mode && !strcmp(mode, "ptx"), (int)env("CUDA_EMULATOR_CC", 90)};
+  }();
+  return c;
 }
 void*& current_context() {
   static thread_local void* context = nullptr;
@@ -115,8 +119,8 @@ API cuDeviceGetAttribute(int* v, int attribute, int) {
   constexpr int MULTIPROCESSOR_COUNT = 16, CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76;
   auto it = fixed.find(attribute);
   *v = attribute == MULTIPROCESSOR_COUNT ? device.sms
-       : attribute == CAPABILITY_MAJOR   ? device.major
-       : attribute == CAPABILITY_MINOR   ? device.minor
+       : attribute == CAPABILITY_MAJOR   ? code().capability / 10
+       : attribute == CAPABILITY_MINOR   ? code().capability % 10
        : it == fixed.end()               ? 0
                                          : it->second;
   return OK;
@@ -197,6 +201,7 @@ static const struct {
     {NO_DEVICE, "CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"},
     {INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"},
     {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
+    {INVALID_PTX, "CUDA_ERROR_INVALID_PTX", "a PTX JIT compilation failed"},
     {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
     {NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
     {NOT_READY, "CUDA_ERROR_NOT_READY", "device not ready"},

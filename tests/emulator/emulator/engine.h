@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "emulated_engine.h"
+#include "ptx/ptx.h"
 
 namespace emu {
 // A block's shared memory: static arrays first, the dynamic part from 64 KiB.
@@ -139,6 +140,7 @@ struct Block {
   // barriers and copies
   Bar bar[16];
   int bar_result[16];
+  std::vector<ptx::Warp> compiled;  // the warps of a kernel that is compiled code
   std::map<uint64_t*, MBar> mbar;
   std::vector<Bulk> bulk;
 };
@@ -203,7 +205,8 @@ struct Engine {
   bool failed = false;
   int code = 0;
   std::string err;
-  const void* pc = nullptr;  // of the access being checked
+  const void* pc = nullptr;        // of the access being checked
+  const ptx::Instr* at = nullptr;  // what is being carried out, of compiled code
   // the schedule
   Policy policy = FORWARD;
   uint64_t rng = 88172645463325252ull;
@@ -217,6 +220,7 @@ struct Engine {
   std::vector<Arena*> pool;
 };
 extern Engine E;
+struct Fault {};  // thrown by fail() in compiled code, which has no stack of its own to leave
 void init_engine();
 
 // --- fibers
@@ -227,6 +231,22 @@ void resume(void** save, Fiber* f);
 void entry();  // where a fiber starts
 uint64_t rnd();
 int pick(uint32_t lanes);
+void sync_warp(Block* b, unsigned warp, unsigned mask);  // __syncwarp, when all lanes of the mask are there
+void bar_arrive_warp(int id, int n_threads, Site s, int lanes);
+
+// --- tensor cores: what one lane gives and gets
+struct Mma {
+  float* d;
+  const uint32_t *a, *b;
+};
+void mma_warp(unsigned mask, void* const* lanes);
+struct Ldmatrix {
+  uint32_t* r;
+  const uint16_t* row;
+  int n;
+  bool trans;
+};
+void ldmatrix_warp(unsigned mask, void* const* lanes);
 
 // --- checker
 void check(const void* p, unsigned n, bool write, bool atomic = false, bool async_issue = false);

@@ -45,7 +45,7 @@ int pick(uint32_t m) {
 }
 EMU_PLAIN void copy(void* d, const void* s, unsigned n) { memcpy(d, s, n); }
 void yield() {
-  if (E.policy == RANDOM) to_sched();
+  if (E.policy == RANDOM && !E.at) to_sched();
 }
 void spin() {
   if (++E.spins > 4000000) {
@@ -55,7 +55,7 @@ void spin() {
   }
   if (E.spins > 1) {
     E.spun = true;
-    to_sched();
+    if (!E.at) to_sched();  // a warp of compiled code returns when it sees spun
   }
 }
 void entry() {
@@ -78,7 +78,8 @@ void wake(Fiber& f) {
   f.b->warp[f.th->warp].ready |= 1u << f.th->lane;
   E.spins = 0;
 }
-// Straight to the next ready lane of this warp, else to the scheduler.
+// Straight to the next ready lane of this warp, else to the scheduler. In compiled code the warp goes on with its other
+// lanes when this returns.
 void wait(State s, Site site, const char* op) {
   Fiber* f = E.f;
   Warp& w = f->b->warp[f->th->warp];
@@ -86,6 +87,7 @@ void wait(State s, Site site, const char* op) {
   f->site = site;
   f->op = op;
   w.ready &= ~(1u << f->th->lane);
+  if (E.at) return;
   if (w.ready)
     resume(&f->sp, &f->b->f[f->th->warp * 32 + pick(w.ready)]);
   else
@@ -95,7 +97,8 @@ void wait(State s, Site site, const char* op) {
 static void arrive(int id, int n, Site s, int want) {
   if (id < 0 || id > 15) fail("barrier %d does not exist at %s:%d", id, s.file, s.line);
   Bar& r = E.f->b->bar[id];
-  if (r.arrived && (r.want != want || (n < 0 && (r.site.line != s.line || strcmp(r.site.file, s.file)))))
+  bool elsewhere = !E.at && (r.site.line != s.line || strcmp(r.site.file, s.file));  // a compiler may copy a barrier
+  if (r.arrived && (r.want != want || (n < 0 && elsewhere)))
     fail("divergent barrier %d: %s:%d while others wait at %s:%d", id, s.file, s.line, r.site.file, r.site.line);
   if (n >= 0 && (n % 32 || !n))
     fail("barrier %d: thread count %d is not a multiple of 32 at %s:%d", id, n, s.file, s.line);
@@ -151,6 +154,16 @@ void bar_sync(int id, int n, Site s) {
   else
     complete(b, id);
 }
+void bar_arrive_warp(int id, int n, Site s, int lanes) {
+  Block* b = E.f->b;
+  unsigned w = cur->warp;
+  arrive(id, n, s, n);
+  Bar& r = b->bar[id];
+  r.arrived += lanes - 1;
+  for (int o = 0; o < b->nwarps; o++) r.given[o] = std::max(r.given[o], b->vc[w][o]);
+  clock_of(b, w)++;
+  if (r.arrived >= n) complete(b, id);
+}
 // Aligned: the whole warp at once, so that nothing after it counts as before it.
 void bar_arrive(int id, int n, Site s) {
   struct Args {
@@ -161,14 +174,7 @@ void bar_arrive(int id, int n, Site s) {
   unsigned lanes = std::min<unsigned>(32, b->f.size() - cur->warp * 32);
   auto all = [](unsigned mask, void* const* p) {
     Args& a = *(Args*)p[cur->lane];
-    Block* b = E.f->b;
-    unsigned w = cur->warp;
-    arrive(a.id, a.n, a.s, a.n);
-    Bar& r = b->bar[a.id];
-    r.arrived += __builtin_popcount(mask) - 1;
-    for (int o = 0; o < b->nwarps; o++) r.given[o] = std::max(r.given[o], b->vc[w][o]);
-    clock_of(b, w)++;
-    if (r.arrived >= a.n) complete(b, a.id);
+    bar_arrive_warp(a.id, a.n, a.s, __builtin_popcount(mask));
   };
   warp_op("bar.arrive", (1ull << lanes) - 1, s, all, &a);
 }
@@ -180,7 +186,7 @@ int bar_reduce(int v, Reduction how, Site s) {
   return how == COUNT ? r : how == OR ? r != 0 : r == (int)b->f.size();
 }
 // --- warp operations
-static void sync_warp(Block* b, unsigned w, unsigned mask) {
+void sync_warp(Block* b, unsigned w, unsigned mask) {
   b->wsync[w] = ++clock_of(b, w);
   Known k, fk;
   uint32_t fc = b->fvc[w][w];

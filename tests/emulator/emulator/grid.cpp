@@ -19,10 +19,16 @@ const Kernel* find_kernel(const char* n) {
   return it == table().end() ? nullptr : it->second;
 }
 
-// --- parameters
+// --- parameters: each at a multiple of 16 bytes, or where the compiler puts it
 static size_t words(unsigned bytes) { return (bytes + 15) / 16 * 2; }
 std::vector<uint64_t> pack_args(const Kernel* k, void** params) {
   std::vector<uint64_t> a;
+  if (k->entry) {
+    a.resize((k->entry->param_bytes + 7) / 8);
+    for (unsigned i = 0; i < k->nparams; i++)
+      memcpy((char*)a.data() + k->entry->params[i].offset, params[i], k->sizes[i]);
+    return a;
+  }
   for (unsigned i = 0; i < k->nparams; i++) {
     size_t at = a.size();
     a.resize(at + words(k->sizes[i]));
@@ -33,6 +39,9 @@ std::vector<uint64_t> pack_args(const Kernel* k, void** params) {
 std::vector<void*> unpack_args(const Kernel* k, const std::vector<uint64_t>& args) {
   std::vector<void*> params;
   size_t at = 0;
+  for (unsigned i = 0; k->entry && i < k->nparams; i++)
+    params.push_back((char*)args.data() + k->entry->params[i].offset);
+  if (k->entry) return params;
   for (unsigned i = 0; i < k->nparams; i++) {
     params.push_back((void*)&args[at]);
     at += words(k->sizes[i]);
@@ -124,6 +133,15 @@ static void init_block(Launch* l, Block& b, size_t slot, uint3 idx) {
     for (int i = 0; i < 6; i++) *--sp = nullptr;
     f.sp = sp;
   }
+  if (const ptx::Entry* e = l->s.k->entry) {
+    for (auto& a : e->shared) {
+      memset(b.shadow.state + a.offset / 2, ALLOC, (a.size + 1) / 2);
+      memset(b.sh + a.offset, 0xff, a.size);
+    }
+    b.st_top = e->shared_top;
+    b.compiled.resize(b.nwarps);
+    for (int w = 0; w < b.nwarps; w++) b.compiled[w].begin(l->s, &b, w);
+  }
 }
 void Launch::fill(size_t n) {
   reserve(*arena, n, (size_t)s.block.x * s.block.y * s.block.z);
@@ -145,7 +163,11 @@ bool Launch::run_ready(std::vector<std::pair<Block*, int>>& order, bool& all_don
     Warp& warp = b->warp[w];
     while (warp.ready) {
       E.spun = false;
-      resume(&E.sp, &b->f[w * 32 + pick(warp.ready)]);
+      if (s.k->entry) {
+        ptx::run(b, w);
+      } else {
+        resume(&E.sp, &b->f[w * 32 + pick(warp.ready)]);
+      }
       if (E.failed) return false;
       progress = true;
       if (E.spun || (E.policy == RANDOM && rnd() % 64 == 0)) break;

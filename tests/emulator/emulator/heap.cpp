@@ -2,6 +2,7 @@
 #include <sys/mman.h>
 
 #include <cstdlib>
+#include <sstream>
 
 #include "engine.h"
 
@@ -136,6 +137,10 @@ void init_engine() {
   if (const char* s = getenv("CUDA_EMULATOR_SCHEDULE")) {  // forward | reverse | random[:seed]
     E.policy = !strncmp(s, "reverse", 7) ? REVERSE : !strncmp(s, "random", 6) ? RANDOM : FORWARD;
     if (E.policy == RANDOM && strchr(s, ':')) E.rng ^= strtoull(strchr(s, ':') + 1, nullptr, 10) * 2654435761u;
+  }
+  if (const char* s = getenv("CUDA_EMULATOR_PTX")) {  // directories, separated by colons
+    std::string list = s, directory;
+    for (std::stringstream in(list); std::getline(in, directory, ':');) ptx::add_directory(directory);
   }
   if (const char* s = getenv("CUDA_EMULATOR_CHECK")) E.check = *s != '0';
 }

@@ -5,15 +5,30 @@
 
 using namespace drv;
 
-// --- modules: the image is ignored, the kernels are linked into this library
+// --- modules: PTX is loaded; of any other image the kernels are those that are linked into this library, or that the
+// build compiled to PTX
 struct Module {
   std::map<std::string, std::unique_ptr<Func>> funcs;
+  std::shared_ptr<ptx::Module> text = nullptr;
 };
+static bool is_ptx(const char* image) {
+  while (isspace((unsigned char)*image)) image++;
+  return !strncmp(image, "//", 2) || !strncmp(image, ".version", 8);
+}
 API cuModuleLoadData(void** m, const void* image) {
   LOCK;
   if (!current_context()) return INVALID_CONTEXT;
   if (!image) return INVALID_VALUE;
-  *m = new Module;
+  auto module = std::make_unique<Module>();
+  try {
+    if (is_ptx((const char*)image)) {
+      module->text = ptx::parse((const char*)image, "image");
+      for (auto& name : ptx::entries(*module->text)) ptx::entry(*module->text, name);
+    }
+  } catch (const ptx::Error& e) {
+    return refuse(INVALID_PTX, e.text);
+  }
+  *m = module.release();
   return OK;
 }
 API cuModuleLoadDataEx(void** m, const void* image, u32, int*, void**) { return cuModuleLoadData(m, image); }
@@ -23,17 +38,44 @@ API cuModuleUnload(void* m) {
   delete (Module*)m;
   return e;
 }
+// CUDA_EMULATOR_PLANT=A=B: kernel B in the place of A, for tests of what is said of a wrong kernel.
+static std::string planted(const char* name) {
+  const char* plant = getenv("CUDA_EMULATOR_PLANT");
+  const char* by = plant ? strchr(plant, '=') : nullptr;
+  return by && std::string(plant, by) == name ? by + 1 : name;
+}
 API cuModuleGetFunction(Func** f, Module* m, const char* name) {
   LOCK;
-  auto k = emu::find_kernel(name);
-  if (!k) {
-    const char* text = " is linked into the emulator (EXPORT_KERNEL missing?)";
+  auto host = emu::find_kernel(planted(name).c_str());
+  auto entry = m->text ? ptx::entry(*m->text, name) : nullptr;
+  if (!(m->text ? (bool)entry : (bool)host)) {
+    const char* text =
+        m->text ? " is in the PTX of the module" : " is linked into the emulator (EXPORT_KERNEL missing?)";
     return refuse(NOT_FOUND, std::string("no kernel named ") + name + text);
   }
   auto& slot = m->funcs[name];
-  if (!slot) slot.reset(new Func{k});
+  if (!slot) slot.reset(new Func{name, m->text ? nullptr : host, entry ? &entry->kernel : nullptr, {}});
   *f = slot.get();
   return OK;
+}
+static bool same_parameters(const emu::Kernel& a, const emu::Kernel& b) {
+  return a.nparams == b.nparams && std::equal(a.sizes, a.sizes + a.nparams, b.sizes);
+}
+const emu::Kernel* drv::kernel_of(Func& f, int& error) {
+  if (f.own) return f.own;
+  if (!code().ptx) return f.host;
+  auto& k = f.ptx[code().capability];
+  if (k) return k;
+  try {
+    auto found = &ptx::find(f.name, code().capability)->kernel;
+    if (!same_parameters(*found, *f.host)) {
+      throw ptx::Error{found->entry->file + ": kernel " + f.name + " has other parameters than its source"};
+    }
+    return k = found;
+  } catch (const ptx::Error& e) {
+    error = refuse(INVALID_PTX, e.text);
+    return nullptr;
+  }
 }
 API cuModuleGetGlobal_v2(Ptr*, size_t*, void*, const char*) { return NOT_FOUND; }
 
@@ -58,7 +100,7 @@ API cuFuncGetAttribute(int* v, int a, Func* f) {  // registers, local and static
   switch (a) {
     case MAX_THREADS: *v = 1024; break;
     case PTX_VERSION:
-    case BINARY_VERSION: *v = device.major * 10 + device.minor; break;
+    case BINARY_VERSION: *v = code().capability; break;
     case MAX_DYNAMIC_SHARED: *v = f->max_dyn; break;
     case CARVEOUT: *v = f->carveout; break;
     default: *v = 0;
@@ -67,7 +109,7 @@ API cuFuncGetAttribute(int* v, int a, Func* f) {  // registers, local and static
 }
 API cuFuncSetCacheConfig(Func*, int) { return OK; }
 API cuFuncGetName(const char** n, Func* f) {
-  *n = f->k->name;
+  *n = f->name.c_str();
   return OK;
 }
 
@@ -134,13 +176,43 @@ struct Geometry {
   u32 smem;
   bool cooperative = false, pdl = false;
 };
+// The parameters out of a buffer in the kernel's own layout: `extra` of a launch.
+static bool unpack_extra(const emu::Kernel& k, void** extra, std::vector<void*>& params, std::string& why) {
+  enum { END = 0, BUFFER = 1, SIZE = 2 };
+  char* buffer = nullptr;
+  size_t size = 0;
+  for (; (size_t)*extra != END; extra += 2) {
+    if ((size_t)*extra == BUFFER) buffer = (char*)extra[1];
+    if ((size_t)*extra == SIZE) size = *(size_t*)extra[1];
+  }
+  if (!k.entry) return why = "`extra` is emulated for PTX only", false;
+  if (!buffer || size != k.entry->param_bytes) {
+    why = "a parameter buffer of " + std::to_string(size) + " bytes where the kernel (" + k.entry->file + ") has " +
+          std::to_string(k.entry->param_bytes);
+    return false;
+  }
+  for (auto& p : k.entry->params) params.push_back(buffer + p.offset);
+  return true;
+}
 static int launch(void* stream, Func* f, const Geometry& g, void** params, void** extra) {
   if (!current_context()) return INVALID_CONTEXT;
   auto s = stream_of(stream);
   if (!s || !f) return INVALID_HANDLE;
-  auto bad = [&](int code, const std::string& text) { return refuse(code, text + " launching " + f->k->name); };
+  auto bad = [&](int code, const std::string& text) { return refuse(code, text + " launching " + f->name); };
+  int error = OK;
+  const emu::Kernel* k = kernel_of(*f, error);
+  if (!k) return error;
   size_t threads = (size_t)g.block.x * g.block.y * g.block.z, blocks = (size_t)g.grid.x * g.grid.y * g.grid.z;
-  if (extra || (!params && f->k->nparams)) return bad(INVALID_VALUE, "kernelParams missing (`extra` is not emulated)");
+  std::vector<void*> unpacked;
+  std::string why;
+  if (extra && !params) {
+    if (!unpack_extra(*k, extra, unpacked, why)) return bad(INVALID_VALUE, why);
+    params = unpacked.data();
+  }
+  for (u32 i = 0; i < k->nparams; i++) {
+    if (!params || !params[i])
+      return bad(INVALID_VALUE, "parameter " + std::to_string(i) + " of " + std::to_string(k->nparams) + " missing");
+  }
   if (!blocks || g.grid.x > 0x7fffffff || g.grid.y > 65535 || g.grid.z > 65535)
     return bad(INVALID_VALUE, "invalid grid");
   if (!threads || threads > emu::MAX_THREADS || g.block.z > 64) {
@@ -153,7 +225,7 @@ static int launch(void* stream, Func* f, const Geometry& g, void** params, void*
   if (g.cooperative && blocks > (size_t)occupancy(threads, g.smem) * device.sms) {
     return bad(COOPERATIVE_TOO_LARGE, "cooperative grid of " + std::to_string(blocks) + " blocks does not fit");
   }
-  emu::Spec spec{f->k, g.grid, g.block, g.smem, g.cooperative, g.pdl, emu::pack_args(f->k, params)};
+  emu::Spec spec{k, g.grid, g.block, g.smem, g.cooperative, g.pdl, emu::pack_args(k, params)};
   return enqueue_op(*s, std::make_shared<Op>(Op{KERNEL, std::move(spec), f}));
 }
 API cuLaunchKernel(Func* f, u32 gx, u32 gy, u32 gz, u32 bx, u32 by, u32 bz, u32 smem, void* stream, void** params,
@@ -175,8 +247,7 @@ API cuLaunchKernelEx(const Config* c, Func* f, void** params, void** extra) {
     if (a.id == PROGRAMMATIC_STREAM_SERIALIZATION) g.pdl = a.i;
     if (a.id != CLUSTER_DIMENSION) continue;
     bool divides = a.d.x && a.d.y && a.d.z && !(c->gx % a.d.x || c->gy % a.d.y || c->gz % a.d.z);
-    if (!divides)
-      return refuse(INVALID_VALUE, std::string("grid is not a multiple of the cluster launching ") + f->k->name);
+    if (!divides) return refuse(INVALID_VALUE, "grid is not a multiple of the cluster launching " + f->name);
   }
   return launch(c->stream, f, g, params, extra);
 }

@@ -22,6 +22,9 @@ struct alignas(64) TensorMap {
 };
 static_assert(sizeof(TensorMap) == 128, "as large as CUtensorMap");
 
+namespace ptx {
+struct Entry;
+}
 namespace emu {
 struct Thread {
   uint3 tid;
@@ -80,6 +83,7 @@ void mbar_wait(uint64_t* p, unsigned parity, Site s);
 void tma_load_2d(void* d, const TensorMap* m, uint64_t* mb, int x, int y);
 void bulk_load(void* d, const void* g, unsigned bytes, uint64_t* mb);
 uint32_t smem_addr(const void* p);
+void* smem_ptr(uint32_t addr);
 void wgmma(float* d, uint64_t a, uint64_t b, int n, Site s);
 void wgmma_commit();
 void wgmma_wait(int keep, Site s);
@@ -90,6 +94,7 @@ struct Kernel {
   void (*run)(void**);
   unsigned nparams;
   const unsigned* sizes;
+  const ptx::Entry* entry = nullptr;  // compiled code instead of run
 };
 template <auto F> struct Bind;
 template <class... A, void (*F)(A...)> struct Bind<F> {

@@ -24,8 +24,17 @@ EMU_INLINE uint4 ld128_stream(const void* p) { return ld128(p); }
 EMU_INLINE uint4 ld128_l2(const void* p) { return ld128(p); }
 inline void prefetch_l2(const void*) {}
 inline void cp_async16(void* s, const void* g, bool pred, EMU_SITE) { emu::cp_async(s, g, 16, pred ? 16 : 0, EMU_AT); }
-inline void cp_async16_l1(void* s, const void* g, bool pred, EMU_SITE) {
-  emu::cp_async(s, g, 16, pred ? 16 : 0, EMU_AT);
+inline void cp_async16(uint32_t s, const void* g, bool pred, EMU_SITE) {
+  emu::cp_async(emu::smem_ptr(s), g, 16, pred ? 16 : 0, EMU_AT);
+}
+inline void cp_async16_first(uint32_t s, const void* g, bool pred, EMU_SITE) {
+  emu::cp_async(emu::smem_ptr(s), g, 16, pred ? 16 : 0, EMU_AT);
+}
+inline void cp_async16_l2_256(uint32_t s, const void* g, bool pred, EMU_SITE) {
+  emu::cp_async(emu::smem_ptr(s), g, 16, pred ? 16 : 0, EMU_AT);
+}
+inline void cp_async16_l1(uint32_t s, const void* g, bool pred, EMU_SITE) {
+  emu::cp_async(emu::smem_ptr(s), g, 16, pred ? 16 : 0, EMU_AT);
 }
 inline void cp_commit() { emu::cp_commit(); }
 template <int N> inline void cp_wait() { emu::cp_wait(N); }
@@ -111,6 +120,9 @@ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (
 inline void ldmatrix_x2(uint32_t (&r)[2], const void* p, EMU_SITE) { emu::ldmatrix(r, p, 2, false, EMU_AT); }
 inline void ldmatrix_x2_trans(uint32_t (&r)[2], const void* p, EMU_SITE) { emu::ldmatrix(r, p, 2, true, EMU_AT); }
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* p, EMU_SITE) { emu::ldmatrix(r, p, 4, false, EMU_AT); }
+inline void ldmatrix_x4(uint32_t (&r)[4], uint32_t s, EMU_SITE) {
+  emu::ldmatrix(r, emu::smem_ptr(s), 4, false, EMU_AT);
+}
 inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* p, EMU_SITE) { emu::ldmatrix(r, p, 4, true, EMU_AT); }
 
 // --- mbarrier, TMA, bulk copies

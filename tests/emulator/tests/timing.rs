@@ -1,4 +1,4 @@
-//! How long kernels take: `cargo test -p cuda-emulator --test timing -- --ignored --nocapture`.
+//! How long kernels take, and how fast PTX is interpreted: `cargo test -p cuda-emulator --test timing -- --ignored --nocapture`.
 mod common;
 use common::*;
 use std::time::Instant;
@@ -99,4 +99,57 @@ fn timing() {
             g.stream.synchronize().unwrap()
         })
     );
+}
+
+/// Lane instructions a second, of one core: at least 20 million.
+#[test]
+#[ignore = "timing; run with --ignored --nocapture --test-threads 1"]
+fn ptx() {
+    with_ptx(|| {
+        let g = Gpu::new();
+        let x = g.upload(&halves(&noise(4 << 20, 1)));
+        let out = g.uninit::<bf16>(4 << 20);
+        let rate = |what: &str, f: &dyn Fn()| {
+            f(); // parsed before it is timed
+            let (before, t) = (cuda_emulator::instructions().1, Instant::now());
+            f();
+            let (lanes, s) = (cuda_emulator::instructions().1 - before, t.elapsed().as_secs_f64());
+            println!(
+                "{what}: {lanes} lane instructions in {:.1} ms, {:.0} million a second",
+                s * 1e3,
+                lanes as f64 / s / 1e6
+            );
+            lanes as f64 / s
+        };
+        let rates = [
+            rate("gemv 2048x2048", &|| {
+                launch!(g, "t_gemv", grid(256, 1, 256, 0), &out, &x, &x, &2048i32, &2048i32).unwrap();
+                g.stream.synchronize().unwrap()
+            }),
+            rate("rms_norm 64x256", &|| {
+                launch!(g, "t_rms_norm", grid(64, 1, 64, 0), &out, &x, &x, &256i32, &1e-6f32).unwrap();
+                g.stream.synchronize().unwrap()
+            }),
+            rate("prefill attention 200 tokens, 8 heads, d 64", &|| {
+                let smem = 5 * 64 * 72 * 2;
+                launch!(
+                    g,
+                    "t_prefill_attn_d64",
+                    grid(4, 8, 128, smem),
+                    &out,
+                    &x,
+                    &x,
+                    &x,
+                    &200i32,
+                    &512i32,
+                    &128i32,
+                    &4i32,
+                    &0.125f32
+                )
+                .unwrap();
+                g.stream.synchronize().unwrap()
+            }),
+        ];
+        assert!(rates.iter().all(|r| *r > 20e6));
+    });
 }

@@ -41,11 +41,40 @@ fn index_contradicts_shards() {
     moved.insert("lm_head.weight".into(), json!("b.safetensors"));
     checkpoint.write_index(&moved);
     refused(checkpoint.open(), &["b.safetensors", "lm_head.weight", "a.safetensors"]);
+    let mut absent = map.clone();
+    absent.insert(WQ.into(), json!("c.safetensors"));
+    checkpoint.write_index(&absent);
+    refused(checkpoint.open(), &["c.safetensors", "missing; model.safetensors.index.json places 1 tensors in it"]);
+}
 
-    let mut more = map.clone();
-    more.insert("model.more".into(), json!("b.safetensors"));
-    checkpoint.write_index(&more);
-    refused(checkpoint.open(), &["b.safetensors", "model.more", "no such tensor"]);
+/// Indexes outlive their files: old ones name what is computed now.
+#[test]
+fn index_entries_of_what_is_not_needed_are_not_looked_for() {
+    for tied in [false, true] {
+        let checkpoint = Checkpoint::new(tied);
+        let mut map = checkpoint.write_shards();
+        let more = ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.more", "model.layers.7.mlp.up_proj.weight"];
+        for name in more.into_iter().chain(tied.then_some("lm_head.weight")) {
+            map.insert(name.into(), json!("b.safetensors"));
+            checkpoint.write_index(&map);
+            checkpoint.open().unwrap_or_else(|e| panic!("{name}: {e}"));
+            map.insert(name.into(), json!("absent.safetensors"));
+            checkpoint.write_index(&map);
+            checkpoint.open().unwrap_or_else(|e| panic!("{name} in a file that is not there: {e}"));
+        }
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_that_leads_nowhere_says_so() {
+    let checkpoint = Checkpoint::new(false);
+    checkpoint.write_shards();
+    for file in ["b.safetensors", "model.safetensors.index.json", "model.safetensors"] {
+        let _ = fs::remove_file(checkpoint.path(file));
+        std::os::unix::fs::symlink("../../blobs/0123", checkpoint.path(file)).unwrap();
+        refused(checkpoint.open(), &[file, "is a link to ../../blobs/0123, which is not there"]);
+    }
 }
 
 #[test]

@@ -1,8 +1,8 @@
-//! `aoji bench --compare A.json B.json`: what changed, and whether that is more than noise.
+//! `aoji bench --compare A.json B.json`: what changed between two runs, and whether the change is more than noise.
 //!
-//! The medians of repeated runs of A and of B are compared by their ranks, which supposes nothing of how times are spread:
-//! the change is the median of the ratios of each run of B to each of A (Hodges and Lehmann 1963), and its interval is cut
-//! from the sorted ratios where the Mann-Whitney distribution leaves 2.5% on each side.
+//! Each run holds several medians. The change is the median of all ratios of a median of B to a median of A (the estimate of Hodges
+//! and Lehmann, 1963). Its 95% interval comes from the same ratios, sorted: the Mann-Whitney distribution says how many to cut off
+//! at each end. Nothing is assumed about how times are distributed.
 
 use super::table;
 use crate::common;

@@ -1,7 +1,7 @@
-//! `aoji bench --ledger`: which version of each kernel's source a GPU has confirmed last.
+//! `aoji bench --ledger`: for each kernel, whether the present version of its source has passed on a GPU, and on which.
 //!
-//! Reads every `kernels.json` (the output of `aoji bench --kernels --json`) below the results' directory. What the emulated
-//! device said does not count.
+//! It reads every `kernels.json` (the output of `aoji bench --kernels --json`) in the directory of results. Results of the emulated
+//! device do not count.
 
 use super::Args;
 use crate::common;

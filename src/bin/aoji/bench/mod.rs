@@ -20,7 +20,7 @@ mod timeline;
 use crate::common::{self, ModelArgs};
 use aoji::{BatchOptions, Error, Result, bench};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::{ops::Deref, path::PathBuf, str::FromStr};
 
 const AFTER_HELP: &str = "\
 Times are of this machine as it is now. What its memory can do (reading 4 GB and nothing else; a copy, reads and writes \
@@ -51,13 +51,16 @@ engine does not report as its own, us for each of its tokens.";
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Lengths of prompts to time; those that fit the context
-    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "128,512,2048,8192")]
-    prefill: Vec<usize>,
-    /// Depths at which to time decoding; one that does not fit the context is moved to where it does
-    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "0,512,2048,8192")]
-    depth: Vec<usize>,
-    /// Also time steps of so many sequences together, 1 to 8, at those depths that fit the context
+    /// Lengths of prompts to time, or none; those that fit the context
+    #[arg(long, value_name = "TOKENS,...", default_value = "128,512,2048,8192")]
+    prefill: Lengths,
+    /// Depths at which to time decoding, or none; one that does not fit the context is moved to where it does
+    #[arg(long, value_name = "TOKENS,...", default_value = "0,512,2048,8192")]
+    depth: Lengths,
+    /// Only to say what it is called here
+    #[arg(long, hide = true, num_args = 0..=1)]
+    decode: Option<Option<String>>,
+    /// Also time steps of so many sequences together, 1 to 16, at those depths that fit the context
     #[arg(long, value_name = "N", value_delimiter = ',', value_parser = common::within(BatchOptions::SEQUENCES))]
     sequences: Vec<usize>,
     /// Runs of each prompt, of each depth or of the start; of each kernel, 20 times as many
@@ -115,6 +118,28 @@ pub struct Args {
     /// One JSON object instead of a table
     #[arg(long)]
     json: bool,
+}
+
+/// Numbers of tokens, as in `128,512`; `none` is none of them.
+#[derive(Debug, Clone)]
+struct Lengths(Vec<usize>);
+
+impl FromStr for Lengths {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Lengths, String> {
+        if s == "none" {
+            return Ok(Lengths(Vec::new()));
+        }
+        let one = |n: &str| n.trim().parse().map_err(|_| format!("{n:?}: expected numbers as in 128,512, or none"));
+        s.split(',').map(one).collect::<Result<_, _>>().map(Lengths)
+    }
+}
+
+impl Deref for Lengths {
+    type Target = [usize];
+    fn deref(&self) -> &[usize] {
+        &self.0
+    }
 }
 
 /// Where and when numbers were measured.
@@ -178,6 +203,9 @@ impl Header {
 
 /// Measures, and prints.
 pub fn run(args: Args) -> Result<()> {
+    if args.decode.is_some() {
+        common::usage_error("bench", "there is no --decode: --depth takes the depths at which decoding is timed");
+    }
     if let Some([a, b]) = args.compare.as_deref() {
         return compare::run(a, b, args.json);
     }

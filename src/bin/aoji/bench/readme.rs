@@ -1,7 +1,7 @@
-//! `aoji bench --readme`: the tables of the README and the plot, from the results of earlier runs and from nothing else.
+//! `aoji bench --readme`: makes the README's tables and plot from stored results, so that no number is typed by hand.
 //!
-//! Between `<!-- speed -->` and `<!-- /speed -->` goes what `bench.json` and `peers.json` of each GPU say; the last cell of
-//! each kernel's row becomes what the ledger says. What the emulated device said does not count.
+//! The text between `<!-- speed -->` and `<!-- /speed -->` comes from each GPU's `bench.json` and `peers.json`; the last cell of a
+//! kernel's row is what the ledger says. Results of the emulated device do not count.
 
 use super::{ledger, model::Row};
 use crate::{

@@ -1,4 +1,4 @@
-//! The server against the batch that it stands on: the same jobs once through HTTP and once without.
+//! `aoji bench --server`: what HTTP costs. The same requests run once through the server and once directly on the batch beneath it.
 
 use super::{Args, Header, table};
 use crate::common;

@@ -1,4 +1,4 @@
-//! The start: from the start of a process to its first token.
+//! `aoji bench --startup`: the time from the start of a process to its first token, phase by phase.
 
 use super::{Args, Header, table};
 use aoji::{Activations, Device, Error, Result, StartupReport};

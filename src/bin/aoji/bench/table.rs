@@ -1,4 +1,4 @@
-//! Tables for people.
+//! Tables of text: columns as wide as their widest cell.
 
 /// Columns as wide as their widest cell; the first is left-aligned, numbers to the right of it are right-aligned.
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {

@@ -1,4 +1,5 @@
-//! The file of `--save-samples`: a line that says of what run it is, then one for each document that is done.
+//! The file of `--save-samples`. Its first line describes the run; then there is one line for each finished document. A run that was
+//! interrupted goes on after the last of them.
 
 use super::{Bos, Suite};
 use aoji::{

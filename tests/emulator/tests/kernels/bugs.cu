@@ -29,7 +29,7 @@ KERNEL(b_neighbour) {
   b[T & 31] = 0;
   __syncthreads();
   if (T == 0) a[k] = 7;
-  out[T] = b[0];
+  out[T] = a[T & 31] + b[0];  // both are read, or nvcc leaves the stores to one of them out
 }
 KERNEL(b_dynamic_too_small) {
   DYN_SHARED(float, small);

@@ -88,7 +88,7 @@ fn groups(t: &Timeline) -> Vec<Group<'_>> {
     groups
 }
 
-/// `gemv_bf16_add 1, 4096, 4096`: the kernel with the values of its case, `Gemv { rows: 1, n: 4096, k: 4096 }`.
+/// `gemv_bf16_add_r1_deep 1, 4096, 4096`: the kernel with the values of its case, `Gemv { rows: 1, n: 4096, k: 4096 }`.
 fn label(l: &Timed) -> String {
     let fields = l.case.split_once('{').map_or("", |(_, fields)| fields.trim_end_matches('}'));
     let values: Vec<&str> = fields.split(',').filter_map(|f| Some(f.split_once(':')?.1.trim())).collect();

@@ -1,0 +1,34 @@
+//! Memory that a thread works in and keeps: an op allocates nothing after the first of its size.
+
+use super::simd::Line;
+use std::{cell::Cell, thread::LocalKey};
+
+thread_local! {
+    /// Prepared rows of a product's `x`.
+    pub(super) static X: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+    /// An unpacked block of weights.
+    pub(super) static PACKED: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+    /// A block of a product.
+    pub(super) static Y: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    /// What attention has for the queries of a tile.
+    pub(super) static QUERIES: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    /// Parts of attention before they are merged.
+    pub(super) static PARTS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    /// The largest logit of each row, its place and the sum of the others' weights.
+    pub(super) static BEST: Cell<Vec<(usize, f64)>> = const { Cell::new(Vec::new()) };
+}
+
+/// `f` of at least `len` elements of this thread's memory, which hold anything.
+pub(super) fn with<T: Clone + Default, R>(
+    slot: &'static LocalKey<Cell<Vec<T>>>,
+    len: usize,
+    f: impl FnOnce(&mut [T]) -> R,
+) -> R {
+    let mut memory = slot.take();
+    if memory.len() < len {
+        memory.resize(len, T::default());
+    }
+    let result = f(&mut memory[..len]);
+    slot.set(memory);
+    result
+}

@@ -1,0 +1,124 @@
+//! [`Lanes`] of AVX-512 (F and BW), and the products of AVX512-BF16.
+#![expect(
+    unsafe_op_in_unsafe_fn,
+    reason = "each function is its contract, that of Lanes, applied to a few instructions"
+)]
+
+use super::lanes::{Bf16, Dot, Format, Lanes};
+use std::{arch::x86_64::*, mem::transmute};
+
+/// 32 bf16 as they are in memory, those below 2^-63 as 0: their two highest bits of the exponent are 0.
+#[inline(always)]
+unsafe fn cut(p: *const u16) -> __m512i {
+    let w = _mm512_loadu_si512(p.cast());
+    _mm512_maskz_mov_epi16(_mm512_test_epi16_mask(w, _mm512_set1_epi16(0x6000)), w)
+}
+
+/// Two sums of 16 lanes as 8 lanes each: [a, b].
+#[inline(always)]
+unsafe fn halves(a: __m512, b: __m512) -> __m512 {
+    _mm512_add_ps(_mm512_shuffle_f32x4::<0b01_00_01_00>(a, b), _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b))
+}
+
+/// Four of 8 lanes as 4 lanes each: [a, b, c, d].
+#[inline(always)]
+unsafe fn quarters(ab: __m512, cd: __m512) -> __m512 {
+    _mm512_add_ps(_mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd), _mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd))
+}
+
+/// Two columns of 4 rows as 2 lanes each, in turn: of each row those of `p` and of `q`.
+#[inline(always)]
+unsafe fn eighths(p: __m512, q: __m512) -> __m512 {
+    let (p, q) = (_mm512_castps_pd(p), _mm512_castps_pd(q));
+    _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(p, q)), _mm512_castpd_ps(_mm512_unpackhi_pd(p, q)))
+}
+
+impl Lanes for __m512 {
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        _mm512_set1_ps(x)
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        _mm512_loadu_ps(p)
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        _mm512_storeu_ps(p, self);
+    }
+    #[inline(always)]
+    unsafe fn fma(self, a: Self, b: Self) -> Self {
+        _mm512_fmadd_ps(a, b, self)
+    }
+    #[inline(always)]
+    unsafe fn widen(p: *const u16) -> Self {
+        let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
+    }
+    #[inline(always)]
+    unsafe fn pairs_bf16(p: *const u16) -> (Self, Self) {
+        let w = cut(p);
+        let odd = _mm512_and_si512(w, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+        (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(w)), _mm512_castsi512_ps(odd))
+    }
+    #[inline(always)]
+    unsafe fn pairs_f32(p: *const f32) -> (Self, Self) {
+        let (a, b) = (_mm512_loadu_ps(p), _mm512_loadu_ps(p.add(16)));
+        let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        let odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+        (_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b))
+    }
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self)));
+        let s = _mm256_add_ps(_mm512_castps512_ps256(self), high);
+        let s = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps::<1>(s));
+        let s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+        _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps::<1>(s, s)))
+    }
+    /// The 16 trees at once: each level halves what is left of two registers into one. 30 shuffles and 15 additions.
+    #[inline(always)]
+    unsafe fn sums(acc: &[[Self; 4]; 4], y: *mut f32, stride: usize) {
+        let mut columns = [acc[0][0]; 4];
+        for c in 0..4 {
+            columns[c] = quarters(halves(acc[c][0], acc[c][1]), halves(acc[c][2], acc[c][3]));
+        }
+        let (p, q) = (eighths(columns[0], columns[1]), eighths(columns[2], columns[3]));
+        let rows = _mm512_add_ps(_mm512_shuffle_ps::<0b10_00_10_00>(p, q), _mm512_shuffle_ps::<0b11_01_11_01>(p, q));
+        _mm_storeu_ps(y, _mm512_castps512_ps128(rows));
+        _mm_storeu_ps(y.add(stride), _mm512_extractf32x4_ps::<1>(rows));
+        _mm_storeu_ps(y.add(2 * stride), _mm512_extractf32x4_ps::<2>(rows));
+        _mm_storeu_ps(y.add(3 * stride), _mm512_extractf32x4_ps::<3>(rows));
+    }
+}
+
+/// `vdpbf16ps`. Prepared are 32 bf16 as they are.
+pub(super) struct DpBf16;
+
+impl Dot for DpBf16 {
+    type Acc = __m512;
+    type Elem = u16;
+    type Pairs = __m512i;
+    const ROWS: usize = 4;
+    const COLS: usize = 4;
+    #[inline(always)]
+    unsafe fn load(p: *const u16) -> __m512i {
+        _mm512_loadu_si512(p.cast())
+    }
+    #[inline(always)]
+    unsafe fn store(pairs: __m512i, p: *mut u16) {
+        _mm512_storeu_si512(p.cast(), pairs);
+    }
+    #[inline(always)]
+    unsafe fn dot(acc: __m512, x: __m512i, w: __m512i) -> __m512 {
+        _mm512_dpbf16_ps(acc, transmute::<__m512i, __m512bh>(x), transmute::<__m512i, __m512bh>(w))
+    }
+}
+
+impl Format<DpBf16> for Bf16 {
+    type Elem = u16;
+    #[inline(always)]
+    unsafe fn load(row: *const u16, chunk: usize) -> __m512i {
+        cut(row.add(32 * chunk))
+    }
+}

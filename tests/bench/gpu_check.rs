@@ -1,0 +1,115 @@
+//! `scripts/gpu-check` without a GPU: the emulated device takes its place.
+
+use super::{MODULES, failure, output, parse};
+use serde_json::json;
+use std::{fs, path::Path, process::Command};
+
+/// `scripts/gpu-check run` on the emulated device, from `dir/carried` into `dir/out`.
+fn gpu_check(dir: &Path, part: &str) -> Command {
+    let from = dir.join("carried");
+    fs::create_dir_all(from.join("tests")).unwrap();
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_aoji"), from.join("aoji")).unwrap();
+    fs::write(from.join("commit"), "abc1234\n").unwrap();
+    let mut c = Command::new("bash");
+    c.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/gpu-check"));
+    c.args(["run", "--emulated", "--part", part]).arg("--from").arg(&from).arg("--out").arg(dir.join("out"));
+    c.env_remove("OUT").env("LD_LIBRARY_PATH", cuda_emulator::library_dir());
+    c
+}
+
+/// Part 1 with another kernel planted in the place of an op's: the report names the op, and everything else is still there.
+#[test]
+fn gpu_check_names_a_kernel_that_is_wrong_or_hangs() {
+    if MODULES.is_empty() {
+        return println!("skipped: built without kernels");
+    }
+    let others = ["doctor", "check swiglu", "check embed"];
+    for (op, plant, state, why, fine) in [
+        (
+            "rms_norm",
+            "rms_norm_bf16=rms_norm_bf16__biased",
+            "failed",
+            "first RmsNorm { rows: 1",
+            &["check stream_read"][..],
+        ),
+        (
+            "stream_read",
+            "stream_read_u32=endless",
+            "timed out",
+            "",
+            &["check rms_norm", "tiny lockstep", "kernels", "lab"],
+        ),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut c = gpu_check(dir.path(), "1");
+        c.env("CUDA_EMULATOR_PLANT", plant);
+        let (code, said) = failure(c);
+        assert_eq!(code, 1, "{plant}: {said}");
+        let check = parse(&fs::read_to_string(dir.path().join("out/check.json")).unwrap());
+        let steps = check["steps"].as_array().unwrap();
+        let step = |name: &str| steps.iter().find(|s| s["step"] == name).unwrap_or_else(|| panic!("no step {name}"));
+        let wrong = step(&format!("check {op}"));
+        assert!(wrong["state"] == state && wrong["end"].to_string().contains(why), "{wrong}");
+        for name in others.iter().chain(fine) {
+            assert_eq!(step(name)["state"], "passed", "{plant}: {}", step(name));
+        }
+        let table = fs::read_to_string(dir.path().join("out/check.md")).unwrap();
+        assert!(table.contains(&format!("| 1 | check {op} | {state}")), "{table}");
+    }
+}
+
+/// The whole of `scripts/gpu-check run`, as far as it goes without a GPU: each step is recorded, none stops the rest.
+#[test]
+fn gpu_check_runs_dry() {
+    if MODULES.is_empty() {
+        return println!("skipped: built without kernels");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let text = output(gpu_check(dir.path(), "all"));
+    let check = parse(&fs::read_to_string(out.join("check.json")).unwrap());
+    assert_eq!((&check["emulated"], &check["commit"]), (&json!(true), &json!("abc1234")));
+    let steps = check["steps"].as_array().unwrap();
+    let state = |name: &str| {
+        let step = steps.iter().find(|s| s["step"] == name).unwrap_or_else(|| panic!("no step {name}: {text}"));
+        step["state"].as_str().unwrap().to_string()
+    };
+    let passed = [
+        &[
+            "doctor",
+            "check rms_norm",
+            "check swiglu",
+            "check embed",
+            "tiny lockstep",
+            "kernels",
+            "lab",
+            "synth 1B",
+            "lockstep",
+            "synth 8B",
+            "bench",
+            "timeline",
+            "start",
+            "invariance",
+        ][..],
+        &["overlap", "decode: shipped", "decode: no overlap", "decode: short rings", "decode: trigger 6"],
+        &["decode: evict-first", "decode: 256 bytes", "decode: x past L1"],
+    ];
+    for name in passed.concat() {
+        assert_eq!(state(name), "passed", "{name}: {text}");
+    }
+    for name in ["tests of ops", "memcheck", "racecheck", "peers", "evaluation"] {
+        assert_eq!(state(name), "skipped", "{name}: {text}");
+    }
+    assert_ne!(state("Hugging Face"), "failed", "{text}");
+    assert_eq!(parse(&fs::read_to_string(out.join("bench.json")).unwrap())["emulated"], true);
+    assert!(out.join("step.json.gz").exists() && out.join("step.svg").exists());
+    let table = fs::read_to_string(out.join("check.md")).unwrap();
+    assert!(table.contains("nothing here was measured on a GPU") && text.contains(&table), "{table}");
+
+    // what is missing is said at once
+    let mut c = Command::new("bash");
+    c.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/gpu-check"))
+        .args(["run", "--part", "1", "--from", "/nowhere"]);
+    let (code, said) = failure(c);
+    assert!(code == 2 && said.contains("scripts/gpu-check build"), "{said}");
+}

@@ -1,0 +1,99 @@
+// load.cpp - the PTX that the build left in directories, ARCHITECTURE/*.ptx, by kernel.
+#include <dirent.h>
+
+#include <algorithm>
+#include <fstream>
+#include <set>
+#include <sstream>
+
+#include "text.h"
+
+namespace ptx {
+struct Directory {
+  std::map<std::string, std::string> file_of;  // path, by kernel
+  std::map<std::string, std::shared_ptr<Module>> modules;
+};
+static std::vector<std::string>& directories() {
+  static std::vector<std::string> d;
+  return d;
+}
+void add_directory(const std::string& path) {
+  auto& d = directories();
+  if (std::find(d.begin(), d.end(), path) == d.end()) d.push_back(path);
+}
+static std::vector<std::string> listed(const std::string& path) {
+  std::vector<std::string> names;
+  if (DIR* d = opendir(path.c_str())) {
+    while (dirent* f = readdir(d)) names.push_back(f->d_name);
+    closedir(d);
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+static std::string contents(const std::string& path) {
+  std::ifstream f(path);
+  std::stringstream s;
+  s << f.rdbuf();
+  return s.str();
+}
+static Module& module_of(Directory& d, const std::string& path, const std::string& file) {
+  auto& m = d.modules[path];
+  if (!m) m = parse(contents(path), file);
+  return *m;
+}
+// Of the architectures that a device of this capability runs (90a only on 9.0), the newest.
+static std::string choose(const std::string& root, int capability) {
+  std::string best;
+  int most = -1;
+  for (auto& name : listed(root)) {
+    int n = atoi(name.c_str());
+    bool exact = !name.empty() && name.back() == 'a';
+    if (n <= 0 || n > capability || (exact && n != capability) || n <= most) continue;
+    most = n, best = name;
+  }
+  return best;
+}
+static std::map<std::pair<std::string, int>, Directory> all;  // by root and capability
+static Directory& directory(const std::string& root, int capability) {
+  auto [at, fresh] = all.try_emplace({root, capability});
+  Directory& d = at->second;
+  std::string architecture = fresh ? choose(root, capability) : "";
+  if (architecture.empty()) return d;
+  for (auto& file : listed(root + "/" + architecture)) {
+    if (file.size() < 5 || file.substr(file.size() - 4) != ".ptx") continue;
+    std::string path = root + "/" + architecture + "/" + file;
+    for (auto& name : entries(module_of(d, path, architecture + "/" + file))) d.file_of[name] = path;
+  }
+  return d;
+}
+const Entry* find(const std::string& name, int capability) {
+  std::string searched;
+  for (auto& root : directories()) {
+    Directory& d = directory(root, capability);
+    auto file = d.file_of.find(name);
+    if (file != d.file_of.end()) return entry(*d.modules[file->second], name);
+    searched += " " + root;
+  }
+  throw Error{"no PTX of kernel " + name + " for compute capability " + std::to_string(capability / 10) + "." +
+              std::to_string(capability % 10) + " in" +
+              (searched.empty() ? " any directory: none was named" : searched)};
+}
+static std::string name_of(const Instr& in) {
+  size_t at = in.guarded ? in.text.find_first_of(" \t") + 1 : 0;
+  at = in.text.find_first_not_of(" \t", at);
+  return in.text.substr(at, in.text.find_first_of(" \t;", at) - at);
+}
+std::set<std::string> carried_out() {
+  std::set<std::string> names;
+  for (auto& directory : all) {
+    for (auto& module : directory.second.modules) {
+      for (auto& compiled : module.second->compiled) {
+        for (auto& in : compiled.second->code) {
+          if (in.ran) names.insert(name_of(in));
+        }
+      }
+    }
+  }
+  return names;
+}
+}  // namespace ptx

@@ -1,0 +1,224 @@
+//! From PTX, which the emulated device executes in the tests, to machine code, which only a GPU does: what ptxas must not have
+//! dropped, counted in each kernel for each architecture. (It may copy: for sm_100 it peels a round off a loop.)
+
+use aoji::cuda::{
+    kernels::{IMAGES, MODULES, Module},
+    lab::LAB,
+};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// How often each instruction stands in a kernel's text, by its name.
+type Counts = BTreeMap<String, usize>;
+
+/// Of a PTX file, by kernel.
+fn ptx(text: &str) -> BTreeMap<String, Counts> {
+    let mut all = BTreeMap::new();
+    for kernel in text.split(".entry ").skip(1) {
+        let (name, rest) = kernel.split_once('(').expect("parameters");
+        let body = rest.split_once("\n{\n").expect("a body").1;
+        let body = body.split("\n}\n").next().unwrap_or(body);
+        let counts: &mut Counts = all.entry(name.to_owned()).or_default();
+        let code = body.lines().map(|l| l.split("//").next().unwrap_or_default());
+        for statement in code.collect::<Vec<_>>().join("\n").split([';', '{', '}']) {
+            let words = statement.split_whitespace().filter(|w| !w.starts_with('@') && !w.ends_with(':'));
+            if let Some(name) = words.into_iter().next() {
+                *counts.entry(name.to_owned()).or_default() += 1;
+            }
+        }
+    }
+    all
+}
+
+/// Of the disassembly of a fatbin, by kernel: `HMMA.16816.F32.BF16` and so on.
+fn sass(text: &str) -> BTreeMap<String, Counts> {
+    let mut all = BTreeMap::new();
+    for kernel in text.split("Function : ").skip(1) {
+        let name = kernel.lines().next().unwrap_or_default().trim();
+        let counts: &mut Counts = all.entry(name.to_owned()).or_default();
+        for line in kernel.lines() {
+            // an address, the instruction with its predicate, its encoding
+            let Some((_, code)) = line.trim_start().strip_prefix("/*").and_then(|l| l.split_once("*/ ")) else {
+                continue;
+            };
+            if let Some(name) = code.split_whitespace().find(|w| !w.starts_with('@')) {
+                *counts.entry(name.to_owned()).or_default() += 1;
+            }
+        }
+    }
+    all
+}
+
+/// How many of the counted names `fits` fits.
+fn count(counts: &Counts, fits: impl Fn(&str) -> bool) -> usize {
+    counts.iter().filter(|(name, _)| fits(name)).map(|(_, n)| n).sum()
+}
+
+/// What of a kernel's PTX is not in its machine code.
+fn lost(ptx: &Counts, sass: &Counts) -> Vec<String> {
+    let starts = |counts: &Counts, names: &[&str]| {
+        count(counts, |i| {
+            names.iter().any(|n| i.strip_prefix(n).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+        })
+    };
+    let part = |name: &str, parts: &[&str]| name.split('.').any(|p| parts.contains(&p));
+    // what orders memory for others of a scope: reads, writes and read-modify-writes
+    let strong = |scope: &str| {
+        count(ptx, |i| {
+            part(i, &["relaxed", "acquire", "release", "acq_rel"]) && part(i, &[scope]) && !i.starts_with("fence")
+        })
+    };
+    let releasing =
+        count(ptx, |i| part(i, &["release", "acq_rel"]) && !i.starts_with("fence") && !i.contains("mbarrier"));
+    let fences = count(ptx, |i| {
+        ["membar.gl", "membar.sys", "fence.acq_rel.gpu", "fence.acq_rel.sys", "fence.sc.gpu"].contains(&i)
+    });
+    let mut wrong = Vec::new();
+    let mut compare = |what: &str, want: usize, got: usize| {
+        // a copied loop has all its products again
+        if got < want || (what == "HMMA" && !got.is_multiple_of(want.max(1))) {
+            wrong.push(format!("{what}: {want} in the PTX, {got} in the machine code"));
+        }
+    };
+    compare("HMMA", starts(ptx, &["mma.sync"]), starts(sass, &["HMMA"]));
+    compare("LDSM", starts(ptx, &["ldmatrix"]), starts(sass, &["LDSM"]));
+    compare("LDGSTS", starts(ptx, &["cp.async.ca", "cp.async.cg"]), starts(sass, &["LDGSTS"]));
+    compare(
+        "BAR",
+        starts(ptx, &["bar.sync", "bar.arrive", "bar.red", "barrier.sync", "barrier.arrive"]),
+        starts(sass, &["BAR"]),
+    );
+    compare("ACQBULK", starts(ptx, &["griddepcontrol.wait"]), starts(sass, &["ACQBULK"]));
+    compare("PREEXIT", starts(ptx, &["griddepcontrol.launch_dependents"]), starts(sass, &["PREEXIT"]));
+    compare("MEMBAR", fences + releasing, starts(sass, &["MEMBAR"]));
+    compare("STRONG.GPU", strong("gpu"), count(sass, |i| i.contains("STRONG.GPU")));
+    compare("STRONG.SYS", strong("sys"), count(sass, |i| i.contains("STRONG.SYS")));
+    wrong
+}
+
+/// The disassembler, beside the compiler; `None`, with the reason printed, where it is not installed.
+fn cuobjdump() -> Option<PathBuf> {
+    let tool = option_env!("AOJI_NVCC").map(|nvcc| Path::new(nvcc).with_file_name("cuobjdump"));
+    let there = tool.filter(|t| t.is_file() && t.with_file_name("nvdisasm").is_file());
+    if there.is_none() {
+        println!("skipped: no cuobjdump and nvdisasm beside nvcc: .venv/bin/pip install -r requirements-cuda.txt");
+    }
+    there
+}
+
+fn disassembled(tool: &Path, module: &Module, arch: &str, dir: &Path) -> String {
+    let fatbin = dir.join(format!("{}-{arch}", module.stem));
+    std::fs::write(&fatbin, module.image).unwrap();
+    let path = format!("{}:{}", tool.parent().unwrap().display(), std::env::var("PATH").unwrap_or_default()); // it runs nvdisasm
+    let o = Command::new(tool)
+        .arg("-sass")
+        .arg("-arch")
+        .arg(format!("sm_{arch}"))
+        .arg(&fatbin)
+        .env("PATH", path)
+        .output()
+        .unwrap();
+    assert!(o.status.success(), "cuobjdump of {}: {}", module.stem, String::from_utf8_lossy(&o.stderr));
+    String::from_utf8(o.stdout).unwrap()
+}
+
+#[test]
+fn machine_code_has_what_its_ptx_has() {
+    let Some(tool) = cuobjdump() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let modules: Vec<&Module> = MODULES.iter().chain(LAB.iter().map(|v| &v.module)).collect();
+    let archs: Vec<&str> = IMAGES.split(',').filter(|i| ["80", "90a", "100", "120"].contains(i)).collect();
+    let jobs: Vec<(&str, &&Module)> = archs.iter().flat_map(|a| modules.iter().map(move |m| (*a, m))).collect();
+    let check = |(arch, module): &(&str, &&Module)| -> Vec<String> {
+        let file = Path::new(env!("OUT_DIR")).join(format!("ptx/{arch}/{}.ptx", module.stem));
+        let ptx = ptx(&std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display())));
+        let sass = sass(&disassembled(&tool, module, arch, dir.path()));
+        assert_eq!(
+            ptx.keys().collect::<Vec<_>>(),
+            sass.keys().collect::<Vec<_>>(),
+            "kernels of {} for sm_{arch}",
+            module.stem
+        );
+        ptx.iter()
+            .flat_map(|(name, counts)| {
+                lost(counts, &sass[name]).into_iter().map(move |l| format!("{name} for sm_{arch}: {l}"))
+            })
+            .collect()
+    };
+    let half = jobs.len().div_ceil(2).max(1);
+    let wrong: Vec<String> = std::thread::scope(|s| {
+        let threads: Vec<_> =
+            jobs.chunks(half).map(|jobs| s.spawn(|| jobs.iter().flat_map(check).collect::<Vec<_>>())).collect();
+        threads.into_iter().flat_map(|t| t.join().unwrap()).collect()
+    });
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Whether a test's text `pattern`, in which `{...}` stands for anything, is the name.
+fn names(pattern: &str, name: &str) -> bool {
+    let mut pieces = pattern.split('{').map(|p| p.split_once('}').map_or(p, |(_, after)| after));
+    let Some(mut rest) = name.strip_prefix(pieces.next().unwrap_or_default()) else { return false };
+    let pieces: Vec<&str> = pieces.collect();
+    for piece in pieces.iter().take(pieces.len().saturating_sub(1)) {
+        let Some(at) = rest.find(piece) else { return false };
+        rest = &rest[at + piece.len()..];
+    }
+    pieces.last().map_or(rest.is_empty(), |last| rest.ends_with(last))
+}
+
+/// The interpreter's instructions have tests of their own, written from the PTX ISA: those that kernels have, all of them.
+#[test]
+fn each_instruction_of_a_kernel_has_its_own_test() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emulator/tests/ptx");
+    let sources: String =
+        std::fs::read_dir(dir).unwrap().map(|f| std::fs::read_to_string(f.unwrap().path()).unwrap()).collect();
+    let sources = sources.replace("\\n", " ");
+    let patterns: Vec<&str> = sources.split([' ', '"', ';', '\n', '(', ',']).filter(|w| w.contains('.')).collect();
+    let mut without = std::collections::BTreeSet::new();
+    for arch in std::fs::read_dir(Path::new(env!("OUT_DIR")).join("ptx")).into_iter().flatten() {
+        for file in std::fs::read_dir(arch.unwrap().path()).unwrap() {
+            let kernels = ptx(&std::fs::read_to_string(file.unwrap().path()).unwrap());
+            let instructions = kernels.into_values().flatten().map(|(name, _)| name);
+            without.extend(
+                instructions
+                    .filter(|i| i.contains('.') && !i.starts_with('.') && !patterns.iter().any(|p| names(p, i))),
+            );
+        }
+    }
+    assert!(without.is_empty(), "tests/emulator/tests/ptx has no test of {without:?}");
+}
+
+/// The counting itself.
+#[test]
+fn what_is_lost_is_named() {
+    let text = ".visible .entry a(\n.param .u64 p\n)\n{\n\t.reg .b32 %r<3>;\n$L:\n\t@%p1 bra $L;\n\tbar.sync \t0;\n\t// begin inline asm\n\
+                \tatom.acq_rel.gpu.global.add.u32 %r1, [%rd1], %r2; mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%f1}, {%r1}, {%r2}, {%f1};\n\tret;\n\n}\n";
+    let code = |lines: &[&str]| {
+        format!(
+            "\t\tFunction : a\n{}",
+            lines
+                .iter()
+                .map(|l| format!("        /*0010*/                   {l} ;    /* 0x0 */\n"))
+                .collect::<String>()
+        )
+    };
+    let whole = [
+        "BAR.SYNC.DEFER_BLOCKING 0x0",
+        "MEMBAR.ALL.GPU",
+        "@P0 ATOMG.E.ADD.STRONG.GPU PT, R2, R4, R5",
+        "HMMA.16816.F32.BF16 R8, R8, R36, R8",
+        "EXIT",
+    ];
+    let lost_of = |lines: &[&str]| lost(&ptx(text)["a"], &sass(&code(lines))["a"]);
+    assert_eq!(lost_of(&whole), [""; 0]);
+    for (i, name) in ["BAR", "MEMBAR", "STRONG.GPU", "HMMA"].iter().enumerate() {
+        let rest: Vec<&str> = whole.iter().enumerate().filter(|(k, _)| *k != i).map(|(_, l)| *l).collect();
+        assert_eq!(lost_of(&rest), [format!("{name}: 1 in the PTX, 0 in the machine code")]);
+    }
+    let twice = text.replace("ret;", "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%f1}, {%r1}, {%r2}, {%f1};");
+    let copied = [&whole[..], &["HMMA.16816.F32.BF16 R8, R8, R36, R8"; 2]].concat();
+    assert_eq!(lost(&ptx(&twice)["a"], &sass(&code(&copied))["a"]), ["HMMA: 2 in the PTX, 3 in the machine code"]);
+}
