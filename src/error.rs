@@ -117,9 +117,9 @@ impl Error {
     /// What the user can do about it, where there is something to do.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Error::NoModel { .. } => {
-                Some("give a directory in Hugging Face layout, `demo`, or fetch the model with `aoji pull OWNER/NAME`")
-            }
+            Error::NoModel { .. } => Some(
+                "give a directory in Hugging Face layout, a GGUF file, `demo`, or fetch the model with `aoji pull OWNER/NAME`",
+            ),
             Error::NoGpu(_) => Some("`aoji doctor` shows what is missing; `--device cpu` runs without a GPU"),
             Error::Context { .. } => Some("shorten the prompt or ask for a larger context with `--context`"),
             _ => None,

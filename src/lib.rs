@@ -108,9 +108,13 @@ pub use error::{Error, Result};
 pub use files::{
     ModelFiles, Phase, Startup, StartupReport,
     config::{self, Config, Dtype, RopeScaling, SamplingDefaults},
-    hub, lora, output, synth,
+    format::{self, Format},
+    gguf, hub, lora, output, synth,
     weights::{self, LayerTensors, Tensor, Weights},
 };
 pub use measure::{bench, eval, invariance, verify};
 pub use model::{kv, plan::Plan};
-pub use text::{AOG_INSTRUCTION, Found, Jinja, Message, StopStrings, Template, TokenStream, Tokenizer, Turn};
+pub use text::{
+    AOG_INSTRUCTION, CalledFunction, Found, Jinja, Message, StopStrings, Template, TokenStream, Tokenizer, ToolCall,
+    Turn,
+};

@@ -1,12 +1,19 @@
 //! Arbitrary text as `config.json` and `generation_config.json`: never a panic, and no accepted size overflows.
 #![no_main]
 
-#[path = "../../src/files/config.rs"]
+#[path = "../../src/files/config/mod.rs"]
 #[allow(dead_code)]
 mod config;
 #[path = "../../src/error.rs"]
 #[allow(dead_code)]
 mod error;
+#[path = "../../src/files/json.rs"]
+#[allow(dead_code)]
+mod json;
+
+mod files {
+    pub(crate) use crate::json;
+}
 
 use std::path::Path;
 

@@ -11,6 +11,7 @@ RANGES = {  # least and most
     "n": (1, 3), "temperature": (0, 2), "top_p": (0.1, 1), "top_k": (-1, 50), "min_p": (0, 0.5), "top_logprobs": (0, 5),
     "presence_penalty": (-2, 2), "frequency_penalty": (-2, 2), "repetition_penalty": (0.5, 2), "prompt_logprobs": (0, 5),
 }  # fmt: skip
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": "integer"}}}}}]
 FORMS = {0: {"guided_choice": ["가", "나다"]}, 1: {"response_format": {"type": "text"}}, 2: {"guided_regex": "[a-c]{1,9}"}}
 
 
@@ -30,8 +31,11 @@ def before_call(_, case, kwargs):
     if "prompt" in fields or "messages" in fields:
         if case.path.startswith("/v1/"):
             fields["max_tokens"] = 6
-            # Three of eight have an answer of a given form.
-            fields |= FORMS.get(len(str(fields)) % 8, {})
+            if "tools" in fields:
+                fields["tools"] = TOOLS if case.path == "/v1/chat/completions" else []
+                fields.pop("tool_choice", None)
+            else:  # Three of eight have an answer of a given form.
+                fields |= FORMS.get(len(str(fields)) % 8, {})
     if isinstance(fields.get("logprobs"), int) and not isinstance(fields["logprobs"], bool):
         fields["logprobs"] = within(fields["logprobs"], 0, 5)
     if "top_logprobs" in fields:

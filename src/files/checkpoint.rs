@@ -2,6 +2,7 @@
 
 use super::{
     config::Config,
+    gguf::Gguf,
     hub, json,
     lora::{Lora, LoraSpec},
     startup::Startup,
@@ -9,7 +10,7 @@ use super::{
     weights::Weights,
 };
 use crate::{
-    error::Result,
+    error::{Error, Result},
     text::{Template, Tokenizer},
 };
 use std::{
@@ -29,7 +30,7 @@ mod demo {
 
 /// The files of a model, read and checked but not yet on a device.
 pub struct ModelFiles {
-    /// Its directory; `None` for the embedded model.
+    /// Its directory, or its GGUF file; `None` for the embedded model.
     pub dir: Option<PathBuf>,
     /// Sizes.
     pub config: Config,
@@ -44,8 +45,8 @@ pub struct ModelFiles {
 }
 
 impl ModelFiles {
-    /// Finds and checks a model: a directory in Hugging Face layout, the name of a repository in the local Hugging Face cache,
-    /// or `demo` for the embedded one.
+    /// Finds and checks a model: a directory in Hugging Face layout, a GGUF file or a directory with one, the name of a
+    /// repository with either in the local Hugging Face cache, or `demo` for the embedded one.
     pub fn open(model: &str) -> Result<ModelFiles> {
         let startup = Startup::begin();
         let source = Source::find(model, &startup)?;
@@ -59,7 +60,19 @@ impl ModelFiles {
     }
 
     /// Adds an adapter, after checking that it fits the model. Several add up.
+    ///
+    /// # Errors
+    /// Those of [`Lora::open`]; [`Error::Unsupported`] for a model whose files are quantized.
     pub fn add_lora(&mut self, spec: &LoraSpec) -> Result<()> {
+        if let Some(t) = self.weights.tensors().find(|t| t.format().is_quantized()) {
+            let what = format!(
+                "{} is {}; an adapter is added to weights of bf16, f16 or f32, for the sum of a quantized matrix and an adapter \
+                 is no matrix of that format: use the model that this one was made from",
+                t.name(),
+                t.format()
+            );
+            return Err(Error::Unsupported { path: t.file().into(), what });
+        }
         self.lora.push(Lora::open(spec, &self.config)?);
         Ok(())
     }
@@ -81,9 +94,15 @@ impl Source {
                 return Ok(Source { dir: None, config });
             }
             let dir = hub::resolve(model)?;
-            // Most may be absent; one that is a link to nothing is not.
-            synth::FILES.iter().try_for_each(|file| json::exists(&dir.join(file)).map(drop))?;
-            Ok(Source { config: Config::from_dir(&dir)?, dir: Some(dir) })
+            let config = match dir.is_file() {
+                true => Gguf::open(&dir)?.config()?,
+                false => {
+                    // Most may be absent; one that is a link to nothing is not.
+                    synth::FILES.iter().try_for_each(|file| json::exists(&dir.join(file)).map(drop))?;
+                    Config::from_dir(&dir)?
+                }
+            };
+            Ok(Source { config, dir: Some(dir) })
         })
     }
 
@@ -101,7 +120,8 @@ impl Source {
 
     /// The longest of them to read: Llama 3's is 9 MB of JSON.
     pub fn tokenizer(&self, startup: &Startup) -> Result<Option<Tokenizer>> {
-        let path = self.dir.as_ref().map(|dir| dir.join("tokenizer.json"));
+        let file = |dir: &PathBuf| if dir.is_file() { dir.clone() } else { dir.join("tokenizer.json") };
+        let path = self.dir.as_ref().map(file);
         let bytes = path.as_ref().and_then(|path| fs::metadata(path).ok());
         let bytes = bytes.map_or(demo::TOKENIZER.len() as u64, |m| m.len());
         startup.time("tokenizer", bytes, || {
@@ -116,9 +136,10 @@ impl Source {
         })
     }
 
-    /// The tokenizer again, after the ids that begin and end a text are set as it knows them. Our own files agree.
+    /// The tokenizer again, after the ids that begin and end a text are set as it knows them. Our own files agree, and a GGUF
+    /// file is one.
     pub fn settled(&self, config: &mut Config, tokenizer: Option<Tokenizer>) -> Result<Option<Tokenizer>> {
-        if let (Some(dir), Some(tokenizer)) = (&self.dir, &tokenizer) {
+        if let (Some(dir), Some(tokenizer)) = (self.dir.as_ref().filter(|dir| dir.is_dir()), &tokenizer) {
             token_ids::settle(config, dir, tokenizer)?;
         }
         Ok(tokenizer)

@@ -10,18 +10,19 @@ use std::path::{Path, PathBuf};
 
 use crate::{
     error::{Error, Result},
-    files::json,
+    files::{gguf, json},
 };
 
 /// Finds the directory of a model: `name` itself when it is a directory, else `OWNER/NAME` or `OWNER/NAME@REVISION` in the
 /// local Hugging Face cache. The revision is a branch, a tag, a pull request (`refs/pr/1`) or a commit; without one it is
-/// `main`, or the only one that was fetched.
+/// `main`, or the only one that was fetched. A GGUF file stands for itself, and for a directory that has one and no
+/// safetensors.
 ///
 /// Nothing is downloaded.
 ///
 /// # Errors
-/// [`Error::NoModel`] when there is neither, with the places that were looked at; [`Error::File`] when `name` is a
-/// file, or when the cached repository is not completely there.
+/// [`Error::NoModel`] when there is neither, with the places that were looked at; [`Error::File`] when `name` is another
+/// file, when there are several GGUF files to choose from, or when the cached repository is not completely there.
 pub fn resolve(name: &str) -> Result<PathBuf> {
     resolve_in(name, Cache::from_env().as_ref())
 }
@@ -29,10 +30,13 @@ pub fn resolve(name: &str) -> Result<PathBuf> {
 fn resolve_in(name: &str, cache: Option<&Cache>) -> Result<PathBuf> {
     let path = Path::new(name);
     if path.is_dir() {
+        return gguf::choose(path);
+    }
+    if path.is_file() && path.extension().is_some_and(|end| end == "gguf") {
         return Ok(path.to_path_buf());
     }
     if path.exists() {
-        return Err(Error::file(path, "is a file, expected the model's directory"));
+        return Err(Error::file(path, "is a file, expected the model's directory, or a GGUF file (.gguf)"));
     }
     let missing = |tried: String| Error::NoModel { name: name.to_string(), tried };
     let (id, revision) = name.split_once('@').map_or((name, None), |(id, revision)| (id, Some(revision)));
@@ -60,10 +64,11 @@ fn resolve_in(name: &str, cache: Option<&Cache>) -> Result<PathBuf> {
             }
         },
     };
-    if !json::exists(&snapshot.join("config.json"))? {
+    let found = gguf::choose(&snapshot)?;
+    if found.is_dir() && !json::exists(&snapshot.join("config.json"))? {
         return Err(Error::file(snapshot, format!("has no config.json; fetch the model with `aoji pull {repo}`")));
     }
-    Ok(snapshot)
+    Ok(found)
 }
 
 /// The name of a repository, `OWNER/NAME`.

@@ -1,6 +1,8 @@
 //! What is on disk: configurations, weights, adapters, the local Hugging Face cache. Nothing here knows of a device.
 mod checkpoint;
 pub mod config;
+pub mod format;
+pub mod gguf;
 pub mod hub;
 pub(crate) mod json;
 pub mod lora;

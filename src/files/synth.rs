@@ -14,7 +14,7 @@ use safetensors::tensor::TensorInfo;
 use serde_json::{Value, json};
 
 use crate::{
-    error::Result,
+    error::{Error, Result},
     files::{
         config::{Config, Dtype},
         json,
@@ -111,6 +111,12 @@ pub fn write(
 ) -> Result<()> {
     let config_path = out.join("config.json");
     let config = Config::from_json(&config_path, config_json, None)?;
+    let value: Value = json::parse(config_json).expect("Config::from_json has parsed it");
+    if !value["quantization_config"].is_null() {
+        let what =
+            "is that of a quantized checkpoint, and random weights are not quantized: remove quantization_config";
+        return Err(Error::Unsupported { path: config_path, what: what.into() });
+    }
     let mut output = Output::begin(out)?;
 
     let layout = Layout::new(&config, dtype, shard_bytes);
@@ -127,7 +133,7 @@ pub fn write(
     }
     let mut text = config_json.to_string();
     if config.dtype != dtype {
-        let mut value: Value = json::parse(config_json).expect("Config::from_json has parsed it");
+        let mut value = value;
         value["torch_dtype"] = json!(dtype.hf_name());
         if value.get("dtype").is_some() {
             value["dtype"] = json!(dtype.hf_name());

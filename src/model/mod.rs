@@ -89,30 +89,34 @@ impl<B: Backend> Model<B> {
             let table = scope.spawn(|| Rope::table_of(config, max_seq));
             let stacks = stacks(config, weights, Tensor::clone);
             let loaded = match lora {
-                [] => b.weights(&stacks, progress)?,
-                _ => Self::adapted(b, stacks, lora, progress)?,
+                [] if stacks.iter().flatten().all(Tensor::is_plain) => b.weights(&stacks, progress)?,
+                _ => Self::converted(b, stacks, lora, progress)?,
             };
             let table = table.join().unwrap_or_else(|panic| resume_unwind(panic));
             Ok(Self::bind(config, loaded, b.upload(&table)?, max_seq))
         })
     }
 
-    /// The weights with `lora` added, one after the other: the sums of one at a time are in the host's memory.
-    fn adapted(
+    /// The weights as a backend can take them: the values of quantized ones, `lora` added. One after the other: those of one at
+    /// a time are in the host's memory.
+    fn converted(
         b: &B,
         stacks: Vec<Vec<Tensor>>,
         lora: &[Lora],
         progress: &mut dyn FnMut(u64),
     ) -> Result<Vec<B::Weight>> {
         let dtype = if size_of::<B::Act>() == 4 { Dtype::F32 } else { Dtype::Bf16 };
-        let add = |t: &Tensor| match lora::merged(lora, t, dtype) {
-            Some(bytes) => t.with_bytes(dtype, bytes),
-            None => t.clone(),
+        let convert = |t: &Tensor| {
+            let t = t.plain(if lora.is_empty() { dtype } else { Dtype::F32 });
+            match lora::merged(lora, &t, dtype) {
+                Some(bytes) => t.with_bytes(dtype, bytes),
+                None => t,
+            }
         };
         let mut loaded = Vec::with_capacity(stacks.len());
         for stack in stacks {
-            loaded.extend(b.weights(&[stack.iter().map(add).collect()], &mut |_| {})?);
-            progress(stack.iter().map(|t| t.bytes().len() as u64).sum());
+            loaded.extend(b.weights(&[stack.iter().map(convert).collect()], &mut |_| {})?);
+            progress(stack.iter().map(Tensor::file_bytes).sum());
         }
         Ok(loaded)
     }

@@ -1,8 +1,9 @@
 //! `POST /v1/chat/completions`: a conversation is continued.
 
 use super::{
-    answer::{Delta, StopReason},
+    answer::{Delta, End, StopReason},
     body::{Body, work},
+    calls::{CallReader, Found, call_id},
     error::{ApiError, ErrorReply},
     fields::{Common, parse},
     log::RequestLog,
@@ -12,6 +13,7 @@ use super::{
     prepare::{Prepared, Prompt, Wishes},
     reply::{Reply, Shape},
     state::{Server, State},
+    tools::{Tool, ToolChoice, ToolChoiceShape, ToolKind, Tools},
 };
 use crate::{TokenLogprobs, TokenStream, Tokenizer};
 use axum::{Extension, extract, response::Response};
@@ -29,6 +31,13 @@ struct ChatFields {
     /// With `logprobs`: this many of the most likely ones too, 0 to 20.
     #[schema(maximum = 20)]
     top_logprobs: Option<u32>,
+    /// Functions that the model may ask the client to call.
+    tools: Option<Vec<Tool>>,
+    /// `auto`, the model decides; `none`; `required`, at least one; or the one that must be called. `auto` when absent.
+    #[schema(value_type = Option<ToolChoiceShape>)]
+    tool_choice: Option<ToolChoice>,
+    /// Several calls in an answer; true when absent.
+    parallel_tool_calls: Option<bool>,
     /// False only beside `continue_final_message`: the prompt ends where an answer begins.
     add_generation_prompt: Option<bool>,
     /// The last message is the beginning of the answer, and the reply goes on where it ends.
@@ -54,9 +63,7 @@ const REFUSED: &[Refused] = &[
     ("chat_template_kwargs", "", "templates get messages only"),
     ("echo", "", "it belongs to /v1/completions"),
     ("messages[].audio", "", "aoji reads and writes text only"),
-    ("messages[].function_call", "", "aoji calls no tools"),
-    ("messages[].tool_call_id", "", "aoji calls no tools"),
-    ("messages[].tool_calls", "", "aoji calls no tools"),
+    ("messages[].function_call", "", "use tool_calls"),
     ("prompt", "", "it belongs to /v1/completions; a chat has messages"),
 ];
 
@@ -66,7 +73,7 @@ pub(super) struct ChatChoice {
     index: usize,
     message: Answer,
     logprobs: Option<ChatLogprobs>,
-    /// `stop` or `length`.
+    /// `stop`, `length` or `tool_calls`.
     finish_reason: Option<&'static str>,
     /// The stop string or the id of `stop_token_ids` that ended it.
     stop_reason: Option<StopReason>,
@@ -78,9 +85,48 @@ pub(super) struct ChatChoice {
 #[derive(Debug, Clone, Serialize, ToSchema)]
 struct Answer {
     role: &'static str,
-    content: String,
+    /// The text; `null` where there are calls only.
+    content: Option<String>,
     /// Always absent: aoji's models refuse in words.
     refusal: Option<()>,
+    /// The functions that are to be called.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<CallDelta>,
+}
+
+/// A call of a function, or what is new of one.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+struct CallDelta {
+    /// Its place among the calls of the answer; in a stream only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<usize>,
+    /// Nine letters and digits. In a stream with the beginning of the call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    /// `function`
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<ToolKind>,
+    function: FunctionDelta,
+}
+
+/// What is called.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+struct FunctionDelta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    /// A JSON object as text; in a stream in pieces.
+    arguments: String,
+}
+
+impl CallDelta {
+    fn begin(index: usize, name: String) -> CallDelta {
+        let function = FunctionDelta { name: Some(name), arguments: String::new() };
+        CallDelta { index: Some(index), id: Some(call_id()), kind: Some(ToolKind::Function), function }
+    }
+
+    fn more(index: usize, arguments: String) -> CallDelta {
+        CallDelta { index: Some(index), id: None, kind: None, function: FunctionDelta { name: None, arguments } }
+    }
 }
 
 /// What was asked for besides.
@@ -118,6 +164,8 @@ struct AnswerDelta {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<CallDelta>,
 }
 
 /// Continues a conversation.
@@ -152,18 +200,22 @@ fn read(state: &State, body: &[u8]) -> Result<(Prepared, Chat), ApiError> {
     if top > 0 && !logprobs {
         return Err(ApiError::invalid("top_logprobs", "top_logprobs needs logprobs to be true"));
     }
-    let prompt = Prompt { ids: encode(state, &own.messages, begun)?, text: None };
+    let functions = own.tools.unwrap_or_default().into_iter().map(|tool| tool.function).collect();
+    let tools = Tools::new(functions, own.tool_choice, own.parallel_tool_calls, state.calls)?;
+    let prompt = Prompt { ids: encode(state, &own.messages, begun, tools.as_ref())?, text: None };
     let wishes = Wishes {
         default_tokens: None,
         logprobs: logprobs.then_some(top),
         prompt_logprobs: common.prompt_logprobs,
         field: "messages",
+        tools: tools.as_ref(),
     };
     let return_ids = common.return_token_ids.unwrap_or(false);
     let prompt_logprobs = common.prompt_logprobs.is_some();
     let tokenizer = state.tokenizer.clone();
     let stream = if common.skip_special() { tokenizer.stream() } else { tokenizer.stream_with_special() };
-    let pending = Pending { begun: false, whole: Delta::default(), stream: stream.after(&prompt.ids) };
+    let reader = tools.as_ref().map(|tools| CallReader::new(tools.format));
+    let pending = Pending { begun: false, whole: Delta::default(), stream: stream.after(&prompt.ids), reader };
     let request = state.prepare(common, parsed.ignored, std::slice::from_ref(&prompt), &wishes)?;
     let pending = vec![pending; request.n];
     Ok((request, Chat { tokenizer, pending, prompt: prompt.ids, logprobs, prompt_logprobs, return_ids }))
@@ -185,6 +237,41 @@ struct Pending {
     whole: Delta,
     /// What the tokens so far make of the next one's text.
     stream: TokenStream,
+    /// Finds calls, where there may be some.
+    reader: Option<CallReader>,
+}
+
+impl Pending {
+    /// What is new of the text and of the calls.
+    fn read(&mut self, text: String, ended: bool) -> (String, Vec<CallDelta>) {
+        let Some(reader) = &mut self.reader else { return (text, Vec::new()) };
+        let before = reader.calls;
+        let mut found = reader.push(&text);
+        found.extend(ended.then(|| reader.finish()).flatten());
+        let (mut text, mut calls, mut next) = (String::new(), Vec::<CallDelta>::new(), before);
+        for found in found {
+            match found {
+                Found::Text(more) => text.push_str(&more),
+                Found::Call(name) => {
+                    calls.push(CallDelta::begin(next, name));
+                    next += 1;
+                }
+                Found::Arguments(more) => match calls.last_mut() {
+                    Some(call) => call.function.arguments.push_str(&more),
+                    None => calls.push(CallDelta::more(next - 1, more)), // its beginning was told before
+                },
+            }
+        }
+        (text, calls)
+    }
+
+    /// `tool_calls` where calls were made and the answer ended by itself, and otherwise what the engine says.
+    fn reason(&self, end: &End) -> &'static str {
+        match (end.reason, &self.reader) {
+            ("stop", Some(reader)) if reader.calls > 0 => "tool_calls",
+            (reason, _) => reason,
+        }
+    }
 }
 
 impl Chat {
@@ -223,12 +310,16 @@ impl Shape for Chat {
         let pending = std::mem::take(&mut self.pending);
         let choice = |(index, mut p): (usize, Pending)| {
             let (logprobs, extras) = (self.logprobs(&mut p.stream, &p.whole), self.extras(&p.whole, true));
-            let end = p.whole.end;
+            let text = std::mem::take(&mut p.whole.text);
+            let (content, mut tool_calls) = p.read(text, true);
+            tool_calls.iter_mut().for_each(|call| call.index = None);
+            let content = Some(content).filter(|text| !text.is_empty() || tool_calls.is_empty());
+            let end = p.whole.end.take();
             ChatChoice {
                 index,
-                message: Answer { role: "assistant", content: p.whole.text, refusal: None },
+                message: Answer { role: "assistant", content, refusal: None, tool_calls },
                 logprobs,
-                finish_reason: end.as_ref().map(|end| end.reason),
+                finish_reason: end.as_ref().map(|end| p.reason(end)),
                 stop_reason: end.and_then(|end| end.stop_reason),
                 extras,
             }
@@ -236,19 +327,26 @@ impl Shape for Chat {
         pending.into_iter().enumerate().map(choice).collect()
     }
 
-    fn chunks(&mut self, index: usize, delta: Delta) -> Vec<ChatChunk> {
-        let first = !std::mem::replace(&mut self.pending[index].begun, true);
+    fn chunks(&mut self, index: usize, mut delta: Delta) -> Vec<ChatChunk> {
+        let pending = &mut self.pending[index];
+        let first = !std::mem::replace(&mut pending.begun, true);
+        let (text, tool_calls) = pending.read(std::mem::take(&mut delta.text), delta.end.is_some());
+        let end = delta.end.as_ref().map(|end| (pending.reason(end), end.stop_reason.clone()));
         let mut chunks = Vec::new();
-        if first || !delta.text.is_empty() || !delta.tokens.is_empty() {
+        let news = !text.is_empty() || !tool_calls.is_empty();
+        // What tokens say besides their text is not kept back with it.
+        let tokens =
+            !delta.tokens.is_empty() && (self.logprobs || self.return_ids || self.pending[index].reader.is_none());
+        if first || news || tokens {
             let mut stream = self.pending[index].stream.clone();
             let (logprobs, extras) = (self.logprobs(&mut stream, &delta), self.extras(&delta, first));
             self.pending[index].stream = stream;
-            let delta = AnswerDelta { role: first.then_some("assistant"), content: Some(delta.text) };
+            let content = Some(text).filter(|text| !text.is_empty() || tool_calls.is_empty());
+            let delta = AnswerDelta { role: first.then_some("assistant"), content, tool_calls };
             chunks.push(ChatChunk { index, delta, logprobs, extras, ..ChatChunk::default() });
         }
-        if let Some(end) = delta.end {
-            let (finish_reason, stop_reason) = (Some(end.reason), end.stop_reason);
-            chunks.push(ChatChunk { index, finish_reason, stop_reason, ..ChatChunk::default() });
+        if let Some((reason, stop_reason)) = end {
+            chunks.push(ChatChunk { index, finish_reason: Some(reason), stop_reason, ..ChatChunk::default() });
         }
         chunks
     }

@@ -145,7 +145,13 @@ pub(super) async fn create(
 }
 
 fn read(state: &State, body: &[u8]) -> Result<(Prepared, Completions), ApiError> {
-    let refused = [("suffix", "", "aoji's models continue a text and fill no gaps")];
+    const CHAT: &str = "it belongs to /v1/chat/completions";
+    let refused = [
+        ("parallel_tool_calls", "true", CHAT),
+        ("suffix", "", "aoji's models continue a text and fill no gaps"),
+        ("tool_choice", "\"none\"", CHAT),
+        ("tools", "", CHAT),
+    ];
     let parsed = parse::<CompletionFields>(body, &state.options, &refused)?;
     let (common, own) = (parsed.common, parsed.own);
     let n = common.n()?;
@@ -164,6 +170,7 @@ fn read(state: &State, body: &[u8]) -> Result<(Prepared, Completions), ApiError>
         logprobs: own.logprobs,
         prompt_logprobs: asked.max(echoed),
         field: "prompt",
+        tools: None,
     };
     let return_ids = common.return_token_ids.unwrap_or(false);
     let skip_special = common.skip_special();

@@ -94,9 +94,22 @@ impl Grammars {
 }
 
 /// The schema with the order to write no blanks: a greedy model that may write blanks can go on doing so for ever.
-fn compact(schema: &Value) -> Value {
+pub(super) fn compact(schema: &Value) -> Value {
+    with(schema, JsonCompileOptions { whitespace_flexible: false, ..JsonCompileOptions::default() })
+}
+
+/// The schema with the order to write a blank after each colon and comma and no other, as in the calls of functions that
+/// models are trained with. `lenient` leaves out what cannot be held to.
+pub(super) fn spaced(schema: &Value, lenient: bool) -> Value {
+    let (item_separator, key_separator) = (", ".into(), ": ".into());
+    let options =
+        JsonCompileOptions { whitespace_flexible: false, item_separator, key_separator, lenient, ..Default::default() };
+    with(schema, options)
+}
+
+fn with(schema: &Value, options: JsonCompileOptions) -> Value {
     let mut schema = schema.clone();
-    JsonCompileOptions { whitespace_flexible: false, ..JsonCompileOptions::default() }.apply_to(&mut schema);
+    options.apply_to(&mut schema);
     schema
 }
 

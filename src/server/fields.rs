@@ -313,11 +313,12 @@ pub(super) fn parse<T: DeserializeOwned>(
 pub(super) fn parse_alone<T: DeserializeOwned>(
     body: &[u8],
     unknown: UnknownFields,
+    refused: &[policy::Refused],
 ) -> Result<(T, Vec<String>), ApiError> {
     let value = json(body)?;
     let mut ignored = BTreeSet::new();
     let own = read(&value, &mut ignored)?;
-    Ok((own, policy::judge(&value, &ignored, &[], unknown)?))
+    Ok((own, policy::judge(&value, &ignored, refused, unknown)?))
 }
 
 fn json(body: &[u8]) -> Result<Value, ApiError> {

@@ -1,18 +1,63 @@
 //! Messages of a conversation, and the prompt that they become.
 
-use super::{error::ApiError, state::State};
-use crate::Message;
+use super::{
+    error::ApiError,
+    state::State,
+    tools::{ToolKind, Tools},
+};
+use crate::{AOG_INSTRUCTION, Message, Template, ToolCall, text::json_line};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 /// A message of a conversation.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub(super) struct ChatMessage {
     role: Role,
-    /// A text, or parts that are texts and are joined by line ends.
-    #[schema(value_type = ContentShape)]
-    content: Content,
+    /// A text, or parts that are texts and are joined by line ends. Only calls may come without.
+    #[schema(value_type = Option<ContentShape>)]
+    content: Option<Content>,
+    /// The functions that the assistant called.
+    tool_calls: Option<Vec<MessageCall>>,
+    /// Of a message of the role `tool`: the call whose result it is.
+    tool_call_id: Option<String>,
+}
+
+/// A call of a function.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+struct MessageCall {
+    id: String,
+    /// `function`
+    #[serde(rename = "type")]
+    #[allow(dead_code)] // there is one kind
+    kind: ToolKind,
+    function: CalledFunction,
+}
+
+/// What was called.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+struct CalledFunction {
+    name: String,
+    /// A JSON object as text.
+    #[schema(value_type = String)]
+    arguments: Arguments,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "String")]
+struct Arguments(Map<String, Value>);
+
+impl TryFrom<String> for Arguments {
+    type Error = String;
+    fn try_from(text: String) -> Result<Arguments, String> {
+        match serde_json::from_str(&text) {
+            _ if text.trim().is_empty() => Ok(Arguments(Map::new())),
+            Ok(Value::Object(map)) => Ok(Arguments(map)),
+            Ok(_) => Err("expected the text of a JSON object, found other JSON".into()),
+            Err(e) => Err(format!("expected the text of a JSON object, found no JSON: {e}")),
+        }
+    }
 }
 
 /// Who said it; `developer` is the same as `system`.
@@ -23,6 +68,8 @@ enum Role {
     Developer,
     User,
     Assistant,
+    /// The result of a call.
+    Tool,
 }
 
 /// What is said.
@@ -78,24 +125,128 @@ fn known(key: &str) -> bool {
     matches!(key, "type" | "text" | "cache_control")
 }
 
-/// The prompt of a conversation, whose last message may be the beginning of the answer.
-pub(super) fn encode(state: &State, messages: &[ChatMessage], begun: bool) -> Result<Vec<u32>, ApiError> {
+/// The prompt of a conversation, whose last message may be the beginning of the answer, in which these functions can be
+/// called.
+pub(super) fn encode(
+    state: &State,
+    messages: &[ChatMessage],
+    begun: bool,
+    tools: Option<&Tools>,
+) -> Result<Vec<u32>, ApiError> {
     if let Some(other) = messages.last().filter(|m| begun && m.role != Role::Assistant) {
         let message =
             format!("the last message is one of the role {:?}: only the assistant's is continued", other.role);
         return Err(ApiError::invalid("continue_final_message", message.to_lowercase()));
     }
-    let message = |m: &ChatMessage| {
-        let role = match m.role {
+    let mut messages = conversation(messages)?;
+    messages.last_mut().into_iter().for_each(|last| last.begun = begun);
+    let mut template = state.template.clone();
+    match (&state.template, tools) {
+        (Template::Jinja(jinja), Some(tools)) if tools.format.in_template => {
+            template = Template::Jinja(jinja.with_tools(tools.for_template()));
+        }
+        (_, tools) if !state.calls.is_some_and(|format| format.in_template) => {
+            messages = in_words(messages);
+            if let Some(tools) = tools {
+                instruct(&template, &mut messages, tools.in_words());
+            }
+        }
+        _ => {}
+    }
+    template.encode(&state.tokenizer, &messages, None).map_err(|e| ApiError::from_library(e, "messages"))
+}
+
+/// The messages as templates get them, checked.
+fn conversation(messages: &[ChatMessage]) -> Result<Vec<Message>, ApiError> {
+    let mut ids: Vec<&str> = Vec::new();
+    let mut all = Vec::with_capacity(messages.len());
+    for (i, m) in messages.iter().enumerate() {
+        let wrong = |field: &str, what: &str| Err(ApiError::invalid(format!("messages[{i}].{field}"), what));
+        let (role, calls) = (m.role, m.tool_calls.as_deref().unwrap_or_default());
+        if !calls.is_empty() && role != Role::Assistant {
+            return wrong("tool_calls", "only the assistant calls functions");
+        }
+        match (&m.tool_call_id, role) {
+            (None, Role::Tool) => return wrong("tool_call_id", "a result needs the id of its call"),
+            (Some(id), Role::Tool) if !ids.contains(&id.as_str()) => {
+                return wrong("tool_call_id", &format!("no call before this message has the id {id:?}"));
+            }
+            (Some(_), Role::System | Role::Developer | Role::User | Role::Assistant) => {
+                return wrong("tool_call_id", "only a message of the role tool has one");
+            }
+            _ => {}
+        }
+        if m.content.is_none() && calls.is_empty() {
+            return wrong("content", "expected a text or a list of parts");
+        }
+        for (k, call) in calls.iter().enumerate() {
+            if call.id.is_empty() || ids.contains(&call.id.as_str()) {
+                return wrong(&format!("tool_calls[{k}].id"), "expected an id that no other call has");
+            }
+            ids.push(&call.id);
+        }
+        let role = match role {
             Role::System | Role::Developer => "system",
             Role::User => "user",
             Role::Assistant => "assistant",
+            Role::Tool => "tool",
         };
-        Message::new(role, &m.content.0)
+        let call =
+            |c: &MessageCall| ToolCall::new(&c.id, &c.function.name, Value::from(c.function.arguments.0.clone()));
+        let text = m.content.as_ref().map_or("", |content| &content.0);
+        let tool_calls = calls.iter().map(call).collect();
+        all.push(Message { tool_calls, tool_call_id: m.tool_call_id.clone(), ..Message::new(role, text) });
+    }
+    Ok(all)
+}
+
+/// Calls and results as the texts of messages, for templates that know questions and answers only. Results are a question.
+fn in_words(messages: Vec<Message>) -> Vec<Message> {
+    let mut names = BTreeMap::new();
+    let mut all: Vec<Message> = Vec::with_capacity(messages.len());
+    let mut after_result = false;
+    for message in messages {
+        let Message { mut content, tool_calls, tool_call_id, .. } = message.clone();
+        for call in tool_calls {
+            let line = json_line(&json!({"name": call.function.name, "arguments": call.function.arguments}));
+            content = if content.is_empty() { line } else { format!("{content}\n{line}") };
+            names.insert(call.id, call.function.name);
+        }
+        let result =
+            tool_call_id.map(|id| format!("{} returned: {content}", names.get(&id).map_or("", String::as_str)));
+        let is_result = result.is_some();
+        match (result, all.last_mut()) {
+            (Some(text), Some(last)) if after_result => last.content = format!("{}\n{text}", last.content),
+            (Some(text), _) => all.push(Message::new("user", text)),
+            (None, Some(last)) if after_result && message.role == "user" => {
+                last.content = format!("{}\n\n{content}", last.content);
+            }
+            (None, _) => all.push(Message { content, tool_calls: Vec::new(), ..message }),
+        }
+        after_result = is_result;
+    }
+    all
+}
+
+/// Puts `text` into the instruction; where the template has no place for one, before the first question.
+fn instruct(template: &Template, messages: &mut Vec<Message>, text: String) {
+    let takes_system = match template {
+        Template::Aog | Template::AogInstructionFirst => true,
+        Template::Raw => false,
+        Template::Jinja(jinja) => {
+            let probe = [Message::new("system", "?instruction?"), Message::new("user", "?question?")];
+            jinja.render(&probe).is_ok_and(|prompt| prompt.contains("?instruction?"))
+        }
     };
-    let mut messages: Vec<Message> = messages.iter().map(message).collect();
-    messages.last_mut().into_iter().for_each(|last| last.begun = begun);
-    state.template.encode(&state.tokenizer, &messages, None).map_err(|e| ApiError::from_library(e, "messages"))
+    let default = match template {
+        Template::Aog | Template::AogInstructionFirst => format!("{AOG_INSTRUCTION}\n\n"),
+        _ => String::new(),
+    };
+    match messages.iter_mut().find(|m| if takes_system { m.role == "system" } else { m.role == "user" }) {
+        Some(system) if takes_system => system.content = format!("{}\n\n{text}", system.content),
+        Some(question) => question.content = format!("{text}\n\n{}", question.content),
+        None => messages.insert(0, Message::new("system", default + &text)),
+    }
 }
 
 /// Whether the last message is the beginning of the answer, by the two fields that transformers has for it.

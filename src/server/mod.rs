@@ -24,6 +24,7 @@
 
 mod answer;
 mod body;
+mod calls;
 mod chat;
 mod completions;
 mod constrain;
@@ -42,9 +43,11 @@ mod reply;
 mod router;
 mod state;
 mod tokens;
+mod tools;
 mod usage;
 mod worker;
 
+pub use calls::ToolParser;
 pub use constrain::{Format, Grammar, Grammars};
 pub use options::ServerOptions;
 pub use policy::UnknownFields;

@@ -1,6 +1,6 @@
 //! How to serve.
 
-use super::policy::UnknownFields;
+use super::{calls::ToolParser, policy::UnknownFields};
 use crate::{
     SamplingDefaults, Template,
     error::{Error, Result},
@@ -27,6 +27,8 @@ pub struct ServerOptions {
     pub body_limit: usize,
     /// How chats become prompts, in the place of the model's own way.
     pub template: Option<Template>,
+    /// How the model writes calls of functions.
+    pub tool_parser: ToolParser,
     /// What becomes of fields that no API has.
     pub unknown_fields: UnknownFields,
     /// What counts where a request is silent: what the model's author recommends.
@@ -46,6 +48,7 @@ impl Default for ServerOptions {
             cors: Vec::new(),
             body_limit: 16 << 20,
             template: None,
+            tool_parser: ToolParser::default(),
             unknown_fields: UnknownFields::default(),
             sampling: SamplingDefaults::default(),
             tokenizer_config: serde_json::Map::new(),

@@ -19,13 +19,18 @@ pub enum UnknownFields {
 impl FromStr for UnknownFields {
     type Err = String;
     fn from_str(s: &str) -> Result<Self, String> {
-        match s {
-            "warn" => Ok(Self::Warn),
-            "reject" => Ok(Self::Reject),
-            "ignore" => Ok(Self::Ignore),
-            _ => Err(format!("{s:?}: expected warn, reject or ignore")),
-        }
+        one_of(s, &[("warn", Self::Warn), ("reject", Self::Reject), ("ignore", Self::Ignore)])
     }
+}
+
+/// The value of `known` that has the name `s`.
+pub(super) fn one_of<T: Copy>(s: &str, known: &[(&str, T)]) -> Result<T, String> {
+    let found = known.iter().find(|(name, _)| *name == s).map(|(_, value)| *value);
+    found.ok_or_else(|| {
+        let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+        let (last, others) = names.split_last().unwrap_or((&"", &[]));
+        format!("{s:?}: expected {} or {last}", others.join(", "))
+    })
 }
 
 /// Known fields that change nothing here. docs/server.md lists them; `[]` stands for any place in a list.
@@ -37,7 +42,6 @@ pub(super) const IGNORED: &[&str] = &[
     "messages[].reasoning_content",
     "messages[].refusal",
     "metadata",
-    "parallel_tool_calls",
     "priority",
     "prompt_cache_key",
     "prompt_cache_options",
@@ -57,7 +61,6 @@ pub(super) const IGNORED: &[&str] = &[
 /// `null`, `false`, `[]` and `{}` ask for nothing either.
 pub(super) type Refused = (&'static str, &'static str, &'static str);
 
-const TOOLS: &str = "aoji calls no tools";
 const SAMPLER: &str = "aoji has no such sampler; it has temperature, top_p, top_k, min_p and three penalties";
 const TEXT: &str = "aoji reads and writes text only";
 
@@ -69,8 +72,8 @@ pub(super) const REFUSED: &[Refused] = &[
     ("documents", "", "put them into the messages"),
     ("dry_multiplier", "0", SAMPLER),
     ("early_stopping", "", "aoji has no beam search"),
-    ("function_call", "\"none\"", TOOLS),
-    ("functions", "", TOOLS),
+    ("function_call", "\"none\"", "use tool_choice"),
+    ("functions", "", "use tools"),
     ("grammar", "", "use structured_outputs.grammar, in Lark's syntax"),
     (
         "guided_decoding_backend",
@@ -94,13 +97,11 @@ pub(super) const REFUSED: &[Refused] = &[
     ("samplers", "", "the order of the samplers is fixed: penalties, temperature, top_k, top_p, min_p"),
     ("spaces_between_special_tokens", "true", "special tokens are written as they are"),
     ("tfs_z", "1", SAMPLER),
-    ("tool_choice", "\"none\"", TOOLS),
-    ("tools", "", TOOLS),
     ("top_n_sigma", "-1", SAMPLER),
     ("truncate_prompt_tokens", "", "aoji cuts no prompt: send a shorter one"),
     ("typical_p", "1", SAMPLER),
     ("use_beam_search", "", "aoji has no beam search"),
-    ("web_search_options", "", TOOLS),
+    ("web_search_options", "", "aoji searches nothing; give it a function that does, by tools"),
     ("xtc_probability", "0", SAMPLER),
 ];
 

@@ -6,6 +6,7 @@ use super::{
     error::ApiError,
     fields::{Common, MAX_LOGPROBS, ResponseKind},
     state::State,
+    tools::Tools,
     worker::Guarded,
 };
 use crate::{GenerateOptions, Job};
@@ -24,6 +25,8 @@ pub(super) struct Prepared {
     pub jobs: Vec<Job>,
     /// What the answers must look like, and the field that says so.
     pub format: Option<(&'static str, Format)>,
+    /// What the format is made of, and the fields that say it: looked at when the format is refused.
+    pub parts: Vec<(String, Format)>,
     /// Ids of `stop_token_ids`, of which a client hears when they end an answer.
     pub stop_ids: Vec<u32>,
     /// Lengths of the prompts.
@@ -37,13 +40,15 @@ pub(super) struct Prepared {
 }
 
 /// What the two APIs ask for in different ways.
-pub(super) struct Wishes {
+pub(super) struct Wishes<'a> {
     /// Most tokens when the request does not say; until the context is full when absent.
     pub default_tokens: Option<usize>,
     pub logprobs: Option<u32>,
     pub prompt_logprobs: Option<u32>,
     /// The field that carries the prompt.
     pub field: &'static str,
+    /// Functions that may be called.
+    pub tools: Option<&'a Tools>,
 }
 
 impl State {
@@ -63,7 +68,7 @@ impl State {
         common: Common,
         ignored: Vec<String>,
         prompts: &[Prompt],
-        wishes: &Wishes,
+        wishes: &Wishes<'_>,
     ) -> Result<Prepared, ApiError> {
         let model = self.model(common.model.as_deref())?;
         let config = self.engine.config();
@@ -74,7 +79,13 @@ impl State {
                 return Err(ApiError::invalid(field, format!("{k} alternatives, allowed is 0 to {MAX_LOGPROBS}")));
             }
         }
-        let format = format(&common)?;
+        let mut format = format(&common)?;
+        let mut parts = Vec::new();
+        if let Some(tools) = wishes.tools {
+            format = Some(("tools", tools.grammar(&self.tokenizer, format.as_ref().map(|(_, format)| format))?));
+            parts = tools.schemas();
+            options.keep_special |= tools.format.needs_special(&self.tokenizer);
+        }
         if let Some((field, _)) = &format {
             ends_by_itself(field, &options)?;
         }
@@ -107,6 +118,7 @@ impl State {
             model,
             jobs,
             format,
+            parts,
             stop_ids,
             prompts: prompts.iter().map(|p| p.ids.len()).collect(),
             n,
@@ -118,7 +130,7 @@ impl State {
     }
 
     /// Most tokens of the answer to `prompt`, after checking that they fit.
-    fn room(&self, common: &Common, prompt: &Prompt, wishes: &Wishes) -> Result<Option<usize>, ApiError> {
+    fn room(&self, common: &Common, prompt: &Prompt, wishes: &Wishes<'_>) -> Result<Option<usize>, ApiError> {
         let (max, length) = (self.engine.max_context(), prompt.ids.len());
         if length == 0 {
             return Err(ApiError::invalid(wishes.field, "the prompt is empty: expected at least one token"));
@@ -141,10 +153,15 @@ impl State {
     /// Holds the jobs of a request to its format, if it has one. To compile a schema takes milliseconds.
     pub async fn constrain(self: &Arc<Self>, request: &mut Prepared) -> Result<(), ApiError> {
         let Some((field, format)) = request.format.take() else { return Ok(()) };
+        let parts = std::mem::take(&mut request.parts);
         let state = self.clone();
         let compile = move || {
             let grammars = state.grammars().map_err(|why| ApiError::unsupported(field, why))?;
-            grammars.compile(&format).map_err(|why| ApiError::invalid(field, format!("{field}: {why}")))
+            grammars.compile(&format).map_err(|why| {
+                let wrong = |(field, part): &(String, Format)| Some((field.clone(), grammars.compile(part).err()?));
+                let (field, why) = parts.iter().find_map(wrong).unwrap_or((field.into(), why));
+                ApiError::invalid(&field, format!("{field}: {why}"))
+            })
         };
         let grammar = blocking(compile).await?;
         for job in &mut request.jobs {

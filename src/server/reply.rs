@@ -16,9 +16,9 @@ use axum::{
         sse::{Event, KeepAlive},
     },
 };
-use futures_util::stream;
+use futures_util::{Stream, stream};
 use serde::Serialize;
-use std::{collections::VecDeque, convert::Infallible, sync::Arc};
+use std::{collections::VecDeque, convert::Infallible, mem, sync::Arc};
 use utoipa::ToSchema;
 
 /// A reply, or an event of one.
@@ -65,6 +65,21 @@ pub(super) trait Shape: Send + 'static {
 }
 
 impl State {
+    /// Lets the jobs of a request run.
+    pub async fn begin(
+        self: &Arc<Self>,
+        request: &mut Prepared,
+        log: &RequestLog,
+    ) -> Result<(Answers, Tally), ApiError> {
+        self.constrain(request).await?;
+        let tally = Tally::new(&request.prompts, request.n);
+        log.tally(&tally);
+        let jobs = mem::take(&mut request.jobs);
+        let n = jobs.len();
+        let running = self.worker.submit(jobs).await.inspect_err(|e| self.refused(e))?;
+        Ok((Answers::new(running, mem::take(&mut request.stop_ids), n), tally))
+    }
+
     /// Lets the jobs run and replies.
     pub async fn reply<S: Shape>(
         self: &Arc<Self>,
@@ -72,13 +87,9 @@ impl State {
         mut shape: S,
         log: Arc<RequestLog>,
     ) -> Result<Response, ApiError> {
-        self.constrain(&mut request).await?;
-        let headers = ignored_header(&request.ignored);
-        let mut tally = Tally::new(&request.prompts, request.n);
-        log.tally(&tally);
         let left = request.jobs.len();
-        let running = self.worker.submit(request.jobs).await.inspect_err(|e| self.refused(e))?;
-        let mut answers = Answers::new(running, request.stop_ids, left);
+        let (mut answers, mut tally) = self.begin(&mut request, &log).await?;
+        let headers = ignored_header(&request.ignored);
         let id = format!("{}-{:016x}{:08x}", S::PREFIX, fastrand::u64(..), fastrand::u32(..));
         let envelope = Envelope {
             id,
@@ -96,10 +107,7 @@ impl State {
                 let event = events.next().await?;
                 Some((Ok::<_, Infallible>(event), events))
             });
-            // Comments keep proxies from closing a connection on which a long prompt is being computed.
-            let sse = Sse::new(body).keep_alive(KeepAlive::default());
-            let unbuffered = [(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"))];
-            return Ok((headers, unbuffered, sse).into_response());
+            return Ok((headers, event_stream(body)).into_response());
         }
         while let Some(next) = answers.next().await {
             let (index, delta) = next?;
@@ -111,7 +119,16 @@ impl State {
     }
 }
 
-fn note(tally: &mut Tally, index: usize, delta: &Delta, log: &RequestLog) {
+/// A stream of events.
+pub(super) fn event_stream(events: impl Stream<Item = Result<Event, Infallible>> + Send + 'static) -> Response {
+    // Comments keep proxies from closing a connection on which a long prompt is being computed.
+    let sse = Sse::new(events).keep_alive(KeepAlive::default());
+    let unbuffered = [(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"))];
+    (unbuffered, sse).into_response()
+}
+
+/// Counts what came.
+pub(super) fn note(tally: &mut Tally, index: usize, delta: &Delta, log: &RequestLog) {
     tally.tokens(delta.tokens.len());
     if let Some(end) = &delta.end {
         tally.end(index, end);

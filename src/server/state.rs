@@ -1,6 +1,7 @@
 //! A model that is served, and what all of its requests share.
 
 use super::{
+    calls::CallFormat,
     constrain::Grammars,
     error::ApiError,
     metrics::Metrics,
@@ -29,6 +30,8 @@ pub(super) struct State {
     pub engine: Engine,
     pub tokenizer: Tokenizer,
     pub template: Template,
+    /// How the model writes calls of functions; without one it is asked for none.
+    pub calls: Option<CallFormat>,
     pub options: ServerOptions,
     pub worker: Worker,
     pub metrics: Arc<Metrics>,
@@ -42,7 +45,8 @@ impl Server {
     /// Makes the batch and starts its thread, which first generates one token; see [`Server::ready`].
     ///
     /// # Errors
-    /// `Input` for a model without a tokenizer, options out of range, or a name, key or origin that cannot be one; what
+    /// `Input` for a model without a tokenizer, options out of range, or a name, key or origin that cannot be one, a
+    /// way to write calls that the template does not know; what
     /// [`Engine::batch`] refuses.
     pub fn start(engine: Engine, options: ServerOptions) -> Result<Server> {
         let tokenizer = engine.tokenizer()?.clone();
@@ -53,17 +57,29 @@ impl Server {
             return Err(Error::Input("an API key is empty: everybody would have it".into()));
         }
         let _ = cors(&options.cors)?; // made again with the router
+        let template = options.template.clone().unwrap_or_else(|| engine.template().clone());
+        let calls = CallFormat::of(options.tool_parser, &template)?;
         let (max_tokens, chunk) = (engine.max_context(), options.prefill_chunk);
         let batch = engine.batch(&BatchOptions { sequences: options.sequences, max_tokens, chunk })?;
         let metrics = Arc::new(Metrics::new(name, engine.device()));
         let phase = watch::Sender::new(Phase::Starting);
         let capacity = options.sequences.saturating_add(options.queue).min(tokio::sync::Semaphore::MAX_PERMITS);
         let worker = Worker::start(engine.clone(), batch, capacity, metrics.clone(), phase.clone())?;
-        let template = options.template.clone().unwrap_or_else(|| engine.template().clone());
         let (grammars, fingerprint) = (OnceLock::new(), fingerprint(&engine));
         let created = now();
-        let state =
-            State { engine, tokenizer, template, options, worker, metrics, phase, grammars, fingerprint, created };
+        let state = State {
+            engine,
+            tokenizer,
+            template,
+            calls,
+            options,
+            worker,
+            metrics,
+            phase,
+            grammars,
+            fingerprint,
+            created,
+        };
         let server = Server(Arc::new(state));
         // Hundreds of milliseconds for a large vocabulary: the first request with a schema should not wait for it.
         let state = server.0.clone();

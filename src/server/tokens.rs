@@ -8,6 +8,7 @@ use super::{
     messages::{self, ChatMessage, begun, only},
     reply::ignored_header,
     state::Server,
+    tools::{Tool, Tools},
 };
 use crate::{Message, Template};
 use axum::{
@@ -28,6 +29,8 @@ struct TokenizeRequest {
     prompt: Option<String>,
     /// A conversation, which becomes a prompt as for a chat.
     messages: Option<Vec<ChatMessage>>,
+    /// Functions that a conversation may call.
+    tools: Option<Vec<Tool>>,
     /// Put BOS in front of a text; true when absent.
     add_special_tokens: Option<bool>,
     /// For a conversation, false only beside `continue_final_message`: the prompt ends where an answer begins.
@@ -58,7 +61,7 @@ pub(super) async fn tokenize(State(server): State<Server>, Body(body): Body) -> 
     let state = server.0.clone();
     let bytes = body.len();
     let reply = move || {
-        let (request, ignored) = parse_alone::<TokenizeRequest>(&body, state.options.unknown_fields)?;
+        let (request, ignored) = parse_alone::<TokenizeRequest>(&body, state.options.unknown_fields, &[])?;
         state.model(request.model.as_deref())?;
         let tokenizer = &state.tokenizer;
         let tokens = match (&request.prompt, &request.messages) {
@@ -70,7 +73,9 @@ pub(super) async fn tokenize(State(server): State<Server>, Body(body): Body) -> 
             (None, Some(messages)) => {
                 only("add_special_tokens", request.add_special_tokens, false, "the template says where BOS is")?;
                 let begun = begun(request.add_generation_prompt, request.continue_final_message)?;
-                messages::encode(&state, messages, begun)?
+                let functions = request.tools.unwrap_or_default().into_iter().map(|tool| tool.function).collect();
+                let tools = Tools::new(functions, None, None, state.calls)?;
+                messages::encode(&state, messages, begun, tools.as_ref())?
             }
             _ => {
                 return Err(ApiError::invalid("prompt", "expected either prompt, a text, or messages, a conversation"));
@@ -108,7 +113,7 @@ pub(super) async fn detokenize(State(server): State<Server>, Body(body): Body) -
     let state = server.0.clone();
     let bytes = body.len();
     let reply = move || {
-        let (request, ignored) = parse_alone::<DetokenizeRequest>(&body, state.options.unknown_fields)?;
+        let (request, ignored) = parse_alone::<DetokenizeRequest>(&body, state.options.unknown_fields, &[])?;
         state.model(request.model.as_deref())?;
         let vocab = state.engine.config().vocab;
         if let Some(id) = request.tokens.iter().find(|&&id| id as usize >= vocab) {

@@ -20,11 +20,12 @@ use crate::error::{Error, Result};
 
 /// A chat template in Jinja's language, with the special tokens of its checkpoint. Clones share it.
 ///
-/// It sees what a template sees in transformers: `messages`, `add_generation_prompt` (true), `tools` and `documents`
-/// (none), `bos_token` and its siblings, `raise_exception`, `strftime_now` (in local time), `tojson` as Python writes it,
+/// It sees what a template sees in transformers: `messages`, `add_generation_prompt` (true), `tools`
+/// ([`Jinja::with_tools`]), `documents` (none), `bos_token` and its siblings, `raise_exception`, `strftime_now` (in local
+/// time), `tojson` as Python writes it,
 /// Python's string and dict methods, loop controls, and blocks that take their line with them.
 #[derive(Debug, Clone)]
-pub struct Jinja(Arc<Compiled>);
+pub struct Jinja(Arc<Compiled>, Arc<[serde_json::Value]>);
 
 #[derive(Debug)]
 struct Compiled {
@@ -94,12 +95,29 @@ impl Jinja {
             .add_template_owned("chat_template", source)
             .map_err(|e| Error::file(path, format!("chat template, {}", explain(&e))))?;
         let (tokens, additional) = config.map(|c| (c.named(), c.additional())).unwrap_or_default();
-        Ok(Self(Arc::new(Compiled { path: path.to_path_buf(), environment, tokens, additional })))
+        Ok(Self(Arc::new(Compiled { path: path.to_path_buf(), environment, tokens, additional }), Arc::new([])))
     }
 
     /// The file that the template is from.
     pub fn path(&self) -> &Path {
         &self.0.path
+    }
+
+    /// The template with functions to show, each of them `{"type": "function", "function": {"name", "description",
+    /// "parameters"}}`; without any, `tools` is none.
+    pub fn with_tools(&self, tools: Vec<serde_json::Value>) -> Self {
+        Self(self.0.clone(), tools.into())
+    }
+
+    /// The functions that it shows.
+    pub fn tools(&self) -> &[serde_json::Value] {
+        &self.1
+    }
+
+    /// Its text.
+    pub fn source(&self) -> String {
+        let template = self.0.environment.get_template("chat_template");
+        template.map(|template| template.source().to_string()).unwrap_or_default() // it was compiled under this name
     }
 
     /// The prompt for the answer to the last of `messages`, or for the rest of it when it is [begun](Message::begun).
@@ -132,7 +150,7 @@ impl Jinja {
         let context = context! {
             messages => Value::from(Serde(messages)),
             add_generation_prompt,
-            tools => (),
+            tools => Some(Value::from(Serde(&*self.1))).filter(|_| !self.1.is_empty()),
             documents => (),
             additional_special_tokens => &self.0.additional,
             ..Value::from(Serde(&self.0.tokens))

@@ -13,6 +13,7 @@ mod stream;
 mod strftime;
 mod tokenizer;
 mod tokenizer_config;
+mod tool;
 
 pub use jinja::Jinja;
 pub use prompt::{AOG_INSTRUCTION, Message, Template, Turn};
@@ -20,3 +21,6 @@ pub use stop::{Found, StopStrings};
 pub use stream::TokenStream;
 pub use tokenizer::Tokenizer;
 pub(crate) use tokenizer_config::TokenizerConfig;
+#[cfg(feature = "server")]
+pub(crate) use tool::json_line;
+pub use tool::{CalledFunction, ToolCall};

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Tokenizer;
 use super::jinja::Jinja;
+use super::tool::{ToolCall, each_text, map_texts};
 use crate::error::{Error, Result};
 
 /// The instruction of the card of Llama-3-Ko-8B-Instruct-AOG: "As a friendly chatbot, answer the other's request in
@@ -29,6 +30,12 @@ pub struct Message {
     pub role: String,
     /// What is said.
     pub content: String,
+    /// The functions that the assistant called.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+    /// Of a message of the role `tool`: the call whose result it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_call_id: Option<String>,
     /// The model goes on with this message, which is the last one, where it ends.
     #[serde(skip)]
     pub begun: bool,
@@ -37,7 +44,7 @@ pub struct Message {
 impl Message {
     /// A message of `role`.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into(), begun: false }
+        Self { role: role.into(), content: content.into(), tool_calls: Vec::new(), tool_call_id: None, begun: false }
     }
 
     /// An answer of which the model is to write the rest.
@@ -167,25 +174,34 @@ impl Template {
         let ids = match self {
             // One text, encoded as one: tokens may cross from the template into a message (`.\n\n` is one).
             Self::Aog | Self::AogInstructionFirst => tokenizer.encode_plain(&self.render(messages, instruction)?)?,
-            Self::Jinja(_) => return self.encode_jinja(tokenizer, messages, instruction),
+            Self::Jinja(jinja) => return self.encode_jinja(jinja, tokenizer, messages, instruction),
             Self::Raw => tokenizer.encode(&self.render(messages, instruction)?, false)?,
         };
         let bos = tokenizer.bos().filter(|bos| ids.first() != Some(bos));
         Ok(bos.into_iter().chain(ids).collect())
     }
 
-    fn encode_jinja(&self, tok: &Tokenizer, messages: &[Message], instruction: Option<&str>) -> Result<Vec<u32>> {
-        let contents = || messages.iter().map(|m| m.content.as_str()).chain(instruction);
-        let typed: Vec<&str> = tok.specials().filter(|special| contents().any(|c| c.contains(special))).collect();
+    fn encode_jinja(
+        &self,
+        jinja: &Jinja,
+        tok: &Tokenizer,
+        messages: &[Message],
+        instruction: Option<&str>,
+    ) -> Result<Vec<u32>> {
+        let mut texts: Vec<&str> = instruction.into_iter().collect();
+        messages.iter().for_each(|message| message.each_text(&mut |text| texts.push(text)));
+        jinja.tools().iter().for_each(|tool| each_text(tool, &mut |text| texts.push(text)));
+        let typed: Vec<&str> = tok.specials().filter(|special| texts.iter().any(|c| c.contains(special))).collect();
         if typed.is_empty() {
             return tok.encode(&self.render(messages, instruction)?, false);
         }
         // Somebody wrote special tokens: they go through the template in disguise, so that those which are in the
         // prompt afterwards are the template's own.
-        let disguise = Disguise::new(typed, contents());
-        let hidden: Vec<_> =
-            messages.iter().map(|m| Message { content: disguise.hide(&m.content), ..m.clone() }).collect();
-        let prompt = self.render(&hidden, instruction.map(|i| disguise.hide(i)).as_deref())?;
+        let disguise = Disguise::new(typed, texts.iter().copied());
+        let hide = |text: &str| disguise.hide(text);
+        let hidden: Vec<_> = messages.iter().map(|m| m.map_texts(&hide)).collect();
+        let tools = jinja.tools().iter().map(|tool| map_texts(tool, &hide)).collect();
+        let prompt = Self::Jinja(jinja.with_tools(tools)).render(&hidden, instruction.map(hide).as_deref())?;
         tok.encode_marked(&prompt, &disguise.marks)
     }
 }

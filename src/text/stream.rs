@@ -203,6 +203,7 @@ impl TokenStream {
     }
 
     /// The bytes that `id` would add to the text as its next token, half a character is possible; of a special token its name.
+    #[cfg(feature = "server")]
     pub(crate) fn bytes_of(&self, id: u32) -> Vec<u8> {
         if self.tokenizer.is_special(id) {
             return self.tokenizer.token_bytes(id);
@@ -217,6 +218,7 @@ impl TokenStream {
     }
 
     /// Whole characters of the tokens so far that no piece has given yet, where that can be told.
+    #[cfg(feature = "server")]
     pub(crate) fn open_chars(&self) -> usize {
         let decoding = self.tokenizer.decoding();
         match decoding {

@@ -10,7 +10,10 @@ use super::{
     stream::{Decoding, TokenStream},
     tokenizer_config::TokenizerConfig,
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    files::gguf::Gguf,
+};
 
 /// A checkpoint's tokenizer. Clones share one vocabulary.
 ///
@@ -28,12 +31,16 @@ struct Inner {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` in `dir`, and the tokens that only `tokenizer_config.json` lists or names as special; `None` when
-    /// there is no `tokenizer.json`.
+    /// Reads `tokenizer.json` in `dir`, and the tokens that only `tokenizer_config.json` lists or names as special, or the
+    /// vocabulary of the GGUF file that `dir` is; `None` when there is no such thing.
     ///
     /// # Errors
     /// A file cannot be read, or [`Tokenizer::from_bytes`] refuses it.
     pub fn from_dir(dir: &Path) -> Result<Option<Self>> {
+        if dir.is_file() {
+            let Some(json) = Gguf::open(dir)?.tokenizer()? else { return Ok(None) };
+            return Self::from_bytes(dir, json.to_string().as_bytes()).map(Some);
+        }
         let path = dir.join("tokenizer.json");
         match std::fs::read(&path) {
             Ok(bytes) => Self::parse(&path, &bytes, Some(&TokenizerConfig::read(dir)?)).map(Some),

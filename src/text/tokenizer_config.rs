@@ -8,7 +8,10 @@ use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
 use super::tokenizer::vocab;
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    files::gguf::Gguf,
+};
 
 /// Names of the special tokens that every tokenizer of transformers may have.
 const TOKENS: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
@@ -61,11 +64,16 @@ struct Listed {
 }
 
 impl TokenizerConfig {
-    /// That of the checkpoint in `dir`.
+    /// That of the checkpoint in `dir`, or what the keys say of the GGUF file that `dir` is.
     ///
     /// # Errors
     /// [`Error::File`] when a file is not what it should be.
     pub fn read(dir: &Path) -> Result<Self> {
+        if dir.is_file() {
+            let file = serde_json::from_value(Gguf::open(dir)?.tokenizer_config()?);
+            let File { chat_template, rest: map, .. } = file.map_err(|e| Error::file(dir, e.to_string()))?;
+            return Ok(Self { path: dir.into(), chat_template, map, listed: BTreeMap::new() });
+        }
         let path = dir.join("tokenizer_config.json");
         let File { chat_template, added_tokens_decoder, rest } = read_json(&path)?.unwrap_or_default();
         let mut map: Map<_, _> = read_json(&dir.join("special_tokens_map.json"))?.unwrap_or_default();

@@ -67,6 +67,7 @@ fn reads_every_field() {
         norm_eps: 1e-5,
         rope_theta: 10000.0,
         rope_scaling: None,
+        rope_factors: Vec::new(),
         tied: true,
         bos: Some(1),
         eos: vec![2],
@@ -193,7 +194,6 @@ fn other_variants() {
         with(json!({"rope_scaling": {"type": "default", "partial_rotary_factor": 0.5}})),
         &["rope_scaling.partial"],
     );
-    unsupported(with(json!({"quantization_config": {"quant_method": "gptq"}})), &["quantized", "gptq"]);
 }
 
 /// Every tensor carries its own type.

@@ -134,7 +134,9 @@ impl Files {
     fn answer(&self, request: &Request, port: u16) -> Answer {
         let names = || self.small.keys().chain(self.large.keys());
         if request.path == format!("/api/models/{REPO}/revision/main") {
-            let siblings: Vec<_> = names().map(|name| serde_json::json!({"rfilename": name})).collect();
+            let mut names: Vec<_> = names().collect();
+            names.sort(); // as a hub lists them
+            let siblings: Vec<_> = names.into_iter().map(|name| serde_json::json!({"rfilename": name})).collect();
             return Answer::ok(serde_json::json!({"sha": COMMIT, "siblings": siblings}).to_string());
         }
         if let Some(name) = request.path.strip_prefix(&format!("/{REPO}/resolve/{COMMIT}/")) {
@@ -189,11 +191,12 @@ fn range(request: &Request) -> usize {
 struct Place {
     dir: tempfile::TempDir,
     token: Option<String>,
+    file: Option<String>,
 }
 
 impl Place {
     fn new() -> Place {
-        Place { dir: tempfile::tempdir().unwrap(), token: None }
+        Place { dir: tempfile::tempdir().unwrap(), token: None, file: None }
     }
 
     fn pull(&self, server: &Server) -> aoji::Result<PathBuf> {
@@ -210,6 +213,7 @@ impl Place {
             token: self.token.clone(),
             cache: Cache::at(self.dir.path()),
             revision: revision.into(),
+            file: self.file.clone(),
             progress: false,
             backoff: Duration::ZERO,
         };
@@ -493,10 +497,37 @@ fn a_renamed_repository() {
 #[test]
 fn repositories_that_are_no_models() {
     let mut files = Files::one();
-    files.large.clear();
-    Place::new().fails(&files.clone().serve(), &["neither model.safetensors nor", "which aoji does not read"]);
     files.small.remove("config.json");
-    Place::new().fails(&files.serve(), &["no config.json"]);
+    Place::new().fails(&files.clone().serve(), &["no config.json"]);
+    files.large.clear();
+    files.small.remove("model.gguf");
+    Place::new()
+        .fails(&files.serve(), &["neither model.safetensors nor", "pytorch_model.bin, which aoji does not read"]);
+}
+
+/// A repository of GGUF files alone, as converters publish them.
+#[test]
+fn gguf_files_by_their_names() {
+    let mut files = Files::default();
+    for name in ["m-Q4_K_M.gguf", "m-Q8_0-00001-of-00002.gguf", "m-Q8_0-00002-of-00002.gguf", "README.md"] {
+        files.small.insert(name.into(), format!("content of {name}").into_bytes());
+    }
+    let server = files.clone().serve();
+    Place::new().fails(&server, &["2 GGUF models", "--file", "m-Q4_K_M.gguf, m-Q8_0-00001-of-00002.gguf"]);
+    let pull = |pattern: &str| {
+        let place = Place { file: Some(pattern.into()), ..Place::new() };
+        let snapshot = place.pull(&server).unwrap();
+        names(&snapshot)
+    };
+    assert_eq!(pull("*Q4_K_M*"), ["m-Q4_K_M.gguf"]);
+    assert_eq!(pull("m-Q8_0-*.gguf"), ["m-Q8_0-00001-of-00002.gguf", "m-Q8_0-00002-of-00002.gguf"]);
+    for pattern in ["*Q5*", "m-Q4_K_M", "Q4_K_M*", "*Q8*Q8*"] {
+        let place = Place { file: Some(pattern.into()), ..Place::new() };
+        place.fails(&server, &["no file of the repository is named", pattern, "m-Q4_K_M.gguf"]);
+    }
+    // the only model there is needs no name, nor a configuration
+    files.small.remove("m-Q4_K_M.gguf");
+    assert_eq!(names(&Place::new().pull(&files.serve()).unwrap()).len(), 2);
 }
 
 #[test]

@@ -6,11 +6,17 @@ mod config;
 #[cfg(feature = "cli")]
 mod download;
 mod files;
+mod gguf;
+#[path = "../common/gguf.rs"]
+mod gguf_file;
 mod prompt;
+mod quantized;
 #[cfg(unix)]
 mod reader;
 mod rope;
 mod synth;
 mod text;
+#[path = "../common/tiny_gguf.rs"]
+mod tiny_gguf;
 mod token_ids;
 mod tokenizers;

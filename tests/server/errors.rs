@@ -114,7 +114,7 @@ async fn prompts_and_messages() {
         ("messages", json!([])),
         ("messages", json!("a")),
         ("messages[0]", json!(["a"])),
-        ("messages[0].role", json!([{"role": "tool", "content": "a"}])),
+        ("messages[0].role", json!([{"role": "function", "content": "a"}])),
         ("messages[0].role", json!([{"content": "a"}])),
         ("messages[0].content", json!([{"role": "user"}])),
         ("messages[0].content", user(json!(null))),
@@ -131,8 +131,7 @@ async fn prompts_and_messages() {
         assert_eq!(site.error("/v1/chat/completions", body.clone(), 400).await["param"], param, "{body}");
     }
     for (param, value) in [
-        ("tools", json!([{"type": "function"}])),
-        ("tool_choice", json!("auto")),
+        ("tool_choice", json!("required")),
         ("functions", json!([{}])),
         ("function_call", json!("auto")),
         ("audio", json!({"voice": "a"})),

@@ -18,6 +18,7 @@ mod routes;
 mod stream;
 #[path = "../host/tokenizers.rs"]
 mod tokenizers;
+mod tools;
 
 use aoji::{
     Device, Engine, GenerateOptions, Message, Options,

@@ -39,7 +39,7 @@ pub fn default_model() -> String {
 /// The model of a command that is about nothing else: `aoji info demo` or `aoji info -m demo`.
 #[derive(clap::Args)]
 pub struct OneModel {
-    /// A directory in Hugging Face layout, OWNER/NAME in the local Hugging Face cache, or demo
+    /// A directory in Hugging Face layout, a GGUF file, OWNER/NAME in the local Hugging Face cache, or demo
     #[arg(value_name = "MODEL", conflicts_with = "named")]
     model: Option<String>,
     /// The same, as for other commands
@@ -57,8 +57,8 @@ impl OneModel {
 /// Which model, and where it runs.
 #[derive(clap::Args)]
 pub struct ModelArgs {
-    /// A directory in Hugging Face layout, OWNER/NAME in the local Hugging Face cache, or demo; AOJI_MODEL in the environment
-    /// names another default
+    /// A directory in Hugging Face layout, a GGUF file, OWNER/NAME in the local Hugging Face cache, or demo; AOJI_MODEL in the
+    /// environment names another default
     #[arg(short, long, value_name = "NAME", default_value_t = default_model())]
     pub model: String,
     /// Where it runs: auto (a GPU where there is one), cpu, cuda or cuda:N
@@ -341,6 +341,7 @@ pub fn read_file(path: &Path) -> Result<String> {
 }
 
 /// The text of a file of lines; the byte order mark that some editors begin it with belongs to no line.
+#[cfg(feature = "server")]
 pub fn read_lines(path: &Path) -> Result<String> {
     let mut text = read_file(path)?;
     if text.starts_with(BYTE_ORDER_MARK) {

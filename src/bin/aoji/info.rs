@@ -5,7 +5,7 @@ use crate::common::{self, OneModel};
 use aoji::cpu::Cpu;
 #[cfg(feature = "cuda")]
 use aoji::cuda::Cuda;
-use aoji::{Config, Dtype, ModelFiles, Plan, Result, Tokenizer};
+use aoji::{Config, Format, ModelFiles, Plan, Result, Tensor, Tokenizer};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 use std::{
@@ -42,7 +42,7 @@ struct Info {
     config: Config,
     tokenizer: Option<Tokenizer>,
     template: String,
-    dtypes: BTreeSet<&'static str>,
+    dtypes: BTreeSet<String>,
     tensors: usize,
     bytes: u64,
     shards: usize,
@@ -53,7 +53,11 @@ impl Info {
     fn new(files: ModelFiles) -> Info {
         let ModelFiles { dir, config, weights, tokenizer, template, .. } = files;
         let shards: BTreeSet<&Path> = weights.tensors().map(|t| t.file()).collect();
-        let dtypes: BTreeSet<&str> = weights.tensors().map(|t| Dtype::hf_name(t.dtype())).collect();
+        let dtype = |t: &Tensor| match t.format() {
+            Format::Plain(dtype) => dtype.hf_name().to_string(),
+            quantized => quantized.to_string(),
+        };
+        let dtypes: BTreeSet<String> = weights.tensors().map(dtype).collect();
         let shorter = [512, 2048, 8192, 32768, 131_072].into_iter().filter(|n| *n < config.max_seq);
         let plan = |context| Plan::new::<Backend>(&config, config.weight_bytes(), context, 1, None);
         let plans = shorter.chain([config.max_seq]).map(plan).collect();
@@ -89,7 +93,7 @@ impl Info {
         let token = |id: u32| common::describe_token(self.tokenizer.as_ref(), id);
         let none = || "none".to_string();
         let dir = self.dir.as_ref().map_or("embedded in this program".into(), |d| d.display().to_string());
-        let dtypes: Vec<&str> = self.dtypes.iter().copied().collect();
+        let dtypes: Vec<&str> = self.dtypes.iter().map(String::as_str).collect();
         let tied = if c.tied { "is the embedding" } else { "has its own weights" };
         let scaling = c.rope_scaling.map_or(String::new(), |s| format!(", {s}"));
         let eos: Vec<String> = c.eos.iter().copied().map(token).collect();

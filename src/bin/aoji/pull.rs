@@ -48,11 +48,14 @@ pub struct Args {
     /// Branch, tag, commit, or a pull request as refs/pr/1; others than main are then named OWNER/NAME@REVISION
     #[arg(long, default_value = "main")]
     revision: String,
+    /// Which files have the weights: a name in which * stands for any characters, as in '*Q4_K_M*'
+    #[arg(long, value_name = "NAME")]
+    file: Option<String>,
 }
 
 /// Downloads the model and prints its directory.
 pub fn run(args: Args) -> Result<()> {
-    let options = Options { revision: args.revision, ..Options::from_env()? };
+    let options = Options { revision: args.revision, file: args.file, ..Options::from_env()? };
     let repo = args.repo.or(args.model).expect("clap asks for one of them");
     let dir = fetch(&repo, &options)?;
     writeln!(io::stdout(), "{}", dir.display()).map_err(io_error(Path::new("standard output")))
@@ -69,6 +72,8 @@ pub struct Options {
     pub cache: Cache,
     /// Branch, tag or commit.
     pub revision: String,
+    /// Pattern of the names of the files with the weights; without it the safetensors, or the only GGUF model.
+    pub file: Option<String>,
     /// Whether to draw a progress bar on stderr.
     pub progress: bool,
     /// Pause before the second attempt; doubled before each further one.
@@ -89,13 +94,14 @@ impl Options {
             token: hub::token(),
             cache: Cache::from_env().ok_or_else(no_home)?,
             revision: "main".into(),
+            file: None,
             progress: io::stderr().is_terminal(),
             backoff: Duration::from_secs(1),
         })
     }
 }
 
-/// Downloads the configuration, the tokenizer and the safetensors of `OWNER/NAME` and returns their directory.
+/// Downloads the configuration, the tokenizer and the weights of `OWNER/NAME` and returns their directory.
 ///
 /// What is in the cache already is not fetched again, and an interrupted download goes on where it stopped. The
 /// reference that [`hub::resolve`] follows is written last, so that it never leads to half a model.
@@ -129,9 +135,9 @@ pub fn fetch(repo: &str, options: &Options) -> Result<PathBuf> {
         }
         Ok(())
     };
-    let small = listing.small_files(&url(""))?;
-    fetch(&small)?;
-    fetch(&listing.weight_files(&snapshot, &url(""))?)?;
+    let weights = listing.weights(options.file.as_deref(), &url(""))?;
+    fetch(&listing.small_files(&weights, &url(""))?)?;
+    fetch(&listing.weight_files(weights, &snapshot, &url(""))?)?;
     bar.finish_and_clear();
 
     let reference = root.join("refs").join(&options.revision);
@@ -163,29 +169,64 @@ impl Listing {
         self.siblings.iter().any(|s| s.rfilename == file)
     }
 
-    /// The files to fetch before the weights, the weights' index among them.
-    fn small_files(&self, url: &str) -> Result<Vec<String>> {
-        if !self.has("config.json") {
+    /// Where the weights are.
+    fn weights(&self, pattern: Option<&str>, url: &str) -> Result<Weights> {
+        let names = || self.siblings.iter().map(|s| s.rfilename.as_str());
+        let list = |names: &[&str]| names.join(", ");
+        if let Some(pattern) = pattern {
+            let files: Vec<&str> = names().filter(|name| matches(pattern, name)).collect();
+            return match files.iter().find(|file| !is_plain(file)) {
+                _ if files.is_empty() => {
+                    let all: Vec<&str> = names().filter(|name| is_weights(name)).collect();
+                    Err(download(
+                        url,
+                        format!("no file of the repository is named {pattern}; its weights: {}", list(&all)),
+                    ))
+                }
+                Some(file) => Err(download(url, format!("{file} is in a folder, from which aoji does not fetch"))),
+                None => Ok(Weights::Files(files.into_iter().map(str::to_string).collect())),
+            };
+        }
+        if self.has(SINGLE) {
+            return Ok(Weights::Files(vec![SINGLE.into()]));
+        }
+        if self.has(INDEX) {
+            return Ok(Weights::Index);
+        }
+        let gguf: Vec<&str> = names().filter(|name| name.ends_with(".gguf") && is_plain(name)).collect();
+        let models: BTreeSet<&str> = gguf.iter().map(|name| without_piece(name)).collect();
+        match models.len() {
+            0 => {
+                let other = names().find(|name| is_weights(name));
+                let other = other.map(|f| format!(" (but {f}, which aoji does not read)")).unwrap_or_default();
+                Err(download(url, format!("the repository has neither {SINGLE} nor {INDEX}{other}, nor a GGUF file")))
+            }
+            1 => Ok(Weights::Files(gguf.into_iter().map(str::to_string).collect())),
+            n => {
+                let what = format!("the repository has {n} GGUF models; name one with --file, as in --file '*Q4_K_M*'");
+                Err(download(url, format!("{what}: {}", list(&gguf))))
+            }
+        }
+    }
+
+    /// The files to fetch before the weights, the weights' index among them. A GGUF file needs none of them.
+    fn small_files(&self, weights: &Weights, url: &str) -> Result<Vec<String>> {
+        let alone = |files: &Vec<String>| files.iter().all(|file| file.ends_with(".gguf"));
+        if !matches!(weights, Weights::Files(files) if alone(files)) && !self.has("config.json") {
             return Err(download(url, "the repository has no config.json: it is not a model for transformers"));
         }
-        if !self.has(SINGLE) && !self.has(INDEX) {
-            let ends = [".bin", ".gguf", ".pth", ".safetensors"];
-            let other = self.siblings.iter().map(|s| &s.rfilename).find(|f| ends.iter().any(|end| f.ends_with(end)));
-            let other = other.map(|f| format!(" (but {f}, which aoji does not read)")).unwrap_or_default();
-            return Err(download(url, format!("the repository has neither {SINGLE} nor {INDEX}{other}")));
-        }
-        let index = (!self.has(SINGLE)).then_some(INDEX);
+        let index = matches!(weights, Weights::Index).then_some(INDEX);
         Ok(SMALL_FILES.into_iter().chain(index).filter(|file| self.has(file)).map(str::to_string).collect())
     }
 
-    /// The safetensors: the single file, or those that the index in `snapshot` lists.
-    fn weight_files(&self, snapshot: &Path, url: &str) -> Result<Vec<String>> {
+    /// The names of the weights: as they were found, or those that the index in `snapshot` lists.
+    fn weight_files(&self, weights: Weights, snapshot: &Path, url: &str) -> Result<Vec<String>> {
         #[derive(Deserialize)]
         struct Index {
             weight_map: BTreeMap<String, String>,
         }
-        if self.has(SINGLE) {
-            return Ok(vec![SINGLE.into()]);
+        if let Weights::Files(files) = weights {
+            return Ok(files);
         }
         let path = snapshot.join(INDEX);
         let text = fs::read_to_string(&path).map_err(io_error(&path))?;
@@ -197,6 +238,41 @@ impl Listing {
             None => Ok(files.into_iter().collect()),
         }
     }
+}
+
+/// Where a repository has its weights.
+enum Weights {
+    /// In these files.
+    Files(Vec<String>),
+    /// In those that the index lists.
+    Index,
+}
+
+/// Whether a file's name says that it has weights.
+fn is_weights(name: &str) -> bool {
+    [".bin", ".gguf", ".pth", ".safetensors"].iter().any(|end| name.ends_with(end))
+}
+
+/// The name of a GGUF model without the number of its piece.
+fn without_piece(name: &str) -> &str {
+    let stem = name.trim_end_matches(".gguf");
+    let number = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
+    match stem.rsplit_once("-of-").and_then(|(rest, n)| Some((rest.rsplit_once('-')?, n))) {
+        Some(((model, i), n)) if number(i) && number(n) => model,
+        _ => stem,
+    }
+}
+
+/// Whether a name fits a pattern in which `*` stands for any characters, none included.
+fn matches(pattern: &str, name: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = name.strip_prefix(parts.next().unwrap_or_default()) else { return false };
+    let Some(last) = parts.next_back() else { return rest.is_empty() };
+    for part in parts {
+        let Some(at) = rest.find(part) else { return false };
+        rest = &rest[at + part.len()..];
+    }
+    rest.ends_with(last)
 }
 
 /// A file on the server.

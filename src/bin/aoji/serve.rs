@@ -2,8 +2,10 @@
 
 use crate::common::{self, GenerationConfig, ModelArgs};
 use aoji::{
-    BatchOptions, Engine, Error, Result, Template, hub,
-    server::{Server, ServerOptions, UnknownFields},
+    BatchOptions, Engine, Error, Result, Template,
+    gguf::Gguf,
+    hub,
+    server::{Server, ServerOptions, ToolParser, UnknownFields},
 };
 use axum::serve::ListenerExt;
 use clap::ValueEnum;
@@ -77,6 +79,9 @@ pub struct Args {
     /// aog, aog-instruction-first, raw or a .jinja file [default: the model's own, else aog]
     #[arg(long, value_name = "NAME")]
     chat_template: Option<String>,
+    /// How the model writes calls of functions: auto, by its template; llama3, hermes, mistral, json; none refuses tools
+    #[arg(long, value_name = "FORMAT", default_value = "auto")]
+    tool_parser: ToolParser,
     /// Whether sampling that the model's author recommends counts where a request says nothing
     #[arg(long, value_name = "auto|none", default_value = "auto")]
     generation_config: GenerationConfig,
@@ -123,7 +128,7 @@ impl Args {
         let template = self.model.template(engine, self.chat_template.as_deref())?;
         let mut tokenizer_config = tokenizer_config(&self.model.model)?;
         if let Template::Jinja(jinja) = &template
-            && jinja.path().extension().is_none_or(|e| e != "json")
+            && jinja.path().extension().is_none_or(|e| e != "json" && e != "gguf")
         {
             let source = common::read_file(jinja.path())?;
             tokenizer_config.insert("chat_template".into(), source.into());
@@ -137,6 +142,7 @@ impl Args {
             cors: self.cors.clone(),
             body_limit: self.body_limit,
             template: Some(template),
+            tool_parser: self.tool_parser,
             unknown_fields: self.unknown_fields,
             sampling: self.generation_config.sampling(engine),
             tokenizer_config,
@@ -144,12 +150,17 @@ impl Args {
     }
 }
 
-/// The checkpoint's own `tokenizer_config.json`, where it has one.
+/// The checkpoint's own `tokenizer_config.json`, where it has one; of a GGUF file, what its keys say.
 fn tokenizer_config(model: &str) -> Result<serde_json::Map<String, serde_json::Value>> {
     if model == "demo" {
         return Ok(serde_json::Map::new());
     }
-    let path = hub::resolve(model)?.join("tokenizer_config.json");
+    let place = hub::resolve(model)?;
+    if place.is_file() {
+        let config = Gguf::open(&place)?.tokenizer_config()?;
+        return Ok(config.as_object().cloned().unwrap_or_default());
+    }
+    let path = place.join("tokenizer_config.json");
     if !path.is_file() {
         return Ok(serde_json::Map::new());
     }

@@ -21,7 +21,7 @@ pub struct Args {
     /// The model, where --model does not name it, and the text; - reads it from standard input, to the last byte
     #[arg(value_name = "MODEL] [TEXT", num_args = 0..=2)]
     words: Vec<String>,
-    /// A directory in Hugging Face layout, OWNER/NAME in the local Hugging Face cache, or demo
+    /// A directory in Hugging Face layout, a GGUF file, OWNER/NAME in the local Hugging Face cache, or demo
     #[arg(short, long, value_name = "NAME")]
     model: Option<String>,
     /// Turn these ids into text

@@ -140,13 +140,6 @@ impl Keys<'_> {
         if let Some(part) = self.number("partial_rotary_factor")?.filter(|&part| part != 1.0) {
             return self.unsupported(format!("partial_rotary_factor {part}; supported: 1"));
         }
-        if let Some(quantization) = self.get("quantization_config") {
-            let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("unnamed");
-            return self.unsupported(format!(
-                "the checkpoint is quantized (quantization_config, method {method:?}); supported: bf16, f16 and f32 \
-                 tensors"
-            ));
-        }
         Ok(())
     }
 }

@@ -114,6 +114,9 @@ pub struct Config {
     pub rope_theta: f64,
     /// Change of the rotary frequencies for long contexts; `None` for type `default`.
     pub rope_scaling: Option<RopeScaling>,
+    /// What each rotary frequency is divided by after that, `[head_dim / 2]`; none in `config.json`, a GGUF file may have
+    /// them in place of `rope_scaling`.
+    pub rope_factors: Vec<f32>,
     /// Whether the output head is the embedding (`tie_word_embeddings`). Absent: no.
     pub tied: bool,
     /// Token that begins a text, where the checkpoint names one.
@@ -146,8 +149,7 @@ impl Config {
     ///
     /// # Errors
     /// [`Error::Unsupported`](crate::Error::Unsupported) for another architecture, biases, an activation or rotary scaling
-    /// that aoji does not compute, or a quantized checkpoint; [`Error::File`](crate::Error::File) for anything malformed,
-    /// missing or contradictory.
+    /// that aoji does not compute; [`Error::File`](crate::Error::File) for anything malformed, missing or contradictory.
     pub fn from_json(path: &Path, config: &str, generation: Option<&str>) -> Result<Config> {
         let map = object(path, config)?;
         let keys = Keys { path, map: &map };
@@ -204,6 +206,7 @@ impl Config {
             norm_eps: norm_eps as f32,
             rope_theta,
             rope_scaling,
+            rope_factors: Vec::new(),
             tied: keys.flag("tie_word_embeddings")?,
             bos: ids("bos_token_id")?.first().copied(),
             eos: ids("eos_token_id")?,

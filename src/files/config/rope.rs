@@ -101,12 +101,12 @@ impl Config {
     /// Every step is rounded to f32 as transformers does (`modeling_rope_utils.py` of 5.2), because an angle is this number
     /// times a position of up to 10^5 and an error of one unit in the last place would show there.
     pub fn rope_inv_freq(&self) -> Vec<f32> {
-        match self.rope_scaling {
+        let freqs = match self.rope_scaling {
             None => self.powers(self.rope_theta as f32).map(|x| 1.0 / x).collect(),
             Some(RopeScaling::Linear { factor }) => {
                 self.powers(self.rope_theta as f32).map(|x| 1.0 / x / factor as f32).collect()
             }
-            Some(RopeScaling::Dynamic { trained, .. }) => self.rope_inv_freq_at(trained - 1),
+            Some(RopeScaling::Dynamic { trained, .. }) => return self.rope_inv_freq_at(trained - 1),
             Some(RopeScaling::Yarn { factor, original_max_seq, beta_fast, beta_slow, truncate, .. }) => {
                 let (low, high) = self.correction_range(original_max_seq, beta_fast, beta_slow, truncate);
                 let span = (if low == high { 0.001 } else { high - low }) as f32;
@@ -135,7 +135,14 @@ impl Config {
                 };
                 self.powers(self.rope_theta as f32).map(stretch).collect()
             }
-        }
+        };
+        self.divided(freqs)
+    }
+
+    /// Frequencies after the last of their changes.
+    fn divided(&self, mut freqs: Vec<f32>) -> Vec<f32> {
+        freqs.iter_mut().zip(&self.rope_factors).for_each(|(freq, factor)| *freq /= factor);
+        freqs
     }
 
     /// The rotary frequencies of the token at `position`: those of [`Config::rope_inv_freq`] below
@@ -146,7 +153,7 @@ impl Config {
         let (factor, trained, len) = (factor as f32, trained as f32, (position + 1).max(trained) as f32);
         let exponent = self.head_dim as f64 / (self.head_dim as f64 - 2.0);
         let growth = f64::from(factor * len / trained - (factor - 1.0)).powf(f64::from(exponent as f32)) as f32;
-        self.powers(self.rope_theta as f32 * growth).map(|x| 1.0 / x).collect()
+        self.divided(self.powers(self.rope_theta as f32 * growth).map(|x| 1.0 / x).collect())
     }
 
     /// Positions from 0 on that have the same rotary frequencies.

@@ -22,6 +22,10 @@ pub fn merge_checkpoint(files: &ModelFiles, out: &Path, progress: &mut dyn FnMut
     let Some(dir) = &files.dir else {
         return Err(Error::Input("the demo model has no files to merge into: name a model directory".into()));
     };
+    if dir.is_file() {
+        let what = "is a GGUF file; an adapter is merged into a model directory in Hugging Face layout";
+        return Err(Error::Unsupported { path: dir.clone(), what: what.into() });
+    }
     let mut output = Output::begin(out)?;
     let layout = Layout::of(dir)?;
     let (mut done, all) = (0, files.weights.tensors().count());

@@ -128,7 +128,7 @@ fn split<'a>(path: &Path, bytes: &'a [u8]) -> Result<(&'a [u8], usize)> {
 fn other_format(bytes: &[u8]) -> Option<&'static str> {
     const FORMATS: [(&[u8], &str); 7] = [
         (b"version https://git-lfs", "it is a Git LFS pointer; fetch the real file with `git lfs pull`"),
-        (b"GGUF", "it is a GGUF file; aoji reads the Hugging Face safetensors that it was made from"),
+        (b"GGUF", "it is a GGUF file; name it with its ending .gguf in place of the directory"),
         (b"PK\x03\x04", "it is a PyTorch (zip) file; save the model with `safe_serialization=True`"),
         (b"\x80\x02", "it is a Python pickle; save the model with `safe_serialization=True`"),
         (b"\x80\x04", "it is a Python pickle; save the model with `safe_serialization=True`"),

@@ -72,7 +72,7 @@ impl Index {
 fn no_weights(dir: &Path) -> Error {
     let other = std::fs::read_dir(dir).into_iter().flatten().flatten().find_map(|entry| {
         let name = entry.file_name().into_string().ok()?;
-        [".bin", ".gguf", ".pth", ".pt", ".safetensors"].iter().any(|end| name.ends_with(end)).then_some(name)
+        [".bin", ".pth", ".pt", ".safetensors"].iter().any(|end| name.ends_with(end)).then_some(name)
     });
     let what = match other {
         Some(name) => format!("has neither {SINGLE} nor {INDEX} (but {name}, which aoji does not read)"),

@@ -4,8 +4,10 @@
 
 mod header;
 mod layout;
+mod quantization;
 #[cfg(unix)]
 pub mod reader;
+mod stored;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -18,10 +20,15 @@ use memmap2::Mmap;
 
 pub use header::{Entry, read_header};
 pub(crate) use layout::Layout;
+use quantization::Quantization;
+pub(in crate::files) use stored::Stored;
 
 use crate::{
     error::{Error, Result},
-    files::config::{Config, Dtype},
+    files::{
+        config::{Config, Dtype},
+        gguf,
+    },
 };
 
 pub(crate) const SINGLE: &str = "model.safetensors";
@@ -74,6 +81,8 @@ pub struct Tensor {
     rows: usize,
     cols: usize,
     range: Range<usize>,
+    /// Where its bytes are something else than its elements in order.
+    stored: Option<Arc<Stored>>,
 }
 
 impl Tensor {
@@ -82,7 +91,7 @@ impl Tensor {
         &self.name
     }
 
-    /// Type of its elements.
+    /// Type of its elements; of a quantized one, whose values are computed, f32.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -101,13 +110,17 @@ impl Tensor {
     ///
     /// Not necessarily aligned to the element: the format allows a header of odd length. View them with
     /// `bytemuck::try_cast_slice` and copy when that fails.
+    ///
+    /// Of a tensor that is not [plain](Tensor::is_plain) they are what its [format](Tensor::format) says.
     pub fn bytes(&self) -> &[u8] {
         &self.shard.bytes()[self.range.clone()]
     }
 
     /// Its elements as f32.
     pub fn to_f32(&self) -> Vec<f32> {
-        self.dtype.to_f32(self.bytes())
+        let mut values = vec![0f32; self.rows * self.cols];
+        self.values(0, &mut values);
+        values
     }
 
     /// The same tensor with other elements, in memory of its own.
@@ -115,7 +128,7 @@ impl Tensor {
         let range = 0..bytes.len();
         let shard =
             Arc::new(Shard { path: self.shard.path.clone(), index: self.shard.index, data: Data::Owned(bytes) });
-        Tensor { shard, dtype, range, ..self.clone() }
+        Tensor { shard, dtype, range, stored: None, ..self.clone() }
     }
 
     /// Number of its file among the checkpoint's files, in the order of their names.
@@ -148,7 +161,7 @@ impl Tensor {
 
 impl fmt::Debug for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} [{}, {}]", self.name, self.dtype, self.rows, self.cols)
+        write!(f, "{} {} [{}, {}]", self.name, self.format(), self.rows, self.cols)
     }
 }
 
@@ -190,7 +203,10 @@ impl<T> Weights<T> {
 
 impl Weights {
     /// Maps the safetensors of a model directory and checks them against `config`: `model.safetensors`, or else the
-    /// files that `model.safetensors.index.json` lists. Nothing is copied and no data page is read.
+    /// files that `model.safetensors.index.json` lists. Nothing is copied and no data page is read. For the path of a
+    /// GGUF file, the same of that file and its other pieces.
+    ///
+    /// Where `config.json` has a `quantization_config`, a matrix is what that method stores in place of it.
     ///
     /// Tolerated beside the table's tensors: `rotary_emb.inv_freq` (old checkpoints store what is computed), and
     /// with tied embeddings a `lm_head.weight` that repeats the embedding. Every other extra tensor is an error,
@@ -206,11 +222,14 @@ impl Weights {
     /// missing or unreadable, [`Error::File`] for one that is not a whole safetensors file or a bad index,
     /// [`Error::Tensor`] for tensors that are missing, superfluous, doubled, or of another shape or dtype.
     pub fn open(dir: &Path, config: &Config) -> Result<Weights> {
-        let layout = Layout::of(dir)?;
+        if dir.is_file() {
+            return gguf::Gguf::open(dir)?.weights(config);
+        }
+        let (layout, quantization) = (Layout::of(dir)?, Quantization::of(dir)?);
         let Some(index_path) = &layout.index else {
             let mut found = Found::new(&layout.files[0]);
             found.add(&Arc::new(Shard::map(layout.files[0].clone(), 0)?))?;
-            return found.bind(config);
+            return found.bind(config, quantization.as_ref());
         };
         let mut found = Found::new(index_path);
         for (i, path) in layout.files.iter().enumerate() {
@@ -235,7 +254,7 @@ impl Weights {
                 }
             }
         }
-        found.bind(config)
+        found.bind(config, quantization.as_ref())
     }
 
     /// Checks a safetensors file that is part of the program against `config`.
@@ -246,7 +265,7 @@ impl Weights {
         let path = PathBuf::from("<embedded>");
         let mut found = Found::new(&path);
         found.add(&Arc::new(Shard { path: path.clone(), index: 0, data: Data::Static(bytes) }))?;
-        found.bind(config)
+        found.bind(config, None)
     }
 
     /// Every tensor once, in the order in which data flows through them; a tied head is not repeated.
@@ -261,12 +280,12 @@ impl Weights {
 
     /// Bytes of all tensors as stored.
     pub fn bytes(&self) -> u64 {
-        self.tensors().map(|t| t.range.len() as u64).sum()
+        self.tensors().map(Tensor::file_bytes).sum()
     }
 }
 
-/// One safetensors file.
-struct Shard {
+/// One file with tensors.
+pub(in crate::files) struct Shard {
     path: PathBuf,
     index: usize,
     data: Data,
@@ -283,7 +302,7 @@ enum Data {
 }
 
 impl Shard {
-    fn map(path: PathBuf, index: usize) -> Result<Shard> {
+    pub(in crate::files) fn map(path: PathBuf, index: usize) -> Result<Shard> {
         // Opening a pipe would block, and a directory opens but does not map.
         if !std::fs::metadata(&path).map_err(Error::io(&path))?.is_file() {
             return Err(Error::file(path, "is not a regular file"));
@@ -296,12 +315,16 @@ impl Shard {
         Ok(Shard { path, index, data: Data::Mapped { map, file } })
     }
 
-    fn bytes(&self) -> &[u8] {
+    pub(in crate::files) fn bytes(&self) -> &[u8] {
         match &self.data {
             Data::Mapped { map, .. } => map,
             Data::Static(bytes) => bytes,
             Data::Owned(bytes) => bytes,
         }
+    }
+
+    pub(in crate::files) fn path(&self) -> &Path {
+        &self.path
     }
 
     #[cfg(unix)]
@@ -361,8 +384,13 @@ impl Found {
     }
 
     /// Takes every tensor of the table, and nothing may be left.
-    fn bind(mut self, config: &Config) -> Result<Weights> {
+    fn bind(mut self, config: &Config, quantization: Option<&Quantization>) -> Result<Weights> {
         let weights = Weights::table(config, |name, shape| {
+            if let (Some(quantization), &[rows, cols]) = (quantization, shape)
+                && let Some(tensor) = quantization.bind(&mut self, &name, [rows, cols])?
+            {
+                return Ok(tensor);
+            }
             let Some((shard, entry)) = self.tensors.remove(&name) else {
                 let expected = format!("a tensor of shape {shape:?}");
                 return Err(tensor_error(&self.home, &name, expected, "no such tensor"));
@@ -383,8 +411,11 @@ impl Found {
                 [rows, cols] => (rows, cols),
                 _ => (1, shape.iter().product()),
             };
-            Ok(Tensor { shard, name: name.into(), dtype, rows, cols, range: entry.range })
+            Ok(Tensor { shard, name: name.into(), dtype, rows, cols, range: entry.range, stored: None })
         })?;
+        if let Some(quantization) = quantization {
+            quantization.drop_ignored(&mut self.tensors);
+        }
         self.check_extra(config, &weights)?;
         Ok(weights)
     }

@@ -1,0 +1,68 @@
+//! How the weights of a matrix are stored, one unit a format: its description, and the exact value of every weight.
+//!
+//! Two families. A GGUF type ([`Block`]) has its scales in the block whose weights they belong to. A Hugging Face checkpoint
+//! ([`Grouped`]) has codes in one tensor, and their scales and offsets in others. A value is computed in f32, in which each code
+//! is exact, with the roundings that the makers of the format define.
+
+mod awq;
+mod block;
+mod e4m3;
+mod gptq;
+mod grouped;
+mod int8;
+mod packed;
+mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
+mod q8_0;
+
+pub use block::{BLOCKS, Block};
+pub use grouped::{Grouped, Layout, Parts};
+
+use super::config::Dtype;
+use std::fmt;
+
+/// How the weights of a matrix are stored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Format {
+    /// Numbers one after the other.
+    Plain(Dtype),
+    /// A GGUF type.
+    Block(&'static Block),
+    /// Codes, with scales in a tensor of their own.
+    Grouped(Grouped),
+}
+
+impl Format {
+    /// Its weights are codes of few bits, to be multiplied by a scale.
+    pub fn is_quantized(self) -> bool {
+        !matches!(self, Format::Plain(_))
+    }
+
+    /// Bytes of one row of `cols` weights, where a row is one run of bytes: not with GPTQ and AWQ, whose words lie across rows.
+    /// `None` also when `cols` is not a whole number of blocks.
+    pub fn row_bytes(self, cols: usize) -> Option<usize> {
+        match self {
+            Format::Plain(dtype) => cols.checked_mul(dtype.bytes()),
+            Format::Block(block) if cols.is_multiple_of(block.weights) => {
+                (cols / block.weights).checked_mul(block.bytes)
+            }
+            Format::Block(_) => None,
+            Format::Grouped(grouped) => grouped.layout.row_bytes(cols),
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Format::Plain(dtype) => dtype.fmt(f),
+            Format::Block(block) => f.write_str(block.name),
+            Format::Grouped(grouped) => grouped.fmt(f),
+        }
+    }
+}

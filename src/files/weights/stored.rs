@@ -1,0 +1,139 @@
+//! Tensors whose bytes are not their elements in order: quantized ones, and those of GGUF whose rows have another order. Their
+//! values are computed row by row while they are loaded.
+
+use super::{Shard, Tensor};
+use crate::files::{
+    config::Dtype,
+    format::{Format, Grouped, Parts},
+};
+use rayon::prelude::*;
+use std::{ops::Range, sync::Arc};
+
+/// Rows whose values are computed at once, by one thread: words of GPTQ and AWQ lie across rows.
+const ROWS: usize = 32;
+
+/// How a tensor lies in its files.
+pub(in crate::files) struct Stored {
+    /// What its bytes are.
+    pub format: Format,
+    /// Its rows are those of heads of so many, in the order x0, x(h/2), x1, x(h/2 + 1), ... : pairs that rotate are neighbours.
+    /// Here the halves are apart.
+    pub paired: Option<usize>,
+    /// Tensors beside it.
+    pub scales: Option<Piece>,
+    /// See [`Parts::zeros`].
+    pub zeros: Option<Piece>,
+    /// See [`Parts::groups`].
+    pub groups: Option<Piece>,
+}
+
+/// A range of a file.
+pub(in crate::files) struct Piece {
+    pub shard: Arc<Shard>,
+    pub range: Range<usize>,
+}
+
+impl Piece {
+    pub fn bytes(&self) -> &[u8] {
+        &self.shard.bytes()[self.range.clone()]
+    }
+}
+
+impl Stored {
+    /// Nothing but bytes of a format.
+    pub fn of(format: Format) -> Stored {
+        Stored { format, paired: None, scales: None, zeros: None, groups: None }
+    }
+
+    fn beside(&self) -> impl Iterator<Item = &Piece> {
+        [&self.scales, &self.zeros, &self.groups].into_iter().flatten()
+    }
+
+    /// Row of the file that is row `i`.
+    fn row(&self, i: usize) -> usize {
+        let Some(head) = self.paired else { return i };
+        let (first, i) = (i / head * head, i % head);
+        first + if i < head / 2 { 2 * i } else { 2 * (i - head / 2) + 1 }
+    }
+}
+
+impl Tensor {
+    /// A tensor of a file that was checked: `range` is in it, and as long as `stored` says.
+    pub(in crate::files) fn new(
+        shard: Arc<Shard>,
+        name: String,
+        [rows, cols]: [usize; 2],
+        range: Range<usize>,
+        stored: Stored,
+    ) -> Tensor {
+        let (dtype, stored) = match stored.format {
+            Format::Plain(dtype) if stored.paired.is_none() => (dtype, None),
+            Format::Plain(dtype) => (dtype, Some(Arc::new(stored))),
+            _ => (Dtype::F32, Some(Arc::new(stored))),
+        };
+        Tensor { shard, name: name.into(), dtype, rows, cols, range, stored }
+    }
+
+    /// How its bytes make its values.
+    pub fn format(&self) -> Format {
+        self.stored.as_ref().map_or(Format::Plain(self.dtype), |stored| stored.format)
+    }
+
+    /// Its bytes are its elements in order. Backends compute with such tensors alone; [`Model::load`](crate::model::Model::load)
+    /// makes them of all others.
+    pub fn is_plain(&self) -> bool {
+        self.stored.is_none()
+    }
+
+    /// Bytes of its files that are its own: elements or codes, scales, zero points.
+    pub fn file_bytes(&self) -> u64 {
+        let beside = self.stored.iter().flat_map(|s| s.beside()).map(|piece| piece.range.len());
+        (self.range.len() + beside.sum::<usize>()) as u64
+    }
+
+    /// The values of as many rows as `out` holds, from row `first` on.
+    ///
+    /// # Panics
+    /// When `out` is not whole rows of this tensor.
+    pub fn values(&self, first: usize, out: &mut [f32]) {
+        let (cols, bytes) = (self.cols, self.bytes());
+        assert!(out.len().is_multiple_of(cols) && first + out.len() / cols <= self.rows, "rows of {self:?}");
+        let stored = self.stored.as_deref();
+        if let Some(Stored { format: Format::Grouped(grouped), scales, zeros, groups, .. }) = stored {
+            let parts = Parts {
+                codes: bytes,
+                scales: scales.as_ref().map_or(&[], Piece::bytes),
+                zeros: zeros.as_ref().map(Piece::bytes),
+                groups: groups.as_ref().map(Piece::bytes),
+            };
+            return Grouped::values(grouped, [self.rows, cols], parts, first, out);
+        }
+        let format = self.format();
+        let width = format.row_bytes(cols).expect("checked when it was opened");
+        for (i, out) in (first..).zip(out.chunks_exact_mut(cols)) {
+            let row = stored.map_or(i, |stored| stored.row(i));
+            let row = &bytes[row * width..(row + 1) * width];
+            match format {
+                Format::Block(block) => block.values(row, out),
+                _ => out.copy_from_slice(&self.dtype.to_f32(row)),
+            }
+        }
+    }
+
+    /// The same tensor with its elements in order, of type `dtype` unless they are it already. A quantized one takes memory of
+    /// its own for them.
+    pub(crate) fn plain(&self, dtype: Dtype) -> Tensor {
+        if self.is_plain() {
+            return self.clone();
+        }
+        let (cols, width) = (self.cols, dtype.bytes());
+        let mut bytes = vec![0; self.rows * cols * width];
+        let parts = bytes.par_chunks_mut(ROWS * cols * width).enumerate();
+        parts.for_each_init(Vec::new, |values, (i, out)| {
+            values.resize(out.len() / width, 0f32);
+            self.values(i * ROWS, values);
+            dtype.round(values, out);
+        });
+        self.with_bytes(dtype, bytes)
+    }
+}
