@@ -58,6 +58,12 @@ pub fn image_for(images: &str, (major, minor): (i32, i32)) -> Option<&str> {
     newest(&code).or_else(|| newest(&ptx))
 }
 
+/// Whether the code that a GPU of this capability runs has `griddepcontrol.wait`: what is compiled for 9.0 and newer has it.
+pub(super) fn waits_for_predecessor(capability: (i32, i32)) -> bool {
+    let digits = |image: &str| image.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap_or(0u32);
+    capability.0 >= 9 && image_for(IMAGES, capability).is_some_and(|image| digits(image) >= 90)
+}
+
 /// What a kernel needs on one architecture (`sm_90a`); `None` where it was not compiled for it.
 pub fn usage(kernel: &str, arch: &str) -> Option<Usage> {
     let modules = MODULES.iter().chain(LAB.iter().map(|v| &v.module));
@@ -135,6 +141,10 @@ mod tests {
         ] {
             assert_eq!(image_for(images, capability), expected, "{capability:?}");
         }
+        if !IMAGES.is_empty() && image_for(IMAGES, (11, 0)) == Some("ptx80") {
+            assert!(!waits_for_predecessor((11, 0)), "PTX of 8.0 runs there");
+        }
+        assert!(!waits_for_predecessor((8, 9)));
         assert_eq!(image_for("90a", (10, 0)), None); // `a` runs nowhere else
         assert_eq!(image_for("", (9, 0)), None);
     }

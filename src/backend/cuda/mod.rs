@@ -143,7 +143,9 @@ impl Cuda {
         let info = Info::of(ordinal, driver)?;
         let kernels = modules::Modules::load(&context, &info, variants, &startup);
         let sync = std::env::var_os("AOJI_SYNC").is_some_and(|v| v == "1");
-        let pdl = info.capability.0 >= 9 && std::env::var_os("AOJI_PDL").is_none_or(|v| v != "0");
+        // Kernels overlap only where their code can wait: it is compiled into what is made for 9.0 and newer, not into PTX of 8.0.
+        let pdl =
+            kernels::waits_for_predecessor(info.capability) && std::env::var_os("AOJI_PDL").is_none_or(|v| v != "0");
         let ring = ring.unwrap_or_else(|| occupancy::ring(info.shared_per_sm));
         let (blas, launches, trace) = (background::Background::default(), Mutex::default(), trace::Tracer::default());
         Ok(Cuda { blas, gemm_by, context, stream, kernels, info, startup, pdl, ring, sync, launches, trace })
