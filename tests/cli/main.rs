@@ -395,6 +395,7 @@ fn who_types_only_the_name_hears_what_to_type_first() {
     assert_eq!((run.code, run.stdout.as_str()), (Some(2), ""));
     let first: Vec<&str> = run.stderr.lines().take(3).map(|l| l.split_whitespace().nth(1).unwrap_or("")).collect();
     assert_eq!(first, ["generate", "pull", "chat"], "{}", run.stderr);
+    assert!(run.stderr.starts_with("  aoji "), "the three begin in one column: {}", run.stderr);
     assert!(run.stderr.contains("Usage: aoji") && run.stderr.contains("tokenize"), "{}", run.stderr);
 }
 

@@ -31,7 +31,7 @@ use std::{
 };
 
 const AFTER_HELP: &str = "\
-Models: --model takes a directory in Hugging Face layout, the name OWNER/NAME of a model in the local Hugging Face \
+Models: --model takes a directory in Hugging Face layout, a GGUF file, the name OWNER/NAME of a model in the local Hugging Face \
 cache (see `aoji pull`; OWNER/NAME@REVISION for another revision than main), or `demo`, the small model inside this program.
 
 Environment, for measuring and for finding faults: AOJI_GEMM=own|cublas (who multiplies the matrices of a prompt), \
@@ -45,8 +45,8 @@ AOJI_MODEL names the model of commands that are given none; without it that is `
 Exit codes: 0 success, 1 failure, 2 wrong usage, 3 a verification found a difference, 130 ended by Ctrl-C.";
 
 /// What somebody types first: shown to who typed only `aoji`.
-const FIRST: &str = "\
-  aoji generate --question \"피보나치 수열이 뭐야?\"      an answer of the small model inside this program
+const FIRST: &str =
+    "  aoji generate --question \"피보나치 수열이 뭐야?\"      an answer of the small model inside this program
   aoji pull werty1248/Llama-3-Ko-8B-Instruct-AOG       the 8B model, downloaded
   aoji chat -m werty1248/Llama-3-Ko-8B-Instruct-AOG    a conversation with it
 ";
