@@ -37,7 +37,7 @@ struct Run<D: Backend<Act = bf16>> {
 
 impl<D: Backend<Act = bf16>> Run<D> {
     fn new(device: D) -> Self {
-        let (b, c) = (Lockstep::new(device), config());
+        let (b, c) = (Lockstep::new(device).unwrap(), config());
         let shapes =
             Weights::table(&c, |_, shape| Ok((shape[..shape.len() - 1].iter().product(), shape[shape.len() - 1])));
         let table = b.upload(&Rope::table(&c.rope_inv_freq(), MAX_SEQ)).unwrap();
@@ -100,7 +100,7 @@ fn the_emulated_device_agrees() {
 
 #[test]
 fn a_corrupt_weight_is_named_by_the_op_that_uses_it() {
-    let mut run = Run::new(Cpu::<bf16>::new());
+    let mut run = Run::new(Cpu::<bf16>::new().unwrap());
     let data: Vec<bf16> = noise(128 * 192, 99).into_iter().map(bf16::from_f32).collect();
     let wrong = run.b.device().weight_from(128, 192, &data).unwrap();
     run.model.layers[1].w_down.device = wrong;
@@ -115,7 +115,7 @@ fn a_corrupt_weight_is_named_by_the_op_that_uses_it() {
 
 #[test]
 fn a_corrupt_input_is_named() {
-    let mut run = Run::new(Cpu::<bf16>::new());
+    let mut run = Run::new(Cpu::<bf16>::new().unwrap());
     run.s.gate_up.device[5] = bf16::from_f32(3.0);
     run.s.gate_up.device[192 + 5] = bf16::from_f32(3.0);
     let (b, s) = (&run.b, &mut run.s);
@@ -125,7 +125,7 @@ fn a_corrupt_input_is_named() {
 
 #[test]
 fn a_wrong_op_is_named() {
-    let what = Run::new(Wrong(Cpu::new(), "swiglu")).disagreement();
+    let what = Run::new(Wrong(Cpu::new().unwrap(), "swiglu")).disagreement();
     assert!(
         what.starts_with("op 10, in or after norm_gate_up of layer 0: Swiglu { rows: 12, ffn_dim: 192 }"),
         "{what}"
@@ -134,7 +134,7 @@ fn a_wrong_op_is_named() {
 
 #[test]
 fn a_wrong_fused_op_is_named() {
-    let fused = |name| Run::new(Wrong(Cpu::new(), name)).disagreement();
+    let fused = |name| Run::new(Wrong(Cpu::new().unwrap(), name)).disagreement();
     let what = fused("norm_gate_up");
     assert!(what.contains("norm_gate_up of layer 0: NormGateUp { rows: 12,") && what.contains("fused: hb:"), "{what}");
     let what = fused("norm_qkv_rope_append");
@@ -144,7 +144,7 @@ fn a_wrong_fused_op_is_named() {
         what.contains("after norm_head: NormHead { rows: 1, first: 11,") && what.contains("fused: logits:"),
         "{what}"
     );
-    Run::new(Wrong(Cpu::new(), "nothing")).all().unwrap();
+    Run::new(Wrong(Cpu::new().unwrap(), "nothing")).all().unwrap();
 }
 
 /// The reference with one op wrong.

@@ -34,7 +34,7 @@ fn device() -> (Cuda, bool) {
 /// Runs all cases of an op on both backends, twice on the device: the same input gives the same bits. The kernels that ran, or
 /// what is wrong.
 fn check<O: Op>(cuda: &Cuda, real: bool) -> Result<BTreeSet<String>, String> {
-    let cpu = Cpu::<bf16>::new();
+    let cpu = Cpu::<bf16>::new().unwrap();
     let cases: Vec<O> = O::cases().into_iter().filter(|c| real || c.is_small()).collect();
     assert!(cases.len() >= 3, "{}: too few cases", O::STEM);
     let mut kernels = BTreeSet::new();
@@ -315,7 +315,7 @@ fn a_trace_shows_each_block() {
     let full = cuda.trace_stop().unwrap_err().to_string();
     assert!(full.contains("5 blocks, 6 were launched"), "{full}");
     // a launch that finds no room runs all the same
-    let cpu = Cpu::<bf16>::new();
+    let cpu = Cpu::<bf16>::new().unwrap();
     let mut reference = op.setup(&cpu, 1).unwrap();
     op.run(&cpu, &mut reference).unwrap();
     let want = op.outputs(&cpu, &reference).unwrap();

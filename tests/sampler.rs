@@ -133,7 +133,7 @@ fn emulated() -> Cuda {
 }
 
 fn assert_same(cuda: &Cuda, call: &Call) {
-    let (want, got) = (call.run(&Cpu::<bf16>::new()), call.run(cuda));
+    let (want, got) = (call.run(&Cpu::<bf16>::new().unwrap()), call.run(cuda));
     assert_eq!(cuda_emulator::last_fault(), None);
     assert_eq!(got, want, "(token, pos, params, history) of the kernel and of the definition differ for {call:?}");
 }
@@ -214,7 +214,7 @@ fn the_largest_logits_of_several_rows_go_to_their_sequences() {
 }
 
 fn without_a_choice() {
-    let (cuda, cpu) = (emulated(), Cpu::<bf16>::new());
+    let (cuda, cpu) = (emulated(), Cpu::<bf16>::new().unwrap());
     let on = Params { temperature: 1.0, top_k: 3, top_p: 0.9, min_p: 0.1, ..Params::default() };
     let (nan, inf) = (f32::NAN, f32::INFINITY);
     let check = |p: Params, logits: &[f32], want: u32, why: &str| {
@@ -261,7 +261,7 @@ fn rows_are_drawn_each_for_its_own_sequence() {
         let (params, history) = (cuda.download(params).unwrap(), cuda.download(history).unwrap());
         for i in 0..rows {
             let sequence = 4 - i;
-            let (want, _, want_params, want_history) = calls[sequence].run(&Cpu::<bf16>::new());
+            let (want, _, want_params, want_history) = calls[sequence].run(&Cpu::<bf16>::new().unwrap());
             assert_eq!((token[i], pos[i]), (want, places[i] + 1), "row {i} of {rows}, {vocab} logits");
             assert_eq!(params[sequence * want_params.len()..][..want_params.len()], want_params);
             assert_eq!(history[sequence * vocab..][..vocab], want_history);
@@ -273,7 +273,7 @@ fn rows_are_drawn_each_for_its_own_sequence() {
 
 #[test]
 fn penalties_and_bias() {
-    let cpu = Cpu::<bf16>::new();
+    let cpu = Cpu::<bf16>::new().unwrap();
     let token = |params: Params, history: [u32; 3], bias: [f32; 3], logits: [f32; 3]| {
         Call { history: history.to_vec(), bias: bias.to_vec(), ..Call::new(params, &logits) }.run(&cpu).0
     };
@@ -292,7 +292,7 @@ fn penalties_and_bias() {
 /// quantile. Seeds are fixed, so the test always gives the same answer.
 #[test]
 fn draws_follow_the_filtered_softmax() {
-    let (cpu, draws) = (Cpu::<bf16>::new(), 4000u32);
+    let (cpu, draws) = (Cpu::<bf16>::new().unwrap(), 4000u32);
     let logits: Vec<f32> = (0..12).map(|i| (i * 7 % 12) as f32 * 0.31 - 1.0).collect(); // no ties
     let options: [(f32, u32, f32, f32); 7] = [
         (1.0, 0, 1.0, 0.0),
@@ -344,7 +344,7 @@ fn draws_follow_the_filtered_softmax() {
 /// The sizes of Llama-3-8B, on the CPU: the token is always one that the filters keep.
 #[test]
 fn a_large_vocabulary() {
-    let (cpu, vocab) = (Cpu::<bf16>::new(), 128_256);
+    let (cpu, vocab) = (Cpu::<bf16>::new().unwrap(), 128_256);
     let logits: Vec<f32> = aoji::ops::noise(vocab, 3).into_iter().map(|x| x * 12.0).collect();
     let mut order: Vec<usize> = (0..vocab).collect();
     order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));

@@ -98,8 +98,11 @@ impl Compared for f32 {
 
 impl<D: Backend<Act = bf16>> Lockstep<D> {
     /// The reference beside `device`.
-    pub fn new(device: D) -> Self {
-        Lockstep { host: Cpu::new(), device, progress: Mutex::default() }
+    ///
+    /// # Errors
+    /// Those of [`Cpu::open`].
+    pub fn new(device: D) -> Result<Self> {
+        Ok(Lockstep { host: Cpu::new()?, device, progress: Mutex::default() })
     }
 
     /// The device.
@@ -443,7 +446,7 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         let (dhb, dxb, dgate_up) = (&mut hb.device, &mut xb.device, &mut gate_up.device);
         self.device.norm_gate_up(op, dhb, dxb, dgate_up, &x.device, &gain.device, &w.device)?;
         // Against f32: what rounds in different places is farther apart (worst 2.7e-2) than either is from f32 (1.9e-2).
-        let (f32s, n) = (Cpu::<f32>::new(), op.rows * op.ffn_dim);
+        let (f32s, n) = (Cpu::<f32>::new()?, op.rows * op.ffn_dim);
         let x: Vec<f32> = x.host.iter().map(|x| x.to_f32()).collect();
         let (mut want, mut xb, mut gate_up) = (vec![0.0; n], vec![0.0; op.rows * op.dim], vec![0.0; 2 * n]);
         definition::norm_gate_up(&f32s, op, &mut want, &mut xb, &mut gate_up, &x, &gain.host, &w.host)?;

@@ -58,7 +58,8 @@ impl Engine {
 
 impl Session {
     fn new(engine: Engine, timeline: Box<dyn AnyTimeline>, max_tokens: usize, branches: usize) -> Session {
-        Session { engine, timeline, tokens: Vec::new(), computed: 0, has_logits: false, max_tokens, branches }
+        let tokens = Vec::with_capacity(max_tokens); // a step allocates nothing
+        Session { engine, timeline, tokens, computed: 0, has_logits: false, max_tokens, branches }
     }
 
     /// The engine that made it.
@@ -258,7 +259,7 @@ impl Session {
         }
         self.timeline.sampler(0, &self.tokens, sampling, stop_ids, false)?;
         self.has_logits = false;
-        Ok(Decode { computed: self.tokens.len(), session: self, chosen: Vec::new(), failed: false })
+        Ok(Decode { computed: self.tokens.len(), session: self, chosen: Vec::with_capacity(1), failed: false })
     }
 }
 

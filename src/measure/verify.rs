@@ -238,7 +238,7 @@ pub fn lockstep(files: ModelFiles, gpu: usize, prompt: usize, steps: usize) -> R
         return Err(Error::Context { needed, max });
     }
     let vocab = files.config.vocab;
-    let both = crate::backend::lockstep::Lockstep::new(crate::backend::cuda::Cuda::open(gpu)?);
+    let both = crate::backend::lockstep::Lockstep::new(crate::backend::cuda::Cuda::open(gpu)?)?;
     let name = both.device().info().name.clone();
     let options = Options { context: Some(needed), ..Options::default() };
     let engine = Engine::load_on(both, files, |_| Ok(None), &options, &Startup::begin(), &mut |_, _| {})?;

@@ -18,6 +18,11 @@
 //! [sequences, ceil(vocab / 32)], a bit for each token; `scratch` [[`Sample::scratch`]]; `logits` [at least rows, vocab].
 //! Up to [`DECODE_ROWS`] rows.
 
+mod params;
+
+pub(crate) use params::DRAWS;
+pub use params::{MAX_STOP_IDS, Params};
+
 use super::{Cost, Grid, Op, Tolerance, expect, noise};
 use crate::{
     backend::{Backend, DECODE_ROWS, SamplerState},
@@ -36,131 +41,19 @@ pub struct Sample {
     pub max_seq: usize,
 }
 
-/// Stop ids that `min_tokens` can hold back.
-pub const MAX_STOP_IDS: usize = 8;
 /// In `history`: the token is in the prompt.
 pub const IN_PROMPT: u32 = 1 << 31;
 /// `w` of the largest logit.
-const ONE: u64 = 1 << 40;
-
-/// What the sampler reads from the device, in the order of its words.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Params {
-    /// 0 is greedy.
-    pub temperature: f32,
-    /// 0 is off.
-    pub top_k: u32,
-    /// 1 is off.
-    pub top_p: f32,
-    /// 0 is off.
-    pub min_p: f32,
-    /// 1 is off.
-    pub repetition_penalty: f32,
-    /// 0 is off.
-    pub frequency_penalty: f32,
-    /// 0 is off.
-    pub presence_penalty: f32,
-    /// Key of the generator.
-    pub seed: u64,
-    /// Draws so far: its counter.
-    pub draws: u32,
-    /// Draws before which the stop ids are forbidden.
-    pub min_tokens: u32,
-    /// Ids, then `u32::MAX`.
-    pub stop_ids: [u32; MAX_STOP_IDS],
-    /// The mask counts.
-    pub masked: bool,
-}
-
-impl Default for Params {
-    /// Everything off: greedy.
-    fn default() -> Self {
-        Params {
-            temperature: 0.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            frequency_penalty: 0.0,
-            presence_penalty: 0.0,
-            seed: 0,
-            draws: 0,
-            min_tokens: 0,
-            stop_ids: [u32::MAX; MAX_STOP_IDS],
-            masked: false,
-        }
-    }
-}
-
-impl Params {
-    /// As the device holds it.
-    pub fn words(&self) -> [u32; SAMPLE_PARAMS as usize] {
-        let mut words = [0; SAMPLE_PARAMS as usize];
-        words[..11].copy_from_slice(&[
-            self.temperature.to_bits(),
-            self.top_k,
-            self.top_p.to_bits(),
-            self.min_p.to_bits(),
-            self.repetition_penalty.to_bits(),
-            self.frequency_penalty.to_bits(),
-            self.presence_penalty.to_bits(),
-            self.seed as u32,
-            (self.seed >> 32) as u32,
-            self.draws,
-            self.min_tokens,
-        ]);
-        words[11..11 + MAX_STOP_IDS].copy_from_slice(&self.stop_ids);
-        words[11 + MAX_STOP_IDS] = self.masked.into();
-        words
-    }
-
-    /// The inverse of [`Params::words`].
-    pub fn from_words(w: &[u32]) -> Params {
-        let f = |i: usize| f32::from_bits(w[i]);
-        Params {
-            temperature: f(0),
-            top_k: w[1],
-            top_p: f(2),
-            min_p: f(3),
-            repetition_penalty: f(4),
-            frequency_penalty: f(5),
-            presence_penalty: f(6),
-            seed: u64::from(w[7]) | u64::from(w[8]) << 32,
-            draws: w[9],
-            min_tokens: w[10],
-            stop_ids: std::array::from_fn(|i| w[11 + i]),
-            masked: w[11 + MAX_STOP_IDS] != 0,
-        }
-    }
-
-    /// Step 1 for one token.
-    fn adjust(&self, id: usize, logit: f32, bias: f32, history: u32, mask: &[u32]) -> f32 {
-        if self.masked && mask[id / 32] >> (id % 32) & 1 == 0 {
-            return f32::NEG_INFINITY;
-        }
-        if self.draws < self.min_tokens && self.stop_ids.contains(&(id as u32)) {
-            return f32::NEG_INFINITY;
-        }
-        let mut y = logit + bias;
-        if history != 0 {
-            y = if y > 0.0 { y / self.repetition_penalty } else { y * self.repetition_penalty };
-            let count = history & !IN_PROMPT;
-            if count > 0 {
-                y = (y - self.frequency_penalty * count as f32) - self.presence_penalty;
-            }
-        }
-        if y.is_nan() { f32::NEG_INFINITY } else { y }
-    }
-}
+pub(crate) const ONE: u64 = 1 << 40;
 
 /// Order of f32 as an order of integers; -0 and 0 are one value.
-fn key(y: f32) -> u32 {
+pub(crate) fn key(y: f32) -> u32 {
     let bits = (y + 0.0).to_bits();
     if bits >> 31 == 1 { !bits } else { bits | 1 << 31 }
 }
 
 /// `floor(2^40 exp(x))` for `x <= 0`: the polynomial is a least-maximum fit of `2^f` over [0, 1).
-fn weight(x: f32) -> u64 {
+pub(crate) fn weight(x: f32) -> u64 {
     let e = x * std::f32::consts::LOG2_E;
     if e <= -41.0 || e.is_nan() {
         return 0; // also for -inf
@@ -174,7 +67,7 @@ fn weight(x: f32) -> u64 {
 }
 
 /// `floor(share * total)` with the share cut to 24 bits; exact in integers.
-fn share_of(share: f32, total: u64) -> u64 {
+pub(crate) fn share_of(share: f32, total: u64) -> u64 {
     let share = (share.clamp(0.0, 1.0) * 16_777_216.0) as u64;
     (total >> 24) * share + (((total & 0xff_ffff) * share) >> 24)
 }
@@ -190,10 +83,11 @@ pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     c
 }
 
-/// 64 random bits for a draw.
-fn random(seed: u64, draw: u32) -> u64 {
-    let [a, b, ..] = philox([draw, 0, 0, 0], [seed as u32, (seed >> 32) as u32]);
-    u64::from(a) | u64::from(b) << 32
+/// Uniform below `total`, for a draw.
+pub(crate) fn random_below(total: u64, p: &Params) -> u64 {
+    let [a, b, ..] = philox([p.draws, 0, 0, 0], [p.seed as u32, (p.seed >> 32) as u32]);
+    let random = u64::from(a) | u64::from(b) << 32;
+    ((u128::from(random) * u128::from(total)) >> 64) as u64
 }
 
 /// The buffers of one sequence's sampler with the given content.
@@ -279,17 +173,36 @@ impl Sample {
         let vocab = self.vocab;
         for (r, logits) in logits.chunks_exact(vocab).take(self.rows).enumerate() {
             let s = self.sequence(pos[r]);
-            let params = &mut params[s * SAMPLE_PARAMS as usize..][..SAMPLE_PARAMS as usize];
-            let (history, bias) = (&mut history[s * vocab..][..vocab], &bias[s * vocab..][..vocab]);
-            let mask = &mask[s * self.mask_len()..][..self.mask_len()];
-            let p = Params::from_words(params);
-            let y: Vec<f32> = (0..vocab).map(|i| p.adjust(i, logits[i], bias[i], history[i], mask)).collect();
+            let (p, mask) = (self.params_of(params, s), &mask[s * self.mask_len()..][..self.mask_len()]);
+            let y: Vec<f32> =
+                (0..vocab).map(|i| p.adjust(i, logits[i], bias[s * vocab + i], history[s * vocab + i], mask)).collect();
             let chosen = self.choose(&p, &y);
-            token[r] = chosen as u32;
-            pos[r] = pos[r].wrapping_add(1);
-            params[9] = p.draws.wrapping_add(1);
-            history[chosen] = history[chosen].wrapping_add(1);
+            self.advance(r, chosen, token, pos, params, history);
         }
+    }
+
+    /// What the choice of row `r` changes.
+    pub(crate) fn advance(
+        &self,
+        r: usize,
+        chosen: usize,
+        token: &mut [u32],
+        pos: &mut [u32],
+        params: &mut [u32],
+        history: &mut [u32],
+    ) {
+        let s = self.sequence(pos[r]);
+        for count in
+            [&mut pos[r], &mut params[s * SAMPLE_PARAMS as usize + DRAWS], &mut history[s * self.vocab + chosen]]
+        {
+            *count = count.wrapping_add(1);
+        }
+        token[r] = chosen as u32;
+    }
+
+    /// The parameters of a sequence.
+    pub(crate) fn params_of(&self, params: &[u32], sequence: usize) -> Params {
+        Params::from_words(&params[sequence * SAMPLE_PARAMS as usize..][..SAMPLE_PARAMS as usize])
     }
 
     /// Steps 2 to 4.
@@ -319,7 +232,7 @@ impl Sample {
         order.retain(|&i| w[i] >= cut);
         order.sort_unstable();
         let total: u64 = order.iter().map(|&i| w[i]).sum();
-        let r = ((u128::from(random(p.seed, p.draws)) * u128::from(total)) >> 64) as u64;
+        let r = random_below(total, p);
         let mut sum = 0;
         order
             .into_iter()
@@ -472,19 +385,6 @@ mod tests {
         assert_eq!(share_of(1.0, u64::MAX), u64::MAX);
         assert_eq!([share_of(0.0, ONE), share_of(f32::NAN, ONE), share_of(-1.0, ONE)], [0; 3]);
         assert_eq!(share_of(2.0, 77), 77);
-    }
-
-    #[test]
-    fn params_survive_their_words() {
-        let p = Params {
-            temperature: 0.7,
-            seed: 0x0123_4567_89AB_CDEF,
-            draws: 5,
-            stop_ids: [9; 8],
-            masked: true,
-            ..Params::default()
-        };
-        assert_eq!(Params::from_words(&p.words()), p);
     }
 
     #[test]

@@ -52,7 +52,7 @@ fn tables_are_of_gpus_only() {
     let dir = tempfile::tempdir().unwrap();
     let place = dir.path().join("benches/results/x");
     fs::create_dir_all(&place).unwrap();
-    let readme = "# x\n<!-- speed -->\nold\n<!-- /speed -->\n| `embed` | rows | 1999 |\n| `other` | rows | kept |\n";
+    let readme = "# x\n<!-- speed -->\nold\n<!-- /speed -->\n<!-- cpu -->\n<!-- /cpu -->\n| `embed` | rows | 1999 |\n| `other` | rows | kept |\n";
     fs::write(dir.path().join("README.md"), readme).unwrap();
 
     fs::write(place.join("bench.json"), bench.to_string()).unwrap();
@@ -81,7 +81,7 @@ fn tables_are_of_gpus_only() {
         "| of the read bandwidth | 75.0% |",
         "| torch.compile, ms a token | 5.500 |",
         "| prefill of tokens | 9 |",
-        "](benches/results/decode.svg)\n<!-- /speed -->\n",
+        "](benches/results/decode.svg)\n<!-- /speed -->\n<!-- cpu -->\n<!-- /cpu -->\n",
         "| `embed` | rows | not yet |\n| `other` | rows | kept |\n",
     ] {
         assert!(text.contains(line), "{line}: {text}");
@@ -92,6 +92,27 @@ fn tables_are_of_gpus_only() {
     let text: Vec<&str> = svg.descendants().filter_map(|n| n.text()).collect();
     for title in ["NVIDIA X, depth 1: 4.000 ms, floor 3.000 ms", "torch.compile: 5.500 ms"] {
         assert!(text.contains(&title), "{title}: {text:?}");
+    }
+
+    let cpu = json!({
+        "cpu": "CPU X", "threads": 2, "date": "2026-01-02", "commit": "abc1234", "model": "m", "read_gb_per_s": 40.4, "of_read": 0.8,
+        "tokens_per_s": {
+            "aoji bf16": {"decode": {"0": 200.4, "512": 150.0}, "prefill": {"128": 2000.0}},
+            "llama.cpp bf16": {"decode": {"0": 100.0, "512": 90.0}, "prefill": {"128": 1000.0}},
+        },
+        "times_llama_cpp_bf16": {"decode 0": 2.004, "prefill 128": 2.0},
+        "kobest_copa": {"documents": 100, "seconds": {"aoji": 2.0, "lm-eval": 14.0}, "times_lm_eval": 7.0},
+    });
+    fs::create_dir_all(dir.path().join("benches/results/cpu")).unwrap();
+    fs::write(dir.path().join("benches/results/cpu/x.json"), cpu.to_string()).unwrap();
+    let text = made(dir.path());
+    for line in [
+        "**CPU X**, 2 threads, m, 2026-01-02, commit abc1234; in the same run memory is read at 40 GB/s, and decoding runs at 80% of that",
+        "| tokens a second | decode at depth 0 | decode at depth 512 | prefill of 128 |\n|---|---:|---:|---:|\n| **aoji bf16** | 200 | 150 | 2000 |\n",
+        "| **aoji, times the faster llama.cpp bf16** | 2.00 | - | 2.00 |\n",
+        "KoBEST copa, 100 documents, 0 shots: aoji 2.0 s, lm-eval 14.0 s; 7.0 times as fast\n",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
     }
 
     fs::write(dir.path().join("README.md"), "nothing").unwrap();

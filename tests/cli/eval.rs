@@ -218,17 +218,30 @@ fn bits_depend_on_what_the_report_says() {
     let findings = report["findings"].as_array().unwrap();
     assert_eq!(findings.len(), 7);
     for f in findings {
-        let (sure, equal) = (f["by_construction"].as_bool().unwrap(), f["equal"].as_bool().unwrap());
-        assert!(equal || !sure, "{f}");
-        assert_eq!(equal, f["differing"] == 0, "{f}");
+        assert_eq!(
+            [&f["by_construction"], &f["equal"], &f["differing"]],
+            [&json!(true), &json!(true), &json!(0)],
+            "{f}"
+        );
         assert!(f["values"].as_u64().unwrap() >= 24, "{f}");
     }
     let text = run(&[]).ok();
-    assert!(
-        text.contains("a prompt of 100 tokens") && text.contains("must be equal") && text.contains("may differ"),
-        "{text}"
-    );
+    let says = |part| text.contains(part);
+    assert!(says("a prompt of 100 tokens") && says("must be equal") && !says("may differ"), "{text}");
     run(&["--prompt", "9"]).fails(1, &["9 tokens is too short"]);
+}
+
+#[test]
+fn the_cpus_instructions_and_threads_are_checked() {
+    let score = ["score", "x", "--device", "cpu"];
+    let with = |name: &str| {
+        let mut command = command(&score);
+        command.env("AOJI_CPU", name);
+        super::feed(command, b"")
+    };
+    assert_eq!(with("portable").ok(), aoji(&score).ok());
+    with("sse9").fails(1, &["AOJI_CPU is \"sse9\"", "allowed on this CPU is portable"]);
+    aoji(&["score", "x", "--device", "cpu", "--threads", "5000"]).fails(1, &["5000 threads", "1 to 1024"]);
 }
 
 #[test]

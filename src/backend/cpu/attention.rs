@@ -6,17 +6,18 @@
 //! keys and values up to it; not on the rows beside it, on how the prompt was cut, or on the threads.
 //!
 //! A thread takes a tile of rows with all query heads of one key head, which read each key and value together. Where there are
-//! fewer tiles than threads have use for, it takes one part of one instead.
+//! fewer tiles than threads have use for, it takes one part of one instead, and the parts are merged after as many as that takes.
+//! What a row does not see, keys and values of later tokens, has no part in its sums.
 
 use super::{
-    Cpu, scratch,
-    simd::{Product, Weighted, Weights, lines, rows as each},
+    Cpu, rows as each, scratch,
+    simd::{Line, Product, Weighted, Weights, lines, pool::Tile},
 };
 use crate::ops::Act;
 
 /// Keys of a part: their scores of a tile of queries, and keys and values of 64 columns, fit the first-level cache.
 const PART: usize = 128;
-/// Query heads of a tile of rows, at least where there are as many.
+/// Query heads of a tile of rows, where there are as many.
 const QUERIES: usize = 32;
 
 /// Where the keys of a row are.
@@ -39,17 +40,13 @@ pub(super) struct Attention {
     pub shared: usize,
 }
 
-/// One thread's queries and what becomes of them: `n` queries, head by head of each row.
-struct Queries<'a> {
-    n: usize,
-    /// Columns of a row of sums.
-    width: usize,
-    /// [n, PART]
-    s: &'a mut [f32],
-    /// Weighted values of a part, `m` and the sum after them. [n, width + 2]
-    part: &'a mut [f32],
-    /// The same of all parts so far.
-    all: &'a mut [f32],
+/// A tile: rows, and a key head with its query heads.
+struct Queries<'a, R> {
+    op: &'a Attention,
+    first: usize,
+    rows: usize,
+    kv_head: usize,
+    row: &'a R,
 }
 
 impl Attention {
@@ -70,6 +67,28 @@ impl Attention {
     }
 }
 
+impl<R: Fn(usize) -> Row> Queries<'_, R> {
+    /// Queries: of each row the heads, one after the other.
+    fn len(&self) -> usize {
+        self.rows * self.op.group()
+    }
+
+    /// Elements of the sums of all its queries: weighted values, `m` and the sum of weights of each.
+    fn unit(&self) -> usize {
+        self.len() * (self.op.width() + 2)
+    }
+
+    /// Keys that a query sees.
+    fn sees(&self, query: usize) -> usize {
+        (self.row)(self.first + query / self.op.group()).len
+    }
+
+    /// Parts of the keys that its last query sees.
+    fn parts(&self) -> usize {
+        (0..self.rows).map(|r| (self.row)(self.first + r).len).max().unwrap_or(0).div_ceil(PART)
+    }
+}
+
 impl<A: Act> Cpu<A> {
     /// `out` [rows, n_heads * head_dim] of `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim] and the cache. Rows of a tile have one
     /// sequence: with `consecutive` all have.
@@ -79,146 +98,139 @@ impl<A: Act> Cpu<A> {
         consecutive: bool,
         out: &mut [A],
         qkv: &[A],
-        (k, v): (&[A], &[A]),
+        kv: (&[A], &[A]),
         row: impl Fn(usize) -> Row + Sync,
     ) {
         let Attention { rows, n_heads, n_kv_heads, head_dim: d, .. } = *op;
-        let (group, width) = (op.group(), op.width());
+        let (group, row) = (op.group(), &row);
         let height = if consecutive { (QUERIES / group).max(1) } else { 1 };
-        let longest = (0..rows).map(|r| row(r).len).max().unwrap_or(0);
-        let (parts, tiles) = (longest.div_ceil(PART), rows.div_ceil(height) * n_kv_heads);
-        let sizes = [rows, n_heads * d];
+        let (down, sizes) = (rows.div_ceil(height), [rows, n_heads * d]);
+        let tile = |first: usize, kv_head| Queries { op, first, rows: height.min(rows - first), kv_head, row };
+        let (unit, tiles) = (tile(0, 0).unit(), down * n_kv_heads);
+        let parts = Queries { rows, ..tile(0, 0) }.parts();
         if tiles >= 2 * self.pool.threads() || parts == 1 {
             return self.pool.tiles(out, sizes, [height, group * d], |first, col, mut out| {
-                let (kv_head, tile) = (col / (group * d), out.rows());
-                self.queries(op, first..first + tile, kv_head, qkv, &row, |q, prepared, longest| {
-                    for part in 0..longest.div_ceil(PART) {
-                        self.part(op, q, prepared, first..first + tile, kv_head, part, (k, v), &row);
-                        for i in 0..q.n {
-                            if part * PART < row(first + i / group).len {
-                                let of = i * (width + 2)..(i + 1) * (width + 2);
-                                self.merge(&mut q.all[of.clone()], &q.part[of], part == 0);
-                            }
-                        }
+                let tile = tile(first, col / (group * d));
+                scratch::with(&scratch::SUMS, unit, |sums| {
+                    for part in 0..tile.parts() {
+                        scratch::with(&scratch::PARTS, unit, |of_part| {
+                            self.part(&tile, part, of_part, qkv, kv);
+                            self.merge(&tile, part, sums, of_part);
+                        });
                     }
-                    for i in 0..q.n {
-                        self.finish(
-                            &mut out.row(i / group)[i % group * d..][..d],
-                            &q.all[i * (width + 2)..][..width + 2],
-                        );
-                    }
+                    self.finish(&tile, &mut out, sums);
                 });
             });
         }
-        // [rows, n_kv_heads, parts][group, width + 2]
-        let unit = group * (width + 2);
-        scratch::with(&scratch::PARTS, rows * n_kv_heads * parts * unit, |all| {
-            self.pool.tiles(all, [rows * n_kv_heads * parts, unit], [1, unit], |i, _, mut to| {
-                let (r, kv_head, part) = (i / parts / n_kv_heads, i / parts % n_kv_heads, i % parts);
-                if part * PART < row(r).len {
-                    self.queries(op, r..r + 1, kv_head, qkv, &row, |q, prepared, _| {
-                        self.part(op, q, prepared, r..r + 1, kv_head, part, (k, v), &row);
-                        to.row(0).copy_from_slice(q.part);
+        let wave = (8 * self.pool.threads()).div_ceil(tiles);
+        let sums_of_tiles = if parts > wave { tiles * unit } else { 0 };
+        scratch::with(&scratch::SUMS_OF_TILES, sums_of_tiles, |sums| {
+            scratch::with(&scratch::PARTS, tiles * wave * unit, |of_parts| {
+                for begin in (0..parts).step_by(wave) {
+                    let end = (begin + wave).min(parts);
+                    let n = end - begin;
+                    self.pool.tiles(of_parts, [tiles * n, unit], [1, unit], |i, _, mut to| {
+                        let (tile, part) = (tile(i / n / n_kv_heads * height, i / n % n_kv_heads), begin + i % n);
+                        if part < tile.parts() {
+                            self.part(&tile, part, to.row(0), qkv, kv);
+                        }
+                    });
+                    let merge = |tile: &Queries<'_, _>, i: usize, sums: &mut [f32]| {
+                        for part in begin..end.min(tile.parts()) {
+                            self.merge(tile, part, sums, &of_parts[(i * n + part - begin) * unit..][..unit]);
+                        }
+                    };
+                    if end < parts {
+                        self.pool.tiles(sums, [tiles, unit], [1, unit], |i, _, mut sums| {
+                            merge(&tile(i / n_kv_heads * height, i % n_kv_heads), i, sums.row(0));
+                        });
+                        continue;
+                    }
+                    self.pool.tiles(out, sizes, [height, group * d], |first, col, mut out| {
+                        let kv_head = col / (group * d);
+                        let (tile, i) = (tile(first, kv_head), first / height * n_kv_heads + kv_head);
+                        scratch::with(&scratch::SUMS, unit, |all| {
+                            if begin > 0 {
+                                all.copy_from_slice(&sums[i * unit..][..unit]);
+                            }
+                            merge(&tile, i, all);
+                            self.finish(&tile, &mut out, all);
+                        });
                     });
                 }
             });
-            let all = &*all;
-            self.pool.tiles(out, sizes, [1, group * d], |r, col, mut out| {
-                let units = &all[(r * n_kv_heads + col / (group * d)) * parts * unit..][..parts * unit];
-                scratch::with(&scratch::Y, width + 2, |sum| {
-                    for h in 0..group {
-                        for part in 0..row(r).len.div_ceil(PART) {
-                            self.merge(sum, &units[part * unit + h * (width + 2)..][..width + 2], part == 0);
-                        }
-                        self.finish(&mut out.row(0)[h * d..][..d], sum);
-                    }
-                });
-            });
         });
     }
 
-    /// `f` of the prepared queries of rows and of room for what becomes of them, and the most keys that one of the rows sees.
-    fn queries(
+    /// The sums of one part of the keys.
+    fn part<R: Fn(usize) -> Row>(
         &self,
-        op: &Attention,
-        rows: std::ops::Range<usize>,
-        kv_head: usize,
-        qkv: &[A],
-        row: &impl Fn(usize) -> Row,
-        f: impl FnOnce(&mut Queries<'_>, &[super::simd::Line], usize),
-    ) {
-        let (d, group, width) = (op.head_dim, op.group(), op.width());
-        let (n, line) = (rows.len() * group, lines(self.level, d));
-        let qkv_dim = (op.n_heads + 2 * op.n_kv_heads) * d;
-        let longest = rows.clone().map(|r| row(r).len).max().unwrap_or(0);
-        scratch::with(&scratch::X, n * line, |prepared| {
-            for (i, to) in prepared.chunks_exact_mut(line).enumerate() {
-                let at = (rows.start + i / group) * qkv_dim + (kv_head * group + i % group) * d;
-                each::prepare(self.level, &qkv[at..][..d], to);
-            }
-            scratch::with(&scratch::QUERIES, n * (PART + 2 * (width + 2)), |memory| {
-                let (s, memory) = memory.split_at_mut(n * PART);
-                let (part, all) = memory.split_at_mut(n * (width + 2));
-                f(&mut Queries { n, width, s, part, all }, prepared, longest);
-            });
-        });
-    }
-
-    /// `q.part` of one part of the keys.
-    #[expect(clippy::too_many_arguments, reason = "what a part is made of")]
-    fn part(
-        &self,
-        op: &Attention,
-        q: &mut Queries<'_>,
-        prepared: &[super::simd::Line],
-        rows: std::ops::Range<usize>,
-        kv_head: usize,
+        tile: &Queries<'_, R>,
         part: usize,
-        (k, v): (&[A], &[A]),
-        row: &impl Fn(usize) -> Row,
+        to: &mut [f32],
+        qkv: &[A],
+        kv: (&[A], &[A]),
     ) {
-        let (d, level, from, width) = (op.head_dim, self.level, part * PART, q.width);
-        let longest = rows.clone().map(|r| row(r).len).max().unwrap_or(0);
-        let keys = PART.min(longest - from);
-        let pieces = op.pieces(row(rows.start).sequence, kv_head, from, keys);
-        for (before, cols, at) in pieces {
-            let w = Weights::of(&k[at..][..cols * d]);
-            scratch::with(&scratch::PACKED, cols * lines(level, d), |packed| {
-                let (x, y) = (prepared, &mut q.s[before..]);
-                Product { x, rows: q.n, w, cols, k: d, y, y_stride: PART, packed }.run(level);
+        let (op, level, n) = (tile.op, self.level, tile.len());
+        let (d, group, from, line) = (op.head_dim, op.group(), part * PART, lines(level, op.head_dim));
+        let qkv_dim = (op.n_heads + 2 * op.n_kv_heads) * d;
+        let o_stride = op.width() + 2;
+        let sees = |i| tile.sees(i).saturating_sub(from).min(PART);
+        let keys = (0..n).map(sees).max().unwrap_or(0);
+        let pieces = op.pieces((tile.row)(tile.first).sequence, tile.kv_head, from, keys);
+        scratch::with(&scratch::SCORES, n * PART, |s| {
+            scratch::with(&scratch::X, n * line, |x: &mut [Line]| {
+                for (i, to) in x.chunks_exact_mut(line).enumerate() {
+                    let at = (tile.first + i / group) * qkv_dim + (tile.kv_head * group + i % group) * d;
+                    each::prepare(level, &qkv[at..][..d], to);
+                }
+                for (before, cols, at) in pieces {
+                    let (w, room) = (Weights::of(&kv.0[at..][..cols * d]), cols * line);
+                    scratch::with(&scratch::PACKED, room, |packed| {
+                        let y = &mut s[before..];
+                        Product { x, rows: n, w, cols, k: d, y, y_stride: PART, packed }.run(level);
+                    });
+                }
             });
-        }
-        let scale = 1.0 / (d as f32).sqrt();
-        for (i, (s, part)) in q.s.chunks_exact_mut(PART).zip(q.part.chunks_exact_mut(width + 2)).enumerate() {
-            let sees = row(rows.start + i / op.group()).len.saturating_sub(from).min(keys);
-            let (m, sum) = each::softmax(level, &mut s[..sees], scale);
-            s[sees..].fill(0.0);
-            part[..width].fill(0.0);
-            (part[width], part[width + 1]) = (m, sum);
-        }
-        for (before, n, at) in pieces {
-            let (p, v) = (&q.s[before..], Weights::of(&v[at..][..n * d]));
-            Weighted { p, p_stride: PART, rows: q.n, v, n, d, o: q.part, o_stride: width + 2 }.run(level);
+            let scale = 1.0 / (d as f32).sqrt();
+            for (i, (s, to)) in s.chunks_exact_mut(PART).zip(to.chunks_exact_mut(o_stride)).enumerate() {
+                let (m, sum) = each::softmax(level, &mut s[..sees(i)], scale);
+                let (o, of_all) = to.split_at_mut(op.width());
+                o.fill(0.0);
+                of_all.copy_from_slice(&[m, sum]);
+            }
+            for (before, n_keys, at) in pieces {
+                let (p, v) = (&s[before..], Weights::of(&kv.1[at..][..n_keys * d]));
+                let seen = &|i| sees(i).saturating_sub(before).min(n_keys);
+                Weighted { p, p_stride: PART, rows: n, v, d, seen, o: to, o_stride }.run(level);
+            }
+        });
+    }
+
+    /// `sums` with a part more, for the queries that see some of it.
+    fn merge<R: Fn(usize) -> Row>(&self, tile: &Queries<'_, R>, part: usize, sums: &mut [f32], of_part: &[f32]) {
+        let width = tile.op.width();
+        let queries = sums.chunks_exact_mut(width + 2).zip(of_part.chunks_exact(width + 2)).enumerate();
+        for (_, (all, one)) in queries.take(tile.len()).filter(|(i, _)| part * PART < tile.sees(*i)) {
+            if part == 0 {
+                all.copy_from_slice(one);
+                continue;
+            }
+            let (ours, theirs) = (all[width], one[width]);
+            let m = if theirs > ours { theirs } else { ours };
+            let [a, b] = [ours, theirs].map(|x| each::exp_of(self.level, x - m));
+            each::mix(self.level, &mut all[..width], a, &one[..width], b);
+            all[width + 1] = all[width + 1] * a + one[width + 1] * b;
+            all[width] = m;
         }
     }
 
-    /// `all` with one part more; the first one is that part.
-    fn merge(&self, all: &mut [f32], part: &[f32], first: bool) {
-        if first {
-            return all.copy_from_slice(part);
+    /// The heads of the result.
+    fn finish<R>(&self, tile: &Queries<'_, R>, out: &mut Tile<'_, A>, sums: &[f32]) {
+        let (group, d, width) = (tile.op.group(), tile.op.head_dim, tile.op.width());
+        for (i, all) in sums.chunks_exact(width + 2).take(tile.rows * group).enumerate() {
+            each::divide(self.level, &mut out.row(i / group)[i % group * d..][..d], &all[..d], all[width + 1]);
         }
-        let width = all.len() - 2;
-        let (ours, theirs) = (all[width], part[width]);
-        let m = if theirs > ours { theirs } else { ours };
-        let [a, b] = [ours, theirs].map(|x| each::exp_of(self.level, x - m));
-        each::mix(self.level, &mut all[..width], a, &part[..width], b);
-        all[width + 1] = all[width + 1] * a + part[width + 1] * b;
-        all[width] = m;
-    }
-
-    /// A head of the result.
-    fn finish(&self, out: &mut [A], all: &[f32]) {
-        each::divide(self.level, out, &all[..out.len()], all[all.len() - 1]);
     }
 }
 
@@ -228,7 +240,7 @@ mod tests {
     use crate::{
         backend::{
             Backend,
-            cpu::simd::{Level, pool::Pool},
+            cpu::{level::Level, simd::pool::Pool},
         },
         ops::{AttnDecode, AttnPrefill, noise},
     };
@@ -296,7 +308,7 @@ mod tests {
             case(131, 131, (2, 2, 16), 0),
         ];
         for op in cases {
-            let best = Cpu::<bf16>::new();
+            let best = Cpu::<bf16>::new().unwrap();
             let want = run(&best, &op, op.rows);
             for chunk in [1, 7, 50] {
                 assert_eq!(run(&best, &op, chunk), want, "chunks of {chunk}: {op:?}");
@@ -304,7 +316,42 @@ mod tests {
             let threads = |n| Arc::new(Pool::new(n));
             assert_eq!(run(&Cpu::<bf16>::with(Level::best(), threads(1)), &op, op.rows), want, "one thread: {op:?}");
             assert_eq!(run(&Cpu::<bf16>::with(Level::Portable, threads(5)), &op, op.rows), want, "portable: {op:?}");
-            run(&Cpu::<f32>::new(), &op, op.rows);
+            run(&Cpu::<f32>::new().unwrap(), &op, op.rows);
+        }
+    }
+
+    #[test]
+    fn what_comes_later_has_no_part() {
+        let (rows, d) = (70, 64);
+        let op = AttnPrefill {
+            rows,
+            first: 0,
+            shared: 0,
+            n_heads: 2,
+            n_kv_heads: 1,
+            head_dim: d,
+            max_seq: 80,
+            kv_len: rows,
+        };
+        let (qkv, pos) = (values::<bf16>(rows * op.qkv_dim(), 1, 6.0), (0..rows as u32).collect());
+        let cache = |seed, fill: Option<f32>| {
+            let mut cache = values::<bf16>(op.max_seq * d, seed, 1.0);
+            for (i, x) in cache[30 * d..].iter_mut().enumerate() {
+                *x = fill.map_or(*x, |fill| bf16::from_f32(if i % 2 == 0 { fill } else { -fill }));
+            }
+            cache
+        };
+        let run = |level, fill| {
+            let (k, v, mut out) = (cache(2, fill), cache(3, fill), vec![bf16::NAN; rows * 2 * d]);
+            Cpu::with(level, Arc::new(Pool::new(2))).attn_prefill(&op, &mut out, &qkv, &k, &v, &pos).unwrap();
+            out[..30 * 2 * d].to_vec()
+        };
+        for level in Level::here() {
+            let want = run(level, None);
+            assert!(want.iter().all(|x| x.is_finite()));
+            for fill in [f32::NAN, f32::INFINITY, 1e38] {
+                assert_eq!(run(level, Some(fill)), want, "{level}: the keys and values after row 29 are {fill}");
+            }
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Matrix products: blocks of weight rows on whatever thread is free, each by [`Product`].
 
 use super::{
-    Cpu, scratch,
-    simd::{PACK_ROWS, Product, lines, rows as each},
+    Cpu, rows as each, scratch,
+    simd::{PACK_ROWS, Product, lines},
     weight::Weight,
 };
 use crate::{
@@ -10,8 +10,8 @@ use crate::{
     ops::Act,
 };
 
-/// So many elements and more are prepared by several threads.
-const MANY: usize = 1 << 14;
+/// Lines of an unpacked block: a quarter of a second-level cache of 1 MiB.
+const PACKED: usize = 1 << 12;
 
 impl<A: Act> Out<'_, Cpu<A>> {
     pub(super) fn len(&self) -> usize {
@@ -24,9 +24,12 @@ impl<A: Act> Out<'_, Cpu<A>> {
 
 impl<A: Act> Cpu<A> {
     /// Weight rows that a thread takes at a time: long runs of memory for few rows, what the second-level cache holds for many.
-    fn block(&self, rows: usize, n: usize) -> usize {
-        let (shares, most) = if rows <= PACK_ROWS { (4, 4096) } else { (8, 64) };
-        n.div_ceil(shares * self.pool.threads()).clamp(32, most).next_multiple_of(4)
+    fn block(&self, rows: usize, n: usize, k: usize) -> usize {
+        let (shares, most) = match rows <= PACK_ROWS {
+            true => (4, 4096),
+            false => (8, (PACKED / lines(self.level, k)).max(16)),
+        };
+        n.div_ceil(shares * self.pool.threads()).clamp(16, most).next_multiple_of(4)
     }
 
     /// `out (+)= x w^T` for the first `rows` rows; sizes were checked.
@@ -50,18 +53,19 @@ impl<A: Act> Cpu<A> {
         let ((n, k), level) = (w.shape(), self.level);
         let row = lines(level, k);
         scratch::with(&scratch::X, rows * row, |prepared| {
-            let height = if rows * k < MANY { rows } else { 8 };
+            let height = Self::height(rows, k);
             self.pool.tiles(prepared, [rows, row], [height, row], |first, _, mut tile| {
                 for r in 0..tile.rows() {
                     each::prepare(level, &x[(first + r) * k..][..k], tile.row(r));
                 }
             });
-            let (x, block) = (&*prepared, self.block(rows, n));
+            let (x, block) = (&*prepared, self.block(rows, n, k));
             self.pool.tiles(out, [rows, n], [rows, block], |_, first, mut tile| {
                 let width = tile.width();
                 scratch::with(&scratch::Y, rows * width, |y| {
                     for (at, cols, w) in w.rows(first, width) {
-                        scratch::with(&scratch::PACKED, cols * row, |packed| {
+                        let room = if rows > PACK_ROWS { cols * row } else { 0 };
+                        scratch::with(&scratch::PACKED, room, |packed| {
                             Product { x, rows, w, cols, k, y: &mut y[at..], y_stride: width, packed }.run(level);
                         });
                     }
@@ -89,7 +93,7 @@ mod tests {
         let (x, w) = (noise(rows * k, 1), noise(n * k, 2).into_iter().map(bf16::from_f32).collect::<Vec<_>>());
         let mut want = vec![0f32; rows * n];
         Gemv { rows, n, k }.reference(&mut want, &x, &w);
-        let cpu = Cpu::<f32>::new();
+        let cpu = Cpu::<f32>::new().unwrap();
         let w = cpu.weight_from(n, k, &w).unwrap();
         let mut out = vec![1f32; rows * n];
         cpu.product(rows, Out::Add(&mut out), &x, &w);
@@ -100,7 +104,7 @@ mod tests {
 
     #[test]
     fn a_row_has_the_same_bits_beside_any_others() {
-        let cpu = Cpu::<bf16>::new();
+        let cpu = Cpu::<bf16>::new().unwrap();
         for (n, k) in [(32, 768), (3, 256), (33, 40)] {
             let bf16s = |len, seed| noise(len, seed).into_iter().map(bf16::from_f32).collect::<Vec<_>>();
             let (x, w) = (bf16s(150 * k, 1), cpu.weight_from(n, k, &bf16s(n * k, 2)).unwrap());

@@ -5,9 +5,14 @@
 //! instructions and threads of `simd/`; an op that is a few microseconds of a step runs as its definition.
 
 mod attention;
+mod level;
 mod matmul;
+mod rows;
+mod sample;
 mod scratch;
 mod simd;
+#[cfg(test)]
+mod tests;
 mod weight;
 
 pub use weight::Weight;
@@ -23,7 +28,9 @@ use crate::{
 };
 use attention::{Attention, Row};
 use half::bf16;
-use simd::{Level, pool::Pool, rows as each};
+use level::Level;
+use rows as each;
+use simd::pool::Pool;
 use std::{collections::VecDeque, marker::PhantomData, num::NonZeroUsize, sync::Arc};
 
 /// The CPU, with activations of type `A`.
@@ -35,31 +42,62 @@ pub struct Cpu<A> {
     activations: PhantomData<A>,
 }
 
-impl<A: Act> Default for Cpu<A> {
-    fn default() -> Self {
-        Cpu::new()
-    }
+/// Most threads of a [`Cpu`].
+const MAX_THREADS: usize = 1024;
+
+/// The sets of instructions that this CPU has, as `AOJI_CPU` names them, the best last.
+pub fn instructions() -> impl Iterator<Item = &'static str> {
+    Level::here().map(Level::name)
 }
 
 impl<A: Act> Cpu<A> {
-    /// With the best instructions of the CPU, or those that `AOJI_CPU` names where it has them, and the process's threads: one a
-    /// physical core.
-    pub fn new() -> Self {
-        Cpu::with(Level::chosen().unwrap_or_else(|_| Level::best()), Pool::global().clone())
-    }
-
-    /// As [`Cpu::new`], with so many threads of its own.
+    /// [`Cpu::open`] with the process's threads.
     ///
     /// # Errors
-    /// `Input` when `AOJI_CPU` names no instructions that the CPU has.
+    /// Those of [`Cpu::open`].
+    pub fn new() -> Result<Self> {
+        Cpu::open(None)
+    }
+
+    /// With the best instructions of the CPU, or those that `AOJI_CPU` names, and so many threads of its own, or those of the
+    /// process: one a physical core.
+    ///
+    /// # Errors
+    /// `Input` when `AOJI_CPU` names no instructions that the CPU has, or for more than 1024 threads.
     pub fn open(threads: Option<NonZeroUsize>) -> Result<Self> {
-        let pool = threads.map_or_else(|| Pool::global().clone(), |n| Arc::new(Pool::new(n.get())));
-        Ok(Cpu::with(Level::chosen()?, pool))
+        let level = Level::chosen()?;
+        let pool = match threads.map(NonZeroUsize::get) {
+            None => Pool::global().clone(),
+            Some(n) if n > MAX_THREADS => {
+                return Err(Error::Input(format!("{n} threads, allowed is 1 to {MAX_THREADS}")));
+            }
+            Some(n) => Arc::new(Pool::new(n)),
+        };
+        Ok(Cpu::with(level, pool))
     }
 
     fn with(level: Level, pool: Arc<Pool>) -> Self {
         let level = if size_of::<A>() == 4 { level.of_f32() } else { level };
         Cpu { level, pool, activations: PhantomData }
+    }
+
+    /// With given instructions and so many threads of its own.
+    #[cfg(test)]
+    pub(crate) fn on(instructions: &str, threads: usize) -> Result<Self> {
+        Ok(Cpu::with(Level::named(instructions)?, Arc::new(Pool::new(threads))))
+    }
+
+    /// Its threads.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// `f(at, part)` of each `len` elements of `out`, from element `at` on, on its threads.
+    ///
+    /// # Panics
+    /// If `len` is 0.
+    pub fn chunks<T: Send + Sync>(&self, out: &mut [T], len: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+        self.pool.tiles(out, [1, out.len()], [1, len], |_, at, mut tile| f(at, tile.row(0)));
     }
 
     /// Rows for one thread at a time: as many as are worth its while.
@@ -283,9 +321,12 @@ impl<A: Act> Backend for Cpu<A> {
             mask: mask.len(),
             logits: logits.len(),
         })?;
-        let sequences: Vec<usize> = pos[..op.rows].iter().map(|&p| op.sequence(p)).collect();
-        op.reference(token, pos, params, history, bias, mask, logits);
-        sequences.into_iter().zip(&*token).for_each(|(s, t)| outbox[s].push_back(*t));
+        for r in 0..op.rows {
+            let s = op.sequence(pos[r]);
+            let chosen = self.draw(op, r, s, &op.params_of(params, s), history, bias, mask, logits);
+            op.advance(r, chosen, token, pos, params, history);
+            outbox[s].push_back(token[r]);
+        }
         Ok(())
     }
     fn stream_read(&self, op: &StreamRead, out: &mut Vec<u32>, x: &Vec<u32>) -> Result<()> {

@@ -10,10 +10,18 @@ thread_local! {
     pub(super) static PACKED: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
     /// A block of a product.
     pub(super) static Y: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-    /// What attention has for the queries of a tile.
-    pub(super) static QUERIES: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    /// Scores of the queries of a tile.
+    pub(super) static SCORES: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
     /// Parts of attention before they are merged.
     pub(super) static PARTS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    /// What those of a tile are merged to.
+    pub(super) static SUMS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    /// The same of all tiles, between two waves of parts.
+    pub(super) static SUMS_OF_TILES: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    /// The sampler's weights of tokens.
+    pub(super) static WEIGHTS: Cell<Vec<u64>> = const { Cell::new(Vec::new()) };
+    /// Tokens that it may draw.
+    pub(super) static IDS: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
     /// The largest logit of each row, its place and the sum of the others' weights.
     pub(super) static BEST: Cell<Vec<(usize, f64)>> = const { Cell::new(Vec::new()) };
 }

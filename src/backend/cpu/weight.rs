@@ -21,7 +21,7 @@ struct Part {
 }
 
 enum Data {
-    /// bf16 in the mapped file, aligned.
+    /// In the mapped file, in bf16 or f32 and aligned.
     Mapped(Tensor),
     Bf16(Vec<bf16>),
     F32(Vec<f32>),
@@ -37,17 +37,19 @@ pub(super) enum Elements<'a> {
 impl Weight {
     /// Stacks `parts`. f32 activations keep f32 and f16 weights exact; bf16 activations round weights to bf16, as the GPU does.
     pub(super) fn new<A: Act>(parts: &[Tensor]) -> Weight {
-        let keep_f32 = size_of::<A>() == 4;
-        let values = |t: &Tensor| match t.dtype() {
-            Dtype::F32 => bytemuck::pod_collect_to_vec::<u8, f32>(t.bytes()),
-            Dtype::F16 => bytemuck::pod_collect_to_vec::<u8, f16>(t.bytes()).into_iter().map(f16::to_f32).collect(),
-            Dtype::Bf16 => unreachable!("bf16 is not converted"),
-        };
-        let data = |t: &Tensor| match t.dtype() {
-            Dtype::Bf16 if bytemuck::try_cast_slice::<u8, bf16>(t.bytes()).is_ok() => Data::Mapped(t.clone()),
-            Dtype::Bf16 => Data::Bf16(bytemuck::pod_collect_to_vec(t.bytes())),
-            _ if keep_f32 => Data::F32(values(t)),
-            _ => Data::Bf16(values(t).into_iter().map(bf16::from_f32).collect()),
+        let exact = size_of::<A>() == 4;
+        let data = |t: &Tensor| {
+            let bytes = t.bytes();
+            let f32s: Vec<f32> = match t.dtype() {
+                Dtype::Bf16 if bytemuck::try_cast_slice::<u8, bf16>(bytes).is_ok() => return Data::Mapped(t.clone()),
+                Dtype::F32 if exact && bytemuck::try_cast_slice::<u8, f32>(bytes).is_ok() => {
+                    return Data::Mapped(t.clone());
+                }
+                Dtype::Bf16 => return Data::Bf16(bytemuck::pod_collect_to_vec(bytes)),
+                Dtype::F32 => bytemuck::pod_collect_to_vec(bytes),
+                Dtype::F16 => bytemuck::pod_collect_to_vec::<u8, f16>(bytes).into_iter().map(f16::to_f32).collect(),
+            };
+            if exact { Data::F32(f32s) } else { Data::Bf16(f32s.into_iter().map(bf16::from_f32).collect()) }
         };
         let cols = parts.first().map_or(0, Tensor::cols);
         Weight { parts: parts.iter().map(|t| Part { rows: t.rows(), data: data(t) }).collect(), cols }
@@ -96,7 +98,9 @@ impl Weight {
 impl Part {
     fn elements(&self) -> Elements<'_> {
         match &self.data {
-            Data::Mapped(t) => Elements::Bf16(bytemuck::cast_slice(t.bytes())), // alignment was checked when it was made
+            // alignment was checked when it was made
+            Data::Mapped(t) if t.dtype() == Dtype::F32 => Elements::F32(bytemuck::cast_slice(t.bytes())),
+            Data::Mapped(t) => Elements::Bf16(bytemuck::cast_slice(t.bytes())),
             Data::Bf16(v) => Elements::Bf16(v),
             Data::F32(v) => Elements::F32(v),
         }

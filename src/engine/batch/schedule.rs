@@ -289,11 +289,12 @@ impl Batch {
 
     /// Makes the rows that the device decodes the running texts.
     fn set_rows(&mut self) -> Result<()> {
-        let ids: Vec<JobId> = self.running.iter().map(|t| t.id).collect();
         let keeps_logits = self.running.iter().any(|t| t.logprobs.is_some());
-        if self.rows == (ids.clone(), keeps_logits) {
+        let ids = self.running.iter().map(|t| t.id);
+        if self.rows.1 == keeps_logits && self.rows.0.iter().copied().eq(ids.clone()) {
             return Ok(());
         }
+        let ids = ids.collect();
         let rows: Vec<Row> =
             self.running.iter().map(|t| Row { sequence: t.sequence, token: t.last, pos: t.pos }).collect();
         self.timeline.run(&rows, keeps_logits)?;

@@ -138,7 +138,7 @@ impl<'a, O: Op> Bench<'a, O> {
     pub fn check(&self) -> Result<()> {
         let Bench { cuda, op, buffers, .. } = self;
         let got = op.outputs(*cuda, &buffers[0])?;
-        let cpu = Cpu::<bf16>::new();
+        let cpu = Cpu::<bf16>::new()?;
         let mut io = op.setup(&cpu, 0)?;
         op.run(&cpu, &mut io)?;
         let want = op.outputs(&cpu, &io)?;

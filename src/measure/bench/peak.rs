@@ -1,7 +1,10 @@
 //! The best rates of this machine, measured: reading memory, copying memory, multiplying matrices.
 
 use super::Running;
-use crate::ops::Cost;
+use crate::{
+    backend::cpu::Cpu,
+    ops::{Act, Cost},
+};
 #[cfg(feature = "cuda")]
 use crate::{
     backend::cuda::Cuda,
@@ -10,7 +13,6 @@ use crate::{
     measure::bench::Times,
     ops::{Gemm, StreamRead, noise},
 };
-use rayon::prelude::*;
 use serde::Serialize;
 use std::{hint::black_box, time::Instant};
 
@@ -39,11 +41,11 @@ impl Peak {
         self.matmul_tflops.map_or(bytes, |t| bytes.max(cost.flops as f64 / (t * 1e9)))
     }
 
-    /// Of this machine's CPU and its memory, with all threads: the best of five passes over `bytes`.
-    pub fn of_host(bytes: usize) -> Peak {
+    /// Of this machine's CPU and its memory, by the threads of `cpu`: the best of five passes over `bytes`.
+    pub fn of_host<A: Act>(cpu: &Cpu<A>, bytes: usize) -> Peak {
         const PART: usize = 1 << 17;
-        let src: Vec<u64> = (0..bytes.div_ceil(8) as u64).into_par_iter().collect();
-        let mut dst = vec![0u64; src.len()];
+        let src: Vec<u64> = (0..bytes.div_ceil(8) as u64).collect();
+        let (mut dst, mut sums) = (vec![1u64; src.len()], vec![0u64; src.len().div_ceil(PART)]);
         let rate = |moved: usize, pass: &mut dyn FnMut()| {
             let seconds = (0..5).map(|_| {
                 let begin = Instant::now();
@@ -52,12 +54,13 @@ impl Peak {
             });
             moved as f64 / seconds.fold(f64::INFINITY, f64::min) / 1e9
         };
+        let part = |at: usize| &src[at..src.len().min(at + PART)];
         let read_gb_per_s = rate(8 * src.len(), &mut || {
-            let sum = src.par_chunks(PART).map(|part| part.iter().fold(0u64, |a, b| a.wrapping_add(*b)));
-            black_box(sum.reduce(|| 0, u64::wrapping_add));
+            cpu.chunks(&mut sums, 1, |i, sum| sum[0] = part(i * PART).iter().fold(0, |a, b| a.wrapping_add(*b)));
+            black_box(&mut sums);
         });
         let copy_gb_per_s = rate(16 * src.len(), &mut || {
-            dst.par_chunks_mut(PART).zip(src.par_chunks(PART)).for_each(|(dst, src)| dst.copy_from_slice(src));
+            cpu.chunks(&mut dst, PART, |at, dst| dst.copy_from_slice(part(at)));
             black_box(&mut dst);
         });
         Peak { read_gb_per_s, copy_gb_per_s, matmul_tflops: None, running: None }

@@ -4,7 +4,7 @@
     reason = "each function is its contract, that of Lanes, applied to a few instructions"
 )]
 
-use super::lanes::{Bf16, Dot, Format, Lanes};
+use super::lanes::{Dot, Lanes};
 use std::{arch::x86_64::*, mem::transmute};
 
 /// 32 bf16 as they are in memory, those below 2^-63 as 0: their two highest bits of the exponent are 0.
@@ -106,19 +106,20 @@ impl Dot for DpBf16 {
         _mm512_loadu_si512(p.cast())
     }
     #[inline(always)]
+    unsafe fn bf16(p: *const u16) -> __m512i {
+        cut(p)
+    }
+    /// Not asked for: see `Level::of_f32`.
+    #[inline(always)]
+    unsafe fn f32(_: *const f32) -> __m512i {
+        unreachable!("its rows are bf16")
+    }
+    #[inline(always)]
     unsafe fn store(pairs: __m512i, p: *mut u16) {
         _mm512_storeu_si512(p.cast(), pairs);
     }
     #[inline(always)]
     unsafe fn dot(acc: __m512, x: __m512i, w: __m512i) -> __m512 {
         _mm512_dpbf16_ps(acc, transmute::<__m512i, __m512bh>(x), transmute::<__m512i, __m512bh>(w))
-    }
-}
-
-impl Format<DpBf16> for Bf16 {
-    type Elem = u16;
-    #[inline(always)]
-    unsafe fn load(row: *const u16, chunk: usize) -> __m512i {
-        cut(row.add(32 * chunk))
     }
 }

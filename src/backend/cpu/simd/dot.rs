@@ -6,11 +6,11 @@
 //!           so nothing is transposed or broadcast.
 //! traffic:  up to [`PACK_ROWS`] rows of `x`, the weights go from memory to registers; for more, the block is unpacked once, aligned,
 //!           into the second-level cache and read from there.
-//! tests:    every path against the definition and against each other, bit for bit, at the end of `mod.rs`.
+//! tests:    every path against the definition and against each other, bit for bit, in `cpu/tests`.
 
 use super::{
-    Level, Line, Weights,
-    lanes::{Bf16, Dot, F32, Fma, Format, Lanes, Packed},
+    Kernel, Level, Line, Weights,
+    lanes::{Bf16, Dot, F32, Format, Lanes, Packed},
     lines,
 };
 
@@ -19,7 +19,7 @@ pub const PACK_ROWS: usize = 16;
 
 /// One block of products.
 pub struct Product<'a> {
-    /// Prepared rows, one after the other; see [`super::rows::prepare`]. [rows, lines(k)]
+    /// Prepared rows, one after the other; see `prepare` in `rows.rs`. [rows, lines(k)]
     pub x: &'a [Line],
     pub rows: usize,
     /// [cols, k]
@@ -29,8 +29,22 @@ pub struct Product<'a> {
     /// [rows, y_stride], of which `cols` of each row are written.
     pub y: &'a mut [f32],
     pub y_stride: usize,
-    /// Room for the block, unpacked: [cols, lines(k)]
+    /// Room for the block, unpacked, if there are more than [`PACK_ROWS`] rows: [cols, lines(k)]
     pub packed: &'a mut [Line],
+}
+
+/// The same, with pointers and types.
+#[derive(Clone, Copy)]
+struct Block<X, W> {
+    x: *const X,
+    rows: usize,
+    w: *const W,
+    /// Elements from a row of `w` to the next.
+    w_stride: usize,
+    cols: usize,
+    k: usize,
+    y: *mut f32,
+    y_stride: usize,
 }
 
 impl Product<'_> {
@@ -39,96 +53,54 @@ impl Product<'_> {
     /// # Panics
     /// If a slice is too short.
     pub fn run(self, level: Level) {
-        let Product { x, rows, w, cols, k, y, y_stride, packed } = self;
+        let Product { rows, cols, k, y_stride, w, .. } = self;
         if rows == 0 || cols == 0 {
             return;
         }
-        assert!(x.len() >= rows * lines(level, k), "{} lines of x, {rows} rows of {k}", x.len());
+        let (row, room) = (lines(level, k), if rows > PACK_ROWS { cols } else { 0 });
+        assert!(self.x.len() >= rows * row, "{} lines of x, {rows} rows of {k}", self.x.len());
         assert!(w.len() >= cols * k, "{} weights, {cols} rows of {k}", w.len());
-        assert!(y_stride >= cols && y.len() >= (rows - 1) * y_stride + cols, "{} of y, {rows} x {cols}", y.len());
-        assert!(packed.len() >= cols * lines(level, k), "{} lines of room, {cols} rows of {k}", packed.len());
-        let (x, y, packed) = (x.as_ptr(), y.as_mut_ptr(), packed.as_mut_ptr());
-        // SAFETY: the asserts: `rows` prepared rows of `k` at `x`, `cols` rows of `k` at `w`, `cols` of each of `rows`
-        // rows at `y`, and room for `cols` prepared rows at `packed`. A level is only made where the CPU has it.
+        assert!(
+            y_stride >= cols && self.y.len() >= (rows - 1) * y_stride + cols,
+            "{} of y, {rows} x {cols}",
+            self.y.len()
+        );
+        assert!(self.packed.len() >= room * row, "{} lines of room, {cols} rows of {k}", self.packed.len());
+        let f32_weights = matches!(w, Weights::F32(_));
+        assert!(!f32_weights || level == level.of_f32(), "{level} prepares rows for weights in bf16");
+        super::run(level, Checked(self));
+    }
+}
+
+/// A product whose sizes are as [`Product::run`] asserts.
+struct Checked<'a>(Product<'a>);
+
+impl Kernel for Checked<'_> {
+    #[inline(always)]
+    unsafe fn run<D: Dot>(self) {
+        // SAFETY: the contract of the trait, and the asserts: `rows` prepared rows of `k` at `x`, `cols` rows of `k` at `w`, `cols` of
+        // each of `rows` rows at `y`, and room for `cols` prepared rows at `packed` where it is needed.
         unsafe {
-            match w {
-                Weights::Bf16(w) => bf16(level, x, rows, w.as_ptr(), cols, k, y, y_stride, packed),
-                Weights::F32(w) => f32(level, x, rows, w.as_ptr(), cols, k, y, y_stride, packed),
+            match self.0.w {
+                Weights::Bf16(w) => block::<D, Bf16>(self.0, w.as_ptr()),
+                Weights::F32(w) => block::<D, F32>(self.0, w.as_ptr()),
             }
         }
     }
 }
 
-/// The entry of a format: its loop once for each level, compiled for that level's instructions.
-macro_rules! entry {
-    ($name:ident, $format:ident, $elem:ty, [$($level:ident: $dot:ty, $features:literal;)*]) => {
-        #[expect(clippy::too_many_arguments, reason = "those of block")]
-        unsafe fn $name(
-            level: Level, x: *const Line, rows: usize, w: *const $elem, cols: usize, k: usize, y: *mut f32, stride: usize, packed: *mut Line,
-        ) {
-            match level {
-                $(
-                    Level::$level => {
-                        #[target_feature(enable = $features)]
-                        unsafe fn go(
-                            x: *const Line, rows: usize, w: *const $elem, cols: usize, k: usize, y: *mut f32, stride: usize, packed: *mut Line,
-                        ) {
-                            // SAFETY: the contract of the caller.
-                            unsafe { block::<$dot, $format>(x.cast(), rows, w, cols, k, y, stride, packed.cast()) }
-                        }
-                        // SAFETY: the contract of the caller; the level's instructions are there.
-                        unsafe { go(x, rows, w, cols, k, y, stride, packed) }
-                    }
-                )*
-                #[allow(unreachable_patterns, reason = "where all levels are listed")]
-                _ => unreachable!("activations in f32 have no {level:?}"),
-            }
-        }
-    };
-}
-
-#[cfg(target_arch = "x86_64")]
-use {super::avx2::Avx2, super::avx512::DpBf16, std::arch::x86_64::__m512};
-
-#[cfg(target_arch = "x86_64")]
-entry!(bf16, Bf16, u16, [
-    Portable: Fma<[f32; 16], 2>, "sse2";
-    Avx2: Fma<Avx2, 2>, "avx2,fma";
-    Avx512: Fma<__m512, 4>, "avx512f,avx512bw";
-    Avx512Bf16: DpBf16, "avx512f,avx512bw,avx512bf16";
-]);
-#[cfg(target_arch = "x86_64")]
-entry!(f32, F32, f32, [
-    Portable: Fma<[f32; 16], 2>, "sse2";
-    Avx2: Fma<Avx2, 2>, "avx2,fma";
-    Avx512: Fma<__m512, 4>, "avx512f,avx512bw";
-]);
-#[cfg(target_arch = "aarch64")]
-entry!(bf16, Bf16, u16, [Portable: Fma<[f32; 16], 2>, "neon";]);
-#[cfg(target_arch = "aarch64")]
-entry!(f32, F32, f32, [Portable: Fma<[f32; 16], 2>, "neon";]);
-
 /// # Safety
-/// `x` has `rows` prepared rows of `k`, `w` has `cols` rows of `k`, `y` has `cols` of `rows` rows that are `stride` apart, and `packed`
-/// has room for `cols` prepared rows if there are more than [`PACK_ROWS`]; the CPU has the instructions of `D`.
+/// The sizes are as [`Product::run`] asserts, `w` is the product's, and the CPU has the instructions of `D`.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "pointers and their sizes")]
-unsafe fn block<D: Dot, F: Format<D>>(
-    x: *const D::Elem,
-    rows: usize,
-    w: *const F::Elem,
-    cols: usize,
-    k: usize,
-    y: *mut f32,
-    stride: usize,
-    packed: *mut D::Elem,
-) {
+unsafe fn block<D: Dot, F: Format<D>>(p: Product<'_>, w: *const F::Elem) {
+    let Product { rows, cols, k, y_stride, .. } = p;
+    let (x, y) = (p.x.as_ptr().cast::<D::Elem>(), p.y.as_mut_ptr());
     // SAFETY: the contract of this function, and that a packed row is as long as a prepared one.
     unsafe {
         if rows <= PACK_ROWS {
-            return tiles::<D, F>(x, rows, w, k, cols, k, y, stride);
+            return tiles::<D, F>(Block { x, rows, w, w_stride: k, cols, k, y, y_stride });
         }
-        let padded = k.next_multiple_of(32);
+        let (padded, packed) = (k.next_multiple_of(32), p.packed.as_mut_ptr().cast::<D::Elem>());
         for c in 0..cols {
             let row = w.add(c * k);
             for chunk in 0..k / 32 {
@@ -138,7 +110,7 @@ unsafe fn block<D: Dot, F: Format<D>>(
                 D::store(tail::<D, F>(row, k), packed.add((c + 1) * padded - 32));
             }
         }
-        tiles::<D, Packed>(x, rows, packed, padded, cols, padded, y, stride);
+        tiles::<D, Packed>(Block { x, rows, w: packed, w_stride: padded, cols, k: padded, y, y_stride });
     }
 }
 
@@ -156,46 +128,36 @@ unsafe fn tail<D: Dot, F: Format<D>>(row: *const F::Elem, k: usize) -> D::Pairs 
     }
 }
 
+/// Columns outside: their weights come from memory once, and from the first-level cache for all rows but the first.
+///
 /// # Safety
-/// As [`block`]; rows of `w` are `w_stride` apart.
+/// All that a block is made of is there, and the CPU has the instructions of `D`.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "pointers and their sizes")]
-unsafe fn tiles<D: Dot, F: Format<D>>(
-    x: *const D::Elem,
-    rows: usize,
-    w: *const F::Elem,
-    w_stride: usize,
-    cols: usize,
-    k: usize,
-    y: *mut f32,
-    stride: usize,
-) {
-    let padded = k.next_multiple_of(32);
-    let mut r = 0;
-    while r < rows {
-        let height = D::ROWS.min(rows - r);
-        let mut c = 0;
-        while c < cols {
-            let width = if cols - c < D::COLS { 1 } else { D::COLS };
-            // SAFETY: tile (r, c) of `height` x `width` is within rows x cols.
+unsafe fn tiles<D: Dot, F: Format<D>>(b: Block<D::Elem, F::Elem>) {
+    let padded = b.k.next_multiple_of(32);
+    let mut c = 0;
+    while c < b.cols {
+        let width = if b.cols - c < D::COLS { 1 } else { D::COLS };
+        for r in (0..b.rows).step_by(D::ROWS) {
+            // SAFETY: the tile is within rows x cols.
             unsafe {
-                let (x, w, y) = (x.add(r * padded), w.add(c * w_stride), y.add(r * stride + c));
-                match (height, width) {
-                    (1, 1) => tile::<D, F, 1, 1>(x, w, w_stride, k, y, stride),
-                    (2, 1) => tile::<D, F, 2, 1>(x, w, w_stride, k, y, stride),
-                    (3, 1) => tile::<D, F, 3, 1>(x, w, w_stride, k, y, stride),
-                    (_, 1) => tile::<D, F, 4, 1>(x, w, w_stride, k, y, stride),
-                    (1, 2) => tile::<D, F, 1, 2>(x, w, w_stride, k, y, stride),
-                    (_, 2) => tile::<D, F, 2, 2>(x, w, w_stride, k, y, stride),
-                    (1, _) => tile::<D, F, 1, 4>(x, w, w_stride, k, y, stride),
-                    (2, _) => tile::<D, F, 2, 4>(x, w, w_stride, k, y, stride),
-                    (3, _) => tile::<D, F, 3, 4>(x, w, w_stride, k, y, stride),
-                    _ => tile::<D, F, 4, 4>(x, w, w_stride, k, y, stride),
+                let (x, w, y) = (b.x.add(r * padded), b.w.add(c * b.w_stride), b.y.add(r * b.y_stride + c));
+                let b = Block { x, w, y, ..b };
+                match (D::ROWS.min(b.rows - r), width) {
+                    (1, 1) => tile::<D, F, 1, 1>(b),
+                    (2, 1) => tile::<D, F, 2, 1>(b),
+                    (3, 1) => tile::<D, F, 3, 1>(b),
+                    (_, 1) => tile::<D, F, 4, 1>(b),
+                    (1, 2) => tile::<D, F, 1, 2>(b),
+                    (_, 2) => tile::<D, F, 2, 2>(b),
+                    (1, _) => tile::<D, F, 1, 4>(b),
+                    (2, _) => tile::<D, F, 2, 4>(b),
+                    (3, _) => tile::<D, F, 3, 4>(b),
+                    _ => tile::<D, F, 4, 4>(b),
                 }
             }
-            c += width;
         }
-        r += height;
+        c += width;
     }
 }
 
@@ -206,18 +168,12 @@ unsafe fn tiles<D: Dot, F: Format<D>>(
 /// As [`tiles`], for `R` rows of `x` and `C` of `w`.
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "both indices of a tile in every loop")]
-unsafe fn tile<D: Dot, F: Format<D>, const R: usize, const C: usize>(
-    x: *const D::Elem,
-    w: *const F::Elem,
-    w_stride: usize,
-    k: usize,
-    y: *mut f32,
-    stride: usize,
-) {
+unsafe fn tile<D: Dot, F: Format<D>, const R: usize, const C: usize>(b: Block<D::Elem, F::Elem>) {
+    let Block { x, w, w_stride, k, y, y_stride, .. } = b;
     // SAFETY: the contract of this function.
     unsafe {
         let mut acc = [[D::Acc::splat(0.0); R]; C];
-        let stride_x = k.next_multiple_of(32);
+        let x_stride = k.next_multiple_of(32);
         for chunk in 0..k / 32 {
             let mut pairs = [F::load(w, chunk); C];
             for c in 1..C {
@@ -228,21 +184,21 @@ unsafe fn tile<D: Dot, F: Format<D>, const R: usize, const C: usize>(
                     prefetch(w.wrapping_add((C + c) * w_stride + 32 * chunk));
                 }
             }
-            add::<D, R, C>(&mut acc, x.add(32 * chunk), stride_x, pairs);
+            add::<D, R, C>(&mut acc, x.add(32 * chunk), x_stride, pairs);
         }
         if !k.is_multiple_of(32) {
             let mut pairs = [tail::<D, F>(w, k); C];
             for c in 1..C {
                 pairs[c] = tail::<D, F>(w.add(c * w_stride), k);
             }
-            add::<D, R, C>(&mut acc, x.add(k / 32 * 32), stride_x, pairs);
+            add::<D, R, C>(&mut acc, x.add(k / 32 * 32), x_stride, pairs);
         }
         if R == 4 && C == 4 {
-            return D::Acc::sums(&*(&raw const acc).cast(), y, stride);
+            return D::Acc::sums(&*(&raw const acc).cast(), y, y_stride);
         }
         for c in 0..C {
             for r in 0..R {
-                *y.add(r * stride + c) = acc[c][r].sum();
+                *y.add(r * y_stride + c) = acc[c][r].sum();
             }
         }
     }
@@ -269,7 +225,7 @@ unsafe fn add<D: Dot, const R: usize, const C: usize>(
     }
 }
 
-/// Asks for what the next tile begins with: rows are too short for the CPU to find out by itself (10% of a product of one row).
+/// Asks for what the next tile begins with: rows are too short for the CPU to find out by itself.
 #[inline(always)]
 fn prefetch<T>(p: *const T) {
     #[cfg(target_arch = "x86_64")]

@@ -50,6 +50,10 @@ pub(super) trait Dot {
     const COLS: usize;
     /// 32 prepared values.
     unsafe fn load(p: *const Self::Elem) -> Self::Pairs;
+    /// 32 bf16 of weights, cut.
+    unsafe fn bf16(p: *const u16) -> Self::Pairs;
+    /// 32 f32 of weights.
+    unsafe fn f32(p: *const f32) -> Self::Pairs;
     /// Prepares 32 values.
     unsafe fn store(pairs: Self::Pairs, p: *mut Self::Elem);
     unsafe fn dot(acc: Self::Acc, x: Self::Pairs, w: Self::Pairs) -> Self::Acc;
@@ -68,6 +72,16 @@ impl<L: Lanes, const SIDE: usize> Dot for Fma<L, SIDE> {
     unsafe fn load(p: *const f32) -> (L, L) {
         // SAFETY: the contract of the trait.
         unsafe { (L::load(p), L::load(p.add(16))) }
+    }
+    #[inline(always)]
+    unsafe fn bf16(p: *const u16) -> (L, L) {
+        // SAFETY: the contract of the trait.
+        unsafe { L::pairs_bf16(p) }
+    }
+    #[inline(always)]
+    unsafe fn f32(p: *const f32) -> (L, L) {
+        // SAFETY: the contract of the trait.
+        unsafe { L::pairs_f32(p) }
     }
     #[inline(always)]
     unsafe fn store((even, odd): (L, L), p: *mut f32) {
@@ -101,21 +115,21 @@ pub(super) struct F32;
 /// What [`Dot::store`] wrote.
 pub(super) struct Packed;
 
-impl<L: Lanes, const SIDE: usize> Format<Fma<L, SIDE>> for Bf16 {
+impl<D: Dot> Format<D> for Bf16 {
     type Elem = u16;
     #[inline(always)]
-    unsafe fn load(row: *const u16, chunk: usize) -> (L, L) {
+    unsafe fn load(row: *const u16, chunk: usize) -> D::Pairs {
         // SAFETY: the contract of the trait.
-        unsafe { L::pairs_bf16(row.add(32 * chunk)) }
+        unsafe { D::bf16(row.add(32 * chunk)) }
     }
 }
 
-impl<L: Lanes, const SIDE: usize> Format<Fma<L, SIDE>> for F32 {
+impl<D: Dot> Format<D> for F32 {
     type Elem = f32;
     #[inline(always)]
-    unsafe fn load(row: *const f32, chunk: usize) -> (L, L) {
+    unsafe fn load(row: *const f32, chunk: usize) -> D::Pairs {
         // SAFETY: the contract of the trait.
-        unsafe { L::pairs_f32(row.add(32 * chunk)) }
+        unsafe { D::f32(row.add(32 * chunk)) }
     }
 }
 

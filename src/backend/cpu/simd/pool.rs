@@ -10,7 +10,7 @@ use std::{
     marker::PhantomData,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
-        Arc, Condvar, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
     thread::{self, JoinHandle},
@@ -18,7 +18,7 @@ use std::{
 };
 
 /// How long an idle thread looks for work before it sleeps: longer than the host takes between two ops or two steps.
-const AWAKE: Duration = Duration::from_micros(100);
+pub const AWAKE: Duration = Duration::from_micros(100);
 
 /// Threads; the caller of an op is one of them.
 pub struct Pool {
@@ -37,8 +37,6 @@ struct Shared {
     /// The next part that nobody has taken.
     next: AtomicUsize,
     sleepers: AtomicUsize,
-    bed: Mutex<()>,
-    wake: Condvar,
     ended: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
@@ -102,21 +100,13 @@ impl Shared {
                 return None;
             }
             if since.elapsed() > AWAKE {
-                let mut bed = self.bed.lock().unwrap_or_else(PoisonError::into_inner);
                 self.sleepers.fetch_add(1, SeqCst); // before it looks again, and who opens an op looks at it after that
                 while open().is_none() && !self.ended.load(SeqCst) {
-                    bed = self.wake.wait(bed).unwrap_or_else(PoisonError::into_inner);
+                    thread::park();
                 }
                 self.sleepers.fetch_sub(1, SeqCst);
                 since = Instant::now();
             }
-        }
-    }
-
-    fn wake(&self) {
-        if self.sleepers.load(SeqCst) > 0 {
-            drop(self.bed.lock().unwrap_or_else(PoisonError::into_inner));
-            self.wake.notify_all();
         }
     }
 }
@@ -148,10 +138,16 @@ impl Pool {
         self.workers.len() + 1
     }
 
+    fn wake(&self) {
+        if self.shared.sleepers.load(SeqCst) > 0 {
+            self.workers.iter().for_each(|worker| worker.thread().unpark());
+        }
+    }
+
     /// `f(0)`, ..., `f(parts - 1)`, each once, on whatever threads are free: when another op has them, on the caller alone.
     pub fn run(&self, parts: usize, f: impl Fn(usize) + Sync) {
         let caller = if parts > 1 && !self.workers.is_empty() { self.caller.try_lock().ok() } else { None };
-        let Some(_caller) = caller else { return (0..parts).for_each(f) };
+        let Some(caller) = caller else { return (0..parts).for_each(f) };
         let shared = &*self.shared;
         let f: &(dyn Fn(usize) + Sync) = &f;
         // SAFETY: only the lifetime changes; this function returns when nobody is inside any more, who alone uses it.
@@ -161,7 +157,7 @@ impl Pool {
         unsafe { *shared.work.get() = Some(work) };
         shared.next.store(0, SeqCst);
         shared.state.fetch_add(1 << 32, SeqCst);
-        shared.wake();
+        self.wake();
         shared.help(work);
         let mut state = shared.state.fetch_add(1 << 32, SeqCst);
         let mut rounds = 0u32;
@@ -173,7 +169,9 @@ impl Pool {
             std::hint::spin_loop();
             state = shared.state.load(SeqCst);
         }
-        if let Some(panic) = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(caller); // first: unwinding with it would poison it, and nobody would have the threads again
+        if let Some(panic) = panic {
             resume_unwind(panic);
         }
     }
@@ -205,7 +203,7 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.ended.store(true, SeqCst);
-        self.shared.wake();
+        self.wake();
         for worker in self.workers.drain(..) {
             drop(worker.join()); // a worker's panic was given to its caller
         }
@@ -254,68 +252,5 @@ impl<T> Tile<'_, T> {
         assert!(r < self.rows, "row {r} of {}", self.rows);
         // SAFETY: the row is one of the tile's, which no other tile has; it is borrowed as long as the tile is.
         unsafe { std::slice::from_raw_parts_mut(self.first.add(r * self.stride), self.width) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_part_is_done_once_awake_or_asleep() {
-        for threads in [1, 2, 5] {
-            let pool = Pool::new(threads);
-            assert_eq!(pool.threads(), threads);
-            for round in 0..200 {
-                let done: Vec<AtomicUsize> = (0..round % 23).map(|_| AtomicUsize::new(0)).collect();
-                pool.run(done.len(), |i| {
-                    done[i].fetch_add(1, SeqCst);
-                });
-                assert!(done.iter().all(|n| n.load(SeqCst) == 1), "{threads} threads, round {round}");
-                if round % 50 == 0 {
-                    thread::sleep(3 * AWAKE);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn callers_at_once_and_calls_within_calls_end() {
-        let (pool, sum) = (Pool::new(3), AtomicUsize::new(0));
-        thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    for _ in 0..50 {
-                        pool.run(4, |_| pool.run(3, |i| _ = sum.fetch_add(i, SeqCst)));
-                    }
-                });
-            }
-        });
-        assert_eq!(sum.load(SeqCst), 4 * 50 * 4 * 3);
-    }
-
-    #[test]
-    fn a_panic_is_the_callers() {
-        let pool = Pool::new(3);
-        let run = || pool.run(40, |i| assert!(i != 17, "part {i}"));
-        let panic = catch_unwind(AssertUnwindSafe(run)).unwrap_err();
-        assert!(panic.downcast_ref::<String>().is_some_and(|s| s.starts_with("part 17")));
-        pool.run(40, |_| {}); // and it works as before
-    }
-
-    #[test]
-    fn tiles_cover_a_matrix() {
-        let pool = Pool::new(2);
-        for (rows, cols, size) in [(1, 1, [1, 1]), (5, 7, [2, 3]), (6, 4, [9, 4]), (3, 10, [1, 16])] {
-            let mut out = vec![0; rows * cols + 2];
-            pool.tiles(&mut out, [rows, cols], size, |r, c, mut tile| {
-                for i in 0..tile.rows() {
-                    tile.row(i).iter_mut().enumerate().for_each(|(j, x)| *x += 100 * (r + i) + c + j + 1);
-                }
-            });
-            let want: Vec<usize> = (0..rows * cols).map(|i| i / cols * 100 + i % cols + 1).collect();
-            assert_eq!(out[..rows * cols], want, "{rows} x {cols} by {size:?}");
-            assert_eq!(out[rows * cols..], [0, 0]);
-        }
     }
 }

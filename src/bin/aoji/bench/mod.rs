@@ -2,6 +2,8 @@
 
 mod compare;
 #[cfg(feature = "cuda")]
+mod cpu;
+#[cfg(feature = "cuda")]
 mod kernels;
 #[cfg(feature = "cuda")]
 mod ledger;

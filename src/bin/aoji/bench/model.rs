@@ -5,9 +5,12 @@ use crate::common;
 use aoji::{
     Config, Engine, Result,
     bench::{self, Peak, Times},
+    cpu::Cpu,
     ops::Cost,
 };
+use half::bf16;
 use serde::{Deserialize, Serialize};
+use std::num::NonZeroUsize;
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -136,7 +139,7 @@ impl Row {
 /// Measures the model that the arguments name.
 pub fn run(args: &Args) -> Result<()> {
     let engine = args.model.open()?;
-    let (header, peak) = machine(&engine)?;
+    let (header, peak) = machine(&engine, args.model.threads)?;
     let (config, max) = (engine.config(), engine.max_context());
     let (mut prefill, mut decode) = (Vec::new(), Vec::new());
     for &n in args.prefill.iter().filter(|n| (1..=max).contains(*n)) {
@@ -190,14 +193,15 @@ pub fn depths(asked: &[usize], max: usize, tokens: usize) -> Vec<usize> {
 }
 
 /// What is measured of the machine itself: nothing where it is emulated.
-fn machine(engine: &Engine) -> Result<(Header, Option<Peak>)> {
+fn machine(engine: &Engine, threads: Option<NonZeroUsize>) -> Result<(Header, Option<Peak>)> {
     #[cfg(feature = "cuda")]
     if let Some(cuda) = engine.cuda() {
         let header = Header::of_gpu(cuda.info());
         let peak = if header.emulated { None } else { Some(Peak::measure(cuda)?) };
         return Ok((header, peak));
     }
-    Ok((Header::new(engine.device()), Some(Peak::of_host(256 << 20))))
+    let peak = Peak::of_host(&Cpu::<bf16>::open(threads)?, 256 << 20);
+    Ok((Header::new(engine.device()), Some(peak)))
 }
 
 /// The line of what was measured of the machine.

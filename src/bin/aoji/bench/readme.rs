@@ -1,9 +1,10 @@
 //! `aoji bench --readme`: makes the README's tables and plot from stored results, so that no number is typed by hand.
 //!
-//! The text between `<!-- speed -->` and `<!-- /speed -->` comes from each GPU's `bench.json` and `peers.json`; the last cell of a
-//! kernel's row is what the ledger says. Results of the emulated device do not count.
+//! The text between `<!-- speed -->` and `<!-- /speed -->` comes from each GPU's `bench.json` and `peers.json`, that between
+//! `<!-- cpu -->` and `<!-- /cpu -->` from `cpu/`; the last cell of a kernel's row is what the ledger says. Results of the emulated
+//! device do not count.
 
-use super::{ledger, model::Row};
+use super::{cpu, ledger, model::Row};
 use crate::{
     common,
     svg::{Anchor, FAINT, INK, PALETTE, Svg},
@@ -17,8 +18,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const BEGIN: &str = "<!-- speed -->\n";
-const END: &str = "<!-- /speed -->";
 /// Beside the results.
 const PLOT: &str = "decode.svg";
 
@@ -67,10 +66,13 @@ pub fn run(readme: &Path, results: &Path) -> Result<()> {
         true => "**No results yet: no model has run on a GPU.**\n".into(),
         false => benches.iter().map(tables).collect::<String>() + &plot_link(readme, results),
     };
-    let missing = || Error::File { path: readme.into(), what: format!("has no {} ... {END}", BEGIN.trim()) };
-    let (before, rest) = old.split_once(BEGIN).ok_or_else(missing)?;
-    let (_, after) = rest.split_once(END).ok_or_else(missing)?;
-    let mut text = format!("{before}{BEGIN}{speed}{END}{after}");
+    let mut text = old.clone();
+    for (name, made) in [("speed", speed), ("cpu", cpu::tables(results)?)] {
+        text = between(&text, name, &made).ok_or_else(|| Error::File {
+            path: readme.into(),
+            what: format!("has no <!-- {name} --> ... <!-- /{name} -->"),
+        })?;
+    }
     for (stem, said) in ledger::confirmed(results)? {
         text = with_last_cell(&text, &format!("| `{stem}` |"), &said);
     }
@@ -79,6 +81,14 @@ pub fn run(readme: &Path, results: &Path) -> Result<()> {
         write(&results.join(PLOT), &plot(&benches))?;
     }
     if text == old { Ok(()) } else { write(readme, &text) }
+}
+
+/// `text` with `made` between the marks of a name.
+fn between(text: &str, name: &str, made: &str) -> Option<String> {
+    let (begin, end) = (format!("<!-- {name} -->\n"), format!("<!-- /{name} -->"));
+    let (before, rest) = text.split_once(&begin)?;
+    let (_, after) = rest.split_once(&end)?;
+    Some(format!("{before}{begin}{made}{end}{after}"))
 }
 
 /// Of GPUs, in the order of their directories.
