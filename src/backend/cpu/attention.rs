@@ -11,7 +11,8 @@
 
 use super::{
     Cpu, rows as each, scratch,
-    simd::{Line, Product, Weighted, Weights, lines, pool::Tile},
+    simd::{Line, Product, Weighted, lines, pool::Tile},
+    weight::Elements,
 };
 use crate::ops::Act;
 
@@ -185,7 +186,7 @@ impl<A: Act> Cpu<A> {
                     each::prepare(level, &qkv[at..][..d], to);
                 }
                 for (before, cols, at) in pieces {
-                    let (w, room) = (Weights::of(&kv.0[at..][..cols * d]), cols * line);
+                    let (w, room) = (Elements::of(&kv.0[at..][..cols * d]), cols * line);
                     scratch::with(&scratch::PACKED, room, |packed| {
                         let y = &mut s[before..];
                         Product { x, rows: n, w, cols, k: d, y, y_stride: PART, packed }.run(level);
@@ -200,7 +201,7 @@ impl<A: Act> Cpu<A> {
                 of_all.copy_from_slice(&[m, sum]);
             }
             for (before, n_keys, at) in pieces {
-                let (p, v) = (&s[before..], Weights::of(&kv.1[at..][..n_keys * d]));
+                let (p, v) = (&s[before..], Elements::of(&kv.1[at..][..n_keys * d]));
                 let seen = &|i| sees(i).saturating_sub(before).min(n_keys);
                 Weighted { p, p_stride: PART, rows: n, v, d, seen, o: to, o_stride }.run(level);
             }

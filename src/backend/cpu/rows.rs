@@ -28,7 +28,7 @@ fn exp(x: f32) -> f32 {
 
 /// The sum of 16 lanes by the tree of `simd/lanes.rs`.
 #[inline(always)]
-fn tree(mut s: [f32; 16]) -> f32 {
+pub fn tree(mut s: [f32; 16]) -> f32 {
     for half in [8, 4, 2, 1] {
         for i in 0..half {
             s[i] += s[i + half];

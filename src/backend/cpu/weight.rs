@@ -1,6 +1,5 @@
 //! Weights as the CPU reads them: straight from the mapped file where its dtype and alignment allow.
 
-use super::simd::Weights;
 use crate::{
     backend::Shaped,
     error::Result,
@@ -27,11 +26,39 @@ enum Data {
     F32(Vec<f32>),
 }
 
-/// Elements of a part.
+/// Rows of weights, or of keys and values, by their format.
 #[derive(Clone, Copy)]
 pub(super) enum Elements<'a> {
+    /// bf16
     Bf16(&'a [bf16]),
+    /// f32
     F32(&'a [f32]),
+}
+
+impl<'a> Elements<'a> {
+    /// Elements.
+    pub(super) fn len(self) -> usize {
+        match self {
+            Elements::Bf16(w) => w.len(),
+            Elements::F32(w) => w.len(),
+        }
+    }
+
+    /// Elements `at..at + len`.
+    pub(super) fn part(self, at: usize, len: usize) -> Elements<'a> {
+        match self {
+            Elements::Bf16(w) => Elements::Bf16(&w[at..at + len]),
+            Elements::F32(w) => Elements::F32(&w[at..at + len]),
+        }
+    }
+
+    /// Of activations.
+    pub(super) fn of<A: Act>(a: &'a [A]) -> Elements<'a> {
+        match size_of::<A>() {
+            2 => Elements::Bf16(bytemuck::cast_slice(a)),
+            _ => Elements::F32(bytemuck::cast_slice(a)),
+        }
+    }
 }
 
 impl Weight {
@@ -71,20 +98,14 @@ impl Weight {
     }
 
     /// The rows `first..first + rows` where they lie: `(rows before, rows, their elements)` of each part that has some.
-    pub(super) fn rows(&self, first: usize, rows: usize) -> impl Iterator<Item = (usize, usize, Weights<'_>)> {
+    pub(super) fn rows(&self, first: usize, rows: usize) -> impl Iterator<Item = (usize, usize, Elements<'_>)> {
         let cols = self.cols;
         let mut start = 0;
         self.parts.iter().filter_map(move |part| {
             let (from, to) = (first.max(start), (first + rows).min(start + part.rows));
             let at = from.saturating_sub(start);
             start += part.rows;
-            (from < to).then(|| {
-                let elements = match part.elements() {
-                    Elements::Bf16(w) => Weights::Bf16(bytemuck::cast_slice(w)),
-                    Elements::F32(w) => Weights::F32(w),
-                };
-                (from - first, to - from, elements.part(at * cols, (to - from) * cols))
-            })
+            (from < to).then(|| (from - first, to - from, part.elements().part(at * cols, (to - from) * cols)))
         })
     }
 

@@ -9,7 +9,7 @@
 //! tests:    every path against the definition and against each other, bit for bit, in `cpu/tests`.
 
 use super::{
-    Kernel, Level, Line, Weights,
+    Elements, Kernel, Level, Line,
     lanes::{Bf16, Dot, F32, Format, Lanes, Packed},
     lines,
 };
@@ -23,7 +23,7 @@ pub struct Product<'a> {
     pub x: &'a [Line],
     pub rows: usize,
     /// [cols, k]
-    pub w: Weights<'a>,
+    pub w: Elements<'a>,
     pub cols: usize,
     pub k: usize,
     /// [rows, y_stride], of which `cols` of each row are written.
@@ -66,7 +66,7 @@ impl Product<'_> {
             self.y.len()
         );
         assert!(self.packed.len() >= room * row, "{} lines of room, {cols} rows of {k}", self.packed.len());
-        let f32_weights = matches!(w, Weights::F32(_));
+        let f32_weights = matches!(w, Elements::F32(_));
         assert!(!f32_weights || level == level.of_f32(), "{level} prepares rows for weights in bf16");
         super::run(level, Checked(self));
     }
@@ -82,8 +82,8 @@ impl Kernel for Checked<'_> {
         // each of `rows` rows at `y`, and room for `cols` prepared rows at `packed` where it is needed.
         unsafe {
             match self.0.w {
-                Weights::Bf16(w) => block::<D, Bf16>(self.0, w.as_ptr()),
-                Weights::F32(w) => block::<D, F32>(self.0, w.as_ptr()),
+                Elements::Bf16(w) => block::<D, Bf16>(self.0, w.as_ptr().cast()),
+                Elements::F32(w) => block::<D, F32>(self.0, w.as_ptr()),
             }
         }
     }

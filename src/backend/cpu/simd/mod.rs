@@ -17,7 +17,7 @@ mod weighted;
 pub use dot::{PACK_ROWS, Product};
 pub use weighted::Weighted;
 
-use super::level::Level;
+use super::{level::Level, weight::Elements};
 use lanes::{Dot, Fma};
 #[cfg(target_arch = "x86_64")]
 use {avx2::Avx2, avx512::DpBf16, std::arch::x86_64::__m512};
@@ -30,41 +30,6 @@ pub struct Line(pub(super) [u32; 16]);
 /// Lines of a prepared row of `k` values: in bf16 or in f32, filled up to 32.
 pub fn lines(level: Level, k: usize) -> usize {
     k.div_ceil(32) * if level == Level::Avx512Bf16 { 1 } else { 2 }
-}
-
-/// Rows of weights, or of keys and values, by their format.
-#[derive(Clone, Copy)]
-pub enum Weights<'a> {
-    /// bf16, as bits.
-    Bf16(&'a [u16]),
-    /// f32.
-    F32(&'a [f32]),
-}
-
-impl<'a> Weights<'a> {
-    /// Elements.
-    pub fn len(self) -> usize {
-        match self {
-            Weights::Bf16(w) => w.len(),
-            Weights::F32(w) => w.len(),
-        }
-    }
-
-    /// Elements `at..at + len`.
-    pub fn part(self, at: usize, len: usize) -> Weights<'a> {
-        match self {
-            Weights::Bf16(w) => Weights::Bf16(&w[at..at + len]),
-            Weights::F32(w) => Weights::F32(&w[at..at + len]),
-        }
-    }
-
-    /// Of activations.
-    pub fn of<A: crate::ops::Act>(a: &'a [A]) -> Weights<'a> {
-        match size_of::<A>() {
-            2 => Weights::Bf16(bytemuck::cast_slice(a)),
-            _ => Weights::F32(bytemuck::cast_slice(a)),
-        }
-    }
 }
 
 /// Work that is compiled once for each level.

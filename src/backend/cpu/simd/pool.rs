@@ -1,8 +1,8 @@
 //! Threads that compute an op together.
 //!
-//! A step of a small model is 150 ops of 5 to 50 microseconds. rayon's fork and join, whose idle threads sleep in the kernel, costs
-//! more than many of them; here a thread that finished looks for the next op for [`AWAKE`] before it sleeps, and an op is
-//! published by one store. It is here because the work borrows from its caller, which needs `unsafe`.
+//! A step of a small model is some 200 ops of microseconds each. So a thread that finished looks for the next op for [`AWAKE`]
+//! before it sleeps, and an op is published by one store. It is here because the work borrows from its caller, which needs
+//! `unsafe`.
 
 use std::{
     any::Any,

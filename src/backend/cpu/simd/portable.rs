@@ -1,7 +1,7 @@
 //! [`Lanes`] of any CPU. `f32::mul_add` is one instruction where the target has it (aarch64) and a call where it has not.
 #![expect(unsafe_op_in_unsafe_fn, reason = "each function is its contract, that of Lanes, applied to one expression")]
 
-use super::lanes::Lanes;
+use super::{super::rows::tree, lanes::Lanes};
 
 impl Lanes for [f32; 16] {
     #[inline(always)]
@@ -35,12 +35,6 @@ impl Lanes for [f32; 16] {
     }
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
-        let mut s = self;
-        for half in [8, 4, 2, 1] {
-            for i in 0..half {
-                s[i] += s[i + half];
-            }
-        }
-        s[0]
+        tree(self)
     }
 }

@@ -4,7 +4,7 @@
 //! masked:    a row takes the values that it sees and no other, not even by a weight of 0: that times an infinite value is NaN.
 
 use super::{
-    Kernel, Level, Weights,
+    Elements, Kernel, Level,
     lanes::{Dot, Lanes},
 };
 
@@ -15,7 +15,7 @@ pub struct Weighted<'a> {
     pub p_stride: usize,
     pub rows: usize,
     /// [n, d]
-    pub v: Weights<'a>,
+    pub v: Elements<'a>,
     pub d: usize,
     /// Values that a row sees, up to `n`.
     pub seen: &'a dyn Fn(usize) -> usize,
@@ -51,10 +51,10 @@ impl Kernel for Weighted<'_> {
         // SAFETY: the contract of the trait. Where there are 32 registers, 64 columns of 4 rows fit.
         unsafe {
             match (self.v, D::COLS) {
-                (Weights::Bf16(v), 4) => self.all::<D::Acc, u16, 4>(v),
-                (Weights::F32(v), 4) => self.all::<D::Acc, f32, 4>(v),
-                (Weights::Bf16(v), _) => self.all::<D::Acc, u16, 1>(v),
-                (Weights::F32(v), _) => self.all::<D::Acc, f32, 1>(v),
+                (Elements::Bf16(v), 4) => self.all::<D::Acc, u16, 4>(bytemuck::cast_slice(v)),
+                (Elements::F32(v), 4) => self.all::<D::Acc, f32, 4>(v),
+                (Elements::Bf16(v), _) => self.all::<D::Acc, u16, 1>(bytemuck::cast_slice(v)),
+                (Elements::F32(v), _) => self.all::<D::Acc, f32, 1>(v),
             }
         }
     }

@@ -5,7 +5,8 @@ use crate::{
     backend::cpu::{
         level::Level,
         rows,
-        simd::{Line, PACK_ROWS, Product, Weighted, Weights, lines},
+        simd::{Line, PACK_ROWS, Product, Weighted, lines},
+        weight::Elements,
     },
     ops::{Act, noise},
 };
@@ -25,7 +26,7 @@ fn wild(len: usize, seed: u64) -> Vec<bf16> {
     values.map(|(i, x)| bf16::from_f32(x * scale[(i * 7 + i / 13) % scale.len()])).collect()
 }
 
-fn product<A: Act>(level: Level, x: &[A], w: Weights<'_>, [rows, cols, k]: [usize; 3]) -> Vec<f32> {
+fn product<A: Act>(level: Level, x: &[A], w: Elements<'_>, [rows, cols, k]: [usize; 3]) -> Vec<f32> {
     let row = lines(level, k);
     let mut prepared = vec![NOISE; rows * row];
     for (to, x) in prepared.chunks_exact_mut(row).zip(x.chunks_exact(k)) {
@@ -59,13 +60,13 @@ fn every_level_has_the_same_bits_of_products() {
         let (x, w) = (wild(rows * k, seed as u64), wild(cols * k, 77 + seed as u64));
         let f32s = |v: &[bf16]| v.iter().map(|x| x.to_f32() * 1.000_123).collect::<Vec<f32>>();
         let (xf, wf) = (f32s(&x), f32s(&w));
-        let bf16s = Weights::of(&w);
+        let bf16s = Elements::of(&w);
         let of = |level: Level| {
             let f = level.of_f32();
             let products = [
                 product(level, &x, bf16s, size),
                 product(f, &xf, bf16s, size),
-                product(f, &xf, Weights::F32(&wf), size),
+                product(f, &xf, Elements::F32(&wf), size),
             ];
             products.map(|y| bits(&y))
         };
@@ -95,14 +96,14 @@ fn every_level_has_the_same_bits_of_weighted_values() {
         let (p, v) = (noise(rows * (n + 2), 3), noise(n * d, 4).into_iter().map(bf16::from_f32).collect::<Vec<_>>());
         let vf: Vec<f32> = v.iter().map(|v| v.to_f32() * 1.01).collect();
         let o_stride = d.next_multiple_of(16) + 2;
-        let of = |level: Level, v: Weights<'_>| {
+        let of = |level: Level, v: Elements<'_>| {
             let mut o = vec![0.5; rows * o_stride];
             // rows see more and more, and the last all
             let seen = |q: usize| n - (rows - 1 - q).min(n);
             Weighted { p: &p, p_stride: n + 2, rows, v, d, seen: &seen, o: &mut o, o_stride }.run(level);
             bits(&o)
         };
-        let both = |level| [of(level, Weights::of(&v)), of(level, Weights::F32(&vf))];
+        let both = |level| [of(level, Elements::of(&v)), of(level, Elements::F32(&vf))];
         let want = both(Level::Portable);
         for &level in &others {
             assert_eq!(both(level), want, "{level}, {rows} rows, {n} values of {d}");
