@@ -52,7 +52,7 @@ fn gemv_in_every_epilogue() {
     for (rows, n, k) in [(1, 33, 80), (3, 17, 1104), (8, 16, 64), (9, 25, 80), (16, 33, 1104)] {
         let op = Gemv { rows, n, k };
         let ([store, add, wide], [_, add_want, wide_want]) =
-            (epilogues(&cuda, &op), epilogues(&Cpu::<bf16>::new(), &op));
+            (epilogues(&cuda, &op), epilogues(&Cpu::<bf16>::new().unwrap(), &op));
         op.tolerance().compare(&add, &add_want).unwrap_or_else(|e| panic!("add, {op:?}: {e}"));
         // no rounding hides the sums here: a thousand products in another order differ by some 2^-23 of their size
         let exact = Tolerance { l2: 1e-6, worst: 2e-6 };

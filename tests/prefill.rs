@@ -54,7 +54,7 @@ fn every_epilogue_of_both_tiles() {
             assert_eq!(op.tile(4).side == 128, large, "{op:?}: the emulated device has 4 multiprocessors");
         }
         let ([store, add, wide], [store_want, add_want, wide_want]) =
-            (epilogues(&cuda, &op), epilogues(&Cpu::<bf16>::new(), &op));
+            (epilogues(&cuda, &op), epilogues(&Cpu::<bf16>::new().unwrap(), &op));
         op.tolerance().compare(&store, &store_want).unwrap_or_else(|e| panic!("store, {op:?}: {e}"));
         op.tolerance().compare(&add, &add_want).unwrap_or_else(|e| panic!("add, {op:?}: {e}"));
         // no rounding hides the sums here: 72 products in another order differ by some 2^-24 of their size
@@ -133,7 +133,7 @@ fn cublas_agrees_with_the_reference() {
     }
     cuda.set_gemm(GemmBy::Cublas);
     let op = Gemm { rows: 33, n: 50, k: 72 };
-    let (got, want) = (epilogues(&cuda, &op), epilogues(&Cpu::<bf16>::new(), &op));
+    let (got, want) = (epilogues(&cuda, &op), epilogues(&Cpu::<bf16>::new().unwrap(), &op));
     for (i, tolerance) in [op.tolerance(), op.tolerance(), Tolerance { l2: 1e-6, worst: 1e-6 }].iter().enumerate() {
         tolerance.compare(&got[i], &want[i]).unwrap_or_else(|e| panic!("epilogue {i}, {op:?}: {e}"));
     }
@@ -158,7 +158,7 @@ fn without_cublas() {
     let mut cuda = device();
     let op = Gemm { rows: MANY_ROWS, n: 1, k: 8 };
     cuda.set_gemm(GemmBy::Auto);
-    let (got, want) = (epilogues(&cuda, &op), epilogues(&Cpu::<bf16>::new(), &op));
+    let (got, want) = (epilogues(&cuda, &op), epilogues(&Cpu::<bf16>::new().unwrap(), &op));
     op.tolerance().compare(&got[0], &want[0]).unwrap();
     cuda.set_gemm(GemmBy::Cublas);
     let mut io = op.setup(&cuda, 1).unwrap();
