@@ -2,7 +2,8 @@
 //! constants.
 //!
 //! Environment: NVCC, CUDA_HOME or CUDA_PATH, NVCC_CCBIN, AOJI_CUDA_ARCHS ("80,90a,ptx80"), AOJI_LINEINFO=1 (for profilers;
-//! triples the size), AOJI_SKIP_KERNELS=1 (no kernels: for checks and documentation).
+//! triples the size), AOJI_SKIP_KERNELS=1 (no kernels: for checks and documentation), AOJI_KERNEL_CACHE=DIR (what the compiler has made is kept there,
+//! for other profiles and branches).
 #[path = "build/nvcc.rs"]
 mod nvcc;
 
@@ -87,8 +88,11 @@ fn source_hash(f: &Path) -> String {
     let included = text.lines().filter_map(|l| l.strip_prefix("#include \"")?.strip_suffix(".cu\""));
     let included = included.map(|stem| PathBuf::from(format!("kernels/{stem}.cu")));
     let files = std::iter::once(f.to_path_buf()).chain(included).chain(children(Path::new("kernels/common")));
-    let hash = files.flat_map(|p| read(&p).into_bytes());
-    format!("{:016x}", hash.fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)))
+    format!("{:016x}", fnv1a(files.flat_map(|p| read(&p).into_bytes())))
+}
+
+fn fnv1a(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
 }
 
 /// `#define NAME 1 // why` becomes `/// why` `pub const NAME: u32 = 1;`.
@@ -121,7 +125,7 @@ fn compile_all(nvcc: &Nvcc, sources: &[PathBuf], out: &Path) {
     let next = AtomicUsize::new(0);
     let work = || {
         while let Some(f) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
-            compile(nvcc, f, out, &args);
+            compile(nvcc, f, out, &args, &archs);
         }
     };
     thread::scope(|s| (0..jobs).for_each(|_| drop(s.spawn(work))));
@@ -141,29 +145,40 @@ fn forget_ptx(ptx: &Path, archs: &str, sources: &[PathBuf]) {
 }
 
 /// Of what nvcc left in `kept`, the PTX of each architecture: the emulated device of the tests runs what the machine code was
-/// made from.
+/// made from. Which architecture it is, the text says: the file's name does only where there are several.
 fn keep_ptx(kept: &Path, out: &Path, stem: &str) -> std::io::Result<()> {
-    for f in children(kept) {
-        let name = f.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        let arch = name.strip_prefix(stem).and_then(|n| n.strip_prefix(".compute_")?.strip_suffix(".ptx"));
-        if let Some(arch) = arch {
-            let dir = out.join("ptx").join(arch);
-            fs::create_dir_all(&dir)?;
-            fs::rename(&f, dir.join(format!("{stem}.ptx")))?;
-        }
+    for f in children(kept).into_iter().filter(|f| f.extension().is_some_and(|e| e == "ptx")) {
+        let text = fs::read_to_string(&f)?;
+        let arch = text.lines().find_map(|l| l.strip_prefix(".target sm_")).map(str::trim);
+        let arch = arch.ok_or_else(|| std::io::Error::other(format!("{} has no .target", f.display())))?;
+        let kept = kept_ptx(out, arch, stem);
+        fs::create_dir_all(kept.parent().expect("a directory of the architecture"))?;
+        fs::rename(&f, kept)?;
     }
     fs::remove_dir_all(kept) // megabytes of preprocessed source
 }
 
-/// Compiles one file unless its stamp, which names the command and the text of its sources, is current.
-fn compile(nvcc: &Nvcc, f: &Path, out: &Path, args: &[String]) {
+/// Where the PTX of a file is for an architecture.
+fn kept_ptx(out: &Path, arch: &str, stem: &str) -> PathBuf {
+    out.join("ptx").join(arch).join(format!("{stem}.ptx"))
+}
+
+/// Compiles one file for `archs` unless its stamp, which names the command and the text of its sources, is current.
+fn compile(nvcc: &Nvcc, f: &Path, out: &Path, args: &[String], archs: &str) {
     let [image, log, stamp] = ["fatbin", "ptxas", "stamp"].map(|x| out.join(format!("{}.{x}", stem(f))));
     let key = || format!("{} {} {args:?} {}", nvcc.path.display(), nvcc.version, source_hash(f));
     let compiled = key();
-    if image.is_file() && log.is_file() && fs::read_to_string(&stamp).is_ok_and(|s| s == compiled) {
+    let ptx = archs.split(',').map(|a| kept_ptx(out, a.trim_start_matches("ptx"), stem(f)));
+    let there = ptx.clone().chain([image.clone(), log.clone()]).all(|f| f.is_file());
+    if there && fs::read_to_string(&stamp).is_ok_and(|s| s == compiled) {
         return;
     }
     let _ = fs::remove_file(&stamp);
+    let made: Vec<PathBuf> = ptx.chain([image.clone(), log.clone()]).collect();
+    let cache = Cache::of(stem(f), &compiled);
+    if cache.as_ref().is_some_and(|c| c.take(&made)) {
+        return fs::write(&stamp, &compiled).expect("OUT_DIR is writable");
+    }
     let kept = out.join(format!("kept-{}", stem(f)));
     fs::create_dir_all(&kept).expect("OUT_DIR is writable");
     let o = Command::new(&nvcc.path).args(args).arg("-keep-dir").arg(&kept).arg("-o").arg(&image).arg(f).output();
@@ -173,10 +188,47 @@ fn compile(nvcc: &Nvcc, f: &Path, out: &Path, args: &[String]) {
         fail(&format!("error: nvcc failed on {}\n{text}", f.display()));
     }
     text.lines().filter(|l| l.contains("warning")).for_each(|l| println!("cargo:warning={l}"));
-    keep_ptx(&kept, out, stem(f)).expect("OUT_DIR is writable");
+    keep_ptx(&kept, out, stem(f)).unwrap_or_else(|e| fail(&format!("error: keeping the PTX of {}: {e}", f.display())));
     fs::write(&log, &text).expect("OUT_DIR is writable");
     // No stamp when a source was edited while nvcc ran: the stamp would be the new text's, the code the old one's.
     if key() == compiled {
         fs::write(&stamp, &compiled).expect("OUT_DIR is writable");
+        if let Some(Err(e)) = cache.map(|c| c.keep(&made)) {
+            println!("cargo:warning=AOJI_KERNEL_CACHE: kernels/{}.cu was not kept: {e}", stem(f));
+        }
+    }
+}
+
+/// What the compiler made of one file by one command, in `$AOJI_KERNEL_CACHE`: a directory of numbered files, and the key that they
+/// were made for.
+struct Cache<'a> {
+    dir: PathBuf,
+    key: &'a str,
+}
+
+impl<'a> Cache<'a> {
+    fn of(stem: &str, key: &'a str) -> Option<Cache<'a>> {
+        let root = env::var_os("AOJI_KERNEL_CACHE").filter(|v| !v.is_empty())?;
+        Some(Cache { dir: Path::new(&root).join(format!("{stem}-{:016x}", fnv1a(key.bytes()))), key })
+    }
+
+    /// Copies what is kept to `files`; false where it is not there.
+    fn take(&self, files: &[PathBuf]) -> bool {
+        let copy = |(i, to): (usize, &PathBuf)| {
+            to.parent().is_some_and(|dir| fs::create_dir_all(dir).is_ok())
+                && fs::copy(self.dir.join(i.to_string()), to).is_ok()
+        };
+        fs::read_to_string(self.dir.join("key")).is_ok_and(|key| key == self.key) && files.iter().enumerate().all(copy)
+    }
+
+    fn keep(&self, files: &[PathBuf]) -> std::io::Result<()> {
+        let new = self.dir.with_extension(std::process::id().to_string()); // whole or not at all, also beside another build
+        fs::create_dir_all(&new)?;
+        for (i, from) in files.iter().enumerate() {
+            fs::copy(from, new.join(i.to_string()))?;
+        }
+        fs::write(new.join("key"), self.key)?;
+        let _ = fs::remove_dir_all(&self.dir);
+        fs::rename(new, &self.dir)
     }
 }

@@ -4,15 +4,19 @@
 //! the driver are timed. A real driver's calls take other times.
 
 use aoji::{
-    ModelFiles,
+    Drafter, ModelFiles,
     backend::{Backend, SamplerState},
+    bench,
     cuda::{Cuda, Graphs},
     kv::Kv,
     model::{Model, Rows, Scratch},
     ops::{Sample, noise, sample::Params},
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use std::{hint::black_box, time::Instant};
+use std::{
+    hint::black_box,
+    time::{Duration, Instant},
+};
 
 /// The sampler's reference over the vocabulary of Llama 3.
 fn sampler(c: &mut Criterion) {
@@ -71,7 +75,7 @@ fn step(c: &mut Criterion) {
     };
     let files = ModelFiles::open("demo").expect("the embedded model");
     let (config, max_seq) = (&files.config, files.config.max_seq);
-    let model = Model::load(&cuda, config, &files.weights, &[], max_seq, &mut |_| {}).expect("its weights");
+    let model = Model::load(&cuda, config, &files.weights, &[], max_seq, false, &mut |_| {}).expect("its weights");
     let mut s = Scratch::new(&cuda, config, 8, 1, max_seq).expect("memory");
     let mut kv = Kv::new(&cuda, config, 1, max_seq).expect("memory");
     let mut rows = Rows::new(&cuda, 1).expect("memory");
@@ -97,5 +101,36 @@ fn step(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, sampler, tokenizer, files, step);
+/// What a token costs the guesses for the next ones: to read it, and to look for them, after 128K tokens.
+fn drafter(c: &mut Criterion) {
+    const PROMPT: usize = 1 << 17;
+    // words of a few tokens that come again and again, in the vocabulary of Llama 3
+    let words: Vec<Vec<u32>> = (0..3000).map(|i| bench::tokens(1 + i % 4, 128_256, i as u64)).collect();
+    let text = bench::tokens(PROMPT, words.len(), 9).into_iter().flat_map(|i| words[i as usize].iter().copied());
+    let text: Vec<u32> = text.collect();
+    let read = || {
+        let mut drafter = Drafter::new(PROMPT, &[], text.len() - PROMPT);
+        drafter.read(&text[..PROMPT]);
+        drafter
+    };
+    let (mut drafter, mut rest) = (read(), text[PROMPT..].iter());
+    c.bench_function("guesses: a token after 128K others", |b| {
+        b.iter_custom(|n| {
+            let mut time = Duration::ZERO;
+            for _ in 0..n {
+                let token = rest.next().copied().unwrap_or_else(|| {
+                    (drafter, rest) = (read(), text[PROMPT..].iter());
+                    text[0]
+                });
+                let begin = Instant::now();
+                drafter.push(token);
+                black_box(drafter.drafts(15));
+                time += begin.elapsed();
+            }
+            time
+        });
+    });
+}
+
+criterion_group!(benches, sampler, tokenizer, files, step, drafter);
 criterion_main!(benches);

@@ -9,7 +9,7 @@ use half::bf16;
 
 fn main() -> aoji::Result<()> {
     let op = RmsNorm { rows: 1, first: 0, dim: 4096, eps: 1e-5 };
-    let (cpu, cuda) = (Cpu::<bf16>::new(), Cuda::open(0)?);
+    let (cpu, cuda) = (Cpu::<bf16>::new()?, Cuda::open(0)?);
 
     let mut io = op.setup(&cpu, 1)?; // the same inputs on both, from the seed
     op.run(&cpu, &mut io)?;

@@ -176,6 +176,12 @@ typedef struct aoji_generate_options {
   aoji_prompt_progress prompt_progress;
   // First argument of `prompt_progress`.
   void *user;
+  // Not 0: the next tokens are guessed by what was there before; the text is the same and comes faster where it repeats.
+  int32_t speculate;
+  // Tokens that may come, which are guesses too; `speculate` need not be set for them.
+  const uint32_t *prediction;
+  // How many.
+  size_t prediction_count;
 } aoji_generate_options;
 
 // What a generation gives, in the order in which it happens. More fields may be added at the end.
@@ -200,6 +206,10 @@ typedef struct aoji_event {
   double prompt_seconds;
   // Seconds from then to the last token.
   double decode_seconds;
+  // Guesses of tokens that were tried.
+  size_t drafted_tokens;
+  // Of these, the ones that were right.
+  size_t accepted_tokens;
 } aoji_event;
 
 // Told each event, which is valid until it returns; not 0 ends the generation. It must come back: no exception and no longjmp.

@@ -1,6 +1,6 @@
 // norm_gate_up: hb[r,i] = silu(g) * u, g = sum_j norm(x[r])[j] * w[i,j], u the same with w[ffn_dim+i,j];
 //           norm(x)[j] = x[j] * rsqrt(mean_j(x[j]^2) + eps) * gain[j], silu(g) = g / (1 + exp(-g))       (Shazeer 2020)
-// shapes:   hb [rows, ffn_dim] bf16; x [rows, dim] bf16; gain [dim] bf16; w [2*ffn_dim, dim] bf16, gate rows then up.
+// shapes:   hb [rows, ffn_dim] bf16; x [rows, dim] bf16; gain [dim] bf16; w [2*ffn_dim, dim] bf16 or packed, gate rows then up.
 // rounding: x * gain to bf16 (the definition rounds x * gain / rms there), sums, silu and product in f32, one rounding
 //           at the store: those of gate and up are gone.
 // mapping:  common/gemv.cuh; block b owns rows 8b to 8b + 7 of gate and of up, so that both of a pair end in one thread.
@@ -11,12 +11,11 @@
 #include "common/gemv.cuh"
 #include "common/trace.cuh"
 
-template <int MOST, int STAGES>
-DEV void norm_gate_up(const Traced& traced, bf16* hb, const bf16* x, const bf16* gain, const bf16* w, int rows, int dim,
-                      int ffn_dim, float eps) {
-  const bf16* gate = w + (int64_t)blockIdx.x * 8 * dim;
-  Product<true, MOST, STAGES, GATE_UP_TRIGGER> p;
-  p.begin(gate, gate + (int64_t)ffn_dim * dim, rows, dim);
+template <class F, int MOST, int STAGES>
+DEV void norm_gate_up(const Traced& traced, bf16* hb, const bf16* x, const bf16* gain, const typename F::Element* w,
+                      int rows, int dim, int ffn_dim, float eps) {
+  Product<F, true, MOST, STAGES, GATE_UP_TRIGGER> p;
+  p.begin(w, blockIdx.x * 8, ffn_dim + blockIdx.x * 8, rows, dim);
   grid_dependency_wait();
   traced.ready();
   p.run(x, gain);
@@ -25,13 +24,16 @@ DEV void norm_gate_up(const Traced& traced, bf16* hb, const bf16* x, const bf16*
   if (r < p.rows) hb[(int64_t)r * ffn_dim + i] = __float2bfloat16(y.x / (1.f + __expf(-y.x)) * y.y);
 }
 
-#define NORM_GATE_UP(name, MOST, STAGES, BLOCKS)                                                                \
+#define NORM_GATE_UP(name, F, MOST, STAGES, BLOCKS)                                                              \
   extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                                                 \
-      name(bf16* hb, const bf16* x, const bf16* gain, const bf16* w, int rows, int dim, int ffn_dim, float eps, \
-           Span* trace) {                                                                                       \
+      name(bf16* hb, const bf16* x, const bf16* gain, const F::Element* w, int rows, int dim, int ffn_dim,      \
+           float eps, Span* trace) {                                                                                       \
     Traced traced(trace);                                                                                       \
-    norm_gate_up<MOST, STAGES>(traced, hb, x, gain, w, rows, dim, ffn_dim, eps);                                \
+    norm_gate_up<F, MOST, STAGES>(traced, hb, x, gain, w, rows, dim, ffn_dim, eps);                                \
   }                                                                                                             \
   EXPORT_KERNEL(name)
 
+#define NORM_GATE_UP_PACKED(name, F) PACKED_PRODUCT(NORM_GATE_UP, name, F)
+
 EACH_PRODUCT(NORM_GATE_UP, norm_gate_up_bf16)
+EACH_PACKED(NORM_GATE_UP_PACKED, norm_gate_up, )

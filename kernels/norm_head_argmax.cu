@@ -1,7 +1,7 @@
 // norm_head_argmax: token[r] = argmax_i sum_j norm(x[r])[j] * w[i,j], the lowest id of equals; pos[r] += 1; the tokens to the
 //           host too; norm(x)[j] = x[j] * rsqrt(mean_j(x[j]^2) + eps) * gain[j].
 // shapes:   token, pos [rows] u32, pos places, all of different sequences; scratch [rows] of Best (common/best.cuh); serial,
-//           ring: common/outbox.cuh; x [rows, dim] bf16; gain [dim] bf16; w [vocab, dim] bf16.
+//           ring: common/outbox.cuh; x [rows, dim] bf16; gain [dim] bf16; w [vocab, dim] bf16 or packed.
 // rounding: that of norm_head.cu, whose logits these are, bit for bit; none is stored. NaN is smaller than everything.
 // mapping:  common/gemv.cuh; block b owns rows 16b to 16b + 15 of w. One thread a block and row of x offers the best of these,
 //           as an integer that orders like value and id, to an atomic maximum, and the one that arrives last takes it.
@@ -16,13 +16,13 @@
 #include "common/outbox.cuh"
 #include "common/trace.cuh"
 
-template <int MOST, int STAGES>
+template <class F, int MOST, int STAGES>
 DEV void norm_head_argmax(const Traced& traced, uint32_t* token, uint32_t* pos, Best* scratch, uint32_t* serial,
-                          u64* ring, const bf16* x, const bf16* gain, const bf16* w, int rows, int dim, int vocab,
-                          int max_seq, float eps) {
+                          u64* ring, const bf16* x, const bf16* gain, const typename F::Element* w, int rows,
+                          int dim, int vocab, int max_seq, float eps) {
   int tile = blockIdx.x * GEMV_TILE, row = min(tile, vocab - GEMV_TILE);  // the last block may repeat some of the rows
-  Product<true, MOST, STAGES, HEAD_TRIGGER> p;
-  p.begin(w + (int64_t)row * dim, w + (int64_t)(row + 8) * dim, rows, dim);
+  Product<F, true, MOST, STAGES, HEAD_TRIGGER> p;
+  p.begin(w, row, row + 8, rows, dim);
   grid_dependency_wait();
   traced.ready();
   p.run(x, gain);
@@ -40,14 +40,18 @@ DEV void norm_head_argmax(const Traced& traced, uint32_t* token, uint32_t* pos, 
   pos[r] += 1;
 }
 
-#define NORM_HEAD_ARGMAX(name, MOST, STAGES, BLOCKS)                                                                   \
+#define NORM_HEAD_ARGMAX(name, F, MOST, STAGES, BLOCKS)                                                                \
   extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                                                        \
       name(uint32_t* token, uint32_t* pos, Best* scratch, uint32_t* serial, u64* ring, const bf16* x,                  \
-           const bf16* gain, const bf16* w, int rows, int dim, int vocab, int max_seq, float eps, Span* trace) {       \
+           const bf16* gain, const F::Element* w, int rows, int dim, int vocab, int max_seq, float eps,                \
+           Span* trace) {                                                                                              \
     Traced traced(trace);                                                                                              \
-    norm_head_argmax<MOST, STAGES>(traced, token, pos, scratch, serial, ring, x, gain, w, rows, dim, vocab, max_seq,   \
+    norm_head_argmax<F, MOST, STAGES>(traced, token, pos, scratch, serial, ring, x, gain, w, rows, dim, vocab, max_seq,   \
                                    eps);                                                                               \
   }                                                                                                                    \
   EXPORT_KERNEL(name)
 
+#define NORM_HEAD_ARGMAX_PACKED(name, F) PACKED_PRODUCT(NORM_HEAD_ARGMAX, name, F)
+
 EACH_PRODUCT(NORM_HEAD_ARGMAX, norm_head_argmax_bf16)
+EACH_PACKED(NORM_HEAD_ARGMAX_PACKED, norm_head_argmax, )

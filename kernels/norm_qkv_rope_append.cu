@@ -2,7 +2,7 @@
 //           q and k heads of y rotated to position pos[r] % max_seq, half-split as in rope.cu; all to qkv, k and v heads to the
 //           cache of sequence pos[r] / max_seq too.
 // shapes:   qkv [rows, n_heads + 2*n_kv_heads, head_dim] bf16; k, v [sequences, n_kv_heads, max_seq, head_dim] bf16; x
-//           [rows, dim] bf16; pos [rows] u32, places; gain [dim] bf16; w [(n_heads + 2*n_kv_heads) * head_dim, dim] bf16; table [positions,
+//           [rows, dim] bf16; pos [rows] u32, places; gain [dim] bf16; w [(n_heads + 2*n_kv_heads) * head_dim, dim] bf16 or packed; table [positions,
 //           head_dim] f32, cosines then sines.
 // rounding: x * gain to bf16 (the definition rounds x * gain / rms there), sums and rotation in f32, one rounding at the
 //           store: that of y before the rotation is gone.
@@ -17,15 +17,15 @@
 #include "common/gemv.cuh"
 #include "common/trace.cuh"
 
-template <int MOST, int STAGES>
+template <class F, int MOST, int STAGES>
 DEV void norm_qkv_rope_append(const Traced& traced, bf16* qkv, bf16* k, bf16* v, const bf16* x, const uint32_t* pos,
-                              const bf16* gain, const bf16* w, const float* table, int rows, int dim, int n_heads,
-                              int n_kv_heads, int head_dim, int max_seq, float eps) {
+                              const bf16* gain, const typename F::Element* w, const float* table, int rows, int dim,
+                              int n_heads, int n_kv_heads, int head_dim, int max_seq, float eps) {
   int half = head_dim / 2, blocks = head_dim / GEMV_TILE;  // of a head
   int h = blockIdx.x / blocks, i = blockIdx.x % blocks * 8;
-  const bf16* first = w + (int64_t)(h * head_dim + i) * dim;
-  Product<true, MOST, STAGES, QKV_TRIGGER> p;
-  p.begin(first, first + (int64_t)half * dim, rows, dim);
+  int row = h * head_dim + i;
+  Product<F, true, MOST, STAGES, QKV_TRIGGER> p;
+  p.begin(w, row, row + half, rows, dim);
   grid_dependency_wait();
   traced.ready();
 
@@ -50,15 +50,18 @@ DEV void norm_qkv_rope_append(const Traced& traced, bf16* qkv, bf16* k, bf16* v,
   cache[0] = lo, cache[half] = hi;
 }
 
-#define NORM_QKV_ROPE_APPEND(name, MOST, STAGES, BLOCKS)                                                              \
+#define NORM_QKV_ROPE_APPEND(name, F, MOST, STAGES, BLOCKS)                                                           \
   extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                                                       \
-      name(bf16* qkv, bf16* k, bf16* v, const bf16* x, const uint32_t* pos, const bf16* gain, const bf16* w,          \
+      name(bf16* qkv, bf16* k, bf16* v, const bf16* x, const uint32_t* pos, const bf16* gain, const F::Element* w,    \
            const float* table, int rows, int dim, int n_heads, int n_kv_heads, int head_dim, int max_seq, float eps,  \
            Span* trace) {                                                                                             \
     Traced traced(trace);                                                                                             \
-    norm_qkv_rope_append<MOST, STAGES>(traced, qkv, k, v, x, pos, gain, w, table, rows, dim, n_heads, n_kv_heads,     \
+    norm_qkv_rope_append<F, MOST, STAGES>(traced, qkv, k, v, x, pos, gain, w, table, rows, dim, n_heads, n_kv_heads,     \
                                        head_dim, max_seq, eps);                                                       \
   }                                                                                                                   \
   EXPORT_KERNEL(name)
 
+#define NORM_QKV_ROPE_APPEND_PACKED(name, F) PACKED_PRODUCT(NORM_QKV_ROPE_APPEND, name, F)
+
 EACH_PRODUCT(NORM_QKV_ROPE_APPEND, norm_qkv_rope_append_bf16)
+EACH_PACKED(NORM_QKV_ROPE_APPEND_PACKED, norm_qkv_rope_append, )

@@ -114,6 +114,17 @@ impl Error {
         Error::File { path: path.as_ref().to_path_buf(), what: what.into() }
     }
 
+    /// A tensor that is not what it should be.
+    pub(crate) fn tensor(
+        file: impl AsRef<Path>,
+        tensor: impl Into<String>,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+    ) -> Error {
+        let file = file.as_ref().to_path_buf();
+        Error::Tensor { file, tensor: tensor.into(), expected: expected.into(), found: found.into() }
+    }
+
     /// What the user can do about it, where there is something to do.
     pub fn hint(&self) -> Option<&'static str> {
         match self {

@@ -92,6 +92,7 @@ pub mod ops;
 #[cfg(feature = "server")]
 pub mod server;
 mod text;
+pub mod train;
 pub mod tiles {
     //! Numbers that kernels and launch code share, from `kernels/common/tiles.h`.
     include!(concat!(env!("OUT_DIR"), "/tiles.rs"));
@@ -101,18 +102,19 @@ pub mod tiles {
 pub use backend::cuda;
 pub use backend::{count, cpu, lockstep};
 pub use engine::{
-    Activations, Batch, BatchOptions, Constraint, Decode, Device, Engine, Event, Finish, FinishReason, GenerateOptions,
-    Generation, Job, JobEvent, JobId, Load, Options, Sampling, Session, StoppedBy, Timings, TokenLogprobs, score,
+    Activations, Batch, BatchOptions, Constraint, Decode, Device, Draft, Drafter, Engine, Event, Finish, FinishReason,
+    GenerateOptions, Generation, Job, JobEvent, JobId, Load, Options, Pooling, Sampling, Session, Speculate, StoppedBy,
+    Timings, TokenLogprobs, score,
 };
 pub use error::{Error, Result};
 pub use files::{
     ModelFiles, Phase, Startup, StartupReport,
     config::{self, Config, Dtype, RopeScaling, SamplingDefaults},
     format::{self, Format},
-    gguf, hub, lora, output, synth,
+    gguf, hub, lora, model_files, output, quantize, synth,
     weights::{self, LayerTensors, Tensor, Weights},
 };
-pub use measure::{bench, eval, invariance, verify};
+pub use measure::{bench, divergence, eval, invariance, verify};
 pub use model::{kv, plan::Plan};
 pub use text::{
     AOG_INSTRUCTION, CalledFunction, Found, Jinja, Message, StopStrings, Template, TokenStream, Tokenizer, ToolCall,

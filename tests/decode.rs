@@ -1,4 +1,4 @@
-//! What `tests/ops.rs` does not cover of the ops of a decode step: the epilogues of the matrix-vector product, that the bits
+//! What `tests/ops` does not cover of the ops of a decode step: the epilogues of the matrix-vector product, that the bits
 //! of a row do not depend on the other rows or on how the launch was sized, and that a recorded step is one chain in which
 //! each kernel may start before the one before it is done.
 
@@ -188,7 +188,6 @@ fn one_row_with<O: Op>(cuda: &mut Cuda, ring: Ring, rows: impl Fn(&O) -> usize) 
     cases.iter().map(run).collect()
 }
 
-#[test]
 fn a_deep_ring_gives_the_bits_of_a_short_one() {
     fn check<O: Op>(cuda: &mut Cuda, rows: impl Fn(&O) -> usize) {
         let [short, deep] = [Ring::Short, Ring::Deep].map(|ring| one_row_with(cuda, ring, &rows));
@@ -299,6 +298,7 @@ fn waiting_for_a_token_ends_when_none_can_come() {
 
 both_codes!(
     gemv_in_every_epilogue,
+    a_deep_ring_gives_the_bits_of_a_short_one,
     a_row_of_gemv_has_the_same_bits_beside_any_others,
     a_row_of_attn_decode_has_the_same_bits_beside_any_others_in_any_bucket,
     a_row_of_a_fused_product_has_the_same_bits_beside_any_others,

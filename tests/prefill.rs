@@ -1,4 +1,4 @@
-//! What `tests/ops.rs` does not cover of the ops of a prefill: the epilogues of the matrix product, and that the bits of a row
+//! What `tests/ops` does not cover of the ops of a prefill: the epilogues of the matrix product, and that the bits of a row
 //! do not depend on how a prompt was cut into chunks.
 
 #[path = "common/ptx.rs"]
@@ -48,8 +48,12 @@ fn epilogues<B: Backend<Act = bf16>>(b: &B, op: &Gemm) -> [Vec<f32>; 3] {
 fn every_epilogue_of_both_tiles() {
     let cuda = device();
     // an odd and an even row length in each tile
-    for (rows, n, large) in [(200, 201, true), (200, 200, true), (70, 121, false), (70, 122, false)] {
-        let op = Gemm { rows, n, k: 72 };
+    let one_part = [(200, 201, true), (200, 200, true), (70, 121, false), (70, 122, false)].map(|case| (case, 72));
+    // three parts, the last not full
+    let parts = [(200, 200, true), (70, 121, false), (17, 70, false)].map(|case| (case, 904));
+    for ((rows, n, large), k) in one_part.into_iter().chain(parts) {
+        let op = Gemm { rows, n, k };
+        assert_eq!(k.div_ceil(op.part()), if k == 72 { 1 } else { 3 }, "{op:?}");
         if cuda.info().sm_count == 4 {
             assert_eq!(op.tile(4).side == 128, large, "{op:?}: the emulated device has 4 multiprocessors");
         }
@@ -57,7 +61,7 @@ fn every_epilogue_of_both_tiles() {
             (epilogues(&cuda, &op), epilogues(&Cpu::<bf16>::new().unwrap(), &op));
         op.tolerance().compare(&store, &store_want).unwrap_or_else(|e| panic!("store, {op:?}: {e}"));
         op.tolerance().compare(&add, &add_want).unwrap_or_else(|e| panic!("add, {op:?}: {e}"));
-        // no rounding hides the sums here: 72 products in another order differ by some 2^-24 of their size
+        // no rounding hides the sums here: products in another order differ by some 2^-24 of their size
         let exact = Tolerance { l2: 1e-6, worst: 1e-6 };
         exact.compare(&wide, &wide_want).unwrap_or_else(|e| panic!("f32, {op:?}: {e}"));
         for i in 0..rows * n {
@@ -68,7 +72,12 @@ fn every_epilogue_of_both_tiles() {
 
 fn a_row_of_gemm_has_the_same_bits_in_every_call() {
     let cuda = device();
-    let (n, k) = (200, 200);
+    for k in [200, 776] {
+        bits_of_rows(&cuda, 200, k); // 776: three parts, which the large tile's blocks take in turn
+    }
+}
+
+fn bits_of_rows(cuda: &Cuda, n: usize, k: usize) {
     let x = values(200 * k, 1);
     let w = cuda.weight_from(n, k, &values(n * k, 2)).unwrap();
     let run = |first: usize, rows: usize| -> Vec<u32> {
@@ -79,7 +88,7 @@ fn a_row_of_gemm_has_the_same_bits_in_every_call() {
     };
     let all = run(0, 200);
     for (first, rows) in [(0, 70), (70, 130), (199, 1), (3, 64)] {
-        assert_eq!(run(first, rows), all[first * n..][..rows * n], "rows {first}..{}", first + rows);
+        assert_eq!(run(first, rows), all[first * n..][..rows * n], "k {k}: rows {first}..{}", first + rows);
     }
 }
 

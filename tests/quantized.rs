@@ -1,4 +1,4 @@
-//! Models in quantized files compute what a Hugging Face directory of their dequantized weights computes, bit for bit: on the CPU,
+//! Models in quantized files, widened, compute what a Hugging Face directory of their dequantized weights computes, bit for bit: on the CPU,
 //! and on the device, emulated or with `AOJI_TEST_GPU=1` a GPU.
 
 #[path = "common/gguf.rs"]
@@ -15,7 +15,7 @@ fn types() -> Vec<u32> {
 }
 
 fn logits(path: &Path, device: Device, activations: Activations) -> Vec<u32> {
-    let options = Options { device, activations, context: Some(64), ..Options::default() };
+    let options = Options { device, activations, context: Some(64), widen: true, ..Options::default() };
     let engine = Engine::open(path.to_str().unwrap(), &options).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let mut session = engine.session(64).unwrap();
     let tokens: Vec<u32> = (0..21).map(|i| (i * 37 + i * i) % tiny_gguf::VOCAB as u32).collect();

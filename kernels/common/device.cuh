@@ -197,10 +197,17 @@ DEV void ldmatrix_x4_trans(uint32_t (&r)[4], const void* p) {
                : "memory");
 }
 
-// The products of two pairs of bf16, each rounded to nearest even.
-DEV uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
+// (a & mask) | bits in one instruction: with two constants the compiler makes two of it.
+DEV uint32_t and_or(uint32_t a, uint32_t mask, uint32_t bits) {
   uint32_t v;
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(0x80008000u));  // plus -0: Ampere has no mul
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(v) : "r"(a), "r"(mask), "r"(bits));
+  return v;
+}
+
+// a * b + c of two pairs of bf16 each, rounded once to nearest even.
+DEV uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t v;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(c));
   return v;
 }
 
@@ -382,6 +389,9 @@ DEV uint32_t pack_bf16(float lo, float hi) {
   memcpy(&u, &v, 4);
   return u;
 }
+
+// The products of two pairs of bf16, each rounded to nearest even.
+DEV uint32_t mul_bf16x2(uint32_t a, uint32_t b) { return fma_bf16x2(a, b, 0x80008000u); }  // plus -0: Ampere has no mul
 
 // The eight bf16 of a 16-byte load as f32, in memory order.
 DEV void unpack8(uint4 v, float (&f)[8]) {

@@ -31,12 +31,20 @@
 // issue:    instructions a stage and warp in SASS of sm_90a, of the 430 that an SM of an H200 can issue while 2 KB arrive
 //           at 4.37 TB/s: 66 to 69 (gemv) and 107 to 110 (NORM) with one row, 74 and 125 with 2 to 8, 96 and 182 with 9 to
 //           16. They were 137 and 192 before addresses in shared memory were 32-bit integers and one row a constant.
+// packed:   weights of 4 and 8 bits come in records (packed.cuh), through the same ring: for one row 8 stages, of 1.1 or 0.6 KB,
+//           of which five blocks fit 228 KB of shared memory. Rows of w that a block takes are whole groups of 8.
+//           Instructions a stage and warp, one row, gemv and NORM: q8 144 and 187, i8 128 and 169, f8 142 and 183, q4 127 and
+//           170, i4 122 and 165, of the 228 (8 bits) or 121 (4 bits) that an SM of an H200 can issue while the stage arrives.
+//           Predicted, not measured, with 75% of the slots: 8 bits are read at 0.94 of the memory's rate, 4 bits at 0.58, so
+//           a step of Llama-3-8B takes some 2.1 ms (8 bits) and 1.9 ms (4 bits) on an H200; on a 4090, which can issue 700
+//           instructions while such a stage arrives, the bytes decide.
 // lost:     a ring in registers, filled by 16-byte loads: ptxas gathers the loads of a round at its end, so the ring runs
 //           dry once a round, and 96 registers hold 5 blocks only with spills (seen in SASS of 13.0; not timed).
 // source:   ours; weights as the large operand of mma is common practice for few rows ("swap-AB"); the norm's factor
 //           after the product is calm's (zeux/calm). Times are predictions; not yet measured.
 #pragma once
 #include "device.cuh"
+#include "packed.cuh"
 #include "tiles.h"
 
 constexpr int STAGE = 64;                 // columns of a stage: 128 bytes, one line, of each row of w
@@ -46,34 +54,43 @@ constexpr int THREADS = GEMV_WARPS * 32;
 static_assert(GEMV_TILE == 16 && STAGE == GEMV_STAGE, "the shape of mma m16n8k16, four times");
 static_assert(THREADS == DECODE_ROWS * 8, "the epilogue has one thread for each pair of outputs of the block");
 
-// KERNEL(name, most rows of x, stages of a ring, blocks an SM that its registers must allow) for each kernel of a product,
-// or for those of one row. A file of the lab defines VARIANT as __<its name> and has those of one row only.
+// KERNEL(name, kind of w, most rows of x, stages of a ring, blocks an SM that its registers must allow) for each kernel of a
+// product, or for those of one row. A file of the lab defines VARIANT as __<its name> and has those of one row only.
 #define JOIN_EXPANDED(name, kind, variant) name##kind##variant
 #define JOIN(name, kind, variant) JOIN_EXPANDED(name, kind, variant)
 #define EACH_PRODUCT_OF_ONE(KERNEL, name)           \
-  KERNEL(JOIN(name, _r1, VARIANT), 1, GEMV_STAGES, 9) \
-  KERNEL(JOIN(name, _r1_deep, VARIANT), 1, GEMV_DEEP_STAGES, 9)
+  KERNEL(JOIN(name, _r1, VARIANT), Bf16, 1, GEMV_STAGES, 9) \
+  KERNEL(JOIN(name, _r1_deep, VARIANT), Bf16, 1, GEMV_DEEP_STAGES, 9)
 #ifdef VARIANT
 #define EACH_PRODUCT EACH_PRODUCT_OF_ONE
+#define PACKED_PRODUCT(KERNEL, name, F)
 #else
+// Of a packed kind: one row, and 2 to 16.
+#define PACKED_PRODUCT(KERNEL, name, F)                    \
+  KERNEL(name##_r1, F, 1, GEMV_DEEP_STAGES, GEMV_BLOCKS)   \
+  KERNEL(name##_r16, F, 16, GEMV_STAGES, GEMV_BLOCKS)
 #define VARIANT
 #define EACH_PRODUCT(KERNEL, name)               \
   EACH_PRODUCT_OF_ONE(KERNEL, name)              \
-  KERNEL(name##_r8, 8, GEMV_STAGES, GEMV_BLOCKS) \
-  KERNEL(name##_r16, 16, GEMV_STAGES, GEMV_BLOCKS)
+  KERNEL(name##_r8, Bf16, 8, GEMV_STAGES, GEMV_BLOCKS) \
+  KERNEL(name##_r16, Bf16, 16, GEMV_STAGES, GEMV_BLOCKS)
 #endif
 
 // One warp's share of the block's product, of x * gain with NORM.
-template <bool NORM, int MOST, int STAGES, int TRIGGER> struct Product {
+template <class F, bool NORM, int MOST, int STAGES, int TRIGGER> struct Product {
   static constexpr int GROUPS = (MOST + 7) / 8;  // of 8 rows of x, each the mma's small operand
   static constexpr int PITCH = GEMV_TILE + 4;    // of part: the rows that a lane's neighbours write lie in other banks
+  static constexpr int W_BYTES = F::PACKED ? (2 * F::RECORD + LINE - 1) / LINE * LINE : GEMV_TILE * LINE;  // of a stage
+  static constexpr int CHUNKS = 2 * F::RECORD / 16, TURNS = F::PACKED ? (CHUNKS + 31) / 32 : 1;  // of two records
   static constexpr int LEFT = (TRIGGER * STAGES + GEMV_DEEP_STAGES - 1) / GEMV_DEEP_STAGES;
 
-  // A stage in shared memory: 16 rows of w, with NORM the gain, the rows of x; a row is 8 chunks of 16 bytes, swizzled.
+  // A stage in shared memory: 16 rows of w (or two records of it), with NORM the gain, the rows of x; a row is 8 chunks of
+  // 16 bytes, swizzled.
   uint32_t ring, bytes;       // address of the first one, bytes of each
   int rows, k, stages;        // stages: of this warp
   int asked = 0, left;        // stages that begin asked for; columns from this lane's chunk of the next to the end
   const bf16 *lo, *hi;        // this lane's chunk of it, in row lane / 8 of each group of w
+  const typename F::Element* of_chunk[TURNS];  // instead, of packed weights: its chunks of the stage's records
   float sum[GROUPS][4] = {};  // w's row g times x's rows 2c and 2c + 1, then w's row g + 8 (g = lane / 4, c = lane % 4)
   float square[GROUPS] = {};  // NORM: of row min(g, rows - 1) of x, over this lane's columns
 
@@ -82,6 +99,19 @@ template <bool NORM, int MOST, int STAGES, int TRIGGER> struct Product {
 
   // Asks for the weights of the next stage, 4 rows an instruction, each a whole line.
   DEV void load_w(uint32_t place) {
+    if constexpr (F::PACKED) {
+#pragma unroll
+      for (int t = 0; t < TURNS; t++) {
+        int chunk = t * 32 + lane();
+        if (chunk < CHUNKS) cp_async16(place + chunk * 16, of_chunk[t], true);
+        of_chunk[t] += GEMV_WARPS * F::RECORD;
+      }
+    } else {
+      load_w_bf16(place);
+    }
+  }
+
+  DEV void load_w_bf16(uint32_t place) {
     int64_t four = 4 * (int64_t)k;
     uint32_t to = place + tile_at<STAGE>(lane() >> 3, lane() & 7) * 2, to4 = (to ^ 64) + 4 * LINE;
     cp_async16(to, lo, left > 0);
@@ -94,7 +124,7 @@ template <bool NORM, int MOST, int STAGES, int TRIGGER> struct Product {
   // Asks for gain and x of a stage, 4 rows an instruction: `from` is this lane's chunk of the first 4, `more` of the next.
   DEV void load_x(uint32_t place, const bf16* from, const bf16* more) {
     int r = lane() >> 3, n = NORM + rows;
-    uint32_t to = place + GEMV_TILE * LINE + tile_at<STAGE>(r, lane() & 7) * 2;
+    uint32_t to = place + W_BYTES + tile_at<STAGE>(r, lane() & 7) * 2;
     if (r < n) cp_async16_l1(to, from, left > 0);
     if constexpr (MOST > 1) {
 #pragma unroll
@@ -103,16 +133,27 @@ template <bool NORM, int MOST, int STAGES, int TRIGGER> struct Product {
     }
   }
 
-  // Asks for the first stages of weights: 8 rows of n_columns columns from w_lo on, 8 from w_hi on.
-  DEV void begin(const bf16* w_lo, const bf16* w_hi, int n_rows, int n_columns) {
+  // Asks for the first stages of weights: 8 rows of n_columns columns from row row_lo of w on, 8 from row_hi on.
+  DEV void begin(const typename F::Element* w, int row_lo, int row_hi, int n_rows, int n_columns) {
     DYN_SHARED(char, shared);
     rows = MOST == 1 ? 1 : n_rows, k = n_columns;
-    bytes = (GEMV_TILE + NORM + rows) * LINE;
+    bytes = W_BYTES + (NORM + rows) * LINE;
     ring = smem_u32(shared) + warp() * STAGES * bytes;
     stages = ((k + STAGE - 1) / STAGE - warp() + GEMV_WARPS - 1) / GEMV_WARPS;
     int column = warp() * STAGE + (lane() & 7) * 8;
-    int64_t first = (int64_t)(lane() >> 3) * k + column;
-    lo = w_lo + first, hi = w_hi + first, left = k - column;
+    if constexpr (F::PACKED) {
+      int of_rows = (k + STAGE - 1) / STAGE;
+#pragma unroll
+      for (int t = 0; t < TURNS; t++) {
+        int chunk = t * 32 + lane(), is_hi = chunk >= CHUNKS / 2;
+        int64_t record = (int64_t)((is_hi ? row_hi : row_lo) / 8) * of_rows + warp();
+        of_chunk[t] = w + record * F::RECORD + (chunk - is_hi * (CHUNKS / 2)) * 16;
+      }
+    } else {
+      int64_t first = (int64_t)(lane() >> 3) * k + column;
+      lo = w + (int64_t)row_lo * k + first, hi = w + (int64_t)row_hi * k + first;
+    }
+    left = k - column;
     uint32_t place = ring;
 #pragma unroll 1
     for (; asked < min(stages, STAGES - 1); asked++, left -= STEP, place += bytes) load_w(place);
@@ -120,7 +161,14 @@ template <bool NORM, int MOST, int STAGES, int TRIGGER> struct Product {
 
   DEV void multiply(uint32_t place) {
     int l = lane() & 7, m = lane() >> 3;  // the row and the 8x8 matrix whose address this lane gives
-    uint32_t w = place + tile_at<STAGE>((m & 1) * 8 + l, m >> 1) * 2, v = place + GEMV_TILE * LINE;
+    uint32_t w = place + tile_at<STAGE>((m & 1) * 8 + l, m >> 1) * 2, v = place + W_BYTES;
+    F of_lo, of_hi;             // of packed weights this lane's in rows g and g + 8
+    float part[GROUPS][4];      // of their sum, the columns of a scale
+    if constexpr (F::PACKED) {
+      DYN_SHARED(char, shared);
+      const char* record = shared + (place - smem_u32(shared));
+      of_lo.load(record), of_hi.load(record + F::RECORD);
+    }
     uint32_t x[GROUPS];
 #pragma unroll
     for (int g = 0; g < GROUPS; g++) x[g] = v + tile_at<STAGE>(NORM + min(g * 8 + l, rows - 1), m) * 2;
@@ -143,9 +191,29 @@ template <bool NORM, int MOST, int STAGES, int TRIGGER> struct Product {
 #pragma unroll
       for (int i = 0; i < 4; i += 2) {
         uint32_t a[4];
-        ldmatrix_x4(a, w ^ (half + i) * 16);
+        if constexpr (F::PACKED) {
+          int sixteen = (half + i) / 2;
+          a[0] = of_lo.pair(sixteen, 0), a[1] = of_hi.pair(sixteen, 0);
+          a[2] = of_lo.pair(sixteen, 1), a[3] = of_hi.pair(sixteen, 1);
+          if (sixteen * 16 % F::GROUP == 0) {
 #pragma unroll
-        for (int g = 0; g < GROUPS; g++) mma_m16n8k16(sum[g], a, {b[g][i], b[g][i + 1]});
+            for (int g = 0; g < GROUPS; g++) part[g][0] = part[g][1] = part[g][2] = part[g][3] = 0.f;
+          }
+        } else {
+          ldmatrix_x4(a, w ^ (half + i) * 16);
+        }
+#pragma unroll
+        for (int g = 0; g < GROUPS; g++) mma_m16n8k16(F::PACKED ? part[g] : sum[g], a, {b[g][i], b[g][i + 1]});
+      }
+      if constexpr (F::PACKED) {
+        if ((half + 4) * 8 % F::GROUP == 0) {
+          int s = half * 8 / F::GROUP;
+#pragma unroll
+          for (int g = 0; g < GROUPS; g++) {
+            sum[g][0] = fmaf(of_lo.scale[s], part[g][0], sum[g][0]), sum[g][1] = fmaf(of_lo.scale[s], part[g][1], sum[g][1]);
+            sum[g][2] = fmaf(of_hi.scale[s], part[g][2], sum[g][2]), sum[g][3] = fmaf(of_hi.scale[s], part[g][3], sum[g][3]);
+          }
+        }
       }
     }
   }

@@ -24,6 +24,9 @@
 #define GEMM_SMALL_SIDE 64       // gemm, small tile: rows and columns of out
 #define GEMM_SMALL_DEPTH 64      // columns of k a stage
 #define GEMM_THREADS 128         // gemm: threads of a block, four warps that have a quarter of the tile each
+#define GEMM_PARTS 4             // gemm: most parts of k that are summed on their own
+#define GEMM_BLOCKS 256          // gemm: blocks that the small tile's parts are to make of up to 64 rows
+#define GEMM_PART_DEPTH 256      // gemm: least columns of a part
 #define GEMM_STAGES 3            // gemm: stages of either tile
 #define PREFILL_ROWS 128         // attn_prefill: query rows of a block
 #define PREFILL_THREADS 128      // attn_prefill: threads of a block, four warps that have 32 rows each
@@ -40,5 +43,6 @@
 #define QKV_TRIGGER 9            // norm_qkv_rope_append: likewise
 #define GATE_UP_TRIGGER 9        // norm_gate_up: likewise
 #define HEAD_TRIGGER 9           // norm_head, norm_head_argmax: likewise
+#define WIDEN_THREADS 256        // gemm, widen: threads of a block, a warp for each record
 #define STREAM_THREADS 256       // stream_read: threads of a block
 #define STREAM_LOADS 8           // stream_read: loads of 16 bytes that a thread has in flight

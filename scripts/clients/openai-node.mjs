@@ -3,7 +3,9 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import OpenAI from "openai";
 import { zodResponseFormat } from "openai/helpers/zod";
-import { APICallError, Output, generateText, streamText } from "ai";
+import { APICallError, Output, embed, generateText, stepCountIs, streamText, tool } from "ai";
+import { createAnthropic } from "@ai-sdk/anthropic";
+import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { z } from "zod";
 
@@ -94,6 +96,34 @@ await check("openai: completions, echo, log-probabilities, stream", async () => 
   assert.equal(streamed, expected);
 });
 
+const parameters = { type: "object", properties: { city: { enum: ["서울", "부산"] } }, required: ["city"], additionalProperties: false };
+const weather = { type: "function", function: { name: "weather", parameters } };
+
+await check("openai: tools, whole, as a stream, and run by the helper", async () => {
+  const request = { ...ask, max_tokens: 120, tools: [weather], tool_choice: "required", parallel_tool_calls: false };
+  const [call] = (await client.chat.completions.create(request)).choices[0].message.tool_calls;
+  assert(["서울", "부산"].includes(JSON.parse(call.function.arguments).city));
+  const final = await client.chat.completions.stream(request).finalChatCompletion();
+  assert.equal(final.choices[0].message.tool_calls[0].function.arguments, call.function.arguments);
+  const heard = [];
+  const run = x => (heard.push(x.city), "맑음");
+  const tools = [{ type: "function", function: { function: run, parse: JSON.parse, ...weather.function } }];
+  const runner = client.chat.completions.runTools({ ...ask, max_tokens: 120, tools, tool_choice: { type: "function", function: { name: "weather" } } });
+  await runner.finalFunctionToolCallResult();
+  assert(heard.length > 0);
+  return heard[0];
+});
+
+await check("openai: responses and embeddings", async () => {
+  const request = { model, input: "넌 누구니?", temperature: 0, max_output_tokens: 40 };
+  assert.equal((await client.responses.create(request)).output_text, text);
+  let heard = "";
+  for await (const e of await client.responses.create({ ...request, stream: true })) if (e.type === "response.output_text.delta") heard += e.delta;
+  assert.equal(heard, text);
+  const { data } = await client.embeddings.create({ model, input: ["하늘", "바다"] });
+  assert(data.length === 2 && Math.abs(data[0].embedding.reduce((sum, x) => sum + x * x, 0) - 1) < 1e-5);
+});
+
 await check("openai: exceptions", async () => {
   await assert.rejects(client.chat.completions.create({ ...ask, model: "gpt-9" }), e => e instanceof OpenAI.NotFoundError && e.code === "model_not_found");
   await assert.rejects(client.chat.completions.create({ ...ask, temperature: -1 }), e => e instanceof OpenAI.BadRequestError && e.param === "temperature");
@@ -127,6 +157,30 @@ await check("ai: generateText by a zod schema", async () => {
 await check("ai: completions", async () => {
   const reply = await generateText({ model: provider.completionModel(model), ...prompt, prompt: goOn.prompt, maxOutputTokens: 8 });
   assert(reply.text.length > 0 && reply.usage.outputTokens === 8);
+});
+
+await check("ai: tools, whole, as a stream, and steps with results", async () => {
+  const heard = [];
+  const tools = { weather: tool({ description: "날씨", inputSchema: z.object({ city: z.enum(["서울", "부산"]) }), execute: async ({ city }) => (heard.push(city), `${city}: 맑음`) }) };
+  const request = { model: provider(model), ...prompt, maxOutputTokens: 200, tools, toolChoice: "required" };
+  const reply = await generateText(request);
+  assert(heard.length > 0 && reply.finishReason === "tool-calls" && reply.toolResults[0].output === `${heard[0]}: 맑음`);
+  const stream = streamText(request);
+  assert.equal((await stream.toolCalls)[0].input.city, heard[0]);
+  const steps = await generateText({ ...request, toolChoice: "auto", stopWhen: stepCountIs(3) });
+  assert(steps.steps.length >= 1);
+  return heard[0];
+});
+
+await check("ai: Responses, embeddings, and Anthropic's messages", async () => {
+  const newer = createOpenAI({ baseURL: options.baseURL, apiKey: key });
+  assert.equal((await generateText({ model: newer.responses(model), ...prompt })).text, text);
+  const stream = streamText({ model: newer.responses(model), ...prompt });
+  assert.equal(await stream.text, text);
+  assert((await embed({ model: provider.textEmbeddingModel(model), value: "하늘" })).embedding.length > 8);
+  const messages = createAnthropic({ baseURL: options.baseURL, apiKey: key });
+  assert.equal((await generateText({ model: messages(model), ...prompt })).text, text);
+  assert.equal(await streamText({ model: messages(model), ...prompt }).text, text);
 });
 
 await check("ai: fields of the provider pass through, errors carry the message", async () => {

@@ -31,11 +31,17 @@ def before_call(_, case, kwargs):
     if "prompt" in fields or "messages" in fields:
         if case.path.startswith("/v1/"):
             fields["max_tokens"] = 6
+            fields.pop("tool_choice", None)
             if "tools" in fields:
                 fields["tools"] = TOOLS if case.path == "/v1/chat/completions" else []
-                fields.pop("tool_choice", None)
-            else:  # Three of eight have an answer of a given form.
+            elif case.path != "/v1/messages":  # Three of eight have an answer of a given form.
                 fields |= FORMS.get(len(str(fields)) % 8, {})
+    if "input" in fields and case.path == "/v1/responses":
+        fields |= {"max_output_tokens": 6, "tools": []}
+        fields.pop("tool_choice", None)
+        fields.pop("text", None)
+    if "dimensions" in fields:
+        fields["dimensions"] = within(fields["dimensions"], 1, 64)
     if isinstance(fields.get("logprobs"), int) and not isinstance(fields["logprobs"], bool):
         fields["logprobs"] = within(fields["logprobs"], 0, 5)
     if "top_logprobs" in fields:

@@ -25,6 +25,7 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod lockstep;
+pub mod train;
 
 /// Most rows that the gemv and the decode attention take; more rows go to the gemm and the prefill attention.
 pub const DECODE_ROWS: usize = crate::tiles::DECODE_ROWS as usize;
@@ -91,10 +92,10 @@ impl<B: Backend> SamplerState<B> {
         })
     }
 
-    /// Bytes of the buffers.
+    /// Bytes of the buffers; an outbox has a word of the device for each sequence, and is not counted.
     pub fn bytes(vocab: usize, sequences: usize) -> u64 {
-        let words = sequences * (2 * vocab + vocab.div_ceil(32)) + Sample::scratch(DECODE_ROWS.min(sequences), vocab);
-        4 * words as u64
+        let of_sequence = crate::tiles::SAMPLE_PARAMS as usize + 2 * vocab + vocab.div_ceil(32);
+        4 * (sequences * of_sequence + Sample::scratch(DECODE_ROWS.min(sequences), vocab)) as u64
     }
 }
 
@@ -130,8 +131,14 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn supports(&self, _config: &Config) -> Result<()> {
         Ok(())
     }
+    /// Bytes of memory of its own that products of up to `rows` rows of a model take.
+    fn workspace_bytes(_config: &Config, _rows: usize) -> u64 {
+        0
+    }
     /// Products of as many as `rows` rows are to come: time to begin what these need.
-    fn expect_rows(&self, _rows: usize) {}
+    fn expect_rows(&self, _config: &Config, _rows: usize) -> Result<()> {
+        Ok(())
+    }
     /// A buffer of zeros.
     fn alloc<T: Element>(&self, len: usize) -> Result<Self::Buf<T>>;
     /// Writes `src` to `dst[at..]`.
@@ -140,6 +147,11 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn copy<T: Element>(&self, buf: &mut Self::Buf<T>, to: usize, from: usize, len: usize) -> Result<()>;
     /// Reads `src[at..]` into `dst`; waits for the ops that write it.
     fn read<T: Element>(&self, dst: &mut [T], src: &Self::Buf<T>, at: usize) -> Result<()>;
+    /// Whether a stack of quantized tensors can go to [`Backend::weights`] as it is, and the bytes of it there then. All others
+    /// are [plain](Tensor::is_plain).
+    fn keeps(_stack: &[Tensor]) -> Option<u64> {
+        None
+    }
     /// For each stack of tensors the matrix of them one below the other, converted to what the backend computes with;
     /// `progress` gets the bytes of the files as they are done.
     fn weights(&self, stacks: &[Vec<Tensor>], progress: &mut dyn FnMut(u64)) -> Result<Vec<Self::Weight>>;
@@ -364,7 +376,7 @@ pub trait Backend: Sized + Send + Sync + 'static {
 
 pub mod definition {
     //! What the fused ops compute, in terms of the others. A backend that overrides one is compared with this by
-    //! `tests/ops.rs` and by [`crate::backend::lockstep`].
+    //! `tests/ops` and by [`crate::backend::lockstep`].
     use super::{Backend, NormGateUp, NormHead, NormHeadArgmax, NormQkvRopeAppend, Out, Result};
 
     /// `qkv = norm(x) w^T`, q and k rotated, k and v appended to the cache.

@@ -50,6 +50,10 @@ pub struct aoji_event {
     pub(super) prompt_seconds: f64,
     /// Seconds from then to the last token.
     pub(super) decode_seconds: f64,
+    /// Guesses of tokens that were tried.
+    pub(super) drafted_tokens: usize,
+    /// Of these, the ones that were right.
+    pub(super) accepted_tokens: usize,
 }
 
 /// An event without what only one of its kind has.
@@ -65,5 +69,7 @@ pub(super) fn event(kind: aoji_event_kind, t: Timings) -> aoji_event {
         tokens: t.tokens,
         prompt_seconds: t.prompt_seconds,
         decode_seconds: t.decode_seconds,
+        drafted_tokens: t.drafted_tokens,
+        accepted_tokens: t.accepted_tokens,
     }
 }

@@ -7,7 +7,7 @@ use super::{
     session::{Inner, aoji_session, with},
     text,
 };
-use crate::{Event, FinishReason, GenerateOptions, Result, Sampling, Session};
+use crate::{Event, FinishReason, GenerateOptions, Result, Sampling, Session, Speculate};
 use std::{
     ffi::{c_char, c_void},
     ptr,
@@ -73,6 +73,12 @@ pub struct aoji_generate_options {
     prompt_progress: aoji_prompt_progress,
     /// First argument of `prompt_progress`.
     user: *mut c_void,
+    /// Not 0: the next tokens are guessed by what was there before; the text is the same and comes faster where it repeats.
+    speculate: i32,
+    /// Tokens that may come, which are guesses too; `speculate` need not be set for them.
+    prediction: *const u32,
+    /// How many.
+    prediction_count: usize,
 }
 
 /// Told each event, which is valid until it returns; not 0 ends the generation. It must come back: no exception and no longjmp.
@@ -132,12 +138,13 @@ fn cancelled(by: &str) -> Failure {
 unsafe fn generate_options(given: &aoji_generate_options) -> Result<GenerateOptions> {
     let or_one = |x: f32| if x == 0.0 { 1.0 } else { x };
     // SAFETY: lists and texts, as the caller promises.
-    let (bias, stop, stop_ids) = unsafe {
+    let (bias, stop, stop_ids, prediction) = unsafe {
         let stop = elements("stop", given.stop, given.stop_count)?.iter();
         (
             elements("logit_bias", given.logit_bias, given.logit_bias_count)?,
             stop.map(|&s| text("stop", s).map(String::from)).collect::<Result<Vec<_>>>()?,
             elements("stop_ids", given.stop_ids, given.stop_id_count)?,
+            elements("prediction", given.prediction, given.prediction_count)?,
         )
     };
     Ok(GenerateOptions {
@@ -159,6 +166,8 @@ unsafe fn generate_options(given: &aoji_generate_options) -> Result<GenerateOpti
         keep_special: given.keep_special != 0,
         stop_ids: stop_ids.to_vec(),
         ignore_eos: given.ignore_eos != 0,
+        speculate: if given.speculate != 0 { Speculate::Ngram } else { Speculate::Off },
+        prediction: prediction.to_vec(),
     })
 }
 

@@ -5,6 +5,7 @@ use crate::{
         load::Engine,
         sampler::Sampling,
         session::{Decode, Session},
+        speculate::{Drafter, Speculate},
     },
     error::{Error, Result},
     text::{Found, StopStrings, TokenStream, Tokenizer},
@@ -29,6 +30,29 @@ pub struct GenerateOptions {
     pub stop_ids: Vec<u32>,
     /// The model's own end-of-text ids do not end the text.
     pub ignore_eos: bool,
+    /// Where guesses of the next tokens come from: the text comes faster where they are right, and is the same.
+    pub speculate: Speculate,
+    /// Tokens that may come, such as those of a text that is to be changed in a few places: guesses too, with any `speculate`.
+    pub prediction: Vec<u32>,
+}
+
+impl GenerateOptions {
+    fn check_prediction(&self, engine: &Engine) -> Result<()> {
+        let (n, max, vocab) = (self.prediction.len(), engine.max_context(), engine.config().vocab);
+        if n > max {
+            return Err(Error::Input(format!("a prediction of {n} tokens: the context has {max}")));
+        }
+        match self.prediction.iter().find(|t| **t as usize >= vocab) {
+            Some(t) => Err(Error::Input(format!("prediction: token {t} is not below the vocabulary's {vocab}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// What guesses the next tokens of a text that goes on after `prompt` with up to `room` tokens, if anything does.
+    pub(crate) fn drafter(&self, prompt: &[u32], room: usize) -> Option<Drafter> {
+        let wanted = self.speculate != Speculate::Off || !self.prediction.is_empty();
+        wanted.then(|| Drafter::new(prompt.len(), &self.prediction, self.max_tokens.unwrap_or(room).min(room)))
+    }
 }
 
 /// Why a text ended.
@@ -56,6 +80,10 @@ pub struct Timings {
     pub decode_seconds: f64,
     /// Seconds from the start to the first token.
     pub first_token_seconds: f64,
+    /// Guesses of tokens that were tried; see [`GenerateOptions::speculate`].
+    pub drafted_tokens: usize,
+    /// Of these, the ones that were right.
+    pub accepted_tokens: usize,
 }
 
 impl Timings {
@@ -121,6 +149,7 @@ impl Writer {
     /// `Input` for options out of range.
     pub fn new(engine: &Engine, options: &GenerateOptions, prompt: &[u32], room: usize) -> Result<Writer> {
         options.sampling.check(engine.config().vocab)?;
+        options.check_prediction(engine)?;
         let (stops, stop) = (StopStrings::new(options.stop.clone())?, options.stop.clone());
         if !options.stop.is_empty() {
             engine.tokenizer()?; // stop strings need text
@@ -222,10 +251,15 @@ impl Session {
         if !complete {
             return Ok(None);
         }
+        let room = self.max_tokens() - prompt.len();
+        let mut drafter = options.drafter(prompt, room);
+        if let Some(drafter) = &mut drafter {
+            drafter.read(prompt); // meanwhile the device computes
+        }
         self.wait()?; // a device computes behind the host's back, and the time is the prompt's
         let prompt_seconds = begin.elapsed().as_secs_f64();
         let timings = Timings { prompt_tokens: prompt.len(), reused_tokens, prompt_seconds, ..Timings::default() };
-        let decode = self.decode(&options.sampling, writer.stop_ids())?;
+        let decode = self.decode_with(&options.sampling, writer.stop_ids(), drafter, writer.left())?;
         Ok(Some(Generation { decode, writer, queue: VecDeque::new(), begin, timings, done: false }))
     }
 }
@@ -243,6 +277,7 @@ impl Generation<'_> {
             None => self.writer.finish(FinishReason::Length, None),
             Some(token) => {
                 self.timings.count(self.begin);
+                (self.timings.drafted_tokens, self.timings.accepted_tokens) = self.decode.drafted();
                 self.queue.push_back(Event::Token(token));
                 self.writer.push(token)
             }

@@ -2,10 +2,13 @@
 
 use crate::{
     backend::{Backend, cpu::Cpu},
-    engine::timeline::{AnyLoaded, AnyTimeline, Loaded},
+    engine::{
+        batch::BatchOptions,
+        timeline::{AnyLoaded, AnyTimeline, Loaded},
+    },
     error::{Error, Result},
     files::{ModelFiles, Source, Startup, config::Config, join},
-    model::{Model, plan::Plan},
+    model::{Kept, Model, plan::Plan},
     text::{Template, Tokenizer},
 };
 use half::bf16;
@@ -70,12 +73,15 @@ pub struct Options {
     /// Threads that compute on the CPU, of this engine alone; when absent one a physical core, which all such engines of the process
     /// share. The results are the same.
     pub threads: Option<NonZeroUsize>,
+    /// Quantized weights become bf16 on a GPU too: as much memory and time as without quantization. Without it they stay what
+    /// they are where kernels take them; the values are the same, sums are rounded elsewhere.
+    pub widen: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let (device, activations) = (Device::default(), Activations::default());
-        Options { device, activations, context: None, sequences: 1, threads: None }
+        Options { device, activations, context: None, sequences: 1, threads: None, widen: false }
     }
 }
 
@@ -91,6 +97,7 @@ struct Inner {
     device: String,
     is_gpu: bool,
     plan: Plan,
+    kept: Kept,
     startup: Startup,
 }
 
@@ -196,18 +203,19 @@ impl Engine {
     ) -> Result<Engine> {
         let ModelFiles { mut config, weights, template, lora, .. } = files;
         b.supports(&config)?;
+        let kept = Kept::of::<B>(&config, &weights, options.widen);
         let plan =
-            Plan::choose::<B>(&config, config.weight_bytes(), options.context, options.sequences, b.free_memory()?)?;
+            Plan::choose::<B>(&config, kept.bytes(&config), options.context, options.sequences, b.free_memory()?)?;
         tracing::info!("{}: {plan}", b.name());
-        if options.sequences == 1 {
-            b.expect_rows(plan.context.min(B::CHUNK)); // a batch's parts of a prompt are smaller
-        }
+        // a batch's parts of a prompt are smaller than the chunks of a session's
+        let most = if options.sequences == 1 { B::CHUNK } else { *BatchOptions::CHUNK.end() };
+        b.expect_rows(&config, plan.context.min(most))?;
         let (mut done, total) = (0, weights.bytes());
         let mut add = |bytes| {
             done += bytes;
             progress(done, total);
         };
-        let load = || Model::load(&b, &config, &weights, &lora, plan.context, &mut add);
+        let load = || Model::load(&b, &config, &weights, &lora, plan.context, options.widen, &mut add);
         if plan.context > config.rope_fixed_until() {
             let trained = config.rope_fixed_until();
             tracing::info!(
@@ -219,7 +227,7 @@ impl Engine {
         b.synchronize()?;
         let (device, is_gpu) = (b.name(), B::IS_GPU);
         let (loaded, startup) = (Arc::new(Loaded { b, model }), startup.clone());
-        Ok(Engine(Arc::new(Inner { config, tokenizer, template, loaded, device, is_gpu, plan, startup })))
+        Ok(Engine(Arc::new(Inner { config, tokenizer, template, loaded, device, is_gpu, plan, kept, startup })))
     }
 
     /// So many empty sequences with room for `max_tokens` tokens each.
@@ -243,6 +251,11 @@ impl Engine {
     /// Memory that the model and one session take.
     pub fn plan(&self) -> &Plan {
         &self.0.plan
+    }
+
+    /// What its quantized weights change, where they stay so.
+    pub fn kept(&self) -> Kept {
+        self.0.kept
     }
 
     /// Name of the device, for people.

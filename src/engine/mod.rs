@@ -5,10 +5,12 @@ mod load;
 mod sampler;
 pub mod score;
 mod session;
+mod speculate;
 mod timeline;
 
-pub use batch::{Batch, BatchOptions, Constraint, Finish, Job, JobEvent, JobId, Load, TokenLogprobs};
+pub use batch::{Batch, BatchOptions, Constraint, Finish, Job, JobEvent, JobId, Load, Pooling, TokenLogprobs};
 pub use generate::{Event, FinishReason, GenerateOptions, Generation, StoppedBy, Timings};
 pub use load::{Activations, Device, Engine, Options};
 pub use sampler::Sampling;
 pub use session::{Decode, Session};
+pub use speculate::{Draft, Drafter, Speculate};

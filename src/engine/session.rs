@@ -1,15 +1,20 @@
 //! A session: one timeline of tokens with its KV cache.
 
 use crate::{
+    backend::DECODE_ROWS,
     engine::{
         load::Engine,
         sampler::Sampling,
         score::{Scores, Trie},
+        speculate::{Costs, Drafter, share},
         timeline::{AnyTimeline, Branch, Row},
     },
     error::{Error, Result},
 };
-use std::time::Duration;
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 /// One mutable timeline: tokens, their keys and values, and the logits after the last.
 ///
@@ -25,6 +30,8 @@ pub struct Session {
     max_tokens: usize,
     /// Continuations that are scored in one pass: sequences of the timeline.
     branches: usize,
+    /// What its steps take.
+    costs: Costs,
 }
 
 impl Engine {
@@ -59,7 +66,16 @@ impl Engine {
 impl Session {
     fn new(engine: Engine, timeline: Box<dyn AnyTimeline>, max_tokens: usize, branches: usize) -> Session {
         let tokens = Vec::with_capacity(max_tokens); // a step allocates nothing
-        Session { engine, timeline, tokens, computed: 0, has_logits: false, max_tokens, branches }
+        Session {
+            engine,
+            timeline,
+            tokens,
+            computed: 0,
+            has_logits: false,
+            max_tokens,
+            branches,
+            costs: Costs::default(),
+        }
     }
 
     /// The engine that made it.
@@ -131,6 +147,16 @@ impl Session {
         }
         self.has_logits = true;
         Ok((reused, true))
+    }
+
+    /// From here on steps take as many guesses as chance will have, whatever they cost.
+    pub(crate) fn try_drafts(&mut self, seed: u64) {
+        self.costs = Costs::trial(seed);
+    }
+
+    /// Milliseconds of the steps of decodings with guesses, by their rows.
+    pub(crate) fn step_ms(&self) -> Vec<(usize, f64)> {
+        self.costs.measured().map(|(rows, seconds)| (rows, seconds * 1e3)).collect()
     }
 
     /// Waits for everything asked of the device.
@@ -253,13 +279,27 @@ impl Session {
     /// # Errors
     /// `Input` when an option is out of range; when the timeline is empty.
     pub fn decode(&mut self, sampling: &Sampling, stop_ids: &[u32]) -> Result<Decode<'_>> {
+        self.decode_with(sampling, stop_ids, None, usize::MAX)
+    }
+
+    /// [`Session::decode`] with guesses of the next tokens, of which at most `most` are wanted.
+    pub(crate) fn decode_with(
+        &mut self,
+        sampling: &Sampling,
+        stop_ids: &[u32],
+        drafter: Option<Drafter>,
+        most: usize,
+    ) -> Result<Decode<'_>> {
         if !self.has_logits {
             let tokens = self.tokens.clone();
             self.sync(&tokens)?;
         }
         self.timeline.sampler(0, &self.tokens, sampling, stop_ids, false)?;
         self.has_logits = false;
-        Ok(Decode { computed: self.tokens.len(), session: self, chosen: Vec::with_capacity(1), failed: false })
+        let left = most.min(self.max_tokens - self.tokens.len());
+        let speculation = drafter.map(|drafter| Speculation::new(drafter, left));
+        let (chosen, ready) = (Vec::with_capacity(1), VecDeque::with_capacity(DECODE_ROWS));
+        Ok(Decode { computed: self.tokens.len(), session: self, last: None, chosen, ready, speculation, failed: false })
     }
 }
 
@@ -291,9 +331,46 @@ pub struct Decode<'a> {
     session: &'a mut Session,
     /// Tokens whose keys and values are in the cache, without steps that are enqueued ahead.
     computed: usize,
-    /// The last step's token; empty before the first.
+    /// The token after those; `None` before the first.
+    last: Option<u32>,
+    /// The token of a step.
     chosen: Vec<u32>,
+    /// Chosen tokens that were not given yet.
+    ready: VecDeque<u32>,
+    speculation: Option<Speculation>,
     failed: bool,
+}
+
+/// What a decoding with guesses has besides.
+struct Speculation {
+    drafter: Drafter,
+    /// Tokens that may still be chosen.
+    left: usize,
+    /// The rows that the timeline decodes are not where the text is.
+    moved: bool,
+    /// Guesses that the next step takes, of the one sequence.
+    taken: Vec<usize>,
+    /// The last token and the guesses.
+    rows: Vec<Row>,
+    drafted: usize,
+    accepted: usize,
+}
+
+impl Speculation {
+    fn new(drafter: Drafter, left: usize) -> Speculation {
+        let (taken, rows) = (Vec::with_capacity(1), Vec::with_capacity(DECODE_ROWS));
+        Speculation { drafter, left, moved: false, taken, rows, drafted: 0, accepted: 0 }
+    }
+
+    /// Makes `rows` those of the next step.
+    fn plan(&mut self, costs: &mut Costs, token: u32, pos: usize) {
+        let drafts = self.drafter.drafts(self.left.saturating_sub(1).min(DECODE_ROWS - 1));
+        share(costs, &[drafts], &mut self.taken);
+        let tokens = drafts[..self.taken[0]].iter().map(|d| d.token);
+        self.rows.clear();
+        let rows = std::iter::once(token).chain(tokens).zip(pos..);
+        self.rows.extend(rows.map(|(token, pos)| Row { sequence: 0, token, pos }));
+    }
 }
 
 impl Decode<'_> {
@@ -302,17 +379,67 @@ impl Decode<'_> {
         self.session.timeline.waited()
     }
 
+    /// Guesses that were tried, and those that were right.
+    pub(crate) fn drafted(&self) -> (usize, usize) {
+        self.speculation.as_ref().map_or((0, 0), |s| (s.drafted, s.accepted))
+    }
+
     fn advance(&mut self) -> Result<u32> {
-        let timeline = &mut self.session.timeline;
-        if self.chosen.is_empty() {
-            let token = timeline.choose(0, self.computed)?;
-            timeline.run(&[Row { sequence: 0, token, pos: self.computed }], false)?;
-            self.chosen.push(token);
-        } else {
-            timeline.next(true, &mut self.chosen)?;
-            self.computed += 1;
+        if self.ready.is_empty() {
+            match self.last {
+                None => {
+                    let timeline = &mut self.session.timeline;
+                    let token = timeline.choose(0, 0, self.computed)?;
+                    timeline.run(&[Row { sequence: 0, token, pos: self.computed }], false)?;
+                    self.ready.push_back(token);
+                }
+                Some(last) if self.speculation.is_some() => self.speculate(last)?,
+                Some(_) => {
+                    self.session.timeline.next(true, &mut self.chosen)?;
+                    self.ready.push_back(self.chosen[0]);
+                    self.computed += 1;
+                }
+            }
+            self.last = self.ready.back().copied();
+            if let Some(s) = &mut self.speculation {
+                s.left = s.left.saturating_sub(self.ready.len());
+                self.ready.iter().for_each(|&token| s.drafter.push(token));
+            }
         }
-        Ok(self.chosen[0])
+        self.ready.pop_front().ok_or_else(|| Error::Op { op: "decode", what: "a step chose no token".into() })
+    }
+
+    /// A step with guesses, or without where they are not worth it.
+    fn speculate(&mut self, last: u32) -> Result<()> {
+        let Some(s) = &mut self.speculation else { return Ok(()) };
+        let (Session { timeline, costs, .. }, begin) = (&mut *self.session, Instant::now());
+        s.plan(costs, last, self.computed);
+        let drafts = s.rows.len() - 1;
+        if drafts == 0 || timeline.ahead() > 0 {
+            if std::mem::take(&mut s.moved) {
+                timeline.run(&s.rows, false)?;
+            }
+            // steps are enqueued ahead until there is something to guess
+            timeline.next(drafts == 0, &mut self.chosen)?;
+            self.ready.push_back(self.chosen[0]);
+            self.computed += 1;
+            costs.observe(1, begin.elapsed().as_secs_f64());
+            return Ok(());
+        }
+        timeline.compute(&s.rows)?;
+        s.moved = true;
+        for row in 0..s.rows.len() {
+            self.computed += 1;
+            let token = timeline.choose(0, row, self.computed)?;
+            self.ready.push_back(token);
+            if s.rows.get(row + 1).is_none_or(|next| next.token != token) {
+                break;
+            }
+        }
+        s.drafted += drafts;
+        s.accepted += self.ready.len() - 1;
+        costs.observe(s.rows.len(), begin.elapsed().as_secs_f64());
+        Ok(())
     }
 }
 

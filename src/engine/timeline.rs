@@ -6,7 +6,7 @@ use crate::{
     error::{Error, Result},
     model::{LOGIT_ROWS, Model, Part, Rows, Scratch, kv::Kv},
     ops::{
-        Argmax, LogProb, Sample,
+        Act, Argmax, LogProb, Sample,
         sample::{IN_PROMPT, Params},
     },
     tiles::SAMPLE_PARAMS,
@@ -90,6 +90,8 @@ pub(crate) trait AnyTimeline: Send {
         pos: usize,
         each: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<()>;
+    /// Gives the hidden states of rows `first..first + rows` of the last `extend`, as the head would be given them. `[dim]` each
+    fn hidden(&mut self, first: usize, rows: usize, each: &mut dyn FnMut(&[f32])) -> Result<()>;
     /// Computes branches, at most a chunk of tokens together, and scores what may follow: `targets` are those of the last
     /// `targets.len()` tokens of all. The scores come in the order of the targets.
     fn extend_score(&mut self, branches: &[Branch], targets: &[Vec<u32>]) -> Result<Vec<Vec<TokenScore>>>;
@@ -110,8 +112,12 @@ pub(crate) trait AnyTimeline: Send {
     ) -> Result<()>;
     /// The tokens that a sequence may go on with: a bit each.
     fn mask(&mut self, sequence: usize, mask: &[u32]) -> Result<()>;
-    /// Chooses a token by row 0 of the logits, for a sequence of `len` tokens.
-    fn choose(&mut self, sequence: usize, len: usize) -> Result<u32>;
+    /// Chooses a token by a row of the logits, for a sequence of `len` tokens. Rows are asked for in rising order: those
+    /// before may be overwritten.
+    fn choose(&mut self, sequence: usize, row: usize, len: usize) -> Result<u32>;
+    /// Computes these rows, at most [`DECODE_ROWS`], and the logits after each. Several may be consecutive tokens of one
+    /// sequence: each sees those before it. What [`AnyTimeline::run`] was told counts no more.
+    fn compute(&mut self, rows: &[Row]) -> Result<()>;
     /// From here on these rows decode; steps that were enqueued ahead are no longer wanted. `keep_logits`: of each step, until
     /// the next.
     fn run(&mut self, rows: &[Row], keep_logits: bool) -> Result<()>;
@@ -165,13 +171,15 @@ enum Choice {
     Argmax,
     /// The same, in one kernel with the head: no logits are stored.
     HeadArgmax,
+    /// Not at all: the host asks for a choice of each row.
+    None,
 }
 
 impl<B: Backend> Timeline<B> {
     fn new(loaded: Arc<Loaded<B>>, sequences: usize, max_seq: usize) -> Result<Self> {
         let (b, c) = (&loaded.b, &loaded.model.config);
         let chunk = B::CHUNK.min(max_seq);
-        let s = Scratch::new(b, c, chunk.max(DECODE_ROWS.min(sequences)), LOGIT_ROWS, max_seq)?;
+        let s = Scratch::new(b, c, chunk.max(DECODE_ROWS), LOGIT_ROWS, max_seq)?;
         let kv = Kv::new(b, c, sequences, max_seq)?;
         let sampler = SamplerState::new(b, c.vocab, sequences)?;
         let (prompt, steps) = (Rows::new(b, chunk)?, Rows::new(b, DECODE_ROWS)?);
@@ -224,13 +232,16 @@ impl<B: Backend> Timeline<B> {
         let rows = run.rows.len();
         let len = run.rows.iter().map(|r| r.pos + 1 + run.enqueued).max().unwrap_or(0); // with this step's tokens
         let (kv_len, max_seq) = (bucket(len, kv.max_seq), kv.max_seq);
-        let key = (kv_len * (DECODE_ROWS + 1) + rows) * 3 + run.choice as usize;
+        let key = (kv_len * (DECODE_ROWS + 1) + rows) * 4 + run.choice as usize;
         b.replay(graphs, key, || {
             model.forward(b, s, kv, steps, rows, kv_len)?;
             if let Choice::HeadArgmax = run.choice {
                 return model.head_argmax(b, s, steps, rows, max_seq, sampler);
             }
             model.head(b, s, 0, rows)?;
+            if let Choice::None = run.choice {
+                return Ok(());
+            }
             let greedy = matches!(run.choice, Choice::Argmax);
             choose(b, greedy, rows, model.config.vocab, max_seq, steps, sampler, &s.logits)
         })?;
@@ -318,6 +329,20 @@ impl<B: Backend> AnyTimeline for Timeline<B> {
         Ok(())
     }
 
+    fn hidden(&mut self, first: usize, rows: usize, each: &mut dyn FnMut(&[f32])) -> Result<()> {
+        let Loaded { b, model } = &*self.loaded;
+        model.final_norm(b, &mut self.s, first, rows)?;
+        let dim = model.config.dim;
+        let mut acts = vec![B::Act::from_f32(0.0); rows * dim];
+        b.read(&mut acts, &self.s.xb, 0)?;
+        let mut state = vec![0f32; dim];
+        for row in acts.chunks_exact(dim) {
+            state.iter_mut().zip(row).for_each(|(x, act)| *x = act.to_f32());
+            each(&state);
+        }
+        Ok(())
+    }
+
     fn extend_score(&mut self, branches: &[Branch], targets: &[Vec<u32>]) -> Result<Vec<Vec<TokenScore>>> {
         let tokens: Vec<u32> = branches.iter().flat_map(|b| &b.tokens).copied().collect();
         match branches {
@@ -389,12 +414,23 @@ impl<B: Backend> AnyTimeline for Timeline<B> {
         self.loaded.b.write(&mut self.sampler.mask, sequence * mask.len(), mask)
     }
 
-    fn choose(&mut self, sequence: usize, len: usize) -> Result<u32> {
+    fn choose(&mut self, sequence: usize, row: usize, len: usize) -> Result<u32> {
         let Timeline { loaded, s, kv, sampler, greedy, prompt, .. } = self;
         let Loaded { b, model } = &**loaded;
+        if row > 0 {
+            b.copy(&mut s.logits, 0, row * model.config.vocab, model.config.vocab)?;
+        }
         b.write(&mut prompt.pos, 0, &[kv.place(sequence, len - 1)])?; // choosing moves on by one
         choose(b, greedy[sequence], 1, model.config.vocab, kv.max_seq, prompt, sampler, &s.logits)?;
         self.take(sequence)
+    }
+
+    fn compute(&mut self, rows: &[Row]) -> Result<()> {
+        self.run(rows, true)?;
+        self.run.choice = Choice::None;
+        self.step()?;
+        self.run = Run::default(); // of which no tokens will come
+        Ok(())
     }
 
     fn run(&mut self, rows: &[Row], keep_logits: bool) -> Result<()> {

@@ -5,8 +5,9 @@ use super::{
     gguf::Gguf,
     hub, json,
     lora::{Lora, LoraSpec},
+    model_files,
     startup::Startup,
-    synth, token_ids,
+    token_ids,
     weights::Weights,
 };
 use crate::{
@@ -80,9 +81,26 @@ impl ModelFiles {
 
 /// A model that was found: what of its files is read first, and how the others are read, each in a thread of its own.
 pub(crate) struct Source {
-    /// `None` for the embedded model.
-    dir: Option<PathBuf>,
+    place: Place,
     config: Config,
+}
+
+/// Where a model's files are.
+enum Place {
+    Embedded,
+    Dir(PathBuf),
+    /// Opened once, for all that is in it.
+    Gguf(Gguf),
+}
+
+impl Place {
+    fn path(&self) -> Option<&Path> {
+        match self {
+            Place::Embedded => None,
+            Place::Dir(dir) => Some(dir),
+            Place::Gguf(gguf) => Some(gguf.path()),
+        }
+    }
 }
 
 impl Source {
@@ -91,28 +109,27 @@ impl Source {
             if model == "demo" {
                 let path = Path::new("(embedded)/config.json");
                 let config = Config::from_json(path, demo::CONFIG, Some(demo::GENERATION))?;
-                return Ok(Source { dir: None, config });
+                return Ok(Source { place: Place::Embedded, config });
             }
             let dir = hub::resolve(model)?;
-            let config = match dir.is_file() {
-                true => Gguf::open(&dir)?.config()?,
-                false => {
-                    // Most may be absent; one that is a link to nothing is not.
-                    synth::FILES.iter().try_for_each(|file| json::exists(&dir.join(file)).map(drop))?;
-                    Config::from_dir(&dir)?
-                }
-            };
-            Ok(Source { config, dir: Some(dir) })
+            if dir.is_file() {
+                let gguf = Gguf::open(&dir)?;
+                return Ok(Source { config: gguf.config()?, place: Place::Gguf(gguf) });
+            }
+            // Most may be absent; one that is a link to nothing is not.
+            model_files::SMALL.iter().try_for_each(|file| json::exists(&dir.join(file)).map(drop))?;
+            Ok(Source { config: Config::from_dir(&dir)?, place: Place::Dir(dir) })
         })
     }
 
     /// All but the tokenizer.
     pub fn files(&self, startup: &Startup) -> Result<ModelFiles> {
-        let (dir, config) = (self.dir.clone(), self.config.clone());
+        let (dir, config) = (self.place.path().map(PathBuf::from), self.config.clone());
         startup.time("files", 0, || {
-            let (weights, template) = match &dir {
-                None => (Weights::embedded(demo::WEIGHTS, &config)?, Template::Aog),
-                Some(dir) => (Weights::open(dir, &config)?, Template::for_model(Some(dir))?),
+            let (weights, template) = match &self.place {
+                Place::Embedded => (Weights::embedded(demo::WEIGHTS, &config)?, Template::Aog),
+                Place::Dir(dir) => (Weights::open(dir, &config)?, Template::for_model(Some(dir))?),
+                Place::Gguf(gguf) => (gguf.weights(&config)?, Template::of_gguf(gguf)?),
             };
             Ok(ModelFiles { dir, config, weights, tokenizer: None, template, lora: Vec::new() })
         })
@@ -120,15 +137,22 @@ impl Source {
 
     /// The longest of them to read: Llama 3's is 9 MB of JSON.
     pub fn tokenizer(&self, startup: &Startup) -> Result<Option<Tokenizer>> {
-        let file = |dir: &PathBuf| if dir.is_file() { dir.clone() } else { dir.join("tokenizer.json") };
-        let path = self.dir.as_ref().map(file);
-        let bytes = path.as_ref().and_then(|path| fs::metadata(path).ok());
-        let bytes = bytes.map_or(demo::TOKENIZER.len() as u64, |m| m.len());
+        let path = match &self.place {
+            Place::Embedded => PathBuf::from("(embedded)/tokenizer.json"),
+            Place::Dir(dir) => dir.join("tokenizer.json"),
+            Place::Gguf(gguf) => gguf.path().into(),
+        };
+        let bytes = match &self.place {
+            Place::Embedded => demo::TOKENIZER.len() as u64,
+            Place::Dir(_) => fs::metadata(&path).map_or(0, |m| m.len()),
+            Place::Gguf(gguf) => gguf.header_bytes(),
+        };
         startup.time("tokenizer", bytes, || {
-            let (Some(dir), Some(path)) = (&self.dir, path) else {
-                return Tokenizer::from_bytes("(embedded)/tokenizer.json", demo::TOKENIZER).map(Some);
+            let tokenizer = match &self.place {
+                Place::Embedded => Some(Tokenizer::from_bytes(&path, demo::TOKENIZER)?),
+                Place::Dir(dir) => Tokenizer::from_dir(dir)?,
+                Place::Gguf(gguf) => Tokenizer::of_gguf(gguf)?,
             };
-            let tokenizer = Tokenizer::from_dir(dir)?;
             if let Some(tokenizer) = &tokenizer {
                 warn_beyond(&path, tokenizer, self.config.vocab);
             }
@@ -139,7 +163,7 @@ impl Source {
     /// The tokenizer again, after the ids that begin and end a text are set as it knows them. Our own files agree, and a GGUF
     /// file is one.
     pub fn settled(&self, config: &mut Config, tokenizer: Option<Tokenizer>) -> Result<Option<Tokenizer>> {
-        if let (Some(dir), Some(tokenizer)) = (self.dir.as_ref().filter(|dir| dir.is_dir()), &tokenizer) {
+        if let (Place::Dir(dir), Some(tokenizer)) = (&self.place, &tokenizer) {
             token_ids::settle(config, dir, tokenizer)?;
         }
         Ok(tokenizer)

@@ -10,7 +10,10 @@ use std::path::{Path, PathBuf};
 
 use crate::{
     error::{Error, Result},
-    files::{gguf, json},
+    files::{
+        gguf, json,
+        model_files::{CONFIG, INDEX, SINGLE},
+    },
 };
 
 /// Finds the directory of a model: `name` itself when it is a directory, else `OWNER/NAME` or `OWNER/NAME@REVISION` in the
@@ -29,6 +32,7 @@ pub fn resolve(name: &str) -> Result<PathBuf> {
 
 fn resolve_in(name: &str, cache: Option<&Cache>) -> Result<PathBuf> {
     let path = Path::new(name);
+    json::exists(path)?; // a link that leads nowhere is no name of a repository
     if path.is_dir() {
         return gguf::choose(path);
     }
@@ -65,10 +69,23 @@ fn resolve_in(name: &str, cache: Option<&Cache>) -> Result<PathBuf> {
         },
     };
     let found = gguf::choose(&snapshot)?;
-    if found.is_dir() && !json::exists(&snapshot.join("config.json"))? {
-        return Err(Error::file(snapshot, format!("has no config.json; fetch the model with `aoji pull {repo}`")));
+    if found.is_dir() {
+        let has = |name: &str| json::exists(&snapshot.join(name));
+        if !has(CONFIG)? {
+            return Err(Error::file(snapshot, format!("has no {CONFIG}; fetch the model with `aoji pull {repo}`")));
+        }
+        if !has(SINGLE)? && !has(INDEX)? && is_unfinished(&cache.repo_dir(&repo)) {
+            let what = format!("has no weights, their download was interrupted; `aoji pull {repo}` goes on with it");
+            return Err(Error::file(snapshot, what));
+        }
     }
     Ok(found)
+}
+
+/// Whether a download into the directory of a repository has not ended.
+fn is_unfinished(repo: &Path) -> bool {
+    let blobs = fs::read_dir(repo.join("blobs")).into_iter().flatten().flatten();
+    blobs.map(|entry| entry.file_name()).any(|name| name.as_encoded_bytes().ends_with(b".incomplete"))
 }
 
 /// The name of a repository, `OWNER/NAME`.

@@ -34,9 +34,13 @@ pub(crate) fn read_optional(path: &Path) -> Result<Option<String>> {
     }
 }
 
-/// Reads JSON, and what Python's `json` writes besides: `NaN`, `Infinity` and `-Infinity` become strings of that spelling, so
+/// What some editors begin a text with.
+pub(crate) const BYTE_ORDER_MARK: char = '\u{feff}';
+
+/// Reads JSON, after a byte order mark too, and what Python's `json` writes besides: `NaN`, `Infinity` and `-Infinity` become strings of that spelling, so
 /// that only who needs a number there refuses them.
 pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> serde_json::Result<T> {
+    let text = text.trim_start_matches(BYTE_ORDER_MARK);
     serde_json::from_str(text).or_else(|e| match quoted(text) {
         Cow::Borrowed(_) => Err(e),
         Cow::Owned(text) => serde_json::from_str(&text),
@@ -77,6 +81,7 @@ mod tests {
         let all = r#"{"a": NaN, "b": [Infinity,-Infinity], "c\"": "NaN \\", "d": -1, "e": "\\\"Infinity"}"#;
         let want = json!({"a": "NaN", "b": ["Infinity", "-Infinity"], "c\"": "NaN \\", "d": -1, "e": "\\\"Infinity"});
         assert_eq!(read(all), Some(want));
+        assert_eq!(read("\u{feff}{\"a\": NaN}"), Some(json!({"a": "NaN"})));
         for wrong in ["", "{", "{\"a\": nan}", "{\"a\": NaNo}", "{\"a\": NaN", "{NaN: 1, }"] {
             assert_eq!(read(wrong), None, "{wrong}");
         }

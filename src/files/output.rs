@@ -1,12 +1,14 @@
 //! Directories that are being written: every file has another name until all are whole.
 //!
-//! A file `NAME` is written as `NAME.incomplete` and takes its name when all files of the directory are there. What fails leaves
-//! nothing behind, and what is killed leaves no file that looks whole; the next run clears it away. Files get the modes that the
-//! process gives new files, whatever they are copied from, and errors of writing name the file that was to be.
+//! A file `NAME` is written as `NAME.incomplete` and takes its name when all files of the directory are there and on the disk. What
+//! fails leaves nothing behind, and what is killed leaves no file that looks whole; the next run clears it away. A directory that is
+//! refused stays as it was. Files get the modes that the process gives new files, whatever they are copied from, and errors of
+//! writing name the file that was to be.
 
+use super::model_files;
 use crate::error::{Error, Result};
 use std::{
-    fs::{self, File, TryLockError},
+    fs::{self, File, OpenOptions, TryLockError},
     io::{Read, Write},
     path::{Path, PathBuf},
 };
@@ -22,6 +24,10 @@ pub struct Output {
     created: bool,
     /// Keeps others from clearing away what is being written.
     lock: Option<File>,
+    /// Of the model that is replaced.
+    old: Vec<PathBuf>,
+    /// The only file that is written, in a directory with files of others.
+    single: Option<String>,
     names: Vec<String>,
     finished: bool,
 }
@@ -37,30 +43,102 @@ impl Output {
     /// Begins a directory, which must be absent or empty but for what a run that was killed has left.
     ///
     /// # Errors
-    /// [`Error::Input`] when it is in use, [`Error::Io`] when it cannot be made.
+    /// [`Error::Input`] when it is in use or has other files, [`Error::Io`] when it cannot be made.
     pub fn begin(dir: &Path) -> Result<Output> {
+        let output = Output::open(dir)?;
+        match output.old.first() {
+            None => output.cleared(),
+            Some(_) => Err(Error::Input(format!("{} is not empty; name a new directory", dir.display()))),
+        }
+    }
+
+    /// Begins a directory that may have a model, which stays until the new one is whole.
+    ///
+    /// # Errors
+    /// Those of [`Output::begin`]; [`Error::Input`] when it has a file that is none of a model.
+    pub fn replace(dir: &Path) -> Result<Output> {
+        let output = Output::open(dir)?;
+        let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        match output.old.iter().find(|path| !path.is_file() || !model_files::belongs(&name(path))) {
+            None => output.cleared(),
+            Some(other) => Err(Error::Input(format!(
+                "{} is none of a model's files; a directory with such is not replaced: name another one",
+                other.display()
+            ))),
+        }
+    }
+
+    /// Begins one file, in a directory that may have others.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when there is such a file and it is not to be replaced, [`Error::Io`] when its directory cannot be made.
+    pub fn file(path: &Path, replace: bool) -> Result<Output> {
+        let Some(name) = path.file_name().and_then(|name| name.to_str()).filter(|_| !path.is_dir()) else {
+            return Err(Error::Input(format!("{} is not the name of a file", path.display())));
+        };
+        if path.exists() && !replace {
+            return Err(Error::Input(format!("{} is there already; name a new file", path.display())));
+        }
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf();
+        fs::create_dir_all(&dir).map_err(Error::io(&dir))?;
+        let (single, names) = (Some(name.to_string()), Vec::new());
+        Ok(Output { dir, created: false, lock: None, old: Vec::new(), single, names, finished: false })
+    }
+
+    /// Begins files that come to the others of a directory, and replace those of the same names.
+    pub fn beside(dir: &Path) -> Output {
+        let dir = dir.to_path_buf();
+        Output { dir, created: false, lock: None, old: Vec::new(), single: None, names: Vec::new(), finished: false }
+    }
+
+    /// Finds what is in a directory, and keeps others from writing it.
+    fn open(dir: &Path) -> Result<Output> {
         let created = !dir.exists();
         fs::create_dir_all(dir).map_err(Error::io(dir))?;
-        let mut output = Output::beside(dir);
-        output.created = created;
+        let dir = dir.to_path_buf();
+        let mut output =
+            Output { dir, created, lock: None, old: Vec::new(), single: None, names: Vec::new(), finished: false };
+        let dir = &output.dir;
         // Some file systems have no locks; then nothing warns of a second writer.
         if let Ok(lock) = File::open(dir) {
             if matches!(lock.try_lock(), Err(TryLockError::WouldBlock)) {
                 output.created = false;
-                return Err(Error::Input(format!("another process is writing {}", dir.display())));
+                return Err(Error::Input(format!("another process is writing {}", output.dir.display())));
             }
             output.lock = Some(lock);
         }
-        discard(dir)?;
-        match fs::read_dir(dir).map_err(Error::io(dir))?.next() {
-            Some(_) => Err(Error::Input(format!("{} is not empty; name a new directory", dir.display()))),
-            None => Ok(output),
-        }
+        output.old = entries(dir)?.into_iter().filter(|path| !is_unfinished(path)).collect();
+        Ok(output)
     }
 
-    /// Files that come to the others of a directory, and replace those of the same names.
-    pub fn beside(dir: &Path) -> Output {
-        Output { dir: dir.into(), created: false, lock: None, names: Vec::new(), finished: false }
+    /// Without what a run that was killed has left.
+    fn cleared(self) -> Result<Output> {
+        discard(&self.dir)?;
+        Ok(self)
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The file that [`Output::file`] writes.
+    pub(super) fn single(&self) -> Option<&str> {
+        self.single.as_deref()
+    }
+
+    /// What a program does just before it ends in the middle: removes what is unfinished.
+    pub fn abandon(&self) -> impl Fn() + Send + 'static {
+        let (dir, created) = (self.dir.clone(), self.created);
+        let single = self.single.as_ref().map(|name| self.unfinished(name));
+        move || {
+            // The program ends; there is nobody to tell.
+            let _ =
+                single.as_ref().map_or_else(|| discard(&dir), |path| fs::remove_file(path).map_err(Error::io(path)));
+            if created {
+                let _ = fs::remove_dir(&dir);
+            }
+        }
     }
 
     fn unfinished(&self, name: &str) -> PathBuf {
@@ -70,7 +148,14 @@ impl Output {
     /// Begins a file of the directory.
     pub fn create(&mut self, name: &str) -> Result<Target> {
         let path = self.dir.join(name);
-        let file = File::create(self.unfinished(name)).map_err(Error::io(&path))?;
+        let open = OpenOptions::new().write(true).create(true).truncate(false).open(self.unfinished(name));
+        let file = open.map_err(Error::io(&path))?;
+        if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
+            return Err(Error::Input(format!("another process is writing {}", path.display())));
+        }
+        if file.metadata().is_ok_and(|m| m.is_file()) {
+            file.set_len(0).map_err(Error::io(&path))?; // of a run that was killed
+        }
         self.names.push(name.into());
         Ok(Target { path, file })
     }
@@ -87,13 +172,25 @@ impl Output {
         self.create(name)?.copy(from, &mut file, u64::MAX)
     }
 
-    /// Gives all files their names, in the order in which they were begun.
+    /// Gives all files their names, in the order in which they were begun, once their bytes are on the disk; a machine that
+    /// stops finds the whole or nothing.
     pub fn finish(mut self) -> Result<()> {
+        for name in &self.names {
+            let file = OpenOptions::new().write(true).open(self.unfinished(name));
+            file.and_then(|file| file.sync_all()).map_err(Error::io(self.dir.join(name)))?;
+        }
+        // What is neither the old model nor the new one must not open: config.json goes first and comes last.
+        self.old.sort_by_key(|path| !path.ends_with(model_files::CONFIG));
+        for path in &self.old {
+            fs::remove_file(path).map_err(Error::io(path))?;
+        }
         for name in &self.names {
             let path = self.dir.join(name);
             fs::rename(self.unfinished(name), &path).map_err(Error::io(&path))?;
         }
         self.finished = true;
+        #[cfg(unix)] // elsewhere a directory cannot be opened
+        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(Error::io(&self.dir))?;
         Ok(())
     }
 }
@@ -132,18 +229,21 @@ impl Target {
     }
 }
 
-/// Removes the unfinished files of a directory: what a run that was killed has left, or, just before it ends, this process itself.
-///
-/// # Errors
-/// [`Error::Io`] for a file that cannot be removed.
-pub fn discard(dir: &Path) -> Result<()> {
-    for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
-        let path = entry.map_err(Error::io(dir))?.path();
-        if path.to_string_lossy().ends_with(SUFFIX) {
-            fs::remove_file(&path).map_err(Error::io(&path))?;
-        }
+/// Removes the unfinished files of a directory.
+fn discard(dir: &Path) -> Result<()> {
+    for path in entries(dir)?.iter().filter(|path| is_unfinished(path)) {
+        fs::remove_file(path).map_err(Error::io(path))?;
     }
     Ok(())
+}
+
+fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(dir).map_err(Error::io(dir))?;
+    entries.map(|entry| entry.map(|entry| entry.path()).map_err(Error::io(dir))).collect()
+}
+
+fn is_unfinished(path: &Path) -> bool {
+    path.as_os_str().as_encoded_bytes().ends_with(SUFFIX.as_bytes())
 }
 
 #[cfg(test)]
@@ -188,9 +288,56 @@ mod tests {
         fs::write(out.join("left.incomplete"), "of a run that was killed").unwrap();
         drop(Output::begin(&out).unwrap());
         assert_eq!(names(&out), [""; 0]);
+        // what is refused stays as it was, unfinished files of others too
         fs::write(out.join("mine"), "").unwrap();
+        fs::write(out.join("film.incomplete"), "of another program").unwrap();
         assert!(Output::begin(&out).err().unwrap().to_string().contains("is not empty"));
-        assert_eq!(names(&out), ["mine"]);
+        assert!(Output::replace(&out).err().unwrap().to_string().contains("mine is none of a model's files"));
+        assert_eq!(names(&out), ["film.incomplete", "mine"]);
+    }
+
+    #[test]
+    fn a_model_is_replaced_when_the_new_one_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path();
+        let old = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json"];
+        old.iter().for_each(|name| fs::write(out.join(name), "old").unwrap());
+        let write = || {
+            let mut output = Output::replace(out).unwrap();
+            output.write("model.safetensors", b"new").unwrap();
+            output.write("config.json", b"new").unwrap();
+            output
+        };
+        drop(write());
+        assert_eq!(names(out), old, "what fails leaves the old one");
+        write().finish().unwrap();
+        assert_eq!(names(out), ["config.json", "model.safetensors"]);
+        assert_eq!(fs::read(out.join("config.json")).unwrap(), b"new");
+
+        // one file among others
+        let file = out.join("m.gguf");
+        let mut one = Output::file(&file, false).unwrap();
+        let mut target = one.create("m.gguf").unwrap();
+        target.write(b"gguf").unwrap();
+        let second = Output::file(&file, false).unwrap().create("m.gguf").err().unwrap().to_string();
+        assert!(second.contains("another process is writing"), "{second}");
+        assert_eq!(names(out), ["config.json", "m.gguf.incomplete", "model.safetensors"]);
+        one.abandon()();
+        assert_eq!(names(out), ["config.json", "model.safetensors"]);
+        drop((target, one));
+        let mut one = Output::file(&file, false).unwrap();
+        one.write("m.gguf", b"gguf").unwrap();
+        one.finish().unwrap();
+        assert!(Output::file(&file, false).err().unwrap().to_string().contains("is there already"));
+        assert!(Output::file(out, false).err().unwrap().to_string().contains("not the name of a file"));
+        Output::file(&file, true).unwrap();
+        fs::remove_file(&file).unwrap();
+
+        // a program that ends in the middle
+        let output = write();
+        output.abandon()();
+        std::mem::forget(output);
+        assert_eq!(names(out), ["config.json", "model.safetensors"]);
     }
 
     #[cfg(unix)]
@@ -212,9 +359,11 @@ mod tests {
         let Ok(_) = File::options().write(true).open("/dev/full") else { return };
         let full = dir.path().join("full");
         fs::create_dir(&full).unwrap();
+        let mut output = Output::begin(&full).unwrap();
         symlink("/dev/full", full.join("from.incomplete")).unwrap();
-        let error = Output::beside(&full).copy(&from).unwrap_err();
+        let error = output.copy(&from).unwrap_err();
         assert!(matches!(&error, Error::Io { path, .. } if *path == full.join("from")), "{error}");
+        drop(output);
         assert_eq!(names(&full), [""; 0]);
     }
 }

@@ -5,12 +5,10 @@
 //! by sqrt(2 n_layers) (GPT-2's rule), so that it grows by a constant factor over all layers; norm gains lie around 1,
 //! but for the last one, which sets the spread of the logits.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use half::{bf16, f16};
 use rayon::prelude::*;
-use safetensors::tensor::TensorInfo;
 use serde_json::{Value, json};
 
 use crate::{
@@ -18,13 +16,14 @@ use crate::{
     files::{
         config::{Config, Dtype},
         json,
+        model_files::{self, CONFIG},
         output::{Output, Target},
+        shards::{self, Item},
         weights::{self, Weights},
     },
 };
 
-/// Size limit of a shard unless asked otherwise: that of transformers, which made the published checkpoints.
-pub const SHARD_BYTES: u64 = 5_000_000_000;
+pub use crate::files::shards::SHARD_BYTES;
 
 /// Standard deviation of the norm gains around 1.
 const NORM_STD: f32 = 0.05;
@@ -41,17 +40,6 @@ const BATCH: usize = 1 << 24;
 
 /// Names that [`preset`] knows.
 pub const PRESETS: [&str; 2] = ["llama3-8b", "llama3.2-1b"];
-
-/// Files of a model directory besides its safetensors and their index.
-pub const FILES: [&str; 7] = [
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-];
 
 /// `config.json` of a known model by its short name: `llama3-8b` (Meta-Llama-3-8B, and so the Korean models made from
 /// it) or `llama3.2-1b`.
@@ -92,15 +80,10 @@ pub fn preset(name: &str) -> Option<String> {
     Some(format!("{config:#}\n"))
 }
 
-/// Writes a random checkpoint to the directory `out`, which must be absent or empty: safetensors of at most
-/// `shard_bytes` each (a larger tensor has one to itself), their index when there are several, and `config.json`. What fails
-/// leaves nothing behind; see [`output`](crate::output).
-///
-/// Every element is a function of the seed, the tensor's name and its place, so the same call writes the same bytes
-/// on any machine and with any number of threads. `progress` gets the bytes written and those to be written.
+/// Writes a random checkpoint to the directory `out`, which must be absent or empty; see [`write_to`].
 ///
 /// # Errors
-/// Those of [`Config::from_json`]; [`Error::Input`](crate::Error::Input) when `out` is not empty; [`Error::Io`](crate::Error::Io) when writing fails.
+/// Those of [`write_to`] and of [`Output::begin`].
 pub fn write(
     config_json: &str,
     seed: u64,
@@ -109,16 +92,32 @@ pub fn write(
     out: &Path,
     progress: impl Fn(u64, u64) + Sync,
 ) -> Result<()> {
-    let config_path = out.join("config.json");
+    write_to(config_json, seed, dtype, shard_bytes, Output::begin(out)?, progress)
+}
+
+/// Writes a random checkpoint: safetensors of at most `shard_bytes` each (a larger tensor has one to itself), their index when
+/// there are several, and `config.json`, and finishes the output.
+///
+/// Every element is a function of the seed, the tensor's name and its place, so the same call writes the same bytes
+/// on any machine and with any number of threads. `progress` gets the bytes written and those to be written.
+///
+/// # Errors
+/// Those of [`Config::from_json`]; [`Error::Io`](crate::Error::Io) when writing fails.
+pub fn write_to(
+    config_json: &str,
+    seed: u64,
+    dtype: Dtype,
+    shard_bytes: u64,
+    mut output: Output,
+    progress: impl Fn(u64, u64) + Sync,
+) -> Result<()> {
+    let config_path = output.dir().join(CONFIG);
     let config = Config::from_json(&config_path, config_json, None)?;
     let value: Value = json::parse(config_json).expect("Config::from_json has parsed it");
-    if !value["quantization_config"].is_null() {
-        let what =
-            "is that of a quantized checkpoint, and random weights are not quantized: remove quantization_config";
-        return Err(Error::Unsupported { path: config_path, what: what.into() });
+    if let Some(key) = weights::quantization_key(&value) {
+        let what = format!("is that of a quantized checkpoint, and random weights are not quantized: remove {key}");
+        return Err(Error::Unsupported { path: config_path, what });
     }
-    let mut output = Output::begin(out)?;
-
     let layout = Layout::new(&config, dtype, shard_bytes);
     let mut done = 0;
     for shard in &layout.shards {
@@ -129,7 +128,7 @@ pub fn write(
         write_shard(output.create(&shard.file)?, shard, seed, dtype, report)?;
     }
     if layout.shards.len() > 1 {
-        output.write(weights::INDEX, layout.index_json().as_bytes())?;
+        output.write(model_files::INDEX, layout.index_json().as_bytes())?;
     }
     let mut text = config_json.to_string();
     if config.dtype != dtype {
@@ -140,26 +139,18 @@ pub fn write(
         }
         text = format!("{value:#}\n");
     }
-    output.write("config.json", text.as_bytes())?;
+    output.write(CONFIG, text.as_bytes())?;
     output.finish()
 }
 
-/// Copies what belongs to a model's tokenizer, and `generation_config.json`, from one model directory to another;
-/// returns the names of the files that were there.
+/// Copies what a model directory has besides `config.json` and its weights: the tokenizer, the chat template,
+/// `generation_config.json`. Returns the names of the files that were there.
 ///
 /// # Errors
 /// [`Error::Io`](crate::Error::Io) with the file.
-pub fn copy_tokenizer(from: &Path, to: &Path) -> Result<Vec<&'static str>> {
-    let mut output = Output::beside(to);
-    let copied = copy_files(from, &mut output)?;
-    output.finish()?;
-    Ok(copied)
-}
-
-/// Copies the files of a model directory but for `config.json` and the weights.
-pub(super) fn copy_files(from: &Path, output: &mut Output) -> Result<Vec<&'static str>> {
+pub fn copy_small(from: &Path, output: &mut Output) -> Result<Vec<&'static str>> {
     let mut copied = Vec::new();
-    for file in FILES.into_iter().filter(|f| *f != "config.json") {
+    for file in model_files::SMALL.into_iter().filter(|file| *file != CONFIG) {
         let source = from.join(file);
         if json::exists(&source)? {
             output.copy(&source)?;
@@ -192,16 +183,14 @@ pub struct ShardLayout {
 impl ShardLayout {
     /// Size of the file.
     pub fn bytes(&self) -> u64 {
-        self.header.len() as u64 + self.tensors.iter().map(|t| t.bytes).sum::<u64>()
+        self.header.len() as u64 + self.tensors.iter().map(|t| t.item.bytes).sum::<u64>()
     }
 }
 
 /// A tensor to be generated.
 #[derive(Clone, Debug)]
 struct Planned {
-    name: String,
-    shape: Vec<usize>,
-    bytes: u64,
+    item: Item,
     mean: f32,
     std: f32,
 }
@@ -210,37 +199,18 @@ impl Layout {
     /// Plans the files of a checkpoint of `config`; nothing is written.
     pub fn new(config: &Config, dtype: Dtype, shard_bytes: u64) -> Layout {
         let tensors = plan(config, dtype);
-        let total_bytes = tensors.iter().map(|t| t.bytes).sum();
-
-        // First fit in the order of the modules, without looking back: transformers' rule.
-        let mut groups: Vec<Vec<Planned>> = vec![Vec::new()];
-        let mut room = shard_bytes;
-        for tensor in tensors {
-            if tensor.bytes > room && !groups.last().expect("never empty").is_empty() {
-                groups.push(Vec::new());
-                room = shard_bytes;
-            }
-            room = room.saturating_sub(tensor.bytes);
-            groups.last_mut().expect("never empty").push(tensor);
-        }
-
-        let n = groups.len();
-        let shard = |(i, mut tensors): (usize, Vec<Planned>)| {
-            let file = match n {
-                1 => weights::SINGLE.to_string(),
-                _ => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
-            };
-            tensors.sort_by(|a, b| a.name.cmp(&b.name));
-            ShardLayout { file, header: header(&tensors, dtype), tensors }
+        let total_bytes = tensors.iter().map(|t| t.item.bytes).sum();
+        let shard = |(file, mut tensors): (String, Vec<Planned>)| {
+            tensors.sort_by(|a, b| a.item.name.cmp(&b.item.name));
+            ShardLayout { file, header: shards::header(tensors.iter().map(|t| &t.item)), tensors }
         };
-        Layout { shards: groups.into_iter().enumerate().map(shard).collect(), total_bytes }
+        let files = shards::split(tensors, shard_bytes, |t| &t.item);
+        Layout { shards: files.into_iter().map(shard).collect(), total_bytes }
     }
 
     /// The text of `model.safetensors.index.json`.
     pub fn index_json(&self) -> String {
-        let files = self.shards.iter().flat_map(|s| s.tensors.iter().map(|t| (t.name.as_str(), s.file.as_str())));
-        let weight_map: BTreeMap<&str, &str> = files.collect();
-        format!("{:#}\n", json!({"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map}))
+        shards::index_json(self.shards.iter().flat_map(|s| s.tensors.iter().map(|t| (&t.item, s.file.as_str()))))
     }
 }
 
@@ -248,12 +218,11 @@ impl Layout {
 fn plan(config: &Config, dtype: Dtype) -> Vec<Planned> {
     let mut tensors = Vec::new();
     let number: Result<Weights<usize>> = Weights::table(config, |name, shape| {
-        let bytes = shape.iter().product::<usize>() as u64 * dtype.bytes() as u64;
         let (mean, std) = match *shape {
             [_, cols] => (0.0, 1.0 / (cols as f32).sqrt()),
             _ => (1.0, NORM_STD),
         };
-        tensors.push(Planned { name, shape: shape.to_vec(), bytes, mean, std });
+        tensors.push(Planned { item: Item::new(name, dtype.safetensors(), shape), mean, std });
         Ok(tensors.len() - 1)
     });
     let number = number.expect("the closure returns no error");
@@ -269,30 +238,6 @@ fn plan(config: &Config, dtype: Dtype) -> Vec<Planned> {
     tensors
 }
 
-/// The header in the bytes that the Python library writes.
-fn header(tensors: &[Planned], dtype: Dtype) -> Vec<u8> {
-    let dtype = match dtype {
-        Dtype::Bf16 => safetensors::Dtype::BF16,
-        Dtype::F16 => safetensors::Dtype::F16,
-        Dtype::F32 => safetensors::Dtype::F32,
-    };
-    let mut json = String::from(r#"{"__metadata__":{"format":"pt"}"#);
-    let mut end = 0;
-    for tensor in tensors {
-        let start = end;
-        end += tensor.bytes as usize;
-        let info = TensorInfo { dtype, shape: tensor.shape.clone(), data_offsets: (start, end) };
-        let info = serde_json::to_string(&info).expect("a struct of numbers");
-        json += &format!(r#","{}":{info}"#, tensor.name); // tensor names need no escapes
-    }
-    json.push('}');
-    let padded = json.len().next_multiple_of(8);
-    let mut header = (padded as u64).to_le_bytes().to_vec();
-    header.extend(json.bytes());
-    header.resize(8 + padded, b' ');
-    header
-}
-
 /// Writes one file; `report` gets the bytes of tensors that each write adds.
 fn write_shard(
     mut file: Target,
@@ -304,8 +249,8 @@ fn write_shard(
     file.write(&shard.header)?;
     let (mut ready, mut next) = (Vec::new(), Vec::new());
     for tensor in &shard.tensors {
-        let key = key(seed, &tensor.name);
-        let elements = tensor.shape.iter().product();
+        let key = key(seed, &tensor.item.name);
+        let elements = tensor.item.shape.iter().product();
         for start in (0..elements).step_by(BATCH) {
             let n = BATCH.min(elements - start);
             // The last batch goes to the disk while this one is made.

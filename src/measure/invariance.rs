@@ -5,6 +5,8 @@
 //! division of a prompt into chunks does on a GPU, and the last bits may differ. A batch divides prompts so that it does not. On the
 //! CPU there is one order of sums for all sizes, instructions and numbers of threads.
 
+mod drafts;
+
 use crate::{
     engine::{Batch, BatchOptions, Engine, GenerateOptions, Job, JobEvent, JobId, Sampling, Session},
     error::{Error, Result},
@@ -86,7 +88,7 @@ impl Compared {
 /// Runs the experiments with a prompt of `n` random tokens.
 ///
 /// # Errors
-/// `Input` for fewer than 16 tokens; `Context` when the prompt and 8 more tokens do not fit.
+/// `Input` for fewer than 16 tokens; `Context` when the prompt and 13 more tokens do not fit.
 pub fn invariance(engine: &Engine, n: usize) -> Result<Report> {
     if n < 16 {
         return Err(Error::Input(format!("a prompt of {n} tokens is too short to be divided: at least 16")));
@@ -137,6 +139,7 @@ pub fn invariance(engine: &Engine, n: usize) -> Result<Report> {
     let neighbours = Compared(vec![(row(&prompt[half..])?, row(&other[half..])?)]);
 
     let batched = beside_jobs(engine, &prompt, &other)?;
+    let drafts = drafts::with_drafts(engine, &prompt, &other)?;
     let beside = two_sessions(engine, room, &prompt, &other, half)?;
     let divided = [vec![half, n], vec![n - 1, n], vec![1, 3, 8, n], (1..=n).collect()];
     let chunks = divided.iter().map(|parts| Ok((whole.clone(), fresh(parts)?))).collect::<Result<_>>()?;
@@ -171,6 +174,11 @@ pub fn invariance(engine: &Engine, n: usize) -> Result<Report> {
                 "other jobs of a batch",
                 true,
                 "a step's rows are independent, and a prompt's parts are never so small that other kernels take them",
+            ),
+            drafts.finding(
+                "guesses of the next tokens",
+                true,
+                "a row's bits do not depend on the others, and a token is a function of its logits, seed and position",
             ),
             Compared(chunks).finding("how a session's prompt is divided", !engine.is_gpu(), division),
         ],

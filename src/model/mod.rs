@@ -9,7 +9,7 @@ use crate::{
         weights::{LayerTensors, Tensor, Weights},
     },
     model::kv::Kv,
-    ops::{AttnDecode, AttnPrefill, Embed, NormGateUp, NormHead, NormHeadArgmax, NormQkvRopeAppend, Rope},
+    ops::{AttnDecode, AttnPrefill, Embed, NormGateUp, NormHead, NormHeadArgmax, NormQkvRopeAppend, RmsNorm, Rope},
 };
 use std::{panic::resume_unwind, thread};
 
@@ -73,15 +73,48 @@ pub fn stacks<T, P>(config: &Config, weights: &Weights<T>, part: impl Fn(&T) -> 
     stacks
 }
 
+/// The place of the embedding among the [`stacks`], of which single rows are read.
+const EMBED: usize = 0;
+
+/// What quantized weights that a backend [keeps](Backend::keeps) change, beside weights of 16 bits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Bytes that they save: in memory, and of what a step reads.
+    pub saved: u64,
+    /// Bytes of memory for the largest of them in 16 bits, which prompts need.
+    pub room: u64,
+}
+
+impl Kept {
+    /// Of a model; nothing when its weights are widened.
+    pub fn of<B: Backend>(config: &Config, weights: &Weights, widen: bool) -> Kept {
+        let mut kept = Kept::default();
+        let is_head = |stack: &[Tensor]| !config.tied && stack[0].name() == weights.lm_head.name();
+        for stack in stacks(config, weights, Tensor::clone).iter().skip(EMBED + 1).filter(|_| !widen) {
+            let Some(bytes) = B::keeps(stack) else { continue };
+            let wide: u64 = stack.iter().map(|t| 2 * (t.rows() * t.cols()) as u64).sum();
+            kept.saved += wide - bytes;
+            kept.room = if is_head(stack) { kept.room } else { wide.max(kept.room) };
+        }
+        kept
+    }
+
+    /// Bytes of the weights on the backend, with that room.
+    pub fn bytes(self, config: &Config) -> u64 {
+        config.weight_bytes() - self.saved + self.room
+    }
+}
+
 impl<B: Backend> Model<B> {
     /// Brings the weights to the backend, with `lora` added. `max_seq` bounds the positions; `progress` gets the bytes as they
-    /// are done.
+    /// are done. Quantized weights stay as they are where the backend [keeps](Backend::keeps) them, unless `widen`.
     pub fn load(
         b: &B,
         config: &Config,
         weights: &Weights,
         lora: &[Lora],
         max_seq: usize,
+        widen: bool,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self> {
         thread::scope(|scope| {
@@ -90,7 +123,7 @@ impl<B: Backend> Model<B> {
             let stacks = stacks(config, weights, Tensor::clone);
             let loaded = match lora {
                 [] if stacks.iter().flatten().all(Tensor::is_plain) => b.weights(&stacks, progress)?,
-                _ => Self::converted(b, stacks, lora, progress)?,
+                _ => Self::converted(b, stacks, lora, widen, progress)?,
             };
             let table = table.join().unwrap_or_else(|panic| resume_unwind(panic));
             Ok(Self::bind(config, loaded, b.upload(&table)?, max_seq))
@@ -103,6 +136,7 @@ impl<B: Backend> Model<B> {
         b: &B,
         stacks: Vec<Vec<Tensor>>,
         lora: &[Lora],
+        widen: bool,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Vec<B::Weight>> {
         let dtype = if size_of::<B::Act>() == 4 { Dtype::F32 } else { Dtype::Bf16 };
@@ -114,8 +148,10 @@ impl<B: Backend> Model<B> {
             }
         };
         let mut loaded = Vec::with_capacity(stacks.len());
-        for stack in stacks {
-            loaded.extend(b.weights(&[stack.iter().map(convert).collect()], &mut |_| {})?);
+        for (i, stack) in stacks.into_iter().enumerate() {
+            let keep = !widen && lora.is_empty() && i > EMBED && B::keeps(&stack).is_some();
+            let stack_of = if keep { stack.clone() } else { stack.iter().map(convert).collect() };
+            loaded.extend(b.weights(&[stack_of], &mut |_| {})?);
             progress(stack.iter().map(Tensor::file_bytes).sum());
         }
         Ok(loaded)
@@ -232,6 +268,12 @@ impl<B: Backend> Model<B> {
         let op = AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq: kv.max_seq, kv_len };
         let (k, v) = (&kv.k[l], &kv.v[l]);
         b.attn_decode(&op, &mut s.att, &mut s.attn_part, &mut s.attn_arrived, &s.qkv, k, v, &at.pos)
+    }
+
+    /// `s.xb[..rows]`, the normed rows `first..first + rows` of `s.x`: the hidden states that the head is given.
+    pub fn final_norm(&self, b: &B, s: &mut Scratch<B>, first: usize, rows: usize) -> Result<()> {
+        let Config { dim, norm_eps: eps, .. } = self.config;
+        b.rms_norm(&RmsNorm { rows, first, dim, eps }, &mut s.xb, &s.x, &self.final_norm)
     }
 
     /// `s.logits[..rows]` from rows `first..first + rows` of `s.x`.

@@ -15,11 +15,11 @@ pub struct Plan {
     pub context: usize,
     /// Sequences that they are for.
     pub sequences: usize,
-    /// Weights, once.
+    /// Weights, once; of quantized ones that stay so also room for one matrix in 16 bits.
     pub weights: u64,
     /// KV cache of the sequences.
     pub kv: u64,
-    /// Activations and logits of a step, and the sequences' samplers.
+    /// Activations and logits of a step, what its products need, and the sequences' samplers.
     pub scratch: u64,
     /// Free memory of the device, where it is limited.
     pub free: Option<u64>,
@@ -30,7 +30,9 @@ impl Plan {
     pub fn new<B: Backend>(config: &Config, weights: u64, context: usize, sequences: usize, free: Option<u64>) -> Plan {
         let table = (context * config.head_dim * 4) as u64;
         let sampler = SamplerState::<B>::bytes(config.vocab, sequences);
-        let scratch = Scratch::<B>::bytes(config, B::CHUNK.min(context), LOGIT_ROWS, context) + table + sampler;
+        let rows = B::CHUNK.min(context);
+        let products = B::workspace_bytes(config, rows);
+        let scratch = Scratch::<B>::bytes(config, rows, LOGIT_ROWS, context) + table + sampler + products;
         let kv = sequences as u64 * Kv::<B>::bytes(config, context);
         Plan { context, sequences, weights, kv, scratch, free }
     }

@@ -5,7 +5,7 @@
 
 use super::{Cost, Grid, Op, Tolerance, expect, noise};
 use crate::{
-    backend::{Backend, SamplerState},
+    backend::{Backend, DECODE_ROWS, SamplerState},
     error::Result,
     tiles::{ARGMAX_BLOCKS, ARGMAX_THREADS, BEST_WORDS},
 };
@@ -25,7 +25,8 @@ impl Argmax {
     /// Buffer lengths fit the sizes.
     pub fn check(&self, token: usize, pos: usize, scratch: usize, logits: usize) -> Result<()> {
         let rows = self.rows;
-        expect(Self::STEM, rows > 0 && token >= rows && pos >= rows && self.max_seq > 0, || {
+        expect(Self::STEM, (1..=DECODE_ROWS).contains(&rows), || format!("{self:?}: 1 to {DECODE_ROWS} rows"))?;
+        expect(Self::STEM, token >= rows && pos >= rows && self.max_seq > 0, || {
             format!("token has {token} elements and pos {pos}, {self:?}")
         })?;
         let fits = logits >= rows * self.vocab && scratch >= Self::scratch(rows);
@@ -72,7 +73,6 @@ impl Argmax {
     ) -> Result<()> {
         self.check(token.len(), pos.len(), scratch.len(), logits.len())?;
         super::expect_ints(Self::STEM, &[self.vocab, self.max_seq])?;
-        expect(Self::STEM, self.rows <= 0xffff, || format!("{self:?}: the kernel takes 65535 rows"))?;
         let [serial, ring] = outbox.args();
         let args = [
             token.into(),
@@ -161,6 +161,8 @@ mod tests {
         assert!(op.check(2, 2, 8, 2 * 128_256).is_ok());
         assert!(op.check(2, 2, 7, 2 * 128_256).unwrap_err().to_string().contains("scratch 7"));
         assert!(op.check(2, 1, 8, 2 * 128_256).unwrap_err().to_string().contains("pos 1"));
+        let many = Argmax { rows: 17, ..op };
+        assert!(many.check(17, 17, 68, 17 * 128_256).unwrap_err().to_string().ends_with("1 to 16 rows"));
         assert_eq!(op.grid().blocks, [64, 2, 1]);
         assert_eq!(Argmax { rows: 1, vocab: 1025, max_seq: 50 }.grid().blocks, [2, 1, 1]);
     }

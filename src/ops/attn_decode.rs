@@ -145,8 +145,10 @@ impl AttnDecode {
             [self.n_heads, self.n_kv_heads, self.max_seq].map(crate::backend::cuda::Arg::from);
         // SAFETY: check() and check_kernel() proved that every buffer holds what the sizes say and that these fit the
         // kernel; each place is in the cache and its position below kv_len, which the caller promises (the device alone
-        // knows them); the arguments are those of the kernel, in order. Before it waits for its predecessor it reads pos, which
-        // a step's first kernels write, and keys and values before the least of them, which earlier steps wrote.
+        // knows them), and `arrived` is 0, as this kernel leaves it; the arguments are those of the kernel, in order. Before
+        // it waits for its predecessor it reads pos, which the last kernel of the step before wrote, at least two kernels
+        // back, and keys and values before the least of them, which earlier steps wrote: neither is written by the
+        // predecessor. `part` and `arrived` it uses after the wait.
         unsafe {
             cu.launch_dependent(
                 kernel,

@@ -2,7 +2,8 @@
 //!
 //! Shapes: `out` [rows, n], `x` [rows, k], `w` [n, k]. The epilogue is the kind of [`Out`](crate::backend::Out).
 //! Rounding: sums in f32, one rounding at the store; the residual is added before it.
-//! The kernel's bits of a row depend on the row and the weights only: not on the tile, the other rows or the GPU's size.
+//! The kernel's bits of a row depend on the row and the weights only: not on the tile, the other rows or the GPU's size. Long
+//! sums are made of parts, as `n` and `k` alone say.
 //! Where cuBLAS computes the product, it orders the sums in its own way, which may change with `rows`.
 
 use super::{Cost, Grid, Op, Tolerance, download, expect, noise_buf, noise_weight, poison};
@@ -30,6 +31,8 @@ pub struct Tile {
     pub side: u32,
     /// Columns of `k` in a stage of the pipeline.
     depth: u32,
+    /// A block computes one part of `k`, not all.
+    splits: bool,
     /// Symbols for the epilogues [`Out::Store`], [`Out::Add`], [`Out::F32`].
     kernels: [&'static str; 3],
 }
@@ -37,13 +40,18 @@ pub struct Tile {
 const LARGE: Tile = Tile {
     side: tiles::GEMM_LARGE_SIDE,
     depth: tiles::GEMM_LARGE_DEPTH,
+    splits: false,
     kernels: ["gemm_bf16_large_store", "gemm_bf16_large_add", "gemm_bf16_large_f32"],
 };
 const SMALL: Tile = Tile {
     side: tiles::GEMM_SMALL_SIDE,
     depth: tiles::GEMM_SMALL_DEPTH,
+    splits: true,
     kernels: ["gemm_bf16_small_store", "gemm_bf16_small_add", "gemm_bf16_small_f32"],
 };
+
+/// No GPU has more multiprocessors.
+const MOST_SMS: usize = 192;
 
 impl Gemm {
     /// Buffer lengths fit the sizes.
@@ -56,19 +64,47 @@ impl Gemm {
 
     /// The large tile where it gives each multiprocessor a block: half the traffic of the small one.
     pub fn tile(&self, sm_count: u32) -> &'static Tile {
-        let [x, y, _] = self.grid(&LARGE).blocks;
+        let [x, y] = self.tiles(&LARGE);
         if x * y >= sm_count { &LARGE } else { &SMALL }
     }
 
-    /// One block per tile of `out`, row tiles fastest.
+    /// Columns of `k` that are summed on their own, in order, before the sums are added in order: of few rows of a small
+    /// matrix there would be few blocks otherwise. Whole stages of both tiles, or all columns and more.
+    pub fn part(&self) -> usize {
+        let stage = SMALL.depth as usize;
+        let [blocks, most, least] = [tiles::GEMM_BLOCKS, tiles::GEMM_PARTS, tiles::GEMM_PART_DEPTH].map(|n| n as usize);
+        let by_blocks = blocks / self.n.div_ceil(SMALL.side as usize);
+        let parts = by_blocks.min(most).min(self.k / least).max(1);
+        self.k.div_ceil(stage).div_ceil(parts) * stage
+    }
+
+    /// Elements of scratch: f32 sums, and counters. None where there is one part.
+    pub fn workspace(&self, tile: &Tile) -> (usize, usize) {
+        let (parts, tiles) = (self.k.div_ceil(self.part()), self.tiles(tile).iter().product::<u32>() as usize);
+        let slots = if tile.splits { parts } else { 1 };
+        if parts == 1 { (0, 0) } else { (slots * tiles * (tile.side * tile.side) as usize, tiles) }
+    }
+
+    /// The most of [`Gemm::workspace`] for up to `rows` rows, whatever the GPU.
+    pub fn most_workspace(rows: usize, n: usize, k: usize) -> (usize, usize) {
+        // of the small tile: it is not taken where the large one, of four times its size, fills the device
+        let small_rows = (4 * MOST_SMS / n.div_ceil(SMALL.side as usize)).max(1) * SMALL.side as usize;
+        let of = |rows: usize, tile| Gemm { rows, n, k }.workspace(tile);
+        let (large, small) = (of(rows, &LARGE), of(rows.min(small_rows), &SMALL));
+        (large.0.max(small.0), large.1.max(small.1))
+    }
+
+    /// Tiles of `out` by rows and by columns.
+    fn tiles(&self, tile: &Tile) -> [u32; 2] {
+        [self.rows, self.n].map(|n| n.div_ceil(tile.side as usize) as u32)
+    }
+
+    /// One block per tile of `out`, row tiles fastest; of the small tile one for each part.
     pub fn grid(&self, tile: &Tile) -> Grid {
-        let tiles_of = |n: usize| n.div_ceil(tile.side as usize) as u32;
         let stage = 2 * tile.side * tile.depth * size_of::<half::bf16>() as u32;
-        Grid {
-            blocks: [tiles_of(self.rows), tiles_of(self.n), 1],
-            threads: tiles::GEMM_THREADS,
-            shared: tiles::GEMM_STAGES * stage,
-        }
+        let [x, y] = self.tiles(tile);
+        let parts = if tile.splits { self.k.div_ceil(self.part()) as u32 } else { 1 };
+        Grid { blocks: [x, y, parts], threads: tiles::GEMM_THREADS, shared: tiles::GEMM_STAGES * stage }
     }
 
     /// The kernel, or cuBLAS where [`GemmBy`](crate::backend::cuda::GemmBy) says so.
@@ -97,20 +133,20 @@ impl Gemm {
         expect(Self::STEM, grid.blocks[1] <= 0xffff, || {
             format!("{self:?}: n is above the kernel's limit of 4 million")
         })?;
-        // SAFETY: check() proved that x holds [rows, k], w [n, k] and out [rows, n] elements of the epilogue's type, and the
-        // sizes fit an int; the arguments are those of the kernel, in order.
-        unsafe {
-            cu.launch(
-                tile.kernels[epilogue],
-                self,
-                grid,
-                &[out, x.into(), (&w.data).into(), self.rows.into(), self.n.into(), self.k.into()],
-            )
-        }
+        let (sums, counters) = self.workspace(tile);
+        cu.with_workspace(sums, counters, |sums, arrived| {
+            let [rows, n, k, part] = [self.rows, self.n, self.k, self.part()].map(Arg::from);
+            let args = [out, sums.into(), arrived.into(), x.into(), (&w.data).into(), rows, n, k, part];
+            // SAFETY: check() proved that x holds [rows, k], w [n, k] and out [rows, n] elements of the epilogue's type,
+            // workspace() is what the kernel needs of sums and counters, which are 0 and which no kernel uses at the same
+            // time, since the stream runs one after the other; the sizes fit an int; the arguments are those of the kernel,
+            // in order.
+            unsafe { cu.launch(tile.kernels[epilogue], self, grid, &args) }
+        })
     }
 }
 
-/// The cases run [`Out::Store`]; `tests/gemm.rs` has the other epilogues.
+/// The cases run [`Out::Store`]; `tests/prefill.rs` has the other epilogues.
 impl Op for Gemm {
     const STEM: &'static str = "gemm";
     type Io<B: Backend> = (B::Buf<B::Act>, B::Buf<B::Act>, B::Weight);
@@ -122,6 +158,8 @@ impl Op for Gemm {
             case(9, 65, 40),     // just past a small tile, k no multiple of the depth
             case(65, 129, 72),   // three small tiles in each direction, all ragged
             case(129, 200, 264), // four large tiles
+            case(17, 70, 1096),  // four parts, the last not full, of two small tiles
+            case(200, 200, 520), // two parts, of four large tiles
             case(9, 512, 256),   // demo model
             case(9, 256, 704),
             case(17, 960, 576), // SmolLM2-135M
@@ -182,6 +220,42 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn parts_are_of_n_and_k_alone_and_fill_a_gpu() {
+        let parts = |n, k| [17, 64, 511, 2048].map(|rows| k_parts(&Gemm { rows, n, k }));
+        assert_eq!(parts(4096, 4096), [4; 4]);
+        assert_eq!(parts(4096, 14336), [4; 4]);
+        assert_eq!(parts(6144, 4096), [2; 4]);
+        assert_eq!(parts(28672, 4096), [1; 4]);
+        assert_eq!(parts(576, 576), [2; 4]); // at least 256 columns each
+        let op = Gemm { rows: 64, n: 4096, k: 14336 };
+        assert_eq!(op.grid(&SMALL).blocks, [1, 64, 4]);
+        assert_eq!(op.grid(&LARGE).blocks, [1, 32, 1]);
+        for k in [8, 72, 511, 512, 520, 1096, 4096, 14336] {
+            let part = Gemm { rows: 1, n: 64, k }.part();
+            assert!(part.is_multiple_of(64) && part * k.div_ceil(part) >= k, "{k}: {part}");
+        }
+    }
+
+    fn k_parts(op: &Gemm) -> usize {
+        op.k.div_ceil(op.part())
+    }
+
+    #[test]
+    fn the_planned_workspace_is_enough() {
+        for (n, k) in [(4096, 4096), (6144, 4096), (576, 1536), (28672, 4096)] {
+            for sms in [1, 46, 132, 170, 192] {
+                for rows in (17..2048).step_by(47) {
+                    let op = Gemm { rows, n, k };
+                    let (needed, planned) = (op.workspace(op.tile(sms)), Gemm::most_workspace(2048, n, k));
+                    let fits = needed.0 <= planned.0 && needed.1 <= planned.1;
+                    assert!(fits, "{op:?} with {sms}: {needed:?} of {planned:?}");
+                }
+            }
+        }
+        assert_eq!(Gemm::most_workspace(2048, 28672, 4096), (0, 0));
     }
 
     #[test]

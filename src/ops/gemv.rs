@@ -80,8 +80,11 @@ impl Gemv {
         };
         self.check(len, x.len(), (w.rows, w.cols))?;
         self.check_kernel()?;
-        let (grid, kind) = product(self.n, self.rows, false, cu.ring());
-        let (kernel, trace) = (format!("gemv_bf16_{epilogue}_{kind}"), cu.trace(self, grid));
+        expect(Self::STEM, w.kind.record().is_none() || epilogue == "add", || {
+            format!("{self:?}: with packed weights ({:?}) it adds", w.kind)
+        })?;
+        let (grid, kind) = w.product(self.rows, false, cu.ring());
+        let (kernel, trace) = (format!("gemv_{}_{epilogue}_{kind}", w.kind.name()), cu.trace(self, grid));
         let args = [out, x.into(), (&w.data).into(), self.rows.into(), self.n.into(), self.k.into(), trace];
         // SAFETY: check() proved that x holds [rows, k], w [n, k] and out [rows, n] elements of the epilogue's type,
         // and check_kernel() that rows are 16-byte aligned, that w has the rows of a block and that the sizes fit an int;

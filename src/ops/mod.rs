@@ -31,6 +31,7 @@ mod rope;
 pub mod sample;
 mod stream_read;
 mod swiglu;
+pub mod train;
 
 pub use add_rms_norm::AddRmsNorm;
 pub use argmax::Argmax;

@@ -72,13 +72,13 @@ impl NormGateUp {
         self.check(hb.len(), x.len(), gain.data.len(), (w.rows, w.cols))?;
         super::expect_ints(Self::STEM, &[self.dim, 2 * self.ffn_dim])?;
         let [rows, dim, ffn_dim] = [self.rows, self.dim, self.ffn_dim].map(crate::backend::cuda::Arg::from);
-        let (grid, kind) = product(2 * self.ffn_dim, self.rows, true, cu.ring());
+        let (grid, kind) = w.product(self.rows, true, cu.ring());
         let (weights, trace) = ([(&gain.data).into(), (&w.data).into()], cu.trace(self, grid));
         let args = [hb.into(), x.into(), weights[0], weights[1], rows, dim, ffn_dim, self.eps.into(), trace];
         // SAFETY: check() proved that every buffer holds what the sizes say, that rows of w and x are 16-byte aligned and
         // that gate is whole groups of 8 rows; the arguments are those of the kernel, in order; it waits for its predecessor
         // before it reads what that wrote.
-        unsafe { cu.launch_dependent(&format!("norm_gate_up_bf16_{kind}"), self, grid, &args) }
+        unsafe { cu.launch_dependent(&format!("norm_gate_up_{}_{kind}", w.kind.name()), self, grid, &args) }
     }
 }
 

@@ -55,28 +55,31 @@ impl NormHead {
         product(self.vocab, self.rows, true, ring).0
     }
 
-    /// The kernel.
+    /// The kernel; its first row of `logits` is `at`.
     #[cfg(feature = "cuda")]
     pub fn launch(
         &self,
         cu: &crate::backend::cuda::Cuda,
         logits: &mut crate::backend::cuda::Buffer<f32>,
+        at: usize,
         x: &crate::backend::cuda::Buffer<half::bf16>,
         gain: &crate::backend::cuda::Weight,
         w: &crate::backend::cuda::Weight,
     ) -> Result<()> {
-        self.check(logits.len(), x.len(), gain.data.len(), (w.rows, w.cols))?;
+        let offset = at * self.vocab;
+        self.check(logits.len().saturating_sub(offset), x.len(), gain.data.len(), (w.rows, w.cols))?;
         let sizes = [self.rows, self.first, self.dim, self.vocab];
         super::expect_ints(Self::STEM, &sizes)?;
         let [rows, first, dim, vocab] = sizes.map(crate::backend::cuda::Arg::from);
-        let (grid, kind) = product(self.vocab, self.rows, true, cu.ring());
-        let buffers = [logits.into(), x.into(), (&gain.data).into(), (&w.data).into()];
+        let (grid, kind) = w.product(self.rows, true, cu.ring());
+        let logits = crate::backend::cuda::Arg::from(logits).after(offset * size_of::<f32>());
+        let buffers = [logits, x.into(), (&gain.data).into(), (&w.data).into()];
         let scalars = [rows, first, dim, vocab, self.eps.into(), cu.trace(self, grid)];
         let args = [&buffers[..], &scalars].concat();
         // SAFETY: check() proved that every buffer holds what the sizes say, that rows of w and x are 16-byte aligned and
         // that w has the rows of a block; the arguments are those of the kernel, in order; it waits for its predecessor
         // before it reads what that wrote.
-        unsafe { cu.launch_dependent(&format!("norm_head_bf16_{kind}"), self, grid, &args) }
+        unsafe { cu.launch_dependent(&format!("norm_head_{}_{kind}", w.kind.name()), self, grid, &args) }
     }
 }
 

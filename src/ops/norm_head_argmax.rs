@@ -82,14 +82,14 @@ impl NormHeadArgmax {
         let state = [token.into(), pos.into(), scratch.into(), serial, ring];
         let inputs = [x.into(), (&gain.data).into(), (&w.data).into()];
         let sizes = [self.rows, self.dim, self.vocab, self.max_seq].map(crate::backend::cuda::Arg::from);
-        let (grid, kind) = product(self.vocab, self.rows, true, cu.ring());
+        let (grid, kind) = w.product(self.rows, true, cu.ring());
         let scalars = [self.eps.into(), cu.trace(self, grid)];
         let args = [&state[..], &inputs, &sizes, &scalars].concat();
         // SAFETY: check() proved that tokens, places, the words of scratch, and what the sizes say of the rest exist, that
         // rows of w and x are 16-byte aligned and that w has the rows of a block; the outboxes of the places' sequences exist
         // by the caller's promise; the arguments are those of the kernel, in order; it waits for its predecessor before it
         // reads what that wrote.
-        unsafe { cu.launch_dependent(&format!("norm_head_argmax_bf16_{kind}"), self, grid, &args) }
+        unsafe { cu.launch_dependent(&format!("norm_head_argmax_{}_{kind}", w.kind.name()), self, grid, &args) }
     }
 }
 

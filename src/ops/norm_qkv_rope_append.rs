@@ -117,14 +117,14 @@ impl NormQkvRopeAppend {
         super::expect_ints(Self::STEM, &[&sizes[..], &[self.qkv_dim(), self.positions]].concat())?;
         let buffers = [qkv.into(), k.into(), v.into(), x.into(), pos.into()];
         let weights = [(&gain.data).into(), (&w.data).into(), table.into()];
-        let (grid, kind) = product(self.qkv_dim(), self.rows, true, cu.ring());
+        let (grid, kind) = w.product(self.rows, true, cu.ring());
         let scalars = [self.eps.into(), cu.trace(self, grid)];
         let args = [&buffers[..], &weights, &sizes.map(crate::backend::cuda::Arg::from), &scalars].concat();
         // SAFETY: check() proved that every buffer holds what the sizes say, that rows of w and x are 16-byte aligned and
         // that a head is whole blocks; each place is in the cache and its position in the table, which the caller promises
         // (the device alone knows them); the arguments are those of the kernel, in order; it waits for its predecessor before it reads
         // what that wrote.
-        unsafe { cu.launch_dependent(&format!("norm_qkv_rope_append_bf16_{kind}"), self, grid, &args) }
+        unsafe { cu.launch_dependent(&format!("norm_qkv_rope_append_{}_{kind}", w.kind.name()), self, grid, &args) }
     }
 }
 

@@ -1,4 +1,5 @@
-//! Collects what the batch says about one request until it is a response, whole or streamed, for both APIs.
+//! The answers of one request as the batch reports them: token by token, and of several answers at once. Each piece of news comes
+//! with the index of its answer; every API makes its response of them, whole or as a stream.
 
 use super::{
     error::ApiError,
@@ -15,6 +16,8 @@ use utoipa::ToSchema;
 pub(super) struct Delta {
     /// The prompt's own log-probabilities, once and before everything else.
     pub prompt: Option<Vec<TokenLogprobs>>,
+    /// The prompt as one vector, once.
+    pub embedding: Option<Vec<f32>>,
     /// New text.
     pub text: String,
     /// The tokens that it is made of.
@@ -67,6 +70,7 @@ impl Answers {
             let held = &mut self.held[index];
             match message {
                 Message::Prompt(scored) => held.prompt = Some(scored),
+                Message::Embedding(vector) => held.embedding = Some(vector),
                 Message::Piece(piece) => {
                     held.text.push_str(&piece.text);
                     held.tokens.extend(piece.tokens);

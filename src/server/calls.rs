@@ -1,4 +1,5 @@
-//! Calls of functions in the text of an answer: how each family of models writes them, and how they are read.
+//! How models write calls of functions into the text of an answer, one format for each family of models, and the reader that finds
+//! them there.
 
 use super::policy::one_of;
 use crate::{
@@ -108,7 +109,7 @@ impl CallFormat {
     /// `Input` for a format that only a template can ask a model for, and the template does not know tools.
     pub fn of(parser: ToolParser, template: &Template) -> Result<Option<CallFormat>> {
         let source = match template {
-            Template::Jinja(jinja) => jinja.source(),
+            Template::Jinja(jinja) => jinja.tool_source(),
             _ => String::new(),
         };
         let knows = source.contains("tools");
@@ -139,7 +140,8 @@ impl CallFormat {
         is_special(tokenizer, self.marker)
     }
 
-    /// A rule body of a Lark grammar: exactly this text, which may contain the format's markers.
+    /// A rule body of a Lark grammar: exactly this text. Where it has a marker for which the model has a token, the token and its
+    /// spelling in letters are both let through, for they mean the same.
     pub fn literal(&self, tokenizer: &Tokenizer, text: &str) -> String {
         let mut rest = text;
         let mut parts = Vec::new();
@@ -149,9 +151,10 @@ impl CallFormat {
             };
             match [self.marker, "</tool_call>"].into_iter().filter_map(special).min() {
                 Some((0, len)) => {
-                    let id = tokenizer.token_id(&rest[..len]).unwrap_or_default(); // it is there: it is special
-                    parts.push(format!("<[{id}]>"));
-                    rest = &rest[len..];
+                    let (marker, after) = rest.split_at(len);
+                    let id = tokenizer.token_id(marker).unwrap_or_default(); // it is there: it is special
+                    parts.push(format!("(<[{id}]> | {})", quoted(marker)));
+                    rest = after;
                 }
                 found => {
                     let (text, after) = rest.split_at(found.map_or(rest.len(), |(at, _)| at));
@@ -199,15 +202,18 @@ pub(super) enum Found {
     Arguments(String),
 }
 
-/// Reads an answer in pieces, however they are cut. The grammar that the answer follows vouches for its form.
+/// Reads an answer in pieces, however they are cut. The grammar that the answer follows vouches for its form: the format's marker is
+/// never a part of the text, whether it came as a token or in letters.
 #[derive(Debug, Clone)]
 pub(super) struct CallReader {
     format: CallFormat,
+    /// Calls come at the beginning of the answer or not at all; a marker that comes later is text.
+    only_first: bool,
     place: Place,
     /// What is not certain yet.
     held: String,
     /// Calls that have begun.
-    pub calls: usize,
+    pub begun: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -225,8 +231,14 @@ enum Place {
 }
 
 impl CallReader {
-    pub fn new(format: CallFormat) -> CallReader {
-        CallReader { format, place: Place::Start, held: String::new(), calls: 0 }
+    /// `only_first`: an answer that does not begin with a call has none.
+    pub fn new(format: CallFormat, only_first: bool) -> CallReader {
+        CallReader { format, only_first, place: Place::Start, held: String::new(), begun: 0 }
+    }
+
+    /// There are calls, and none that was cut off before its arguments ended.
+    pub fn called(&self) -> bool {
+        self.begun > 0 && self.place == Place::Before
     }
 
     /// The next piece of the answer.
@@ -250,24 +262,23 @@ impl CallReader {
             return false;
         }
         match &mut self.place {
-            Place::Start if self.format.marker.is_empty() => {
-                let head = [HEAD, COLON].concat();
-                match self.held.strip_prefix(&head) {
+            Place::Start => {
+                let (begin, place) = match self.format.marker {
+                    "" => ([HEAD, COLON].concat(), Place::Name),
+                    marker => (marker.to_string(), Place::Before),
+                };
+                match self.held.strip_prefix(&begin) {
                     Some(rest) => {
                         self.held = rest.to_string();
-                        self.place = Place::Name;
+                        self.place = place;
                     }
-                    None if head.starts_with(&self.held) => return false,
+                    None if begin.starts_with(&self.held) => return false,
                     None => self.place = Place::Text,
                 }
                 true
             }
-            Place::Start => {
-                self.place = Place::Text;
-                true
-            }
             Place::Text => {
-                let marker = self.format.marker;
+                let marker = if self.only_first { "" } else { self.format.marker };
                 if let Some(at) = self.held.find(marker).filter(|_| !marker.is_empty()) {
                     let rest = self.held.split_off(at + marker.len());
                     self.held.truncate(at);
@@ -292,7 +303,7 @@ impl CallReader {
                 let Some(at) = self.held.find(&middle) else { return false };
                 let name = self.held.drain(..at + middle.len()).take(at).collect();
                 found.push(Found::Call(name));
-                self.calls += 1;
+                self.begun += 1;
                 self.place = Place::Arguments { depth: 0, string: false, escaped: false };
                 true
             }
@@ -338,7 +349,10 @@ mod tests {
 
     /// What a reader finds, pieces of the same thing put together.
     fn read<'a>(format: CallFormat, pieces: impl IntoIterator<Item = &'a str>) -> Vec<Found> {
-        let mut reader = CallReader::new(format);
+        collect(CallReader::new(format, false), pieces)
+    }
+
+    fn collect<'a>(mut reader: CallReader, pieces: impl IntoIterator<Item = &'a str>) -> Vec<Found> {
         let mut all: Vec<Found> = pieces.into_iter().flat_map(|piece| reader.push(piece)).collect();
         all.extend(reader.finish());
         all.into_iter().fold(Vec::new(), |mut whole, next| {
@@ -390,6 +404,32 @@ mod tests {
         let cut = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": [1";
         assert_eq!(read(CallFormat::HERMES, [cut]), call("f", "{\"a\": [1"));
         assert_eq!(read(CallFormat::HERMES, ["<tool_call>\n{\"name\": \"f"]), []);
+    }
+
+    #[test]
+    fn a_marker_within_a_formatted_answer_is_text() {
+        for (format, call) in [
+            (CallFormat::HERMES, "<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call>"),
+            (CallFormat::MISTRAL, "[TOOL_CALLS][{\"name\": \"f\", \"arguments\": {}}]"),
+        ] {
+            let json = format!("{{\"a\":{:?}}}", format.marker);
+            for cut in 0..json.len() {
+                let pieces = [&json[..cut], &json[cut..]];
+                assert_eq!(collect(CallReader::new(format, true), pieces), [text(&json)]);
+            }
+            assert_eq!(collect(CallReader::new(format, true), [call]), self::call("f", "{}"));
+        }
+    }
+
+    #[test]
+    fn calls_are_made_when_their_arguments_are_whole() {
+        let whole = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": [1]}}\n</tool_call>";
+        let complete = whole.find("]}").unwrap() + 2;
+        for cut in 0..whole.len() {
+            let mut reader = CallReader::new(CallFormat::HERMES, false);
+            reader.push(&whole[..cut]);
+            assert_eq!(reader.called(), cut >= complete, "{:?}", &whole[..cut]);
+        }
     }
 
     proptest! {

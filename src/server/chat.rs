@@ -2,8 +2,9 @@
 
 use super::{
     answer::{Delta, End, StopReason},
-    body::{Body, work},
+    body::Body,
     calls::{CallReader, Found, call_id},
+    choices::{Choices, Reply, Shape},
     error::{ApiError, ErrorReply},
     fields::{Common, parse},
     log::RequestLog,
@@ -11,7 +12,6 @@ use super::{
     messages::{ChatMessage, begun, encode, only},
     policy::Refused,
     prepare::{Prepared, Prompt, Wishes},
-    reply::{Reply, Shape},
     state::{Server, State},
     tools::{Tool, ToolChoice, ToolChoiceShape, ToolKind, Tools},
 };
@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
 use utoipa::ToSchema;
 
-/// ChatFields that only this route has.
+/// The fields that only this route has.
 #[derive(Debug, Deserialize, ToSchema)]
 struct ChatFields {
     /// What was said.
@@ -56,7 +56,7 @@ struct ChatRequest {
     own: ChatFields,
 }
 
-/// ChatFields that are other routes' or other servers'.
+/// Fields that belong to other routes or to other servers.
 const REFUSED: &[Refused] = &[
     ("best_of", "1", "it belongs to /v1/completions"),
     ("chat_template", "", "templates are chosen at the start, by --chat-template"),
@@ -184,13 +184,10 @@ pub(super) async fn create(
     Extension(log): Extension<Arc<RequestLog>>,
     Body(body): Body,
 ) -> Result<Response, ApiError> {
-    let state = server.0.clone();
-    state.admit(1)?;
-    let (request, shape) = work(body.len(), move || read(&state, &body)).await?;
-    server.0.reply(request, shape, log).await
+    server.reply(body, log, read).await
 }
 
-fn read(state: &State, body: &[u8]) -> Result<(Prepared, Chat), ApiError> {
+fn read(state: &State, body: &[u8]) -> Result<(Prepared, Choices<Chat>), ApiError> {
     let parsed = parse::<ChatFields>(body, &state.options, REFUSED)?;
     let (common, own) = (parsed.common, parsed.own);
     let begun = begun(own.add_generation_prompt, own.continue_final_message)?;
@@ -204,21 +201,23 @@ fn read(state: &State, body: &[u8]) -> Result<(Prepared, Chat), ApiError> {
     let tools = Tools::new(functions, own.tool_choice, own.parallel_tool_calls, state.calls)?;
     let prompt = Prompt { ids: encode(state, &own.messages, begun, tools.as_ref())?, text: None };
     let wishes = Wishes {
-        default_tokens: None,
         logprobs: logprobs.then_some(top),
         prompt_logprobs: common.prompt_logprobs,
         field: "messages",
         tools: tools.as_ref(),
+        ..Wishes::default()
     };
     let return_ids = common.return_token_ids.unwrap_or(false);
     let prompt_logprobs = common.prompt_logprobs.is_some();
     let tokenizer = state.tokenizer.clone();
     let stream = if common.skip_special() { tokenizer.stream() } else { tokenizer.stream_with_special() };
-    let reader = tools.as_ref().map(|tools| CallReader::new(tools.format));
-    let pending = Pending { begun: false, whole: Delta::default(), stream: stream.after(&prompt.ids), reader };
     let request = state.prepare(common, parsed.ignored, std::slice::from_ref(&prompt), &wishes)?;
+    let (stream, reader) = (stream.after(&prompt.ids), request.reader.clone());
+    let pending = Pending { begun: false, whole: Delta::default(), stream, reader };
     let pending = vec![pending; request.n];
-    Ok((request, Chat { tokenizer, pending, prompt: prompt.ids, logprobs, prompt_logprobs, return_ids }))
+    let chat = Chat { tokenizer, pending, prompt: prompt.ids, logprobs, prompt_logprobs, return_ids };
+    let choices = Choices::new(state, &request, chat);
+    Ok((request, choices))
 }
 
 /// The answers, as this API reports them.
@@ -245,7 +244,7 @@ impl Pending {
     /// What is new of the text and of the calls.
     fn read(&mut self, text: String, ended: bool) -> (String, Vec<CallDelta>) {
         let Some(reader) = &mut self.reader else { return (text, Vec::new()) };
-        let before = reader.calls;
+        let before = reader.begun;
         let mut found = reader.push(&text);
         found.extend(ended.then(|| reader.finish()).flatten());
         let (mut text, mut calls, mut next) = (String::new(), Vec::<CallDelta>::new(), before);
@@ -265,20 +264,17 @@ impl Pending {
         (text, calls)
     }
 
-    /// `tool_calls` where calls were made and the answer ended by itself, and otherwise what the engine says.
+    /// `tool_calls` where calls were made and neither `max_tokens` nor a stop string cut the last one off, otherwise what the
+    /// engine says.
     fn reason(&self, end: &End) -> &'static str {
         match (end.reason, &self.reader) {
-            ("stop", Some(reader)) if reader.calls > 0 => "tool_calls",
+            ("stop", Some(reader)) if reader.called() => "tool_calls",
             (reason, _) => reason,
         }
     }
 }
 
 impl Chat {
-    fn logprobs(&self, stream: &mut TokenStream, delta: &Delta) -> Option<ChatLogprobs> {
-        self.logprobs.then(|| ChatLogprobs::of(stream, &delta.tokens))
-    }
-
     /// What was asked for besides; what concerns the prompt only `first`.
     fn extras(&self, delta: &Delta, first: bool) -> Extras {
         let prompt = |scored: &Option<Vec<TokenLogprobs>>| {
@@ -309,7 +305,8 @@ impl Shape for Chat {
     fn choices(mut self) -> Vec<ChatChoice> {
         let pending = std::mem::take(&mut self.pending);
         let choice = |(index, mut p): (usize, Pending)| {
-            let (logprobs, extras) = (self.logprobs(&mut p.stream, &p.whole), self.extras(&p.whole, true));
+            let logprobs = self.logprobs.then(|| ChatLogprobs::of(&mut p.stream, &p.whole.tokens));
+            let extras = self.extras(&p.whole, true);
             let text = std::mem::take(&mut p.whole.text);
             let (content, mut tool_calls) = p.read(text, true);
             tool_calls.iter_mut().for_each(|call| call.index = None);
@@ -338,9 +335,9 @@ impl Shape for Chat {
         let tokens =
             !delta.tokens.is_empty() && (self.logprobs || self.return_ids || self.pending[index].reader.is_none());
         if first || news || tokens {
-            let mut stream = self.pending[index].stream.clone();
-            let (logprobs, extras) = (self.logprobs(&mut stream, &delta), self.extras(&delta, first));
-            self.pending[index].stream = stream;
+            let stream = &mut self.pending[index].stream;
+            let logprobs = self.logprobs.then(|| ChatLogprobs::of(stream, &delta.tokens));
+            let extras = self.extras(&delta, first);
             let content = Some(text).filter(|text| !text.is_empty() || tool_calls.is_empty());
             let delta = AnswerDelta { role: first.then_some("assistant"), content, tool_calls };
             chunks.push(ChatChunk { index, delta, logprobs, extras, ..ChatChunk::default() });

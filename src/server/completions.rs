@@ -2,13 +2,13 @@
 
 use super::{
     answer::{Delta, StopReason},
-    body::{Body, work},
+    body::Body,
+    choices::{Choices, Reply, Shape},
     error::{ApiError, ErrorReply},
     fields::{Common, parse},
     log::RequestLog,
     logprobs::{self, Legacy, LegacyLogprobs, PromptToken, Scored},
     prepare::{Prepared, Prompt, Wishes},
-    reply::{Reply, Shape},
     state::{Server, State},
 };
 use crate::{Message, Template, TokenStream, Tokenizer};
@@ -18,7 +18,7 @@ use serde_json::Value;
 use std::{collections::BTreeMap, sync::Arc};
 use utoipa::ToSchema;
 
-/// CompletionFields that only this route has.
+/// The fields that only this route has.
 #[derive(Debug, Deserialize, ToSchema)]
 struct CompletionFields {
     /// What is continued: a text, a list of texts, token ids, or a list of lists of token ids.
@@ -49,7 +49,7 @@ struct CompletionRequest {
 #[derive(ToSchema)]
 #[serde(untagged)]
 #[allow(dead_code)]
-enum PromptShape {
+pub(super) enum PromptShape {
     Text(String),
     Texts(Vec<String>),
     Ids(Vec<u32>),
@@ -59,7 +59,7 @@ enum PromptShape {
 /// What is continued, one or several.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "Value")]
-enum Prompts {
+pub(super) enum Prompts {
     Texts(Vec<String>),
     Ids(Vec<Vec<u32>>),
 }
@@ -138,13 +138,10 @@ pub(super) async fn create(
     Extension(log): Extension<Arc<RequestLog>>,
     Body(body): Body,
 ) -> Result<Response, ApiError> {
-    let state = server.0.clone();
-    state.admit(1)?;
-    let (request, shape) = work(body.len(), move || read(&state, &body)).await?;
-    server.0.reply(request, shape, log).await
+    server.reply(body, log, read).await
 }
 
-fn read(state: &State, body: &[u8]) -> Result<(Prepared, Completions), ApiError> {
+fn read(state: &State, body: &[u8]) -> Result<(Prepared, Choices<Completions>), ApiError> {
     const CHAT: &str = "it belongs to /v1/chat/completions";
     let refused = [
         ("parallel_tool_calls", "true", CHAT),
@@ -161,7 +158,7 @@ fn read(state: &State, body: &[u8]) -> Result<(Prepared, Completions), ApiError>
     }
     state.admit(n.saturating_mul(own.prompt.len()))?;
     let special = own.add_special_tokens.unwrap_or(true);
-    let prompts = own.prompt.encode(&state.tokenizer, special)?;
+    let prompts = own.prompt.encode(&state.tokenizer, special, "prompt")?;
     let echo = own.echo.unwrap_or(false);
     let asked = common.prompt_logprobs;
     let echoed = own.logprobs.filter(|_| echo);
@@ -170,7 +167,7 @@ fn read(state: &State, body: &[u8]) -> Result<(Prepared, Completions), ApiError>
         logprobs: own.logprobs,
         prompt_logprobs: asked.max(echoed),
         field: "prompt",
-        tools: None,
+        ..Wishes::default()
     };
     let return_ids = common.return_token_ids.unwrap_or(false);
     let skip_special = common.skip_special();
@@ -199,7 +196,8 @@ fn read(state: &State, body: &[u8]) -> Result<(Prepared, Completions), ApiError>
         return_ids,
         skip_special,
     };
-    Ok((request, shape))
+    let choices = Choices::new(state, &request, shape);
+    Ok((request, choices))
 }
 
 /// What makes text of an answer's tokens, and with `echo` of the prompt's.
@@ -208,20 +206,21 @@ fn stream(tokenizer: &Tokenizer, skip_special: bool) -> TokenStream {
 }
 
 impl Prompts {
-    fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         match self {
             Prompts::Texts(list) => list.len(),
             Prompts::Ids(lists) => lists.len(),
         }
     }
 
-    fn encode(self, tokenizer: &Tokenizer, special: bool) -> Result<Vec<Prompt>, ApiError> {
+    /// Their tokens; `field` is where they were sent.
+    pub fn encode(self, tokenizer: &Tokenizer, special: bool, field: &str) -> Result<Vec<Prompt>, ApiError> {
         let text = |text: String| {
             let ids = match special {
                 true => Template::Raw.encode(tokenizer, &[Message::new("user", &text)], None),
                 false => tokenizer.encode(&text, false),
             };
-            Ok(Prompt { ids: ids.map_err(|e| ApiError::from_library(e, "prompt"))?, text: Some(text) })
+            Ok(Prompt { ids: ids.map_err(|e| ApiError::from_library(e, field))?, text: Some(text) })
         };
         match self {
             Prompts::Texts(list) => list.into_iter().map(text).collect(),

@@ -1,4 +1,5 @@
-//! Answers that must look like something: JSON by a schema, a regular expression, one of several texts, a grammar.
+//! Constraints on the text of an answer: it is JSON that follows a schema, matches a regular expression, is one of several texts, or
+//! follows a grammar. llguidance says before each token which ones may come next.
 
 use crate::{Constraint, Tokenizer, error::Result};
 use llguidance::{
@@ -50,10 +51,11 @@ impl Grammars {
             return Err(format!("token {id} ends a text and is not below the vocabulary's {vocab}"));
         }
         let word = |id: u32| {
-            if !tokenizer.is_special(id) {
+            if !tokenizer.is_special(id) && !eos.contains(&id) {
                 return tokenizer.token_bytes(id);
             }
-            // A special token is no text: this mark keeps it out of everything but grammars that name it.
+            // A special token is no text, and neither is one that ends a text, special or not: this mark keeps it out of
+            // everything but grammars that name it.
             let name = tokenizer.token(id).unwrap_or_default();
             [&[TokTrie::SPECIAL_TOKEN_MARKER], name.as_bytes()].concat()
         };

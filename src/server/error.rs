@@ -90,7 +90,7 @@ impl ApiError {
 
     /// No API key, or a wrong one.
     pub fn no_key() -> Self {
-        let message = "missing or wrong API key: send it as `Authorization: Bearer KEY`";
+        let message = "missing or wrong API key: send it as `Authorization: Bearer KEY` or `X-Api-Key: KEY`";
         Self::new(StatusCode::UNAUTHORIZED, "invalid_request_error", Some("invalid_api_key"), message)
     }
 
@@ -151,6 +151,7 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.reply())).into_response();
+        response.extensions_mut().insert(self.clone()); // for APIs with errors of another shape
         let headers = response.headers_mut();
         if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));

@@ -1,12 +1,13 @@
-//! The fields that both APIs know, and what becomes of fields that they do not know.
+//! The fields that completions and chats have in common, how a body is read, and what becomes of fields that no API has.
 
 use super::{
     error::ApiError,
+    messages::{Content, ContentShape},
     options::ServerOptions,
     policy::{self, UnknownFields},
 };
 use crate::{GenerateOptions, Sampling, SamplingDefaults, error::Error, ops::sample::MAX_STOP_IDS};
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use utoipa::ToSchema;
@@ -21,60 +22,60 @@ const MAX_STOP_TOKENS: usize = 256;
 /// Most alternatives to a token that are reported.
 pub(super) const MAX_LOGPROBS: u32 = 20;
 
-/// Fields of both APIs. A field that is `null` counts as absent.
-#[derive(Debug, Deserialize, ToSchema)]
+/// Fields of completions and chats. A field that is `null` counts as absent.
+#[derive(Debug, Default, Deserialize, ToSchema)]
 pub(super) struct Common {
     /// One of the names of `/v1/models`; absent, the model that is served.
     pub model: Option<String>,
     /// Most tokens of an answer. Absent: 16 for completions, until the context is full for chats.
     pub max_tokens: Option<u64>,
     /// The same as `max_tokens`.
-    max_completion_tokens: Option<u64>,
+    pub max_completion_tokens: Option<u64>,
     /// Divides the logits; 0 takes the most likely token, and what is below 0.001 counts as 0.001. 1 when absent.
     #[schema(minimum = 0, maximum = 100)]
-    temperature: Option<f32>,
+    pub temperature: Option<f32>,
     /// Only the most likely tokens that together have this probability; 0 takes the most likely token.
     #[schema(minimum = 0, maximum = 1)]
-    top_p: Option<f32>,
+    pub top_p: Option<f32>,
     /// Only so many of the most likely tokens; 0 and -1 are off.
     #[schema(minimum = -1)]
-    top_k: Option<i64>,
+    pub top_k: Option<i64>,
     /// Only tokens with at least this share of the most likely token's probability.
     #[schema(minimum = 0, maximum = 1)]
-    min_p: Option<f32>,
+    pub min_p: Option<f32>,
     /// Answers to each prompt, 1 to 128.
     #[schema(minimum = 1, maximum = 128)]
-    n: Option<u64>,
+    pub n: Option<u64>,
     /// Send the answer as it is made, as server-sent events.
     pub stream: Option<bool>,
     /// What a stream also carries.
     pub stream_options: Option<StreamOptions>,
     /// The answer ends before the first of these.
     #[schema(value_type = Option<OneOrMany>)]
-    stop: Option<Stop>,
+    pub stop: Option<Stop>,
     /// The same seed and prompt give the same answer; answer i has seed + i. Absent: another one each time.
-    seed: Option<i64>,
+    pub seed: Option<i64>,
     /// Added to the logits of tokens; keys are token ids.
-    logit_bias: Option<BTreeMap<String, f32>>,
+    pub logit_bias: Option<BTreeMap<String, f32>>,
     /// Taken from the logit of each token in the answer.
     #[schema(minimum = -100, maximum = 100)]
-    presence_penalty: Option<f32>,
+    pub presence_penalty: Option<f32>,
     /// Taken from a token's logit for each time that it is in the answer.
     #[schema(minimum = -100, maximum = 100)]
-    frequency_penalty: Option<f32>,
+    pub frequency_penalty: Option<f32>,
     /// Divides the logits of tokens in prompt and answer.
     #[schema(minimum = 0.01, maximum = 100)]
-    repetition_penalty: Option<f32>,
+    pub repetition_penalty: Option<f32>,
     /// The answer does not end before this many tokens.
-    min_tokens: Option<u32>,
+    pub min_tokens: Option<u32>,
     /// The model's end-of-text tokens do not end the answer.
-    ignore_eos: Option<bool>,
+    pub ignore_eos: Option<bool>,
     /// Ids that end the answer besides the model's own.
-    stop_token_ids: Option<Vec<u32>>,
+    pub stop_token_ids: Option<Vec<u32>>,
     /// A stop string that ends the answer stays in it.
-    include_stop_str_in_output: Option<bool>,
+    pub include_stop_str_in_output: Option<bool>,
     /// Leave special tokens out of the text; true when absent.
-    skip_special_tokens: Option<bool>,
+    pub skip_special_tokens: Option<bool>,
     /// Also report token ids.
     pub return_token_ids: Option<bool>,
     /// Log-probabilities of the prompt's tokens, with this many of the most likely ones, 0 to 20.
@@ -92,6 +93,30 @@ pub(super) struct Common {
     pub guided_choice: Option<Vec<String>>,
     /// The same as `structured_outputs.grammar`.
     pub guided_grammar: Option<String>,
+    /// Whether the next tokens are guessed by what was there before: faster, with the same answer. As the server was started
+    /// when absent; false also leaves `prediction` out.
+    pub speculate: Option<bool>,
+    /// What much of the answer may be, such as a text that is to be changed in a few places: it comes faster, and is the same.
+    pub prediction: Option<Prediction>,
+}
+
+/// What the answer may be.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(super) struct Prediction {
+    /// `content`
+    #[serde(rename = "type")]
+    #[allow(dead_code)] // there is one kind
+    kind: PredictionKind,
+    /// A text, or parts that are texts and are joined by line ends.
+    #[schema(value_type = ContentShape)]
+    pub content: Content,
+}
+
+/// Kinds of predictions.
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum PredictionKind {
+    Content,
 }
 
 /// What a stream also carries.
@@ -114,7 +139,7 @@ pub(super) struct ResponseFormat {
 }
 
 /// Kinds of answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum ResponseKind {
     Text,
@@ -162,7 +187,7 @@ enum OneOrMany {
 /// Stop strings.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "Value")]
-struct Stop(Vec<String>);
+pub(super) struct Stop(pub Vec<String>);
 
 impl TryFrom<Value> for Stop {
     type Error = &'static str;
@@ -175,6 +200,14 @@ impl TryFrom<Value> for Stop {
             Value::Array(list) => list.into_iter().map(text).collect::<Result<_, _>>().map(Stop),
             one => text(one).map(|text| Stop(vec![text])),
         }
+    }
+}
+
+impl ResponseFormat {
+    /// JSON that follows `schema`.
+    pub fn schema(schema: Value) -> ResponseFormat {
+        let json_schema = NamedSchema { name: None, description: None, strict: None, schema: Some(schema) };
+        ResponseFormat { kind: ResponseKind::JsonSchema, json_schema: Some(json_schema) }
     }
 }
 
@@ -297,16 +330,23 @@ pub(super) fn parse<T: DeserializeOwned>(
     options: &ServerOptions,
     refused: &[policy::Refused],
 ) -> Result<Parsed<T>, ApiError> {
-    let value = json(body)?;
-    let (mut unknown_to_common, mut unknown_to_own) = (BTreeSet::new(), BTreeSet::new());
-    let common = read(&value, &mut unknown_to_common)?;
-    let own = read(&value, &mut unknown_to_own)?;
-    // Each of the two sees the other's fields as unknown; what is inside a field only its owner reads.
-    let both =
-        |path: &&Vec<String>| path.len() > 1 || unknown_to_common.contains(*path) && unknown_to_own.contains(*path);
-    let unknown: BTreeSet<Vec<String>> = unknown_to_common.union(&unknown_to_own).filter(both).cloned().collect();
-    let ignored = policy::judge(&value, &unknown, refused, options.unknown_fields)?;
+    let (common, own, ignored) = parse_two(body, options.unknown_fields, refused)?;
     Ok(Parsed { common, own, ignored })
+}
+
+/// Reads the body of a request whose fields are those of `A` and of `B`; also the names of what it has that changes nothing.
+pub(super) fn parse_two<A: DeserializeOwned, B: DeserializeOwned>(
+    body: &[u8],
+    unknown: UnknownFields,
+    refused: &[policy::Refused],
+) -> Result<(A, B, Vec<String>), ApiError> {
+    let value = json(body)?;
+    let (mut unknown_to_a, mut unknown_to_b) = (BTreeSet::new(), BTreeSet::new());
+    let (a, b) = (read(&value, &mut unknown_to_a)?, read(&value, &mut unknown_to_b)?);
+    // Each of the two sees the other's fields as unknown; what is inside a field only its owner reads.
+    let both = |path: &&Vec<String>| path.len() > 1 || unknown_to_a.contains(*path) && unknown_to_b.contains(*path);
+    let all: BTreeSet<Vec<String>> = unknown_to_a.union(&unknown_to_b).filter(both).cloned().collect();
+    Ok((a, b, policy::judge(&value, &all, refused, unknown)?))
 }
 
 /// Reads the body of a request all of whose fields are `T`'s.

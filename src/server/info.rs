@@ -1,4 +1,4 @@
-//! Routes that say what is here and how it is.
+//! Routes that describe the server: its models, whether it lives and answers, its version, its metrics, and a page to talk to it.
 
 use super::{
     error::{ApiError, ErrorReply},

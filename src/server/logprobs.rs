@@ -1,4 +1,4 @@
-//! Log-probabilities in the three shapes that clients know.
+//! Log-probabilities in the shapes that clients know: that of completions, that of chats, and vLLM's of a prompt's tokens.
 
 use crate::{TokenLogprobs, TokenStream, Tokenizer};
 use serde::Serialize;

@@ -8,7 +8,7 @@ use super::{
 use crate::{AOG_INSTRUCTION, Message, Template, ToolCall, text::json_line};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{HashMap, HashSet};
 use utoipa::ToSchema;
 
 /// A message of a conversation.
@@ -46,7 +46,7 @@ struct CalledFunction {
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(try_from = "String")]
-struct Arguments(Map<String, Value>);
+pub(super) struct Arguments(pub Map<String, Value>);
 
 impl TryFrom<String> for Arguments {
     type Error = String;
@@ -63,7 +63,7 @@ impl TryFrom<String> for Arguments {
 /// Who said it; `developer` is the same as `system`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-enum Role {
+pub(super) enum Role {
     System,
     Developer,
     User,
@@ -76,7 +76,7 @@ enum Role {
 #[derive(ToSchema)]
 #[serde(untagged)]
 #[allow(dead_code)]
-enum ContentShape {
+pub(super) enum ContentShape {
     Text(String),
     Parts(Vec<TextPart>),
 }
@@ -84,7 +84,7 @@ enum ContentShape {
 /// A part of a message.
 #[derive(ToSchema)]
 #[allow(dead_code)]
-struct TextPart {
+pub(super) struct TextPart {
     /// `text`
     #[schema(rename = "type")]
     kind: String,
@@ -93,36 +93,85 @@ struct TextPart {
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(try_from = "Value")]
-struct Content(String);
+pub(super) struct Content(pub String);
 
 impl TryFrom<Value> for Content {
     type Error = String;
     fn try_from(value: Value) -> Result<Content, String> {
-        let parts = match value {
-            Value::String(text) => return Ok(Content(text)),
-            Value::Array(parts) => parts,
-            _ => return Err("expected a text or a list of parts".into()),
-        };
-        let text = |(i, part): (usize, &Value)| {
-            let kind = part.get("type").and_then(Value::as_str);
-            match (kind, part.get("text").and_then(Value::as_str)) {
-                (Some("text"), Some(text)) => match part.as_object().and_then(|o| o.keys().find(|k| !known(k))) {
-                    Some(key) => Err(format!("part {i} has {key:?}: expected type and text only")),
-                    None => Ok(text.to_string()),
-                },
-                (Some("text"), None) => Err(format!("part {i} has no text")),
-                (Some(kind), _) => Err(format!("part {i} is of type {kind:?}: aoji reads text only")),
-                (None, _) => Err(format!("part {i} has no type")),
-            }
-        };
-        let texts: Result<Vec<String>, String> = parts.iter().enumerate().map(text).collect();
-        texts.map(|texts| Content(texts.join("\n")))
+        // A hint for caches changes nothing.
+        joined(&value, &["text"], &["cache_control"]).map(Content)
     }
 }
 
-/// Keys of a part; a hint for caches changes nothing.
-fn known(key: &str) -> bool {
-    matches!(key, "type" | "text" | "cache_control")
+/// A text, or parts of these types that are joined by line ends. Beside its type and text a part may have the keys `more`.
+pub(super) fn joined(value: &Value, types: &[&str], more: &[&str]) -> Result<String, String> {
+    let parts = match value {
+        Value::String(text) => return Ok(text.clone()),
+        Value::Array(parts) => parts,
+        _ => return Err("expected a text or a list of parts".into()),
+    };
+    let known = |key: &str| matches!(key, "type" | "text") || more.contains(&key);
+    let text = |(i, part): (usize, &Value)| match part.get("type").and_then(Value::as_str) {
+        None => Err(format!("part {i} has no type")),
+        Some(kind) if !types.contains(&kind) => Err(format!("part {i} is of type {kind:?}: aoji reads text only")),
+        Some(_) => match part.as_object().and_then(|o| o.keys().find(|key| !known(key))) {
+            Some(key) => Err(format!("part {i} has {key:?}: expected type and text only")),
+            None => {
+                let text = part.get("text").and_then(Value::as_str).map(str::to_string);
+                text.ok_or_else(|| format!("part {i} has no text"))
+            }
+        },
+    };
+    let texts: Result<Vec<String>, String> = parts.iter().enumerate().map(text).collect();
+    texts.map(|texts| texts.join("\n"))
+}
+
+impl ChatMessage {
+    /// A text.
+    pub fn text(role: Role, text: String) -> ChatMessage {
+        ChatMessage { role, content: Some(Content(text)), tool_calls: None, tool_call_id: None }
+    }
+
+    /// The result of the call `id`.
+    pub fn result(id: String, text: String) -> ChatMessage {
+        ChatMessage { tool_call_id: Some(id), ..ChatMessage::text(Role::Tool, text) }
+    }
+
+    /// Adds what the same role said next, as its next part. `false` when this message cannot go on: after calls comes their
+    /// result.
+    pub fn go_on(&mut self, role: Role, more: &str) -> bool {
+        let goes_on = self.role == role && role != Role::Tool && self.tool_calls.is_none();
+        if goes_on {
+            let text = &mut self.content.get_or_insert_with(|| Content(String::new())).0;
+            text.push_str(if text.is_empty() { "" } else { "\n" });
+            text.push_str(more);
+        }
+        goes_on
+    }
+
+    /// Whether it is a text of the assistant.
+    pub fn is_answer(&self) -> bool {
+        self.role == Role::Assistant && self.tool_calls.is_none()
+    }
+}
+
+/// Adds a message of `role` to a conversation; what the same role says in a row is one message.
+pub(super) fn say(messages: &mut Vec<ChatMessage>, role: Role, text: String) {
+    if !messages.last_mut().is_some_and(|last| last.go_on(role, &text)) {
+        messages.push(ChatMessage::text(role, text));
+    }
+}
+
+/// Adds a call to a conversation: to what the assistant said just before, or to a message of its own.
+pub(super) fn call(messages: &mut Vec<ChatMessage>, id: String, name: String, arguments: Map<String, Value>) {
+    if !matches!(messages.last(), Some(last) if last.role == Role::Assistant) {
+        let empty = ChatMessage { content: None, ..ChatMessage::text(Role::Assistant, String::new()) };
+        messages.push(empty);
+    }
+    let function = CalledFunction { name, arguments: Arguments(arguments) };
+    if let Some(last) = messages.last_mut() {
+        last.tool_calls.get_or_insert_default().push(MessageCall { id, kind: ToolKind::Function, function });
+    }
 }
 
 /// The prompt of a conversation, whose last message may be the beginning of the answer, in which these functions can be
@@ -158,7 +207,7 @@ pub(super) fn encode(
 
 /// The messages as templates get them, checked.
 fn conversation(messages: &[ChatMessage]) -> Result<Vec<Message>, ApiError> {
-    let mut ids: Vec<&str> = Vec::new();
+    let mut ids: HashSet<&str> = HashSet::new();
     let mut all = Vec::with_capacity(messages.len());
     for (i, m) in messages.iter().enumerate() {
         let wrong = |field: &str, what: &str| Err(ApiError::invalid(format!("messages[{i}].{field}"), what));
@@ -180,10 +229,9 @@ fn conversation(messages: &[ChatMessage]) -> Result<Vec<Message>, ApiError> {
             return wrong("content", "expected a text or a list of parts");
         }
         for (k, call) in calls.iter().enumerate() {
-            if call.id.is_empty() || ids.contains(&call.id.as_str()) {
+            if call.id.is_empty() || !ids.insert(&call.id) {
                 return wrong(&format!("tool_calls[{k}].id"), "expected an id that no other call has");
             }
-            ids.push(&call.id);
         }
         let role = match role {
             Role::System | Role::Developer => "system",
@@ -202,7 +250,7 @@ fn conversation(messages: &[ChatMessage]) -> Result<Vec<Message>, ApiError> {
 
 /// Calls and results as the texts of messages, for templates that know questions and answers only. Results are a question.
 fn in_words(messages: Vec<Message>) -> Vec<Message> {
-    let mut names = BTreeMap::new();
+    let mut names = HashMap::new();
     let mut all: Vec<Message> = Vec::with_capacity(messages.len());
     let mut after_result = false;
     for message in messages {

@@ -37,6 +37,8 @@ pub(super) struct Metrics {
     cache_queries: Counter,
     cache_hits: Counter,
     generated: Counter,
+    drafted: Counter,
+    accepted: Counter,
     success: Family<Label, Counter>,
     failed: Counter,
     cancelled: Family<Label, Counter>,
@@ -73,6 +75,13 @@ impl Metrics {
             cache_queries: add(r, "prefix_cache_queries", "Tokens looked for in the cache", Counter::default()),
             cache_hits: add(r, "prefix_cache_hits", "Tokens found in the cache", Counter::default()),
             generated: add(r, "generation_tokens", "Tokens generated", Counter::default()),
+            drafted: add(r, "spec_decode_num_draft_tokens", "Guesses of tokens that were tried", Counter::default()),
+            accepted: add(
+                r,
+                "spec_decode_num_accepted_tokens",
+                "Of these, the ones that were right",
+                Counter::default(),
+            ),
             success: add(r, "request_success", "Answers that ended, by finish reason", Family::default()),
             failed: add(r, "request_failed", "Answers that their constraint ended", Counter::default()),
             cancelled: add(
@@ -116,6 +125,8 @@ impl Metrics {
         self.cache_queries.inc_by(t.prompt_tokens as u64);
         self.cached_tokens.inc_by(t.reused_tokens as u64);
         self.cache_hits.inc_by(t.reused_tokens as u64);
+        self.drafted.inc_by(t.drafted_tokens as u64);
+        self.accepted.inc_by(t.accepted_tokens as u64);
         let reason = match finish.reason {
             FinishReason::Stop => "stop",
             FinishReason::Length => "length",

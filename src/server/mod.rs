@@ -1,7 +1,9 @@
-//! An HTTP server that speaks OpenAI's API.
+//! An HTTP server that speaks OpenAI's APIs and Anthropic's.
 //!
 //! ```text
-//! HTTP ─► router ─► fields ─► prepare ─► worker (one thread, owns the Batch) ─► answer ─► reply ─► JSON or SSE
+//! HTTP ─► router ─► chat, completions ────► prepare ─► worker (one thread, owns the Batch) ─► answer ─► reply ─► JSON or SSE
+//!                   responses, anthropic
+//!                   embeddings
 //! ```
 //!
 //! [`Server::start`] gives the batch a thread of its own; [`Server::router`] is an axum service that can be part of
@@ -23,11 +25,14 @@
 //! ```
 
 mod answer;
+mod anthropic;
 mod body;
 mod calls;
 mod chat;
+mod choices;
 mod completions;
 mod constrain;
+mod embeddings;
 mod error;
 mod fields;
 mod info;
@@ -37,9 +42,11 @@ mod logprobs;
 mod messages;
 mod metrics;
 mod options;
+mod parts;
 mod policy;
 mod prepare;
 mod reply;
+mod responses;
 mod router;
 mod state;
 mod tokens;
@@ -47,6 +54,7 @@ mod tools;
 mod usage;
 mod worker;
 
+pub use crate::text::tokenizer_config;
 pub use calls::ToolParser;
 pub use constrain::{Format, Grammar, Grammars};
 pub use options::ServerOptions;

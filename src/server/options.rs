@@ -1,8 +1,8 @@
-//! How to serve.
+//! The options of a server.
 
 use super::{calls::ToolParser, policy::UnknownFields};
 use crate::{
-    SamplingDefaults, Template,
+    SamplingDefaults, Speculate, Template,
     error::{Error, Result},
 };
 use axum::http::{HeaderName, HeaderValue, Method, header};
@@ -33,6 +33,8 @@ pub struct ServerOptions {
     pub unknown_fields: UnknownFields,
     /// What counts where a request is silent: what the model's author recommends.
     pub sampling: SamplingDefaults,
+    /// Whether the next tokens are guessed where a request is silent: answers come faster, and are the same.
+    pub speculate: Speculate,
     /// The checkpoint's `tokenizer_config.json`, for `/tokenizer_info`.
     pub tokenizer_config: serde_json::Map<String, serde_json::Value>,
 }
@@ -51,6 +53,7 @@ impl Default for ServerOptions {
             tool_parser: ToolParser::default(),
             unknown_fields: UnknownFields::default(),
             sampling: SamplingDefaults::default(),
+            speculate: Speculate::default(),
             tokenizer_config: serde_json::Map::new(),
         }
     }
@@ -69,7 +72,13 @@ pub(super) fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
         true => AllowOrigin::any(),
         false => AllowOrigin::list(origins.iter().map(origin).collect::<Result<Vec<_>>>()?),
     };
+    let own = ["x-api-key", "anthropic-version", "anthropic-beta", "anthropic-dangerous-direct-browser-access"];
+    let allowed_headers = own
+        .map(HeaderName::from_static)
+        .into_iter()
+        .chain([header::AUTHORIZATION, header::CONTENT_TYPE])
+        .collect::<Vec<_>>();
     let exposed = ["x-request-id", "x-aoji-ignored-params", "retry-after"].map(HeaderName::from_static);
     let cors = CorsLayer::new().allow_origin(allowed).allow_methods([Method::GET, Method::POST]);
-    Ok(Some(cors.allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE]).expose_headers(exposed)))
+    Ok(Some(cors.allow_headers(allowed_headers).expose_headers(exposed)))
 }

@@ -1,15 +1,17 @@
-//! From the fields of a request to jobs.
+//! From the fields of a request, checked, to the jobs that the batch runs.
 
 use super::{
     body::blocking,
+    calls::CallReader,
     constrain::Format,
     error::ApiError,
     fields::{Common, MAX_LOGPROBS, ResponseKind},
+    messages::{ChatMessage, encode},
     state::State,
     tools::Tools,
     worker::Guarded,
 };
-use crate::{GenerateOptions, Job};
+use crate::{GenerateOptions, Job, Pooling, Speculate};
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -27,6 +29,8 @@ pub(super) struct Prepared {
     pub format: Option<(&'static str, Format)>,
     /// What the format is made of, and the fields that say it: looked at when the format is refused.
     pub parts: Vec<(String, Format)>,
+    /// Finds the calls of functions in an answer, where there may be some.
+    pub reader: Option<CallReader>,
     /// Ids of `stop_token_ids`, of which a client hears when they end an answer.
     pub stop_ids: Vec<u32>,
     /// Lengths of the prompts.
@@ -39,7 +43,8 @@ pub(super) struct Prepared {
     pub ignored: Vec<String>,
 }
 
-/// What the two APIs ask for in different ways.
+/// What APIs ask for in different ways.
+#[derive(Default)]
 pub(super) struct Wishes<'a> {
     /// Most tokens when the request does not say; until the context is full when absent.
     pub default_tokens: Option<usize>,
@@ -49,6 +54,8 @@ pub(super) struct Wishes<'a> {
     pub field: &'static str,
     /// Functions that may be called.
     pub tools: Option<&'a Tools>,
+    /// The prompts as vectors.
+    pub embed: Option<Pooling>,
 }
 
 impl State {
@@ -60,6 +67,20 @@ impl State {
             Some(name) if names.iter().any(|n| n == name) => Ok(name.into()),
             Some(name) => Err(ApiError::no_model(name, names)),
         }
+    }
+
+    /// The jobs of a request for one answer to a conversation, which functions may be called in.
+    pub fn converse(
+        &self,
+        common: Common,
+        ignored: Vec<String>,
+        messages: &[ChatMessage],
+        begun: bool,
+        tools: Option<&Tools>,
+    ) -> Result<Prepared, ApiError> {
+        let prompt = Prompt { ids: encode(self, messages, begun, tools)?, text: None };
+        let wishes = Wishes { field: "messages", tools, ..Wishes::default() };
+        self.prepare(common, ignored, &[prompt], &wishes)
     }
 
     /// The jobs of a request: for each prompt its answers, one after the other.
@@ -74,14 +95,16 @@ impl State {
         let config = self.engine.config();
         let n = common.n()?;
         let mut options = common.options(config.vocab, config.eos.len(), &self.options.sampling)?;
+        (options.speculate, options.prediction) = self.guesses(&common)?;
         for (field, asked) in [("logprobs", wishes.logprobs), ("prompt_logprobs", wishes.prompt_logprobs)] {
             if let Some(k) = asked.filter(|k| *k > MAX_LOGPROBS) {
                 return Err(ApiError::invalid(field, format!("{k} alternatives, allowed is 0 to {MAX_LOGPROBS}")));
             }
         }
         let mut format = format(&common)?;
-        let mut parts = Vec::new();
+        let (mut parts, mut reader) = (Vec::new(), None);
         if let Some(tools) = wishes.tools {
+            reader = Some(CallReader::new(tools.format, format.is_some()));
             format = Some(("tools", tools.grammar(&self.tokenizer, format.as_ref().map(|(_, format)| format))?));
             parts = tools.schemas();
             options.keep_special |= tools.format.needs_special(&self.tokenizer);
@@ -105,6 +128,7 @@ impl State {
                     options,
                     logprobs: count(wishes.logprobs),
                     prompt_logprobs: count(wishes.prompt_logprobs),
+                    embed: wishes.embed,
                     constraint: None, // `constrain` adds it
                 });
             }
@@ -119,6 +143,7 @@ impl State {
             jobs,
             format,
             parts,
+            reader,
             stop_ids,
             prompts: prompts.iter().map(|p| p.ids.len()).collect(),
             n,
@@ -147,6 +172,26 @@ impl State {
             Some((tokens, _)) => Ok(Some(tokens)),
             None if length >= max => Err(ApiError::context(length, 1, max, wishes.field)),
             None => Ok(self.options.sampling.max_new_tokens.or(wishes.default_tokens).map(|n| n.min(max - length))),
+        }
+    }
+
+    /// What guesses the next tokens.
+    fn guesses(&self, common: &Common) -> Result<(Speculate, Vec<u32>), ApiError> {
+        let speculate = match common.speculate {
+            Some(false) => return Ok((Speculate::Off, Vec::new())),
+            Some(true) => Speculate::Ngram,
+            None => self.options.speculate,
+        };
+        let Some(prediction) = &common.prediction else { return Ok((speculate, Vec::new())) };
+        let ids = self.tokenizer.encode_plain(&prediction.content.0);
+        let ids = ids.map_err(|e| ApiError::from_library(e, "prediction"))?;
+        match self.engine.max_context() {
+            max if ids.len() > max => {
+                let message =
+                    format!("the prediction has {} tokens, and the context {max}: send a shorter one", ids.len());
+                Err(ApiError::invalid("prediction", message))
+            }
+            _ => Ok((speculate, ids)),
         }
     }
 

@@ -1,11 +1,14 @@
 //! Routes, and what surrounds all of them: log, CORS, panics, keys, sizes.
 
-use super::{chat, completions, error::ApiError, info, log, options::cors, state::Server, tokens, worker::panic_text};
+use super::{
+    anthropic, chat, completions, embeddings, error::ApiError, info, log, options::cors, responses, state::Server,
+    tokens, worker::panic_text,
+};
 use axum::{
     Json, Router,
     body::{Bytes, HttpBody},
     extract::{DefaultBodyLimit, Request, State},
-    http::{HeaderValue, Method, Uri, header},
+    http::{HeaderMap, HeaderValue, Method, Uri, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
@@ -27,7 +30,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "aoji", description = "OpenAI's API for one model; docs/server.md says what becomes of each field."),
+    info(title = "aoji", description = "OpenAI's APIs and Anthropic's for one model; docs/server.md says what becomes of each field."),
     modifiers(&Keys)
 )]
 struct Description;
@@ -46,6 +49,10 @@ fn routes() -> (OpenApiRouter<Server>, OpenApiRouter<Server>) {
     let keyed = OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(completions::create))
         .routes(routes!(chat::create))
+        .routes(routes!(responses::create))
+        .routes(routes!(embeddings::create))
+        .routes(routes!(anthropic::create))
+        .routes(routes!(anthropic::count_tokens))
         .routes(routes!(info::models))
         .routes(routes!(info::model))
         .routes(routes!(tokens::tokenize))
@@ -92,6 +99,7 @@ impl Server {
             })
             .layer(DefaultBodyLimit::max(options.body_limit))
             .layer(CatchPanicLayer::custom(panicked))
+            .layer(middleware::from_fn(anthropic::errors))
             .layer(middleware::from_fn(unread));
         let router = match cors(&options.cors) {
             Ok(Some(cors)) => router.layer(cors),
@@ -122,16 +130,22 @@ fn short(uri: &Uri) -> String {
     uri.path().chars().take(200).collect()
 }
 
-/// A request without a right key goes no further. All keys are compared, each in constant time.
+/// A request without a right key goes no further.
 async fn key(State(server): State<Server>, request: Request, next: Next) -> Response {
-    let keys = &server.0.options.keys;
-    let sent = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
-    let sent = match sent.split_at_checked(7) {
-        Some((scheme, key)) if scheme.eq_ignore_ascii_case(b"bearer ") => key,
-        _ => &[],
-    };
+    match is_right(&server.0.options.keys, request.headers()) {
+        true => next.run(request).await,
+        false => ApiError::no_key().into_response(),
+    }
+}
+
+/// Whether a request has one of `keys`, or there is none. All keys are compared, each in constant time.
+fn is_right(keys: &[String], headers: &HeaderMap) -> bool {
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|sent| sent.as_bytes().split_at_checked(7));
+    let bearer = bearer.filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer ")).map(|(_, key)| key);
+    // Clients of Anthropic's API send the second.
+    let sent = bearer.or_else(|| headers.get("x-api-key").map(HeaderValue::as_bytes)).unwrap_or_default();
     let right = keys.iter().fold(subtle::Choice::from(0), |right, key| right | key.as_bytes().ct_eq(sent));
-    if keys.is_empty() || right.into() { next.run(request).await } else { ApiError::no_key().into_response() }
+    keys.is_empty() || right.into()
 }
 
 /// After a reply to a body that was not read to its end, as to one without a key, the connection is closed: a client that

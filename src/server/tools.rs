@@ -204,6 +204,10 @@ impl Tools {
     /// is what the text must look like.
     pub fn grammar(&self, tokenizer: &Tokenizer, answer: Option<&Format>) -> Result<Format, ApiError> {
         let format = &self.format;
+        if !matches!(answer, None | Some(Format::JsonObject | Format::JsonSchema(_))) {
+            let message = "with tools, answers can follow a JSON schema only: leave tools out, or use response_format";
+            return Err(ApiError::invalid("tools", message));
+        }
         let literal = |text: &str| format.literal(tokenizer, text);
         let chosen: Vec<(usize, &Function)> = match &self.choice {
             ToolChoice::Named(name) => self.functions.iter().enumerate().filter(|(_, f)| f.name == *name).collect(),
@@ -224,9 +228,13 @@ impl Tools {
             // The beginning of a call in the lexemes of JSON, so that a lexer which takes the longest one finds either.
             ("", Some(_)) => format!("start: answer | {} {} {list}\n", quoted(&HEAD[..1]), quoted(&HEAD[1..])),
             (_, Some(_)) => format!("start: answer | {marked}\n"),
-            (_, None) if format.needs_special(tokenizer) => format!("start: TEXT | TEXT {marked}\n"),
             (marker, None) => {
-                format!("start: TEXT | said ({}) {list}\nsaid[lazy]: TEXT {}\n", open.join(" | "), quoted(marker))
+                // The marker in letters ends the text as its token does: a text that went on after it would be lost to who
+                // reads calls.
+                let open = open.join(" | ");
+                let token = tokenizer.token_id(marker).filter(|_| format.needs_special(tokenizer));
+                let special = token.map_or(String::new(), |id| format!(" | TEXT <[{id}]> ({open}) {list}"));
+                format!("start: TEXT{special} | said ({open}) {list}\nsaid[lazy]: TEXT {}\n", quoted(marker))
             }
         };
         match answer {
@@ -234,11 +242,7 @@ impl Tools {
             None => text += "TEXT: /(.|\\n)*/\n",
             Some(Format::JsonObject) => text += &format!("answer: %json {}\n", compact(&json!({"type": "object"}))),
             Some(Format::JsonSchema(schema)) => text += &format!("answer: %json {}\n", compact(schema)),
-            Some(_) => {
-                let message =
-                    "with tools, answers can follow a JSON schema only: leave tools out, or use response_format";
-                return Err(ApiError::invalid("tools", message));
-            }
+            Some(_) => {} // refused above
         }
         let names: Vec<String> = chosen.iter().map(|(i, _)| format!("call_{i}")).collect();
         let _ = writeln!(text, "call: {}", names.join(" | ")); // to a string it cannot fail
@@ -282,8 +286,12 @@ mod tests {
     use super::*;
     use crate::{Constraint, Device, Engine, Options, server::Grammars};
 
-    /// Whether an answer may be `text`.
+    /// Whether an answer may be `text`, special tokens in it as such.
     fn takes(grammars: &Grammars, tokenizer: &Tokenizer, format: &Format, text: &str) -> bool {
+        takes_ids(grammars, format, &tokenizer.encode(text, false).unwrap())
+    }
+
+    fn takes_ids(grammars: &Grammars, format: &Format, ids: &[u32]) -> bool {
         let mut grammar = grammars.compile(format).unwrap();
         let mut allows = |id: u32| {
             let mut mask = vec![0; 64];
@@ -291,7 +299,7 @@ mod tests {
             let allowed = mask[id as usize / 32] >> (id % 32) & 1 == 1;
             allowed && grammar.accept(id).is_ok()
         };
-        tokenizer.encode(text, false).unwrap().into_iter().all(&mut allows) && allows(2047)
+        ids.iter().copied().all(&mut allows) && allows(2047)
     }
 
     #[test]
@@ -334,9 +342,17 @@ mod tests {
                 check(&auto, text, true);
             }
             check(&auto, &two, format.several);
+            check(&auto, &write(&[("g", "{}"); 40]), format.several); // so many as the model likes
             check(&auto, &format!("네 {one}"), true); // where calls come first, this is words
             wrong.iter().for_each(|text| check(&auto, text, false));
             check(&grammar(ToolChoice::Auto, false, None), &two, false);
+            // A marker in letters is what its token is: nothing else than a call follows it.
+            let letters = |text: &str| takes_ids(&grammars, &auto, &tokenizer.encode_plain(text).unwrap());
+            assert!(letters(&one) && letters(&format!("네 {one}")) && (letters(&two) || !format.several), "{format:?}");
+            if !format.marker.is_empty() {
+                assert!(wrong.iter().all(|text| !letters(text)), "{format:?}");
+                assert!(!letters(&format!("{} 네", format.marker)), "{format:?}");
+            }
             let required = grammar(ToolChoice::Required, true, None);
             check(&required, &one, true);
             check(&required, &two, format.several);

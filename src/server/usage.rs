@@ -15,6 +15,17 @@ pub(super) struct Usage {
     pub total_tokens: usize,
     /// What the prompts cost.
     pub prompt_tokens_details: PromptDetails,
+    /// How the answers were made.
+    pub completion_tokens_details: CompletionDetails,
+}
+
+/// How the answers were made.
+#[derive(Debug, Default, Clone, Copy, Serialize, ToSchema)]
+pub(super) struct CompletionDetails {
+    /// Tokens of ended answers that had been guessed, by `prediction` or otherwise.
+    pub accepted_prediction_tokens: usize,
+    /// Guesses that were tried and were wrong.
+    pub rejected_prediction_tokens: usize,
 }
 
 /// What the prompts cost.
@@ -73,6 +84,9 @@ impl Tally {
         times.prefill_ms = times.prefill_ms.max(t.prompt_seconds * 1e3);
         times.decode_ms = times.decode_ms.max(t.decode_seconds * 1e3);
         times.ttft_ms = if times.ttft_ms == 0.0 { ttft } else { times.ttft_ms.min(ttft) };
+        let guesses = &mut self.usage.completion_tokens_details;
+        guesses.accepted_prediction_tokens += t.accepted_tokens;
+        guesses.rejected_prediction_tokens += t.drafted_tokens - t.accepted_tokens;
         self.computed = self.computed.max(t.prompt_tokens - t.reused_tokens);
         if index.is_multiple_of(self.n.max(1)) {
             // The first answer to a prompt: the others find all of it in the cache.

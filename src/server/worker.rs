@@ -37,6 +37,8 @@ pub enum Phase {
 pub(super) enum Message {
     /// The prompt's own log-probabilities.
     Prompt(Vec<TokenLogprobs>),
+    /// The prompt as one vector.
+    Embedding(Vec<f32>),
     /// Tokens, and the text that is certain with them.
     Piece(Piece),
     /// The end.
@@ -161,7 +163,7 @@ impl Running {
         match message {
             Message::Lost(_) => self.open.fill(false), // one is enough: the request fails as a whole
             Message::Finish(_) | Message::Failed(_) => self.open[index] = false,
-            Message::Prompt(_) | Message::Piece(_) => {}
+            Message::Prompt(_) | Message::Embedding(_) | Message::Piece(_) => {}
         }
         Some((index, message))
     }
@@ -316,6 +318,7 @@ fn tell(jobs: &mut HashMap<JobId, Seat>, metrics: &Metrics, id: JobId, event: Jo
     let Some(seat) = jobs.get_mut(&id) else { return };
     match event {
         JobEvent::Prompt(logprobs) => seat.send(Message::Prompt(logprobs)),
+        JobEvent::Embedding(vector) => seat.send(Message::Embedding(vector)),
         JobEvent::Token(token, logprobs) => {
             // Its text, if it completes some, is the next event: both go as one.
             seat.flush();

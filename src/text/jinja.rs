@@ -16,7 +16,10 @@ use super::{
     strftime::strftime,
     tokenizer_config::{ChatTemplate, TokenizerConfig},
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    files::{gguf::Gguf, json},
+};
 
 /// A chat template in Jinja's language, with the special tokens of its checkpoint. Clones share it.
 ///
@@ -24,8 +27,15 @@ use crate::error::{Error, Result};
 /// ([`Jinja::with_tools`]), `documents` (none), `bos_token` and its siblings, `raise_exception`, `strftime_now` (in local
 /// time), `tojson` as Python writes it,
 /// Python's string and dict methods, loop controls, and blocks that take their line with them.
+///
+/// Where a checkpoint has several templates by name, a conversation with tools goes through the one called `tool_use`, as in
+/// transformers, and any other through `default`.
 #[derive(Debug, Clone)]
 pub struct Jinja(Arc<Compiled>, Arc<[serde_json::Value]>);
+
+/// Names of templates in messages, and in [`Compiled::environment`].
+const DEFAULT: &str = "chat template";
+const TOOL_USE: &str = "chat template tool_use";
 
 #[derive(Debug)]
 struct Compiled {
@@ -37,29 +47,40 @@ struct Compiled {
 
 impl Jinja {
     /// The template of the checkpoint in `dir`: `chat_template.jinja`, else what `tokenizer_config.json` has; `None`
-    /// when it has none. Of several named templates the one called `default` is taken.
+    /// when it has none. Beside `chat_template.jinja` a second one may be in `additional_chat_templates/tool_use.jinja`.
     ///
     /// # Errors
-    /// [`Error::File`] when a file is not what it should be, or no named template is the default.
+    /// [`Error::File`] when a file is not what it should be, a link leads nowhere, or no named template is the default.
     pub fn of_model(dir: &Path) -> Result<Option<Self>> {
         let own = dir.join("chat_template.jinja");
-        if own.is_file() {
-            return Self::from_file(&own, Some(dir)).map(Some);
+        if let Some(source) = json::read_optional(&own)? {
+            let tool_use = json::read_optional(&dir.join("additional_chat_templates/tool_use.jinja"))?;
+            let config = TokenizerConfig::read(dir)?;
+            return Self::compile(&own, &source, tool_use.as_deref(), Some(&config)).map(Some);
         }
-        let config = TokenizerConfig::read(dir)?;
-        let source = match &config.chat_template {
+        Self::of_config(TokenizerConfig::read(dir)?)
+    }
+
+    /// The template of a GGUF file.
+    pub(crate) fn of_gguf(gguf: &Gguf) -> Result<Option<Self>> {
+        Self::of_config(TokenizerConfig::of_gguf(gguf)?)
+    }
+
+    fn of_config(config: TokenizerConfig) -> Result<Option<Self>> {
+        let (source, tool_use) = match &config.chat_template {
             None => return Ok(None),
-            Some(ChatTemplate::One(source)) => source,
-            Some(ChatTemplate::Named(list)) => match list.iter().find(|t| t.name == "default") {
-                Some(default) => &default.template,
-                None => {
+            Some(ChatTemplate::One(source)) => (source, None),
+            Some(ChatTemplate::Named(list)) => {
+                let named = |name| list.iter().find(|t| t.name == name).map(|t| &t.template);
+                let Some(default) = named("default") else {
                     let names: Vec<&str> = list.iter().map(|t| t.name.as_str()).collect();
                     let what = format!("none of its chat templates is called `default`: {}", names.join(", "));
                     return Err(Error::file(&config.path, what));
-                }
-            },
+                };
+                (default, named("tool_use"))
+            }
         };
-        Self::compile(&config.path, source, Some(&config)).map(Some)
+        Self::compile(&config.path, source, tool_use.map(String::as_str), Some(&config)).map(Some)
     }
 
     /// The template in the file `path`, with the special tokens of the checkpoint in `dir`.
@@ -67,12 +88,11 @@ impl Jinja {
     /// # Errors
     /// [`Error::Io`] when the file cannot be read, [`Error::File`] when it is no template.
     pub fn from_file(path: &Path, dir: Option<&Path>) -> Result<Self> {
-        let source = std::fs::read_to_string(path).map_err(Error::io(path))?;
         let config = dir.map(TokenizerConfig::read).transpose()?;
-        Self::compile(path, &source, config.as_ref())
+        Self::compile(path, &json::read(path)?, None, config.as_ref())
     }
 
-    fn compile(path: &Path, source: &str, config: Option<&TokenizerConfig>) -> Result<Self> {
+    fn compile(path: &Path, source: &str, tool_use: Option<&str>, config: Option<&TokenizerConfig>) -> Result<Self> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|e| Error::file(path, e.to_string()))?);
@@ -88,12 +108,15 @@ impl Jinja {
         environment.add_function("strftime_now", |format: String| {
             strftime(&format, &ZonedDateTime::now()).map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, e))
         });
-        // Jinja knows one end of a line.
-        let source = source.replace("\r\n", "\n").replace('\r', "\n");
-        let source = with_format_filter(&without_generation_tags(&source));
-        environment
-            .add_template_owned("chat_template", source)
-            .map_err(|e| Error::file(path, format!("chat template, {}", explain(&e))))?;
+        for (name, source) in [(DEFAULT, Some(source)), (TOOL_USE, tool_use)] {
+            let Some(source) = source else { continue };
+            // Jinja knows one end of a line.
+            let source = source.replace("\r\n", "\n").replace('\r', "\n");
+            let source = with_format_filter(&without_generation_tags(&source));
+            environment
+                .add_template_owned(name, source)
+                .map_err(|e| Error::file(path, format!("{name}, {}", explain(&e))))?;
+        }
         let (tokens, additional) = config.map(|c| (c.named(), c.additional())).unwrap_or_default();
         Ok(Self(Arc::new(Compiled { path: path.to_path_buf(), environment, tokens, additional }), Arc::new([])))
     }
@@ -114,10 +137,15 @@ impl Jinja {
         &self.1
     }
 
-    /// Its text.
-    pub fn source(&self) -> String {
-        let template = self.0.environment.get_template("chat_template");
+    /// The text of the template that conversations with tools go through.
+    pub fn tool_source(&self) -> String {
+        let template = self.template(true);
         template.map(|template| template.source().to_string()).unwrap_or_default() // it was compiled under this name
+    }
+
+    fn template(&self, tools: bool) -> std::result::Result<minijinja::Template<'_, '_>, minijinja::Error> {
+        let named = self.0.environment.get_template(TOOL_USE).ok().filter(|_| tools);
+        named.map_or_else(|| self.0.environment.get_template(DEFAULT), Ok)
     }
 
     /// The prompt for the answer to the last of `messages`, or for the rest of it when it is [begun](Message::begun).
@@ -155,7 +183,7 @@ impl Jinja {
             additional_special_tokens => &self.0.additional,
             ..Value::from(Serde(&self.0.tokens))
         };
-        let template = self.0.environment.get_template("chat_template");
+        let template = self.template(!self.1.is_empty());
         template.and_then(|t| t.render(context)).map_err(|e| {
             Error::Input(format!(
                 "{}: the chat template does not take this conversation, {}",

@@ -20,7 +20,9 @@ pub use prompt::{AOG_INSTRUCTION, Message, Template, Turn};
 pub use stop::{Found, StopStrings};
 pub use stream::TokenStream;
 pub use tokenizer::Tokenizer;
-pub(crate) use tokenizer_config::TokenizerConfig;
+#[cfg(feature = "server")]
+pub use tokenizer_config::tokenizer_config;
+pub(crate) use tokenizer_config::{ChatTemplate, TokenizerConfig};
 #[cfg(feature = "server")]
 pub(crate) use tool::json_line;
 pub use tool::{CalledFunction, ToolCall};

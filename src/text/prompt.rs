@@ -1,4 +1,4 @@
-//! Conversations to prompts: the presets of the model's card, a checkpoint's own template, or nothing at all.
+//! How a conversation becomes a prompt: by one of the presets of the model's card, by a checkpoint's own template, or as it is.
 
 use std::fmt;
 use std::path::Path;
@@ -8,7 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::Tokenizer;
 use super::jinja::Jinja;
 use super::tool::{ToolCall, each_text, map_texts};
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    files::gguf::Gguf,
+};
 
 /// The instruction of the card of Llama-3-Ko-8B-Instruct-AOG: "As a friendly chatbot, answer the other's request in
 /// as much detail and as kindly as you can."
@@ -98,6 +101,11 @@ impl Template {
     pub fn for_model(dir: Option<&Path>) -> Result<Self> {
         let own = dir.map(Jinja::of_model).transpose()?.flatten();
         Ok(own.map_or(Self::Aog, Self::Jinja))
+    }
+
+    /// The template of a GGUF file, else [`Template::Aog`].
+    pub(crate) fn of_gguf(gguf: &Gguf) -> Result<Self> {
+        Ok(Jinja::of_gguf(gguf)?.map_or(Self::Aog, Self::Jinja))
     }
 
     /// The template that `name` names: `aog`, `aog-instruction-first`, `raw`, or the path of a Jinja file, which gets

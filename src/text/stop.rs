@@ -1,5 +1,5 @@
-//! Stop strings: text is held back as long as it could be the beginning of one, so a stop string is never shown, however the tokens
-//! cut it.
+//! Stop strings: text that could be the beginning of one is held back until it is certain, so no part of a stop string is ever shown,
+//! wherever the boundaries of tokens fall.
 
 use crate::error::{Error, Result};
 

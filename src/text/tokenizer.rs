@@ -12,7 +12,10 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    files::gguf::Gguf,
+    files::{
+        gguf::Gguf,
+        json::{self, BYTE_ORDER_MARK},
+    },
 };
 
 /// A checkpoint's tokenizer. Clones share one vocabulary.
@@ -38,15 +41,18 @@ impl Tokenizer {
     /// A file cannot be read, or [`Tokenizer::from_bytes`] refuses it.
     pub fn from_dir(dir: &Path) -> Result<Option<Self>> {
         if dir.is_file() {
-            let Some(json) = Gguf::open(dir)?.tokenizer()? else { return Ok(None) };
-            return Self::from_bytes(dir, json.to_string().as_bytes()).map(Some);
+            return Self::of_gguf(&Gguf::open(dir)?);
         }
         let path = dir.join("tokenizer.json");
-        match std::fs::read(&path) {
-            Ok(bytes) => Self::parse(&path, &bytes, Some(&TokenizerConfig::read(dir)?)).map(Some),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Error::io(&path)(e)),
-        }
+        let Some(text) = json::read_optional(&path)? else { return Ok(None) };
+        Self::parse(&path, text.trim_start_matches(BYTE_ORDER_MARK).as_bytes(), Some(&TokenizerConfig::read(dir)?))
+            .map(Some)
+    }
+
+    /// The vocabulary of a GGUF file, `None` when it has none.
+    pub(crate) fn of_gguf(gguf: &Gguf) -> Result<Option<Self>> {
+        let Some(json) = gguf.tokenizer()? else { return Ok(None) };
+        Self::from_bytes(gguf.path(), json.to_string().as_bytes()).map(Some)
     }
 
     /// Reads the content of a `tokenizer.json`; `path` is what errors call it.

@@ -10,7 +10,7 @@ use tokenizers::AddedToken;
 use super::tokenizer::vocab;
 use crate::{
     error::{Error, Result},
-    files::gguf::Gguf,
+    files::{gguf::Gguf, json},
 };
 
 /// Names of the special tokens that every tokenizer of transformers may have.
@@ -70,15 +70,20 @@ impl TokenizerConfig {
     /// [`Error::File`] when a file is not what it should be.
     pub fn read(dir: &Path) -> Result<Self> {
         if dir.is_file() {
-            let file = serde_json::from_value(Gguf::open(dir)?.tokenizer_config()?);
-            let File { chat_template, rest: map, .. } = file.map_err(|e| Error::file(dir, e.to_string()))?;
-            return Ok(Self { path: dir.into(), chat_template, map, listed: BTreeMap::new() });
+            return Self::of_gguf(&Gguf::open(dir)?);
         }
         let path = dir.join("tokenizer_config.json");
         let File { chat_template, added_tokens_decoder, rest } = read_json(&path)?.unwrap_or_default();
         let mut map: Map<_, _> = read_json(&dir.join("special_tokens_map.json"))?.unwrap_or_default();
         map.extend(rest.into_iter().filter(|(_, value)| !value.is_null()));
         Ok(Self { path, chat_template, map, listed: added_tokens_decoder.unwrap_or_default() })
+    }
+
+    /// What the keys of a GGUF file say.
+    pub fn of_gguf(gguf: &Gguf) -> Result<Self> {
+        let file = serde_json::from_value(gguf.tokenizer_config()?);
+        let File { chat_template, rest: map, .. } = file.map_err(|e| Error::file(gguf.path(), e.to_string()))?;
+        Ok(Self { path: gguf.path().into(), chat_template, map, listed: BTreeMap::new() })
     }
 
     /// Texts of the special tokens by name: `bos_token`, `eos_token` and so on, and those that a model names for itself
@@ -142,10 +147,20 @@ fn text(value: &Value) -> Option<String> {
     value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_string)
 }
 
-fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>> {
-    match std::fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| Error::file(path, e.to_string())),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::io(path)(e)),
+/// `tokenizer_config.json` of the checkpoint in `dir`, or what the keys of the GGUF file `dir` say in its place; empty where there is
+/// no such thing.
+///
+/// # Errors
+/// [`Error::File`] when it is no JSON object or a link that leads nowhere, [`Error::Io`] when it cannot be read.
+#[cfg(feature = "server")]
+pub fn tokenizer_config(dir: &Path) -> Result<Map<String, Value>> {
+    if dir.is_file() {
+        return Ok(Gguf::open(dir)?.tokenizer_config()?.as_object().cloned().unwrap_or_default());
     }
+    Ok(read_json(&dir.join("tokenizer_config.json"))?.unwrap_or_default())
+}
+
+fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>> {
+    let Some(text) = json::read_optional(path)? else { return Ok(None) };
+    json::parse(&text).map(Some).map_err(|e| Error::file(path, e.to_string()))
 }

@@ -1,4 +1,4 @@
-//! Functions, their calls and their results in a conversation, as chat templates know them.
+//! Functions in a conversation, their calls and the results, in the form in which chat templates expect them.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

@@ -58,6 +58,48 @@ fn gpu_check_names_a_kernel_that_is_wrong_or_hangs() {
     }
 }
 
+/// The ten minutes' part where the report cannot be written: every step runs and is recorded all the same.
+#[test]
+fn gpu_check_goes_on_without_a_report() {
+    if MODULES.is_empty() {
+        return println!("skipped: built without kernels");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    fs::create_dir_all(out.join("check.md")).unwrap(); // where a file should be
+    fs::write(dir.path().join("out/hf.json"), r#"{"aoji": {"places": 3}}"#).unwrap(); // of another form
+    let (code, said) = failure(gpu_check(dir.path(), "0"));
+    assert!(code == 1 && said.contains("the report was not written"), "{said}");
+    let steps = parse(&fs::read_to_string(out.join("steps-0.json")).unwrap());
+    let passed = |name: &str| steps.as_array().unwrap().iter().any(|s| s["step"] == name && s["state"] == "passed");
+    let names = ["doctor", "check rms_norm", "tiny lockstep", "synth 8B", "overlap", "bench", "kernels"];
+    assert!(names.into_iter().all(passed), "{steps}");
+    assert!(out.join("bench.json").exists() && out.join("kernels.json").exists());
+
+    // once it can be, nothing is lost
+    fs::remove_dir(out.join("check.md")).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/gpu-check");
+    let mut c = Command::new("bash");
+    c.arg(script).arg("report").arg(&out);
+    let text = output(c);
+    assert!(
+        text.contains("| 0 | overlap | passed")
+            && text.contains("against_transformers: a result cannot be read: KeyError"),
+        "{text}"
+    );
+    let check = parse(&fs::read_to_string(out.join("check.json")).unwrap());
+    assert_eq!(
+        check["steps"],
+        serde_json::Value::Array(steps.as_array().unwrap().iter().map(|s| with(s, "part", json!(0))).collect())
+    );
+}
+
+fn with(object: &serde_json::Value, key: &str, value: serde_json::Value) -> serde_json::Value {
+    let mut object = object.clone();
+    object[key] = value;
+    object
+}
+
 /// The whole of `scripts/gpu-check run`, as far as it goes without a GPU: each step is recorded, none stops the rest.
 #[test]
 fn gpu_check_runs_dry() {

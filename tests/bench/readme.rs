@@ -52,13 +52,14 @@ fn tables_are_of_gpus_only() {
     let dir = tempfile::tempdir().unwrap();
     let place = dir.path().join("benches/results/x");
     fs::create_dir_all(&place).unwrap();
-    let readme = "# x\n<!-- speed -->\nold\n<!-- /speed -->\n<!-- cpu -->\n<!-- /cpu -->\n| `embed` | rows | 1999 |\n| `other` | rows | kept |\n";
+    let readme = "# x\n<!-- speed -->\nold\n<!-- /speed -->\n<!-- cpu -->\n<!-- /cpu -->\n| `embed` | rows | x | 1999 |\n| `other` | rows | y | kept |\n";
     fs::write(dir.path().join("README.md"), readme).unwrap();
 
     fs::write(place.join("bench.json"), bench.to_string()).unwrap();
     let text = made(dir.path());
     let none = "**No results yet: no model has run on a GPU.**";
-    assert_eq!(text, readme.replace("old", none).replace("1999", "not yet"), "what is emulated does not count");
+    let expected = readme.replace("old", none).replace("| x | 1999 |", "| not yet | not yet |");
+    assert_eq!(text, expected, "what is emulated does not count");
     let capability = std::mem::take(&mut bench["capability"]);
     bench["emulated"] = json!(false);
     fs::write(place.join("bench.json"), bench.to_string()).unwrap();
@@ -82,11 +83,18 @@ fn tables_are_of_gpus_only() {
         "| torch.compile, ms a token | 5.500 |",
         "| prefill of tokens | 9 |",
         "](benches/results/decode.svg)\n<!-- /speed -->\n<!-- cpu -->\n<!-- /cpu -->\n",
-        "| `embed` | rows | not yet |\n| `other` | rows | kept |\n",
+        "| `embed` | rows | not yet | not yet |\n| `other` | rows | y | kept |\n",
     ] {
         assert!(text.contains(line), "{line}: {text}");
     }
     assert_eq!(made(dir.path()), text, "a second time changes nothing");
+    let embed = MODULES.iter().find(|m| m.stem == "embed").unwrap();
+    for (source, said) in
+        [(embed.hash, format!("`{}`", &embed.hash[..8])), ("0123456789", "changed since `01234567`".into())]
+    {
+        fs::write(dir.path().join("benches/results/ptx.json"), json!({"embed": source}).to_string()).unwrap();
+        assert!(made(dir.path()).contains(&format!("| `embed` | rows | {said} | not yet |")), "{said}");
+    }
     let svg = fs::read_to_string(dir.path().join("benches/results/decode.svg")).unwrap();
     let svg = roxmltree::Document::parse(&svg).unwrap();
     let text: Vec<&str> = svg.descendants().filter_map(|n| n.text()).collect();

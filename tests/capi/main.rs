@@ -10,7 +10,7 @@ mod capi;
 #[cfg(not(feature = "capi"))]
 use aoji::{
     Activations, Device, Engine, Error, Event, FinishReason, GenerateOptions, Generation, Message, Options, Result,
-    Sampling, Session, Timings, Tokenizer,
+    Sampling, Session, Speculate, Timings, Tokenizer,
 };
 use std::{
     collections::BTreeSet,

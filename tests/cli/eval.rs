@@ -41,6 +41,14 @@ fn a_benchmark_as_table_json_and_picture() {
     let (asked, computed) = (report["tokens_asked"].as_u64().unwrap(), report["tokens_computed"].as_u64().unwrap());
     assert!(computed * 10 < asked * 6, "{computed} of {asked}: a context is computed for each choice");
 
+    // A byte order mark, with which some editors begin a file, belongs to no row.
+    for entry in fs::read_dir(dir.path()).unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(path, format!("\u{feff}{text}")).unwrap();
+    }
+    assert_eq!(eval(dir.path(), &["--shots", "2", "--json"]).json()["tasks"], report["tasks"]);
+
     let (earlier, svg) = (dir.path().join("earlier.json"), dir.path().join("bars.svg"));
     fs::write(&earlier, r#"{"model": "card", "tasks": [{"task": "kobest_copa", "acc": 0.762, "acc_stderr": 0.0135}]}"#)
         .unwrap();
@@ -208,6 +216,22 @@ fn perplexity_is_that_of_the_scores() {
     aoji(&["ppl", "--device", "cpu", file, "--window", "2000"]).fails(1, &["2000 tokens do not fit", "1024"]);
     aoji(&["ppl", "--device", "cpu", file, "--window", "8", "--stride", "9"]).fails(1, &["--stride 9", "window of 8"]);
     super::feed(command(&["ppl", "--device", "cpu", "-"]), b"").fails(1, &["no token to score"]);
+
+    // several texts, each with windows of its own
+    let lines = dir.path().join("texts.jsonl");
+    let texts = ["하늘은 파란색입니다.", "피보나치 수열은 앞의 두 수를 더한 것입니다."];
+    let alone = texts.map(|text| {
+        fs::write(file, text).unwrap();
+        ppl(&[])
+    });
+    fs::write(&lines, texts.map(|text| format!("{}\n\n", json!({"text": text}))).concat()).unwrap();
+    let lines = lines.to_str().unwrap();
+    let all = aoji(&["ppl", "--device", "cpu", lines, "--jsonl", "--json"]).json();
+    let sum = |key: &str| alone.iter().map(|one| one[key].as_f64().unwrap()).sum::<f64>();
+    assert_eq!((&all["texts"], &all["windows"], &all["tokens"]), (&json!(2), &json!(2), &json!(sum("tokens") as u64)));
+    close(&all["sum_logprob"], sum("sum_logprob"));
+    close(&all["nll"], -sum("sum_logprob") / sum("tokens"));
+    aoji(&["ppl", "--device", "cpu", file, "--jsonl"]).fails(1, &["line 1", "{\"text\": \"...\"}"]);
 }
 
 #[test]

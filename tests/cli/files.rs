@@ -103,6 +103,16 @@ fn numbers_of_python_and_byte_order_marks() {
     let run = generate(&["-m", dir.path().to_str().unwrap(), &question]);
     assert_eq!((run.code, run.stdout), (Some(0), format!("{answer}\n")), "{}", run.stderr);
     assert!(run.stderr.contains("temperature is \"Infinity\""), "{}", run.stderr);
+    // That warning is coloured on a terminal, which `script` of util-linux is, and not for who wants none (no-color.org).
+    let colored = |no_color: Option<&str>| {
+        let line = format!("{} generate --device cpu -m {} 하늘", env!("CARGO_BIN_EXE_aoji"), dir.path().display());
+        let mut command = Command::new("script");
+        command.args(["-qec", &line, "/dev/null"]).env_remove("NO_COLOR").envs(no_color.map(|v| ("NO_COLOR", v)));
+        let shown = String::from_utf8(command.output().expect("script runs").stdout).unwrap();
+        assert!(shown.contains("WARN") && shown.contains("Infinity"), "{shown}");
+        shown.contains("\u{1b}[")
+    };
+    assert_eq!([None, Some(""), Some("1")].map(colored), [true, true, false]);
     let lines = "{\"text\": \"하늘\"}\n{\"text\": \"하늘\"}\n";
     let plain = feed(command(&["tokenize", "demo", "--jsonl"]), lines.as_bytes()).ok();
     assert_eq!(feed(command(&["tokenize", "demo", "--jsonl"]), format!("\u{feff}{lines}").as_bytes()).ok(), plain);
@@ -125,4 +135,32 @@ fn ctrl_c_leaves_nothing_of_what_was_being_written() {
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(!out.exists(), "{:?}", fs::read_dir(&out).unwrap().collect::<Vec<_>>());
+}
+
+#[test]
+fn a_forced_synth_replaces_a_model_and_nothing_else() {
+    let (dir, like) = (tempfile::tempdir().unwrap(), demo(&[]));
+    let out = dir.path().join("out");
+    let (like, to) = (like.path().to_str().unwrap(), out.to_str().unwrap());
+    let names = || {
+        let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+        let mut names: Vec<String> = fs::read_dir(&out).unwrap().map(name).collect();
+        names.sort();
+        names
+    };
+    let synth = |args: &[&str]| aoji(&[&["synth", "--like", like], args, &[to]].concat());
+    synth(&["--shard-size", "1M"]).ok();
+    let before = names();
+    assert!(before.iter().filter(|name| name.ends_with(".safetensors")).count() > 1, "{before:?}");
+    synth(&[]).fails(1, &["is not empty"]);
+    assert_eq!(names(), before);
+    synth(&["--force"]).ok();
+    let files =
+        ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
+    assert_eq!(names(), files);
+    assert_eq!(aoji(&["info", to, "--json"]).json()["shards"], 1);
+    fs::write(out.join("notes.txt"), "mine").unwrap();
+    let before = names();
+    synth(&["--force"]).fails(1, &["notes.txt is none of a model's files"]);
+    assert_eq!(names(), before);
 }

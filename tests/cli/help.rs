@@ -19,6 +19,7 @@ fn help_and_completions_know_every_command_and_flag() {
         "--min-tokens",
         "--stop",
         "--ignore-eos",
+        "--speculate",
     ];
     let prompt = ["--question", "--instruction", "--prompt", "--prompt-file", "--tokens", "--template", "--json"];
     let commands = [
@@ -30,6 +31,7 @@ fn help_and_completions_know_every_command_and_flag() {
             [
                 &model[..],
                 &["--host", "--port", "--unix-socket", "--served-model-name", "--sequences", "--prefill-chunk"],
+                &["--speculate"],
                 &["--queue", "--api-key", "--api-key-file", "--cors", "--body-limit", "--drain-seconds"],
                 &["--chat-template", "--unknown-fields", "--log-format", "AOJI_API_KEY", "/v1/chat/completions"],
             ]
@@ -38,14 +40,17 @@ fn help_and_completions_know_every_command_and_flag() {
         ("score", [&model[..], &["--prompt-file", "--tokens", "--top", "--no-special", "--json"]].concat()),
         ("tokenize", vec!["--decode", "--no-special", "--jsonl", "--json"]),
         ("info", vec!["--json"]),
-        ("pull", vec!["--revision", "HF_TOKEN"]),
+        ("pull", vec!["--revision", "--file", "HF_TOKEN", "NO_PROXY"]),
         ("doctor", vec!["--json"]),
         ("synth", vec!["--like", "--seed", "--dtype", "--shard-size"]),
-        ("bench", vec!["--kernels", "--json"]),
-        ("verify", vec!["--golden", "--invariance", "--json"]),
+        ("bench", vec!["--kernels", "--speculate", "--prompts", "--json"]),
+        ("verify", vec!["--golden", "--invariance", "--against", "--text", "--json"]),
+        ("quantize", vec!["--format", "--group", "--ignore", "--lora", "--force", "--json"]),
         ("eval", [&model[..], &["--data", "--shots", "--save-samples", "--beside", "--svg", "--json"]].concat()),
-        ("ppl", [&model[..], &["--window", "--stride", "--json"]].concat()),
+        ("ppl", [&model[..], &["--window", "--stride", "--jsonl", "--json"]].concat()),
         ("merge-lora", vec!["--lora"]),
+        ("data", vec!["alpaca", "chat", "card", "preview"]),
+        ("tune", vec!["--set", "--threads", "--dry-run", "--keys", "CPU for now"]),
         ("completions", vec!["bash"]),
     ];
     let top = aoji(&["--help"]).ok();

@@ -1,44 +1,62 @@
 //! The kernels as nvcc compiled them: the emulated device interprets the PTX that the machine code of this build was made from.
 
+use aoji::cuda::kernels::IMAGES;
 use cuda_emulator::Code;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+/// Compute capabilities that the kernels are compiled for, those that find the most first.
 #[allow(dead_code)] // of one file
-/// Compute capabilities whose PTX is run: each instruction set that a kernel's source distinguishes.
-pub const CAPABILITIES: [u32; 4] = [90, 80, 100, 120];
+pub const CAPABILITIES: [u32; 6] = [90, 80, 120, 100, 86, 89];
 
-struct Host(Option<u32>);
+/// `90a`
+pub fn architecture(capability: u32) -> String {
+    if capability == 90 { "90a".into() } else { capability.to_string() }
+}
 
-impl Drop for Host {
-    fn drop(&mut self) {
-        cuda_emulator::set_code(Code::Host, self.0);
-    }
+/// Where the build keeps its PTX.
+fn directory() -> PathBuf {
+    Path::new(env!("OUT_DIR")).join("ptx")
+}
+
+/// Whether the tests run on a GPU, which has machine code.
+pub fn is_gpu() -> bool {
+    std::env::var_os("AOJI_TEST_GPU").is_some_and(|v| v == "1")
+}
+
+/// Whether this build has PTX for a capability: it should where it has machine code.
+pub fn is_built(capability: u32) -> bool {
+    let arch = architecture(capability);
+    let built = IMAGES.split(',').any(|image| image.trim_start_matches("ptx") == arch);
+    let kept = directory().join(&arch);
+    assert!(!built || kept.is_dir(), "this build has kernels for {IMAGES}, but no {}", kept.display());
+    built
+}
+
+/// The PTX of a kernel's file, as the compiler left it.
+#[allow(dead_code)] // of one file
+pub fn text(capability: u32, stem: &str) -> String {
+    let path = directory().join(architecture(capability)).join(format!("{stem}.ptx"));
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// Whether a kernel is one of quantized weights, which tests/packed.rs runs.
+#[allow(dead_code)] // of two files
+pub fn is_packed(kernel: &str) -> bool {
+    kernel.split('_').any(|part| ["q8", "i8", "f8", "q4", "i4"].contains(&part))
 }
 
 /// Runs `test` on an emulated device of this compute capability that runs the kernels' PTX. With the reason printed it is
 /// skipped where the build has none (`AOJI_CUDA_ARCHS`, `AOJI_SKIP_KERNELS`) and where the tests run on a GPU.
 pub fn with_ptx(capability: u32, test: impl FnOnce()) {
-    if std::env::var_os("AOJI_TEST_GPU").is_some_and(|v| v == "1") {
+    if is_gpu() {
         return println!("skipped: a GPU runs machine code");
     }
-    let dir = Path::new(concat!(env!("OUT_DIR"), "/ptx"));
-    let arch = if capability == 90 { "90a".to_string() } else { capability.to_string() };
-    if !dir.join(&arch).is_dir() {
-        return println!("skipped: this build has no kernels for sm_{arch}");
+    if !is_built(capability) {
+        return println!("skipped: this build has no kernels for sm_{}", architecture(capability));
     }
     cuda_emulator::install();
-    cuda_emulator::add_ptx(dir);
-    cuda_emulator::set_code(Code::Ptx, Some(capability));
-    let _host = Host(Some(90)); // also after a panic: the thread may go on with another test
-    test();
-}
-
-/// The text of all kernels for a capability.
-#[allow(dead_code)] // of one file
-pub fn texts(capability: u32) -> String {
-    let arch = if capability == 90 { "90a".to_string() } else { capability.to_string() };
-    let dir = std::fs::read_dir(Path::new(concat!(env!("OUT_DIR"), "/ptx")).join(arch)).expect("the build's PTX");
-    dir.map(|f| std::fs::read_to_string(f.unwrap().path()).unwrap()).collect()
+    cuda_emulator::add_ptx(&directory());
+    cuda_emulator::with_code(Code::Ptx, Some(capability), test);
 }
 
 /// `both_codes!(name, ...)`: each of these functions is a test of the kernels' source (`host::name`) and of their PTX

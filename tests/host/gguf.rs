@@ -1,8 +1,8 @@
 //! GGUF files: what their keys mean, and every way in which one can be wrong.
 
 use crate::{
-    common::data,
     gguf_file::{File, Val},
+    gguf_vocabulary::with_tokenizer,
     tiny_gguf,
 };
 use aoji::{
@@ -16,32 +16,32 @@ use std::{
     path::{Path, PathBuf},
 };
 
-struct Place(tempfile::TempDir);
+pub struct Place(tempfile::TempDir);
 
 impl Place {
-    fn new(file: &File) -> Place {
+    pub fn new(file: &File) -> Place {
         let place = Place(tempfile::tempdir().unwrap());
         fs::write(place.path(), file.bytes()).unwrap();
         place
     }
 
-    fn path(&self) -> PathBuf {
+    pub fn path(&self) -> PathBuf {
         self.0.path().join("model.gguf")
     }
 
-    fn open(&self) -> Result<ModelFiles> {
+    pub fn open(&self) -> Result<ModelFiles> {
         ModelFiles::open(self.path().to_str().unwrap())
     }
 }
 
 /// A whole small model.
-fn tiny() -> File {
+pub fn tiny() -> File {
     let dir = tempfile::tempdir().unwrap();
     tiny_gguf::model(dir.path(), &[2, 8], true)
 }
 
 #[track_caller]
-fn refused(file: &File, words: &[&str]) {
+pub fn refused(file: &File, words: &[&str]) {
     let error = Place::new(file).open().err().expect("must be refused");
     assert!(matches!(error, Error::File { .. } | Error::Tensor { .. } | Error::Unsupported { .. }), "{error:?}");
     let text = error.to_string();
@@ -64,7 +64,11 @@ fn keys_are_the_configuration() {
     file.set("llama.rope.scaling.type", Val::Str("none")).set("llama.rope.scaling.factor", Val::F32(4.0));
     assert_eq!(config(&file), c);
     file.set("llama.attention.head_count_kv", Val::I32s(vec![2, 4]));
-    refused(&file, &["llama.attention.head_count_kv differs between layers", "[2, 4]"]);
+    refused(&file, &["llama.attention.head_count_kv differs between layers: 2, 4"]);
+    file.set("llama.attention.head_count_kv", Val::I32s(vec![2; 3]));
+    refused(&file, &["head_count_kv has 3 numbers, expected one for each of 2 layers"]);
+    file.set("llama.attention.head_count_kv", Val::I32s((0..100_000).collect()));
+    assert!(Place::new(&file).open().err().unwrap().to_string().len() < 300, "not the whole array");
 }
 
 #[test]
@@ -81,8 +85,16 @@ fn rope_factors_divide_the_frequencies() {
     let got = config(&file).rope_inv_freq();
     assert!(Place::new(&file).open().is_ok());
     assert!(got.iter().zip(&plain).zip(&factors).all(|((got, plain), factor)| *got == plain / factor));
-    refused(&with(vec![16], 0, &factors[..16]), &["rope_freqs.weight", "f32 [32]", "[16]"]);
-    refused(&with(vec![32], 0, &[0.0; 32]), &["rope_freqs.weight", "not all positive"]);
+    for (shape, kind) in [(vec![16], 0), (vec![64], 1), (vec![32, 1], 0), (vec![32], 8), (vec![], 0)] {
+        let bytes: usize = if kind == 8 { 34 } else { shape.iter().product::<usize>() * if kind == 0 { 4 } else { 2 } };
+        let mut file = tiny();
+        file.tensors.push(("rope_freqs.weight".into(), shape, kind, vec![1; bytes]));
+        refused(&file, &["rope_freqs.weight", "expected f32 [32]"]);
+    }
+    for wrong in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        let factors = [&factors[..31], &[wrong]].concat();
+        refused(&with(vec![32], 0, &factors), &["rope_freqs.weight", &wrong.to_string(), "positive"]);
+    }
 }
 
 #[test]
@@ -206,154 +218,55 @@ fn keys_of_every_type() {
     assert!(read_header(Path::new("x"), &twice).unwrap_err().to_string().contains("\"u8\" twice"));
 }
 
-/// The GGUF keys of a `tokenizer.json`, as converters write them.
-fn tokenizer_keys(file: &mut File, json: &Value, model: &str, pre: &str) {
-    let vocab = json["model"]["vocab"].as_object().unwrap();
-    let added = json["added_tokens"].as_array().unwrap();
-    let ids = vocab.iter().map(|(token, id)| (id.as_u64().unwrap() as usize, token.as_str(), 1));
-    let added = added.iter().map(|t| {
-        let kind = if t["content"] == "<unk>" {
-            2
-        } else if t["special"] == true {
-            3
-        } else {
-            4
-        };
-        (t["id"].as_u64().unwrap() as usize, t["content"].as_str().unwrap(), kind)
-    });
-    let mut tokens = vec![(String::new(), 1); vocab.len().max(added.clone().map(|(id, ..)| id + 1).max().unwrap_or(0))];
-    for (id, token, kind) in ids.chain(added) {
-        let byte = model == "llama" && token.len() == 6 && token.starts_with("<0x");
-        tokens[id] = (token.into(), if byte { 6 } else { kind });
-    }
-    let merges: Vec<String> = json["model"]["merges"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|m| match m.as_array() {
-            Some(pair) => format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap()),
-            None => m.as_str().unwrap().into(),
-        })
-        .collect();
-    file.set("tokenizer.ggml.model", Val::Str(model)).set("tokenizer.ggml.pre", Val::Str(pre));
-    if model == "llama" {
-        // SentencePiece's scores of merged pieces: the earlier, the higher
-        let rank = |token: &str| merges.iter().position(|m| m.replace(' ', "") == token).unwrap_or(merges.len());
-        file.set("tokenizer.ggml.scores", Val::F32s(tokens.iter().map(|(token, _)| -(rank(token) as f32)).collect()));
-    } else {
-        file.set("tokenizer.ggml.merges", Val::Strs(merges));
-    }
-    file.set("tokenizer.ggml.token_type", Val::I32s(tokens.iter().map(|(_, kind)| *kind).collect()));
-    file.set("tokenizer.ggml.tokens", Val::Strs(tokens.into_iter().map(|(token, _)| token).collect()));
-}
-
-fn read_json(path: &Path) -> Value {
-    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
-}
-
-/// Text that breaks careless tokenizers.
-const HARD: &str = "한국어 \u{1112}\u{1161} 👩‍👩‍👧 I'll've  3.14159 12345\n\n\t x\r\n  !!! 'S don't   e\u{301} <|eot_id|> Ｆｕｌｌ\u{3000}ﬁ ";
-
-#[test]
-fn llama3s_tokenizer_is_hugging_faces() {
-    let Some(dir) = data("llama3-tokenizer") else { return };
-    let mut file = File::default();
-    tokenizer_keys(&mut file, &read_json(&dir.join("tokenizer.json")), "gpt2", "llama-bpe");
-    file.set("tokenizer.ggml.bos_token_id", Val::U32(128_000));
-    let place = Place::new(&file);
-    let ours = Tokenizer::from_dir(&place.path()).unwrap().unwrap();
-    let theirs = Tokenizer::from_dir(&dir).unwrap().unwrap();
-    assert_eq!((ours.vocab(), ours.bos()), (theirs.vocab(), theirs.bos()));
-    let mut texts = vec![HARD.to_string()];
-    for line in fs::read_to_string(dir.join("golden_tokens.jsonl")).unwrap().lines() {
-        let golden: Value = serde_json::from_str(line).unwrap();
-        let (text, ids): (String, Vec<u32>) =
-            (golden["text"].as_str().unwrap().into(), serde_json::from_value(golden["ids"].clone()).unwrap());
-        assert_eq!(ours.encode(&text, false).unwrap(), ids, "{text:?}");
-        texts.push(text);
-    }
-    assert!(texts.len() > 2000);
-    for text in texts.iter().step_by(9) {
-        assert_eq!(ours.encode(text, true).unwrap(), theirs.encode(text, true).unwrap(), "{text:?}");
-        assert_eq!(ours.encode_plain(text).unwrap(), theirs.encode_plain(text).unwrap(), "{text:?}");
-        let ids = ours.encode(text, true).unwrap();
-        assert_eq!(ours.decode(&ids, true).unwrap(), theirs.decode(&ids, true).unwrap());
-    }
-}
-
-#[test]
-fn a_sentence_piece_tokenizer_is_hugging_faces() {
-    let Some(dir) = data("stories260K") else { return };
-    let mut file = File::default();
-    tokenizer_keys(&mut file, &read_json(&dir.join("tokenizer.json")), "llama", "default");
-    file.set("tokenizer.ggml.bos_token_id", Val::U32(1)).set("tokenizer.ggml.eos_token_id", Val::U32(2));
-    let place = Place::new(&file);
-    let ours = Tokenizer::from_dir(&place.path()).unwrap().unwrap();
-    let theirs = Tokenizer::from_dir(&dir).unwrap().unwrap();
-    assert_eq!((ours.vocab(), ours.bos()), (512, Some(1)));
-    let golden = read_json(&dir.join("golden.json"));
-    let cases = golden["cases"].as_array().unwrap();
-    let texts = cases.iter().map(|case| case["prompt"].as_str().unwrap()).chain([HARD, "", " ", "  a\n b"]);
-    let stories = cases.iter().map(|case| case["generated_text"].as_str().unwrap());
-    for text in texts.chain(stories) {
-        let ids = theirs.encode(text, true).unwrap();
-        assert_eq!(ours.encode(text, true).unwrap(), ids, "{text:?}");
-        assert_eq!(ours.decode(&ids, true).unwrap(), theirs.decode(&ids, true).unwrap());
-    }
-}
-
-/// A byte-level vocabulary of bytes alone, with a template and special tokens.
-fn with_tokenizer() -> File {
-    let mut file = tiny();
-    let json = crate::tokenizers::byte_level(&[(0x68, 0x69)], &["<|start|>", "<|im_end|>", "<|eot_id|>"]);
-    tokenizer_keys(&mut file, &json, "gpt2", "gpt-2");
-    file.set("tokenizer.ggml.bos_token_id", Val::U32(257)).set("tokenizer.ggml.eos_token_id", Val::U32(258));
-    file.set("tokenizer.chat_template", Val::Str("{{ bos_token }}[{{ messages[0].content }}]{{ eos_token }}"));
-    file
-}
-
-#[test]
-fn special_tokens_and_template() {
-    let mut file = with_tokenizer();
-    let files = Place::new(&file).open().unwrap();
-    assert_eq!((files.config.bos, &files.config.eos[..]), (Some(257), &[258, 259][..]), "<|eot_id|> by its name");
-    let tokenizer = files.tokenizer.unwrap();
-    assert_eq!((tokenizer.bos(), tokenizer.encode("hi", true).unwrap()), (None, vec![256]));
-    let prompt = files.template.render(&[aoji::Message::new("user", "hi")], None).unwrap();
-    assert_eq!(prompt, "<|start|>[hi]<|im_end|>");
-    file.set("tokenizer.ggml.add_bos_token", Val::Bool(true)).unset("tokenizer.chat_template");
-    let files = Place::new(&file).open().unwrap();
-    assert_eq!(files.tokenizer.unwrap().encode("hi", true).unwrap(), [257, 256]);
-    assert!(matches!(files.template, Template::Aog));
-    // a template of one's own gets the special tokens of the file
-    let (place, own) = (Place::new(&file), tempfile::Builder::new().suffix(".jinja").tempfile().unwrap());
-    fs::write(own.path(), "{{ bos_token }}!").unwrap();
-    let template = Template::parse(own.path().to_str().unwrap(), Some(&place.path())).unwrap();
-    assert_eq!(template.render(&[aoji::Message::new("user", "hi")], None).unwrap(), "<|start|>!");
-}
-
-#[test]
-fn vocabularies_that_are_wrong() {
-    let with = |key: &str, value: Val, words: &[&str]| {
-        let mut file = with_tokenizer();
-        file.set(key, value);
-        refused(&file, words);
-    };
-    with("tokenizer.ggml.pre", Val::Str("chatglm-bpe"), &["\"chatglm-bpe\"", "llama-bpe", "smollm", "qwen2"]);
-    with("tokenizer.ggml.tokens", Val::Strs(vec!["a".into(), "a".into()]), &["260 numbers"]);
-    with("tokenizer.ggml.token_type", Val::I32s(vec![1; 5]), &["token_type has 5 numbers"]);
-    with("tokenizer.ggml.tokens", Val::Strs(vec!["a".into(); 260]), &["\"a\" twice"]);
-    with("tokenizer.ggml.bos_token_id", Val::U32(260), &["bos_token_id is 260"]);
-    with("tokenizer.ggml.eos_token_id", Val::Str("x"), &["eos_token_id is \"x\""]);
-    with("tokenizer.ggml.merges", Val::Strs(vec!["h q".into()]), &[]);
-    with("tokenizer.ggml.merges", Val::U32(1), &["merges is 1", "a list of strings"]);
-    with("tokenizer.chat_template", Val::Str("{% if %}"), &["chat template"]);
-    with("tokenizer.ggml.model", Val::Str("llama"), &["tokenizer.ggml.scores"]);
-}
-
-/// Other types for other scalings; which of them the rotary embedding computes is the configuration's to say.
+/// Other types for other scalings: each is what the same scaling is in a `config.json`.
 #[test]
 fn scaling_keys_reach_the_configuration() {
+    let hugging_face = |scaling: Value| {
+        let json = serde_json::json!({"model_type": "llama", "hidden_size": 256, "intermediate_size": 512,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 320,
+            "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "rope_scaling": scaling});
+        Config::from_json(Path::new("config.json"), &json.to_string(), None).unwrap()
+    };
+    let same = |keys: &[(&str, Val)], scaling: Value| {
+        let mut file = tiny();
+        for (key, value) in keys {
+            let value = match value {
+                Val::Str(text) => Val::Str(text),
+                Val::U32(n) => Val::U32(*n),
+                Val::F32(x) => Val::F32(*x),
+                _ => unreachable!("no such value below"),
+            };
+            file.set(&format!("llama.rope.{key}"), value);
+        }
+        let (ours, theirs) = (config(&file), hugging_face(scaling.clone()));
+        assert_eq!((ours.max_seq, ours.rope_scaling.is_some()), (theirs.max_seq, theirs.rope_scaling.is_some()));
+        let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-6 * b.abs();
+        assert!(ours.rope_inv_freq().iter().zip(&theirs.rope_inv_freq()).all(close), "{scaling}");
+        assert!((ours.rope_attention_factor() - theirs.rope_attention_factor()).abs() < 1e-6, "{scaling}");
+    };
+    let json = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+    let linear = json(r#"{"rope_type": "linear", "factor": 4.0}"#);
+    same(&[("scaling.type", Val::Str("linear")), ("scaling.factor", Val::F32(4.0))], linear.clone());
+    same(&[("scaling.factor", Val::F32(4.0))], linear.clone());
+    same(&[("scale_linear", Val::F32(4.0))], linear);
+    same(&[("scaling.type", Val::Str("none")), ("scaling.factor", Val::F32(4.0))], Value::Null);
+    same(&[("scaling.factor", Val::F32(0.0))], Value::Null);
+    let yarn = [
+        ("scaling.type", Val::Str("yarn")),
+        ("scaling.factor", Val::F32(4.0)),
+        ("scaling.original_context_length", Val::U32(64)),
+    ];
+    same(&yarn, json(r#"{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}"#));
+    let [a, b, c] = yarn;
+    let (fast, slow) = (("scaling.yarn_beta_fast", Val::F32(16.0)), ("scaling.yarn_beta_slow", Val::F32(2.0)));
+    let factor = ("scaling.attn_factor", Val::F32(0.5));
+    same(
+        &[a, b, c, fast, slow, factor],
+        json(
+            r#"{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 16.0,
+                "beta_slow": 2.0, "attention_factor": 0.5693147180559945}"#,
+        ),
+    );
     let mut file = tiny();
     file.set("llama.rope.scaling.type", Val::Str("linear")).set("llama.rope.scaling.factor", Val::F32(1.0));
     assert_eq!(config(&file).rope_scaling, None::<RopeScaling>);

@@ -9,7 +9,9 @@ mod files;
 mod gguf;
 #[path = "../common/gguf.rs"]
 mod gguf_file;
+mod gguf_vocabulary;
 mod prompt;
+mod quantize;
 mod quantized;
 #[cfg(unix)]
 mod reader;

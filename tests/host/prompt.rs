@@ -1,9 +1,10 @@
 //! Prompts: the card's presets, chat templates as published checkpoints write them, BOS, and hostile messages.
 
-use std::path::Path;
+use std::{path::Path, sync::LazyLock};
 
 use crate::{common::data, tokenizers};
-use aoji::{AOG_INSTRUCTION, Error, Message, Template, Tokenizer, Turn};
+use aoji::{AOG_INSTRUCTION, Error, Message, ModelFiles, Template, Tokenizer, Turn};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 /// The forms of published templates, each in its own manner: concatenation and `trim` (Llama 3), whitespace control,
@@ -183,6 +184,14 @@ fn a_checkpoints_own_template_is_found() {
     }
     let named = |name: &str| model(json!([{"name": "tool_use", "template": "T"}, {"name": name, "template": "D"}]));
     assert_eq!(Template::for_model(Some(named("default").path())).unwrap().render(&user("a"), None).unwrap(), "D");
+    // With tools it is the one for them, also from a file beside the others.
+    let tools = || vec![json!({"type": "function", "function": {"name": "f"}})];
+    let with_tools = |dir: &Path| match Template::for_model(Some(dir)).unwrap() {
+        Template::Jinja(jinja) => jinja.with_tools(tools()).render(&user("a")).unwrap(),
+        other => panic!("{other}"),
+    };
+    assert_eq!(with_tools(named("default").path()), "T");
+    assert_eq!(with_tools(model(json!([{"name": "default", "template": "D{{ tools | length }}"}])).path()), "D1");
     let without = error(Template::for_model(Some(named("rag").path())));
     assert!(without.contains("tokenizer_config.json") && without.contains("tool_use, rag"), "{without}");
     // A file of its own goes before the entry in tokenizer_config.json, as in transformers.
@@ -190,6 +199,30 @@ fn a_checkpoints_own_template_is_found() {
     std::fs::write(both.path().join("chat_template.jinja"), "F{{ eos_token }}\n").unwrap();
     let template = Template::for_model(Some(both.path())).unwrap();
     assert_eq!(template.render(&user("a"), None).unwrap(), "F<|end_of_text|>");
+    assert_eq!(with_tools(both.path()), "F<|end_of_text|>");
+    std::fs::create_dir(both.path().join("additional_chat_templates")).unwrap();
+    std::fs::write(both.path().join("additional_chat_templates/tool_use.jinja"), "A{{ eos_token }}").unwrap();
+    assert_eq!(with_tools(both.path()), "A<|end_of_text|>");
+    assert_eq!(Template::for_model(Some(both.path())).unwrap().render(&user("a"), None).unwrap(), "F<|end_of_text|>");
+    // What Python and some editors write, and a link into a cache that was emptied.
+    let odd = "\u{feff}{\"chat_template\": \"O\", \"model_max_length\": Infinity, \"x\": NaN}";
+    std::fs::write(empty.path().join("tokenizer_config.json"), odd).unwrap();
+    assert_eq!(Template::for_model(Some(empty.path())).unwrap().render(&user("a"), None).unwrap(), "O");
+    #[cfg(unix)]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["tokenizer_config.json", "chat_template.jinja"] {
+            std::os::unix::fs::symlink("../blobs/gone", dir.path().join(name)).unwrap();
+            let found = error(Template::for_model(Some(dir.path())));
+            assert!(
+                found.contains(name) && found.contains("is a link to ../blobs/gone, which is not there"),
+                "{found}"
+            );
+        }
+        std::os::unix::fs::symlink("../blobs/gone", dir.path().join("tokenizer.json")).unwrap();
+        let found = error(Tokenizer::from_dir(dir.path()));
+        assert!(found.contains("tokenizer.json: is a link to ../blobs/gone"), "{found}");
+    }
     std::fs::write(empty.path().join("tokenizer_config.json"), "{\"chat_template\": 3}").unwrap();
     assert!(error(Template::for_model(Some(empty.path()))).contains("tokenizer_config.json"));
 }
@@ -341,6 +374,48 @@ fn a_typed_special_token_changes_nothing_around_it() {
             let letters = |id: &&u32| matches!(tokenizer.token_bytes(**id).as_slice(), [b's' | b'x']);
             let others = |ids: &[u32]| ids.iter().filter(|id| !letters(id)).copied().collect::<Vec<_>>();
             assert_eq!((typed.len(), others(&typed)), (plain.len(), others(&plain)), "tokenizer {i}");
+        }
+    }
+}
+
+/// Every kind of tokenizer: those made here, the demo model's, and the published ones of the test data.
+fn all_tokenizers() -> Vec<Tokenizer> {
+    let mut all = sentence_pieces();
+    all.push(llama3());
+    all.push(ModelFiles::open("demo").unwrap().tokenizer.unwrap());
+    for name in ["llama3-tokenizer", "smollm2-135m", "stories260K"] {
+        let Some(dir) = data(name) else { continue };
+        all.extend(Tokenizer::from_dir(&dir).unwrap());
+    }
+    all
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..Default::default() })]
+
+    /// Wherever special tokens are typed, the prompt has those of the template alone, and its text is what it is with other
+    /// letters in their place.
+    #[test]
+    fn typed_special_tokens_stay_text(
+        parts in prop::collection::vec(prop_oneof![Just(None), "(hi|a| |한국|\\n|<|\\|){0,4}".prop_map(Some)], 1..6), pick in 0usize..9
+    ) {
+        static ALL: LazyLock<Vec<Tokenizer>> = LazyLock::new(all_tokenizers);
+        for (i, tokenizer) in ALL.iter().enumerate() {
+            let specials: Vec<String> =
+                (0..tokenizer.vocab() as u32).filter(|&id| tokenizer.is_special(id)).filter_map(|id| tokenizer.token(id)).collect();
+            let special = &specials[pick % specials.len()];
+            // The template's own are the same everywhere, and not what is typed.
+            let own = specials.iter().find(|own| *own != special).unwrap();
+            let source = format!("{{% for m in messages %}}{{{{ '{own}[Q] ' + m['content'] + ' [/Q]{own}\n' }}}}{{% endfor %}}");
+            let template = Template::for_model(Some(model(json!(source)).path())).unwrap();
+            let text = |word: &str| parts.iter().map(|part| part.as_deref().unwrap_or(word)).collect::<String>();
+            let ids = template.encode(tokenizer, &user(&text(special)), None).unwrap();
+            // The letter X is in no part, and each tokenizer can write it.
+            let plain = template.encode(tokenizer, &user(&text("XX")), None).unwrap();
+            let specials = |ids: &[u32]| ids.iter().copied().filter(|&id| tokenizer.is_special(id)).collect::<Vec<_>>();
+            prop_assert_eq!(specials(&ids), specials(&plain), "tokenizer {}", i);
+            let expected = tokenizer.decode(&plain, true).unwrap().replace("XX", special);
+            prop_assert_eq!(tokenizer.decode(&ids, true).unwrap(), expected, "tokenizer {}", i);
         }
     }
 }

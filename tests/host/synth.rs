@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use aoji::output::Output;
 use aoji::synth::{self, Layout};
 use aoji::{Config, Dtype, Error, RopeScaling, SamplingDefaults, Tensor, Weights};
 use half::{bf16, f16};
@@ -180,7 +181,9 @@ fn copies_the_tokenizer() {
     for file in ["tokenizer.json", "generation_config.json", "model.safetensors"] {
         fs::write(from.path().join(file), file).unwrap();
     }
-    let copied = synth::copy_tokenizer(from.path(), to.path()).unwrap();
-    assert_eq!(copied, ["tokenizer.json", "generation_config.json"]);
+    let mut output = Output::begin(to.path()).unwrap();
+    let copied = synth::copy_small(from.path(), &mut output).unwrap();
+    assert_eq!(copied, ["generation_config.json", "tokenizer.json"]);
+    output.finish().unwrap();
     assert_eq!(fs::read_dir(to.path()).unwrap().count(), 2);
 }

@@ -123,7 +123,7 @@ fn all_kernels_ask_for_the_same_shared_memory() {
     assert!(asked.len() >= MODULES.len() && asked.iter().all(|(_, percent)| *percent == 100), "{asked:?}");
 }
 
-/// Each file of the lab is in the binary; that its kernels are right is for `tests/ops.rs`.
+/// Each file of the lab is in the binary; that its kernels are right is for `tests/ops`.
 #[test]
 fn each_variant_is_in_the_binary() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/lab");

@@ -3,6 +3,7 @@
 use aoji::{
     Activations, Device, Engine, Error, ModelFiles, Options, Result,
     lora::{self, LoraSpec},
+    output::Output,
     verify,
 };
 use half::bf16;
@@ -155,7 +156,7 @@ fn merge(base: &Path, adapters: &[(&Path, f32)]) -> tempfile::TempDir {
         files.add_lora(&LoraSpec { dir: dir.into(), scale }).unwrap();
     }
     let out = tempfile::tempdir().unwrap();
-    lora::merge_checkpoint(&files, out.path(), &mut |_, _| {}).unwrap();
+    lora::merge_checkpoint(&files, Output::begin(out.path()).unwrap(), &mut |_, _| {}).unwrap();
     out
 }
 
@@ -311,10 +312,10 @@ fn a_merge_that_fails_leaves_nothing() {
     files.add_lora(&LoraSpec { dir: lora.path().into(), scale: 1.0 }).unwrap();
     fs::remove_file(base.path().join("config.json")).unwrap(); // is copied last
     let out = base.path().join("out");
-    let error = lora::merge_checkpoint(&files, &out, &mut |_, _| {}).unwrap_err().to_string();
+    let error = lora::merge_checkpoint(&files, Output::begin(&out).unwrap(), &mut |_, _| {}).unwrap_err().to_string();
     assert!(error.contains("config.json") && !out.exists(), "{error}");
     fs::write(base.path().join("config.json"), CONFIG).unwrap();
-    lora::merge_checkpoint(&files, &out, &mut |_, _| {}).unwrap();
+    lora::merge_checkpoint(&files, Output::begin(&out).unwrap(), &mut |_, _| {}).unwrap();
     assert!(out.join("config.json").exists());
 }
 

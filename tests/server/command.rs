@@ -92,7 +92,8 @@ async fn on_a_unix_socket() {
     // A socket that nobody listens on is in nobody's way.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     let keys = dir.path().join("keys");
-    std::fs::write(&keys, "one\n\n two \n").unwrap();
+    // As some editors write it, the file begins with a byte order mark.
+    std::fs::write(&keys, "\u{feff}one\n\n two \n").unwrap();
     let mut process =
         Process::start(&["--unix-socket", path.to_str().unwrap(), "--api-key-file", keys.to_str().unwrap()]);
     process.line("listening on");

@@ -1,6 +1,6 @@
 //! Constraints by themselves: what they allow on the demo model's vocabulary.
 
-use super::{Site, common, engine, question};
+use super::{Site, common, engine, question, tokenizers};
 use aoji::{
     Constraint, Tokenizer,
     server::{Format, Grammar, Grammars},
@@ -150,6 +150,33 @@ proptest! {
             bytes.extend(engine().tokenizer().unwrap().token_bytes(id));
         }
         prop_assert_eq!(bytes[0], b'{');
+    }
+}
+
+/// Some tokenizers list the token that ends a text as an added one that is not special (Qwen's `<|im_end|>` in some conversions): it ends
+/// an answer, and is no text within one.
+#[test]
+fn an_end_that_is_an_added_token() {
+    let mut file = tokenizers::byte_level(&[], &["<|begin_of_text|>", "<|im_end|>"]);
+    file["added_tokens"][1]["special"] = json!(false);
+    let tokenizer = Tokenizer::from_bytes("tokenizer.json", file.to_string().as_bytes()).unwrap();
+    let end = tokenizer.token_id("<|im_end|>").unwrap();
+    assert!(!tokenizer.is_special(end));
+    let grammars = Grammars::new(&tokenizer, 258, &[end]).unwrap();
+    for format in [
+        Format::JsonSchema(json!({"type": "string"})),
+        Format::Regex("\"(.|\n)*\"".into()),
+        Format::Lark("start: TEXT\nTEXT: /\"(.|\\n)*\"/".into()),
+    ] {
+        let mut grammar = grammars.compile(&format).unwrap();
+        let mut ends = |byte: u8| {
+            grammar.accept(byte.into()).unwrap();
+            let mut mask = vec![0; 258usize.div_ceil(32)];
+            grammar.allowed(&mut mask).unwrap();
+            mask[end as usize / 32] >> (end % 32) & 1 == 1
+        };
+        assert_eq!([ends(b'"'), ends(b'a'), ends(b'"')], [false, false, true], "{format:?}");
+        grammar.accept(end).unwrap();
     }
 }
 

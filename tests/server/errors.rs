@@ -136,7 +136,6 @@ async fn prompts_and_messages() {
         ("function_call", json!("auto")),
         ("audio", json!({"voice": "a"})),
         ("modalities", json!(["audio"])),
-        ("prediction", json!({"type": "content"})),
         ("best_of", json!(2)),
         ("echo", json!(true)),
         ("prompt", json!("a")),
@@ -150,6 +149,16 @@ async fn prompts_and_messages() {
         ("typical_p", json!(0.5)),
     ] {
         let body = question(json!({(param): value}));
+        assert_eq!(site.error("/v1/chat/completions", body.clone(), 400).await["param"], param, "{body}");
+    }
+    for (param, prediction) in [
+        ("prediction", json!("a")),
+        ("prediction.type", json!({"type": "image", "content": "a"})),
+        ("prediction.content", json!({"type": "content"})),
+        ("prediction.content", json!({"type": "content", "content": 1})),
+        ("prediction", json!({"type": "content", "content": "가나다 ".repeat(2000)})),
+    ] {
+        let body = question(json!({"prediction": prediction}));
         assert_eq!(site.error("/v1/chat/completions", body.clone(), 400).await["param"], param, "{body}");
     }
 }
@@ -175,7 +184,7 @@ async fn contexts_models_and_routes() {
     let error = site.error("/v1/chat/completions", question(json!({"model": "gpt-x"})), 404).await;
     assert_eq!((&error["code"], &error["param"]), (&json!("model_not_found"), &json!("model")));
     assert_eq!(site.chat(question(json!({"model": "other/name", "max_tokens": 1}))).await["model"], "other/name");
-    for path in ["/nope", "/v1", "/v1/embeddings", "//v1//nope/"] {
+    for path in ["/nope", "/v1", "/v1/audio/speech", "//v1//nope/"] {
         site.get(path).await.error(404);
     }
     for (method, path) in

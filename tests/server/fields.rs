@@ -37,6 +37,42 @@ async fn a_chat() {
 }
 
 #[tokio::test]
+async fn guesses_change_no_answer() {
+    let site = Site::new().await;
+    let ask = |more: Value| {
+        let mut body =
+            question(json!({"temperature": 0.7, "seed": 3, "ignore_eos": true, "max_tokens": 60, "logprobs": true}));
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        site.chat(body)
+    };
+    let plain = ask(json!({})).await;
+    let guesses = |reply: &Value| {
+        let details = &reply["usage"]["completion_tokens_details"];
+        ["accepted_prediction_tokens", "rejected_prediction_tokens"].map(|name| details[name].as_u64().unwrap())
+    };
+    assert_eq!(guesses(&plain), [0, 0]);
+    let prediction = json!({"type": "content", "content": content(&plain)});
+    for (more, wanted) in [
+        (json!({"speculate": true}), None),
+        (json!({"prediction": prediction}), Some(true)),
+        (json!({"prediction": prediction, "speculate": false}), Some(false)),
+    ] {
+        let reply = ask(more.clone()).await;
+        assert_eq!(reply["choices"], plain["choices"], "{more}");
+        let [accepted, rejected] = guesses(&reply);
+        assert!(wanted.is_none_or(|wanted| wanted == (accepted + rejected > 0)), "{more}: {accepted}, {rejected}");
+    }
+    let of_metric = |name: &str, text: &str| -> u64 {
+        let line = text.lines().find(|l| l.starts_with(&format!("aoji:{name} "))).unwrap();
+        line.split(' ').nth(1).unwrap().parse().unwrap()
+    };
+    let text = site.get("/metrics").await.body;
+    let [drafted, accepted] =
+        ["draft", "accepted"].map(|n| of_metric(&format!("spec_decode_num_{n}_tokens_total"), &text));
+    assert!(drafted >= accepted && drafted > 0, "{text}");
+}
+
+#[tokio::test]
 async fn messages_and_templates() {
     let site = Site::new().await;
     let expected = answer().1;

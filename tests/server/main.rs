@@ -1,5 +1,6 @@
 //! The HTTP server as its clients see it, in this process, on the embedded model.
 
+mod anthropic;
 mod browser;
 mod command;
 #[path = "../common/mod.rs"]
@@ -7,6 +8,7 @@ mod common;
 mod constrain;
 #[cfg(feature = "cuda")]
 mod device;
+mod embeddings;
 mod errors;
 mod fields;
 mod forms;
@@ -14,6 +16,7 @@ mod http;
 mod load;
 mod openai;
 mod pieces;
+mod responses;
 mod routes;
 mod stream;
 #[path = "../host/tokenizers.rs"]

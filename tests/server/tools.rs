@@ -109,6 +109,44 @@ async fn calls_that_must_be() {
     }
 }
 
+/// A call that was cut off is no call to make: the reason says what cut it.
+#[tokio::test]
+async fn calls_that_are_cut_off() {
+    let site = site("hermes.jinja").await;
+    let ask = async |more: Value| {
+        let mut body = question(json!({
+            "tools": tools(), "tool_choice": {"type": "function", "function": {"name": "weather"}}
+        }));
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let whole = site.chat(body.clone()).await["choices"][0].take();
+        body["stream"] = true.into();
+        let (message, reason) = assembled(&site.post("/v1/chat/completions", &body).await.events());
+        assert_eq!(reason, whole["finish_reason"]);
+        let arguments = |message: &Value| message["tool_calls"][0]["function"]["arguments"].clone();
+        assert_eq!(arguments(&message), arguments(&whole["message"]));
+        (whole["finish_reason"].clone(), whole["message"].clone())
+    };
+    let (reason, message) = ask(json!({"max_tokens": 200})).await;
+    assert_eq!(reason, "tool_calls");
+    let whole = message["tool_calls"][0]["function"]["arguments"].as_str().unwrap().to_string();
+    // In the arguments, by a stop string of theirs.
+    let (reason, message) = ask(json!({"max_tokens": 200, "stop": ["\"days\""]})).await;
+    let part = message["tool_calls"][0]["function"]["arguments"].as_str().unwrap();
+    assert!(reason == "stop" && part.len() < whole.len() && whole.starts_with(part), "{message}");
+    // By the length, everywhere.
+    for max_tokens in 1..40 {
+        let (reason, message) = ask(json!({"max_tokens": max_tokens})).await;
+        let part = message["tool_calls"][0]["function"]["arguments"].as_str();
+        match part {
+            Some(part) => assert!(whole.starts_with(part), "{message}"),
+            // The beginning of a marker that is spelled in letters could still be text.
+            None => assert!("<tool_call>".starts_with(message["content"].as_str().unwrap()), "{message}"),
+        }
+        assert_eq!(reason, if reason == "tool_calls" { "tool_calls" } else { "length" });
+        assert!(reason != "tool_calls" || part == Some(&whole), "{message}");
+    }
+}
+
 /// At this temperature calls of all kinds come, several in an answer.
 #[tokio::test]
 async fn several_calls_and_answers() {
@@ -280,6 +318,11 @@ async fn what_is_refused() {
         ),
         ("tools", json!({"tools": vec![tools()[1].clone(); 129]})),
         ("tools", json!({"tools": tools(), "structured_outputs": {"regex": "a"}})),
+        ("tools", json!({"tools": tools(), "tool_choice": "required", "guided_regex": "a"})),
+        (
+            "tools",
+            json!({"tools": tools(), "guided_choice": ["a"], "tool_choice": {"type": "function", "function": {"name": "now"}}}),
+        ),
         ("tool_choice", json!({"tool_choice": "required"})),
         ("tool_choice", json!({"tools": tools(), "tool_choice": "sometimes"})),
         ("tool_choice", json!({"tools": tools(), "tool_choice": {"type": "function", "function": {"name": "nobody"}}})),

@@ -42,7 +42,7 @@ impl<A: Act> Cpu<A> {
     }
 
     /// `finish` brings a part of a row of the product to its place.
-    fn product_to<T: Send + Sync>(
+    pub(super) fn product_to<T: Send + Sync>(
         &self,
         rows: usize,
         out: &mut [T],

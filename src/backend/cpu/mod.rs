@@ -7,12 +7,16 @@
 mod attention;
 mod level;
 mod matmul;
+mod packed;
 mod rows;
 mod sample;
 mod scratch;
 mod simd;
+mod sums;
 #[cfg(test)]
 mod tests;
+mod train;
+mod train_rows;
 mod weight;
 
 pub use weight::Weight;

@@ -11,7 +11,7 @@ use crate::ops::Act;
 /// `exp(x)` to 2 units in the last place, 0 below -87.3 and infinite above 88.3: `2^n` times a polynomial of the rest (Cephes, Moshier
 /// 1989).
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+pub(super) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: a sum with it has no place for fractions
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
@@ -39,7 +39,7 @@ pub fn tree(mut s: [f32; 16]) -> f32 {
 
 /// The sum of `f(x)`: element `i` in lane `i % 16`, then the tree.
 #[inline(always)]
-fn sum<T: Copy>(x: &[T], f: impl Fn(T) -> f32) -> f32 {
+pub(super) fn sum<T: Copy>(x: &[T], f: impl Fn(T) -> f32) -> f32 {
     let mut lanes = [0f32; 16];
     let (chunks, rest) = x.as_chunks::<16>();
     for x in chunks {

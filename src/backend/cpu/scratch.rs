@@ -22,6 +22,12 @@ thread_local! {
     pub(super) static WEIGHTS: Cell<Vec<u64>> = const { Cell::new(Vec::new()) };
     /// Tokens that it may draw.
     pub(super) static IDS: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
+    /// A block of the second factor of sums of rows.
+    pub(super) static PANEL: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    /// Activations in f32.
+    pub(super) static WIDE: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    /// Logits of a chunk of labels.
+    pub(super) static LOGITS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
     /// The largest logit of each row, its place and the sum of the others' weights.
     pub(super) static BEST: Cell<Vec<(usize, f64)>> = const { Cell::new(Vec::new()) };
 }

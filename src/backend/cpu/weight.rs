@@ -97,6 +97,15 @@ impl Weight {
         self.len() == 0
     }
 
+    /// Its elements, rows of one part after the other.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let of = |part: &Part| match part.elements() {
+            Elements::Bf16(w) => w.iter().map(|w| w.to_f32()).collect::<Vec<_>>(),
+            Elements::F32(w) => w.to_vec(),
+        };
+        self.parts.iter().flat_map(of).collect()
+    }
+
     /// The rows `first..first + rows` where they lie: `(rows before, rows, their elements)` of each part that has some.
     pub(super) fn rows(&self, first: usize, rows: usize) -> impl Iterator<Item = (usize, usize, Elements<'_>)> {
         let cols = self.cols;

@@ -1,6 +1,6 @@
 //! [`Backend`] for the GPU: memory, transfers, and each op's launch.
 
-use super::{Buffer, Cuda, Graphs, Outbox, Weight, failed};
+use super::{Buffer, Cuda, Graphs, Kind, Outbox, Weight, failed, packed, workspace};
 use crate::{
     backend::{Backend, DECODE_ROWS, Out, definition},
     error::{Error, Result},
@@ -63,8 +63,15 @@ impl Backend for Cuda {
         NormHead { rows, first: 0, dim, vocab, eps }.check(any, any, dim, (vocab, dim))
     }
 
-    fn expect_rows(&self, rows: usize) {
+    fn workspace_bytes(config: &Config, rows: usize) -> u64 {
+        let (sums, counters) = workspace::most(config, rows);
+        4 * (sums + counters) as u64
+    }
+
+    fn expect_rows(&self, config: &Config, rows: usize) -> Result<()> {
         self.begin_blas(rows);
+        let (sums, counters) = workspace::most(config, rows);
+        self.with_workspace(sums, counters, |_, _| Ok(()))
     }
 
     fn alloc<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
@@ -110,12 +117,31 @@ impl Backend for Cuda {
         self.stream.synchronize().map_err(what())
     }
 
+    fn keeps(stack: &[Tensor]) -> Option<u64> {
+        let rows: usize = stack.iter().map(Tensor::rows).sum();
+        packed::kind(stack).map(|kind| kind.bytes(rows, stack[0].cols()) as u64)
+    }
+
     fn weights(&self, stacks: &[Vec<Tensor>], progress: &mut dyn FnMut(u64)) -> Result<Vec<Weight>> {
-        self.upload_weights(stacks, progress)
+        if stacks.iter().flatten().all(Tensor::is_plain) {
+            return self.upload_weights(stacks, progress);
+        }
+        let one = |stack: &Vec<Tensor>| match packed::kind(stack) {
+            Some(kind) => {
+                let weight = self.packed(stack, kind)?;
+                progress(stack.iter().map(Tensor::file_bytes).sum());
+                Ok(weight)
+            }
+            None => {
+                let what = format!("{stack:?} is neither plain nor of a kind that the kernels take");
+                Err(Error::Op { op: "weights", what })
+            }
+        };
+        stacks.iter().map(one).collect()
     }
 
     fn weight_from(&self, rows: usize, cols: usize, data: &[bf16]) -> Result<Weight> {
-        Ok(Weight { data: self.upload(data)?, rows, cols })
+        Ok(Weight { data: self.upload(data)?, rows, cols, kind: Kind::Bf16 })
     }
 
     fn synchronize(&self) -> Result<()> {
@@ -159,7 +185,7 @@ impl Backend for Cuda {
         op.launch(self, out, x, w)
     }
     fn gemm(&self, op: &Gemm, out: Out<'_, Self>, x: &Buffer<bf16>, w: &Weight) -> Result<()> {
-        op.launch(self, out, x, w)
+        self.with_bf16(w, |w| op.launch(self, out, x, w))
     }
     fn rope(&self, op: &Rope, qkv: &mut Buffer<bf16>, pos: &Buffer<u32>, table: &Buffer<f32>) -> Result<()> {
         op.launch(self, qkv, pos, table)
@@ -270,10 +296,14 @@ impl Backend for Cuda {
         gain: &Weight,
         w: &Weight,
     ) -> Result<()> {
-        match op.rows <= DECODE_ROWS {
-            true => op.launch(self, logits, x, gain, w),
-            false => definition::norm_head(self, op, logits, xb, x, gain, w),
+        if op.rows > DECODE_ROWS && w.kind == Kind::Bf16 {
+            return definition::norm_head(self, op, logits, xb, x, gain, w);
         }
+        // a packed head in bf16 would be the largest matrix of all
+        (0..op.rows).step_by(DECODE_ROWS).try_for_each(|at| {
+            let some = NormHead { rows: DECODE_ROWS.min(op.rows - at), first: op.first + at, ..op.clone() };
+            some.launch(self, logits, at, x, gain, w)
+        })
     }
     fn stream_read(&self, op: &StreamRead, out: &mut Buffer<u32>, x: &Buffer<u32>) -> Result<()> {
         op.launch(self, out, x)

@@ -1,5 +1,6 @@
 //! Typed device memory.
 
+use super::packed::Kind;
 use crate::{backend, ops::Element};
 use cudarc::driver::CudaSlice;
 use std::marker::PhantomData;
@@ -31,14 +32,16 @@ impl<T: Element> backend::Buffer for Buffer<T> {
     }
 }
 
-/// A bf16 matrix [rows, cols] on the device.
+/// A matrix [rows, cols] on the device.
 pub struct Weight {
-    /// Its elements.
+    /// Its elements; of a packed one its records, as words of 16 bits.
     pub data: Buffer<half::bf16>,
     /// `n` of a matrix product.
     pub rows: usize,
     /// `k` of a matrix product.
     pub cols: usize,
+    /// What its data is.
+    pub kind: Kind,
 }
 
 impl backend::Shaped for Weight {

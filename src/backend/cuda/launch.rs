@@ -88,6 +88,12 @@ impl<T: Element> From<&mut &mut Buffer<T>> for Arg {
         Arg(b.address)
     }
 }
+impl Arg {
+    /// A pointer `bytes` further.
+    pub(crate) fn after(self, bytes: usize) -> Arg {
+        Arg(self.0 + bytes as u64)
+    }
+}
 /// An `int` of the kernel; `check` of the op proved that it fits.
 impl From<usize> for Arg {
     fn from(n: usize) -> Arg {

@@ -16,8 +16,10 @@ mod launch;
 mod modules;
 pub mod occupancy;
 mod outbox;
+mod packed;
 mod trace;
 mod upload;
+mod workspace;
 
 pub use blas::{GemmBy, MANY_ROWS, cublas_version};
 pub use buffer::{Buffer, Weight};
@@ -25,6 +27,7 @@ pub use device::{Info, devices};
 pub use graph::{Edges, Graphs};
 pub use launch::{Arg, Launched};
 pub use outbox::Outbox;
+pub use packed::Kind;
 pub use trace::{Launch, Span};
 
 use crate::{
@@ -61,6 +64,10 @@ pub struct Cuda {
     /// What is launched, while somebody wants to know.
     launches: Mutex<Option<Vec<Launched>>>,
     trace: trace::Tracer,
+    /// Of matrix products for many rows.
+    workspace: Mutex<workspace::Workspace>,
+    /// The last packed matrix that such a product needed in bf16.
+    widened: Mutex<Option<Weight>>,
 }
 
 /// For `map_err`: a driver error with what was being done.
@@ -148,7 +155,23 @@ impl Cuda {
             kernels::waits_for_predecessor(info.capability) && std::env::var_os("AOJI_PDL").is_none_or(|v| v != "0");
         let ring = ring.unwrap_or_else(|| occupancy::ring(info.shared_per_sm));
         let (blas, launches, trace) = (background::Background::default(), Mutex::default(), trace::Tracer::default());
-        Ok(Cuda { blas, gemm_by, context, stream, kernels, info, startup, pdl, ring, sync, launches, trace })
+        let (workspace, widened) = (Mutex::default(), Mutex::default());
+        Ok(Cuda {
+            blas,
+            gemm_by,
+            context,
+            stream,
+            kernels,
+            info,
+            startup,
+            pdl,
+            ring,
+            sync,
+            launches,
+            trace,
+            workspace,
+            widened,
+        })
     }
 
     /// What the driver says of the GPU.

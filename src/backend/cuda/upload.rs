@@ -4,7 +4,7 @@
 //! The ring is needed because only page-locked memory can be copied asynchronously, and mapped files are not page-locked. It takes a
 //! few megabytes, whatever the size of the model.
 
-use super::{Cuda, Weight, failed};
+use super::{Cuda, Kind, Weight, failed};
 use crate::{
     error::{Error, Result},
     files::weights::{
@@ -45,7 +45,7 @@ impl Cuda {
         // SAFETY: upload_weights gives it out when the readers have written every byte of every part, and drops it when
         // not.
         let data = self.buffer(rows * cols, |bytes| unsafe { self.stream.alloc(bytes) })?;
-        Ok(Weight { data, rows, cols })
+        Ok(Weight { data, rows, cols, kind: Kind::Bf16 })
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::Cli;
 use aoji::{
     Activations, Device, Engine, Error, Event, FinishReason, GenerateOptions, ModelFiles, Options, Result, Sampling,
-    SamplingDefaults, Session, Template, Timings, Tokenizer, hub, lora::LoraSpec, output,
+    SamplingDefaults, Session, Speculate, Template, Timings, Tokenizer, hub, lora::LoraSpec, output::Output,
 };
 use clap::{CommandFactory, ValueEnum, builder::RangedU64ValueParser, error::ErrorKind};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -73,6 +73,9 @@ pub struct ModelArgs {
     /// A LoRA adapter as PEFT stores it, added to the weights; DIR:SCALE for more or less of it; repeatable
     #[arg(long, value_name = "DIR[:SCALE]")]
     pub lora: Vec<LoraSpec>,
+    /// Quantized weights become bf16 when they are loaded, on a GPU too
+    #[arg(long)]
+    pub widen: bool,
     /// Most tokens of prompt and answer together [default: the model's maximum, or as much of it as fits the GPU]
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<usize>,
@@ -102,6 +105,7 @@ impl ModelArgs {
             context: self.context,
             sequences,
             threads: self.threads,
+            widen: self.widen,
         };
         let progress = &mut |done, total| {
             bar.set_length(total);
@@ -209,6 +213,10 @@ pub struct SamplingArgs {
     /// Go on after the model's end-of-text tokens
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     ignore_eos: Option<bool>,
+    /// Guess the next tokens: ngram, by what followed in prompt and answer where the text was the same before. The answer is the
+    /// same and comes faster where it repeats [default: off]
+    #[arg(long, value_name = "ngram|off")]
+    speculate: Option<Speculate>,
 }
 
 impl SamplingArgs {
@@ -239,6 +247,8 @@ impl SamplingArgs {
             keep_special: false,
             stop_ids: Vec::new(),
             ignore_eos: self.ignore_eos.unwrap_or(false),
+            speculate: self.speculate.unwrap_or_default(),
+            prediction: Vec::new(),
         }
     }
 }
@@ -273,8 +283,12 @@ impl Answer {
         };
         let Some(t) = self.timings else { return reason.into() };
         let fresh = t.prompt_tokens - t.reused_tokens;
+        let guessed = match t.drafted_tokens {
+            0 => String::new(),
+            n => format!(" ({} of {n} guesses right)", t.accepted_tokens),
+        };
         format!(
-            "prompt {} tokens ({} cached) {:.1} tokens/s | answer {} tokens {:.1} tokens/s, first after {:.3} s | {reason}",
+            "prompt {} tokens ({} cached) {:.1} tokens/s | answer {} tokens{guessed} {:.1} tokens/s, first after {:.3} s | {reason}",
             t.prompt_tokens,
             t.reused_tokens,
             fresh as f64 / t.prompt_seconds.max(1e-9),
@@ -421,14 +435,11 @@ pub fn catch_interrupt() -> Result<()> {
     ctrlc::set_handler(handler).map_err(|e| Error::Input(format!("cannot watch for Ctrl-C: {e}")))
 }
 
-/// From now on Ctrl-C, before it ends the program, removes what is unfinished of the directory `out`.
-pub fn discard_on_interrupt(out: &Path) -> Result<()> {
-    let (out, created) = (out.to_path_buf(), !out.exists());
+/// From now on Ctrl-C, before it ends the program, removes what is unfinished of `output`.
+pub fn abandon_on_interrupt(output: &Output) -> Result<()> {
+    let abandon = output.abandon();
     let handler = move || {
-        let _ = output::discard(&out);
-        if created {
-            let _ = fs::remove_dir(&out);
-        }
+        abandon();
         std::process::exit(130);
     };
     ctrlc::set_handler(handler).map_err(|e| Error::Input(format!("cannot watch for Ctrl-C: {e}")))

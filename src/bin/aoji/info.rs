@@ -5,7 +5,7 @@ use crate::common::{self, OneModel};
 use aoji::cpu::Cpu;
 #[cfg(feature = "cuda")]
 use aoji::cuda::Cuda;
-use aoji::{Config, Format, ModelFiles, Plan, Result, Tensor, Tokenizer};
+use aoji::{Config, Format, ModelFiles, Plan, Result, Tensor, Tokenizer, model::Kept};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 use std::{
@@ -59,7 +59,8 @@ impl Info {
         };
         let dtypes: BTreeSet<String> = weights.tensors().map(dtype).collect();
         let shorter = [512, 2048, 8192, 32768, 131_072].into_iter().filter(|n| *n < config.max_seq);
-        let plan = |context| Plan::new::<Backend>(&config, config.weight_bytes(), context, 1, None);
+        let held = Kept::of::<Backend>(&config, &weights, false).bytes(&config);
+        let plan = |context| Plan::new::<Backend>(&config, held, context, 1, None);
         let plans = shorter.chain([config.max_seq]).map(plan).collect();
         let (tensors, bytes, shards) = (weights.tensors().count(), weights.bytes(), shards.len());
         Info { dir, config, tokenizer, template: template.to_string(), dtypes, tensors, bytes, shards, plans }

@@ -7,6 +7,7 @@ mod bench;
 mod chat;
 mod common;
 mod completions;
+mod data;
 mod doctor;
 mod eval;
 mod generate;
@@ -14,6 +15,7 @@ mod info;
 mod merge_lora;
 mod ppl;
 mod pull;
+mod quantize;
 mod score;
 #[cfg(feature = "server")]
 mod serve;
@@ -21,6 +23,7 @@ mod serve;
 mod svg;
 mod synth;
 mod tokenize;
+mod tune;
 mod verify;
 
 use aoji::Error;
@@ -90,6 +93,12 @@ enum Command {
     Synth(synth::Args),
     /// Write a model with LoRA adapters added to its weights
     MergeLora(merge_lora::Args),
+    /// Write a model with weights of fewer bits
+    Quantize(quantize::Args),
+    /// Prepare rows for training, and show what a model will see of them
+    Data(data::Args),
+    /// Train a LoRA adapter
+    Tune(tune::Args),
     /// Measure how fast a model runs, or each kernel
     Bench(bench::Args),
     /// Compare with Hugging Face transformers
@@ -123,6 +132,9 @@ fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(args),
         Command::Synth(args) => synth::run(args),
         Command::MergeLora(args) => merge_lora::run(args),
+        Command::Quantize(args) => quantize::run(args),
+        Command::Data(args) => data::run(args),
+        Command::Tune(args) => tune::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Completions(args) => completions::run(args),

@@ -4,6 +4,7 @@ use crate::common;
 use aoji::{
     ModelFiles, Result,
     lora::{self, LoraSpec},
+    output::Output,
 };
 use std::path::Path;
 
@@ -26,6 +27,9 @@ pub struct Args {
     /// Another adapter to add; repeatable
     #[arg(long, value_name = "DIR[:SCALE]")]
     lora: Vec<LoraSpec>,
+    /// Replace the model that is in OUT, once the new one is whole
+    #[arg(long)]
+    force: bool,
 }
 
 /// Writes the checkpoint and prints its directory.
@@ -39,9 +43,10 @@ pub fn run(args: Args) -> Result<()> {
     let out = Path::new(out);
     let mut files = ModelFiles::open(&base)?;
     [adapter].iter().chain(&args.lora).try_for_each(|spec| files.add_lora(spec))?;
-    common::discard_on_interrupt(out)?;
+    let output = if args.force { Output::replace(out)? } else { Output::begin(out)? };
+    common::abandon_on_interrupt(&output)?;
     let bar = common::bar(0, "merging", "{pos}/{len} tensors");
-    lora::merge_checkpoint(&files, out, &mut |done, total| {
+    lora::merge_checkpoint(&files, output, &mut |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
     })?;

@@ -5,15 +5,20 @@ use aoji::{
     Engine, Error, Result,
     score::{self, Window},
 };
-use serde::Serialize;
-use std::{num::NonZeroUsize, path::PathBuf, time::Instant};
+use serde::{Deserialize, Serialize};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 const AFTER_HELP: &str = "\
 Without --stride the text is scored as lm-evaluation-harness does (loglikelihood_rolling): every token once, the first one \
 after BOS, in blocks of the window. With --stride as in Hugging Face's guide: windows that begin every N tokens, each \
 scoring what the one before did not; the first token of the text is not scored.
 
-Perplexity is exp(-log-probability / n), where n counts tokens, words (runs of white space, plus one) or bytes of UTF-8.
+Perplexity is exp(-log-probability / n), where n counts tokens, words (runs of white space, plus one) or bytes of UTF-8. With --jsonl \
+each text has windows of its own, and all are added up.
 
 Example: aoji ppl README.md --window 1024 --stride 512";
 
@@ -23,6 +28,9 @@ Example: aoji ppl README.md --window 1024 --stride 512";
 pub struct Args {
     /// The text; - is standard input
     file: PathBuf,
+    /// The file has a JSON object a line, each with a text of its own under "text"
+    #[arg(long)]
+    jsonl: bool,
     /// Tokens that the model sees at once [default: the context]
     #[arg(long, value_name = "N")]
     window: Option<NonZeroUsize>,
@@ -40,11 +48,15 @@ pub struct Args {
 struct Report {
     window: usize,
     stride: Option<usize>,
+    texts: usize,
+    windows: usize,
     /// Scored.
     tokens: usize,
     words: usize,
     bytes: usize,
     sum_logprob: f64,
+    /// Of a token, mean.
+    nll: f64,
     token_perplexity: f64,
     word_perplexity: f64,
     byte_perplexity: f64,
@@ -56,6 +68,7 @@ struct Report {
 /// Scores and prints.
 pub fn run(args: Args) -> Result<()> {
     let text = common::read_file(&args.file)?;
+    let texts = if args.jsonl { lines(&args.file, &text)? } else { vec![text] };
     let engine = args.model.open()?;
     let window = args.window.map_or(engine.max_context(), NonZeroUsize::get);
     if window > engine.max_context() {
@@ -69,40 +82,64 @@ pub fn run(args: Args) -> Result<()> {
         )));
     }
     let tokenizer = engine.tokenizer()?;
-    let (tokens, windows) = match stride {
-        None => {
-            let tokens = [vec![score::first_token(&engine)?], tokenizer.encode(&text, false)?].concat();
-            let windows = Window::rolling(tokens.len(), window);
-            (tokens, windows)
-        }
-        Some(stride) => {
-            let tokens = tokenizer.encode(&text, true)?;
-            let windows = Window::strided(tokens.len(), window, stride);
-            (tokens, windows)
-        }
+    let part = |text: String| -> Result<Part> {
+        let (tokens, windows) = match stride {
+            None => {
+                let tokens = [vec![score::first_token(&engine)?], tokenizer.encode(&text, false)?].concat();
+                let windows = Window::rolling(tokens.len(), window);
+                (tokens, windows)
+            }
+            Some(stride) => {
+                let tokens = tokenizer.encode(&text, true)?;
+                let windows = Window::strided(tokens.len(), window, stride);
+                (tokens, windows)
+            }
+        };
+        Ok(Part { text, tokens, windows })
     };
-    let Some(report) = score(&engine, &text, window, stride, &tokens, &windows)? else { return Ok(()) };
+    let parts = texts.into_iter().map(part).collect::<Result<Vec<_>>>()?;
+    let Some(report) = score(&engine, &parts, window, stride)? else { return Ok(()) };
     if args.json { common::print_json(&report) } else { common::print(&report.text()) }
 }
 
+/// A text and what is scored of it.
+struct Part {
+    text: String,
+    tokens: Vec<u32>,
+    windows: Vec<Window>,
+}
+
+/// The texts of a file of JSON lines.
+fn lines(file: &Path, text: &str) -> Result<Vec<String>> {
+    #[derive(Deserialize)]
+    struct Line {
+        text: String,
+    }
+    let text = text.strip_prefix(common::BYTE_ORDER_MARK).unwrap_or(text);
+    let line = |(i, line): (usize, &str)| match serde_json::from_str::<Line>(line) {
+        Ok(line) => Ok(line.text),
+        Err(e) => Err(Error::Input(format!(
+            "{}: line {}: {e}, expected an object like {{\"text\": \"...\"}}",
+            file.display(),
+            i + 1
+        ))),
+    };
+    text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(line).collect()
+}
+
 /// `None` when Ctrl-C ended it.
-fn score(
-    engine: &Engine,
-    text: &str,
-    window: usize,
-    stride: Option<usize>,
-    tokens: &[u32],
-    windows: &[Window],
-) -> Result<Option<Report>> {
-    let n: usize = windows.iter().map(|w| w.end - w.from).sum();
+fn score(engine: &Engine, parts: &[Part], window: usize, stride: Option<usize>) -> Result<Option<Report>> {
+    let windows = || parts.iter().flat_map(|part| part.windows.iter().map(move |w| (part, w)));
+    let n: usize = windows().map(|(_, w)| w.end - w.from).sum();
     if n == 0 {
         return Err(Error::Input("the text has no token to score".into()));
     }
     common::catch_interrupt()?;
-    let mut session = engine.session(window.min(tokens.len()))?;
+    let longest = parts.iter().map(|part| part.tokens.len()).max().unwrap_or(1);
+    let mut session = engine.session(window.min(longest))?;
     let bar = common::bar(n as u64, "scoring", "{pos}/{len} tokens, {eta} left");
     let (start, mut sum, mut computed) = (Instant::now(), 0.0, 0);
-    for w in windows {
+    for (Part { tokens, .. }, w) in windows() {
         let scores = session.score(&tokens[w.begin..w.from], &[&tokens[w.from..w.end]])?;
         sum += scores.continuations[0].sum();
         computed += scores.computed;
@@ -112,15 +149,19 @@ fn score(
         }
     }
     bar.finish_and_clear();
-    let (words, bytes) = (score::words(text), text.len());
+    let words = parts.iter().map(|part| score::words(&part.text)).sum();
+    let bytes = parts.iter().map(|part| part.text.len()).sum();
     let perplexity = |n: usize| (-sum / n as f64).exp();
     Ok(Some(Report {
         window,
         stride,
+        texts: parts.len(),
+        windows: windows().count(),
         tokens: n,
         words,
         bytes,
         sum_logprob: sum,
+        nll: -sum / n as f64,
         token_perplexity: perplexity(n),
         word_perplexity: perplexity(words),
         byte_perplexity: perplexity(bytes),
@@ -133,8 +174,8 @@ fn score(
 impl Report {
     fn text(&self) -> String {
         let method = match self.stride {
-            None => format!("rolling, window {}", self.window),
-            Some(stride) => format!("window {}, stride {stride}", self.window),
+            None => format!("rolling, {} windows of {}", self.windows, self.window),
+            Some(stride) => format!("{} windows of {}, stride {stride}", self.windows, self.window),
         };
         let line = |name: &str, x: f64, n: usize| format!("{x:>14.4}  per {name}, {n} of them\n");
         [
@@ -142,7 +183,8 @@ impl Report {
             line("word", self.word_perplexity, self.words),
             line("byte", self.byte_perplexity, self.bytes),
             format!("{:>14.4}  bits per byte\n", self.bits_per_byte),
-            format!("{:>14.4}  log-probability ({method})\n", self.sum_logprob),
+            format!("{:>14.4}  negative log-probability a token ({method})\n", self.nll),
+            format!("{:>14.4}  log-probability\n", self.sum_logprob),
         ]
         .concat()
     }

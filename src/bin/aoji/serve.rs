@@ -1,11 +1,9 @@
-//! `aoji serve`: OpenAI's API over HTTP.
+//! `aoji serve`: OpenAI's APIs and Anthropic's over HTTP.
 
 use crate::common::{self, GenerationConfig, ModelArgs};
 use aoji::{
-    BatchOptions, Engine, Error, Result, Template,
-    gguf::Gguf,
-    hub,
-    server::{Server, ServerOptions, ToolParser, UnknownFields},
+    BatchOptions, Engine, Error, Result, Speculate, Template, hub,
+    server::{Server, ServerOptions, ToolParser, UnknownFields, tokenizer_config},
 };
 use axum::serve::ListenerExt;
 use clap::ValueEnum;
@@ -23,7 +21,7 @@ use tokio::{
 };
 
 const AFTER_HELP: &str = "\
-Routes: /v1/models, /v1/completions, /v1/chat/completions, /tokenize, /detokenize, /tokenizer_info, /health (it lives), \
+Routes: /v1/models, /v1/completions, /v1/chat/completions, /v1/responses, /v1/embeddings, /v1/messages (Anthropic's), /tokenize, /detokenize, /tokenizer_info, /health (it lives), \
 /ready (it answers), /metrics (Prometheus), /version, /openapi.json (all routes and fields), / (a page to talk to the \
 model). docs/server.md says what becomes of each field of a request.
 
@@ -58,6 +56,10 @@ pub struct Args {
     /// Most tokens of a prompt that are computed between two tokens of the other answers, 34 to 511
     #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = common::within(BatchOptions::CHUNK))]
     prefill_chunk: usize,
+    /// Guess the next tokens: ngram, by what followed in prompt and answer where the text was the same before. Answers are the
+    /// same and come faster where they repeat; a request's field speculate decides otherwise
+    #[arg(long, value_name = "ngram|off", default_value = "off")]
+    speculate: Speculate,
     /// Answers that may wait besides the ones that run; more are refused with 429
     #[arg(long, value_name = "N", default_value_t = 64)]
     queue: usize,
@@ -126,7 +128,10 @@ impl Args {
             false => self.served_model_name.clone(),
         };
         let template = self.model.template(engine, self.chat_template.as_deref())?;
-        let mut tokenizer_config = tokenizer_config(&self.model.model)?;
+        let mut tokenizer_config = match self.model.model.as_str() {
+            "demo" => serde_json::Map::new(),
+            name => tokenizer_config(&hub::resolve(name)?)?,
+        };
         if let Template::Jinja(jinja) = &template
             && jinja.path().extension().is_none_or(|e| e != "json" && e != "gguf")
         {
@@ -145,26 +150,10 @@ impl Args {
             tool_parser: self.tool_parser,
             unknown_fields: self.unknown_fields,
             sampling: self.generation_config.sampling(engine),
+            speculate: self.speculate,
             tokenizer_config,
         })
     }
-}
-
-/// The checkpoint's own `tokenizer_config.json`, where it has one; of a GGUF file, what its keys say.
-fn tokenizer_config(model: &str) -> Result<serde_json::Map<String, serde_json::Value>> {
-    if model == "demo" {
-        return Ok(serde_json::Map::new());
-    }
-    let place = hub::resolve(model)?;
-    if place.is_file() {
-        let config = Gguf::open(&place)?.tokenizer_config()?;
-        return Ok(config.as_object().cloned().unwrap_or_default());
-    }
-    let path = place.join("tokenizer_config.json");
-    if !path.is_file() {
-        return Ok(serde_json::Map::new());
-    }
-    serde_json::from_str(&common::read_file(&path)?).map_err(|e| Error::File { path, what: e.to_string() })
 }
 
 /// Serves until a signal ends it.

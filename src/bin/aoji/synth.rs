@@ -1,11 +1,8 @@
 //! `aoji synth`: a random checkpoint with the sizes of a real one, for measurements and tests.
 
 use crate::common;
-use aoji::{Dtype, Error, Result, synth};
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use aoji::{Dtype, Error, Result, model_files, output::Output, synth};
+use std::path::{Path, PathBuf};
 
 /// Arguments of `aoji synth`.
 #[derive(clap::Args)]
@@ -26,7 +23,7 @@ pub struct Args {
     /// Another number of layers than the original has
     #[arg(long, value_name = "N")]
     layers: Option<std::num::NonZeroUsize>,
-    /// Replace the model that is in OUT
+    /// Replace the model that is in OUT, once the new one is whole
     #[arg(long)]
     force: bool,
     /// The directory to write; it must be absent or empty
@@ -78,20 +75,19 @@ pub fn run(args: Args) -> Result<()> {
         None => json,
     };
     let config = aoji::Config::from_json(Path::new(&args.like), &json, None)?;
-    if args.force {
-        remove_model(&args.out)?;
+    let mut output = if args.force { Output::replace(&args.out)? } else { Output::begin(&args.out)? };
+    common::abandon_on_interrupt(&output)?;
+    if let Some(dir) = dir {
+        let copied = synth::copy_small(&dir, &mut output)?;
+        common::note(format_args!("copied {}", copied.join(", ")));
     }
-    common::discard_on_interrupt(&args.out)?;
     let bar = common::bar(0, "writing", "{bytes}/{total_bytes} {bytes_per_sec} {eta}");
-    synth::write(&json, args.seed, args.dtype.unwrap_or(config.dtype), args.shard_size.0, &args.out, |done, total| {
+    let dtype = args.dtype.unwrap_or(config.dtype);
+    synth::write_to(&json, args.seed, dtype, args.shard_size.0, output, |done, total| {
         bar.set_length(total);
         bar.set_position(done);
     })?;
     bar.finish_and_clear();
-    if let Some(dir) = dir {
-        let copied = synth::copy_tokenizer(&dir, &args.out)?;
-        common::note(format_args!("copied {}", copied.join(", ")));
-    }
     common::print(&format!("{}\n", args.out.display()))
 }
 
@@ -101,7 +97,7 @@ fn original(like: &str) -> Result<(String, Option<PathBuf>)> {
         return Ok((json, None));
     }
     let path = Path::new(like);
-    let file = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
+    let file = if path.is_dir() { path.join(model_files::CONFIG) } else { path.to_path_buf() };
     if !file.exists() {
         let presets = synth::PRESETS.join(", ");
         let what = format!("--like {like}: neither one of {presets}, nor a model directory, nor a config.json");
@@ -118,22 +114,4 @@ fn with_layers(like: &str, json: &str, n: usize) -> Result<String> {
         None => return Err(Error::File { path: like.into(), what: "is not a JSON object".into() }),
     };
     Ok(format!("{config:#}\n"))
-}
-
-/// Removes the files of a checkpoint, and nothing else.
-fn remove_model(dir: &Path) -> Result<()> {
-    let io = |path: &Path| {
-        let path = path.to_path_buf();
-        move |source| Error::Io { path, source }
-    };
-    let Ok(entries) = fs::read_dir(dir) else { return Ok(()) };
-    for entry in entries {
-        let path = entry.map_err(io(dir))?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let is_shard = name.starts_with("model") && name.ends_with(".safetensors");
-        if is_shard || name == "model.safetensors.index.json" || synth::FILES.contains(&name.as_str()) {
-            fs::remove_file(&path).map_err(io(&path))?;
-        }
-    }
-    Ok(())
 }

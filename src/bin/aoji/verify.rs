@@ -1,13 +1,13 @@
-//! `aoji verify`: does this engine compute what it should?
+//! `aoji verify`: does this engine compute what it should, or a model what another one does?
 
 use crate::common::{self, ModelArgs};
 use aoji::{
-    Activations, Error, Result, hub, invariance,
+    Activations, Error, Result, divergence, hub, invariance,
     verify::{self, Limits},
 };
 use clap::ArgGroup;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::{num::NonZeroUsize, path::PathBuf};
 
 /// Arguments of `aoji verify`.
 #[derive(clap::Args)]
@@ -26,6 +26,15 @@ pub struct Args {
     /// Run the model on the GPU and on the CPU side by side instead, and name the first op that computes something else
     #[arg(long, conflicts_with = "golden")]
     lockstep: bool,
+    /// Compare with another model instead, on a text: divergence of the predictions, tokens on which both agree, perplexities
+    #[arg(long, value_name = "MODEL", requires = "text", conflicts_with_all = ["golden", "lockstep", "invariance"])]
+    against: Option<String>,
+    /// With --against: the text; - is standard input
+    #[arg(long, value_name = "FILE", requires = "against")]
+    text: Option<PathBuf>,
+    /// With --against: tokens that the models see at once
+    #[arg(long, value_name = "N", default_value = "512", requires = "against")]
+    window: NonZeroUsize,
     /// With --lockstep: steps of decoding, greedy and then drawn
     #[arg(long, value_name = "N", default_value_t = 8, requires = "lockstep")]
     tokens: usize,
@@ -65,6 +74,9 @@ pub fn run(mut args: Args) -> Result<()> {
     if args.invariance {
         return invariance(&args);
     }
+    if args.against.is_some() {
+        return against(args);
+    }
     let golden = match args.golden {
         Some(path) => path,
         None if args.model.model == "demo" => {
@@ -88,6 +100,39 @@ pub fn run(mut args: Args) -> Result<()> {
         common::print(&format!("{report}\n"))?;
     }
     failure.map_or(Ok(()), |what| Err(Error::Disagree(what)))
+}
+
+/// Compares the model with another one on a text, and prints.
+fn against(mut args: Args) -> Result<()> {
+    let (Some(base), Some(text)) = (args.against.take(), args.text.take()) else { return Ok(()) }; // clap asks for both
+    let text = common::read_file(&text)?;
+    let model = args.model.open()?;
+    args.model.lora.clear();
+    let name = std::mem::replace(&mut args.model.model, base);
+    let base = args.model.open()?;
+    let tokens = model.tokenizer()?.encode(&text, true)?;
+    if base.tokenizer()?.encode(&text, true)? != tokens {
+        return Err(Error::Input("the models cut the text into other tokens: they cannot be compared".into()));
+    }
+    common::catch_interrupt()?;
+    let window = args.window.get().min(model.max_context()).min(base.max_context());
+    let bar = common::bar(0, "comparing", "{pos}/{len} tokens, {eta} left");
+    let report = divergence::divergence(&model, &base, &tokens, window, &mut |done, total| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+        !common::interrupted()
+    })?;
+    bar.finish_and_clear();
+    let Some(report) = report else { return Ok(()) };
+    if !args.json {
+        return common::print(&format!("{name} against {}\n{report}\n", args.model.model));
+    }
+    let mut json = serde_json::json!({"model": name, "base": args.model.model, "device": model.device()});
+    let found = serde_json::to_value(&report).map_err(|e| Error::Input(e.to_string()))?;
+    if let (Some(json), Some(found)) = (json.as_object_mut(), found.as_object()) {
+        json.extend(found.clone());
+    }
+    common::print_json(&json)
 }
 
 /// Runs the experiments, prints, and fails when something that must hold does not.

@@ -35,12 +35,14 @@
 mod logprobs;
 mod prefix;
 mod schedule;
+mod speculate;
 
 use crate::{
     backend::DECODE_ROWS,
     engine::{
         generate::{FinishReason, GenerateOptions, StoppedBy, Timings, Writer},
         load::Engine,
+        speculate::Costs,
         timeline::AnyTimeline,
     },
     error::{Error, Result},
@@ -93,17 +95,28 @@ pub trait Constraint: Send {
     fn accept(&mut self, token: u32) -> Result<(), String>;
 }
 
+/// How the hidden states of a text, one for each of its tokens, become one vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooling {
+    /// Their mean.
+    Mean,
+    /// That of the last token, which has seen all others.
+    Last,
+}
+
 /// What is asked of a batch.
 #[derive(Default)]
 pub struct Job {
     /// Token ids, at least one.
     pub prompt: Vec<u32>,
-    /// How it goes on and when it stops. `max_tokens` may be 0 where the prompt's own log-probabilities are wanted.
+    /// How it goes on and when it stops. `max_tokens` may be 0 where the prompt's own log-probabilities or its vector are wanted.
     pub options: GenerateOptions,
     /// With each token its log-probability, and this many of the most likely ones.
     pub logprobs: Option<usize>,
     /// The same for the tokens of the prompt.
     pub prompt_logprobs: Option<usize>,
+    /// The prompt as one vector.
+    pub embed: Option<Pooling>,
     /// What the answer must look like.
     pub constraint: Option<Box<dyn Constraint>>,
 }
@@ -141,6 +154,8 @@ pub struct Finish {
 pub enum JobEvent {
     /// The prompt's own log-probabilities, from its second token on.
     Prompt(Vec<TokenLogprobs>),
+    /// The prompt as one vector: hidden states after the final norm, pooled. `[dim]`
+    Embedding(Vec<f32>),
     /// A token was chosen.
     Token(u32, Option<TokenLogprobs>),
     /// Text that is certain: whole characters, and no part of a stop string.
@@ -180,6 +195,10 @@ pub struct Batch {
     rows: (Vec<JobId>, bool),
     /// Tokens of a step.
     tokens: Vec<u32>,
+    /// What steps take.
+    costs: Costs,
+    /// Guesses that the next step takes, of each running text.
+    taken: Vec<usize>,
     next_id: u64,
     /// Counts the uses of sequences.
     clock: u64,
@@ -212,6 +231,8 @@ impl Engine {
             running: Vec::new(),
             rows: (Vec::new(), false),
             tokens: Vec::new(),
+            costs: Costs::default(),
+            taken: Vec::new(),
             next_id: 0,
             clock: 0,
         })

@@ -1,14 +1,14 @@
 //! The batch's schedule: whether the next piece of work is a decode step or a part of a waiting prompt.
 
 use super::{
-    Batch, Constraint, Finish, Job, JobEvent, JobId, MAX_CHUNK, MIN_CHUNK, TokenLogprobs, logprobs::token_logprobs,
-    prefix,
+    Batch, Constraint, Finish, Job, JobEvent, JobId, MAX_CHUNK, MIN_CHUNK, Pooling, TokenLogprobs,
+    logprobs::token_logprobs, prefix,
 };
 use crate::{
     backend::DECODE_ROWS,
     engine::{
-        generate::{FinishReason, StoppedBy, Timings, Writer},
-        sampler::Sampling,
+        generate::{FinishReason, GenerateOptions, StoppedBy, Timings, Writer},
+        speculate::Drafter,
         timeline::Row,
     },
     error::Result,
@@ -26,28 +26,33 @@ pub struct Filling {
     pub text: Text,
     /// Log-probabilities of the prompt's tokens so far, where they are wanted.
     scores: Vec<TokenLogprobs>,
+    /// The sum of its tokens' hidden states so far, or the last one, where its vector is wanted.
+    state: Vec<f32>,
 }
 
 /// A job.
 pub struct Text {
     pub id: JobId,
-    sequence: usize,
+    pub sequence: usize,
     prompt: Vec<u32>,
-    sampling: Sampling,
-    logprobs: Option<usize>,
+    options: GenerateOptions,
+    pub logprobs: Option<usize>,
     prompt_logprobs: Option<usize>,
-    constraint: Option<Box<dyn Constraint>>,
-    writer: Writer,
+    embed: Option<Pooling>,
+    pub constraint: Option<Box<dyn Constraint>>,
+    /// Guesses its next tokens; has read what is computed of the prompt, and the answer.
+    pub drafter: Option<Drafter>,
+    pub writer: Writer,
     begin: Instant,
-    timings: Timings,
+    pub timings: Timings,
     queue_seconds: f64,
     /// Tokens that are computed, or are about to be: the position of `last`.
     pub pos: usize,
     /// The last token chosen.
-    last: u32,
+    pub last: u32,
 }
 
-type Each<'a> = &'a mut dyn FnMut(JobId, JobEvent);
+pub type Each<'a> = &'a mut dyn FnMut(JobId, JobEvent);
 
 impl Text {
     pub fn new(id: JobId, job: Job, writer: Writer) -> Text {
@@ -56,10 +61,12 @@ impl Text {
             sequence: usize::MAX, // none yet
             timings: Timings { prompt_tokens: job.prompt.len(), ..Timings::default() },
             prompt: job.prompt,
-            sampling: job.options.sampling,
+            options: job.options,
             logprobs: job.logprobs,
             prompt_logprobs: job.prompt_logprobs,
+            embed: job.embed,
             constraint: job.constraint,
+            drafter: None,
             writer,
             begin: Instant::now(),
             queue_seconds: 0.0,
@@ -68,10 +75,20 @@ impl Text {
         }
     }
 
+    /// The drafter reads the prompt from a position on, as far as it is computed.
+    fn read(&mut self, from: usize) {
+        if let Some(drafter) = &mut self.drafter {
+            drafter.read(&self.prompt[from..self.pos]);
+        }
+    }
+
     /// Tells of a token; whether the text goes on.
-    fn tell(&mut self, token: u32, logprobs: Option<TokenLogprobs>, each: Each<'_>) -> bool {
+    pub fn tell(&mut self, token: u32, logprobs: Option<TokenLogprobs>, each: Each<'_>) -> bool {
         self.timings.count(self.begin);
         self.last = token;
+        if let Some(drafter) = &mut self.drafter {
+            drafter.push(token);
+        }
         each(self.id, JobEvent::Token(token, logprobs));
         let written = self.writer.push(token);
         if !written.text.is_empty() {
@@ -96,7 +113,7 @@ impl Text {
     }
 
     /// The tokens that its constraint allows; `None` without one. A failure is told, and the text ends.
-    fn mask(&mut self, vocab: usize, each: Each<'_>) -> Result<Option<Vec<u32>>, ()> {
+    pub fn mask(&mut self, vocab: usize, each: Each<'_>) -> Result<Option<Vec<u32>>, ()> {
         let Some(constraint) = &mut self.constraint else { return Ok(None) };
         let mut mask = vec![0; vocab.div_ceil(32)];
         match constraint.allowed(&mut mask) {
@@ -148,9 +165,9 @@ impl Batch {
         }
         let Some(text) = self.queue.front().map(|w| &w.text) else { return Ok(()) };
         // The last part of a prompt has more than DECODE_ROWS tokens; so short a prompt is computed as a whole, and one of which
-        // each token is to be scored too.
-        let most = text.prompt.len().saturating_sub(DECODE_ROWS + 1);
-        let most = if text.prompt_logprobs.is_some() { 0 } else { most };
+        // each token is to be scored, or its hidden state is wanted, too.
+        let each = text.prompt_logprobs.is_some() || text.embed == Some(Pooling::Mean);
+        let most = if each { 0 } else { text.prompt.len().saturating_sub(DECODE_ROWS + 1) };
         let Some(choice) = prefix::choose(&self.held, &text.prompt, most) else { return Ok(()) };
         let Some(Waiting { mut text, since }) = self.queue.pop_front() else { return Ok(()) };
         if let Some(from) = choice.from {
@@ -165,14 +182,16 @@ impl Batch {
         text.queue_seconds = (text.begin - since).as_secs_f64();
         text.timings.reused_tokens = choice.reused;
         (text.sequence, text.pos) = (choice.sequence, choice.reused);
-        self.filling = Some(Filling { text, scores: Vec::new() });
+        text.drafter = text.options.drafter(&text.prompt, self.options.max_tokens - text.prompt.len());
+        text.read(0);
+        self.filling = Some(Filling { text, scores: Vec::new(), state: Vec::new() });
         Ok(())
     }
 
     /// Computes the next part of the prompt; after the last, chooses the first token.
     fn fill(&mut self, each: Each<'_>) -> Result<()> {
         let Some(mut filling) = self.filling.take() else { return Ok(()) };
-        let Filling { text, scores } = &mut filling;
+        let Filling { text, scores, state } = &mut filling;
         let (from, left) = (text.pos, text.prompt.len() - text.pos);
         // nobody waits for a part while no text is running
         let chunk = if self.running.is_empty() { MAX_CHUNK } else { self.options.chunk };
@@ -189,15 +208,30 @@ impl Batch {
                 self.timeline.head(n - 1)?;
             }
         }
-        text.pos += n;
+        match text.embed {
+            // Token by token: the sum does not depend on where the parts begin.
+            Some(Pooling::Mean) => self.timeline.hidden(0, n, &mut |row| {
+                state.resize(row.len(), 0.0);
+                state.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+            })?,
+            Some(Pooling::Last) if is_last => self.timeline.hidden(n - 1, 1, &mut |row| *state = row.to_vec())?,
+            _ => {}
+        }
         if text.prompt.len() > DECODE_ROWS {
             self.held[text.sequence].tokens.extend(tokens);
         }
+        text.pos += n;
+        text.read(from);
         if !is_last {
             self.filling = Some(filling);
             return Ok(());
         }
-        let Filling { mut text, scores } = filling;
+        let Filling { mut text, scores, mut state } = filling;
+        if let Some(pooling) = text.embed {
+            let count = if pooling == Pooling::Mean { text.prompt.len() } else { 1 };
+            state.iter_mut().for_each(|sum| *sum /= count as f32);
+            each(text.id, JobEvent::Embedding(state));
+        }
         if self.first(&mut text, scores, each)? {
             self.running.push(text);
         }
@@ -218,17 +252,23 @@ impl Batch {
         }
         let Ok(mask) = text.mask(self.engine.config().vocab, each) else { return Ok(false) };
         let sequence = text.sequence;
-        self.timeline.sampler(sequence, &text.prompt, &text.sampling, text.writer.stop_ids(), mask.is_some())?;
+        self.timeline.sampler(
+            sequence,
+            &text.prompt,
+            &text.options.sampling,
+            text.writer.stop_ids(),
+            mask.is_some(),
+        )?;
         if let Some(mask) = mask {
             self.timeline.mask(sequence, &mask)?;
         }
-        let token = self.timeline.choose(sequence, text.prompt.len())?;
+        let token = self.timeline.choose(sequence, 0, text.prompt.len())?;
         let logprobs = self.logprobs(text.logprobs, 0, token)?;
         Ok(text.tell(token, logprobs, each))
     }
 
     /// The log-probabilities of a row's token, where they are wanted.
-    fn logprobs(&mut self, top: Option<usize>, row: usize, token: u32) -> Result<Option<TokenLogprobs>> {
+    pub(super) fn logprobs(&mut self, top: Option<usize>, row: usize, token: u32) -> Result<Option<TokenLogprobs>> {
         let Some(top) = top else { return Ok(None) };
         let mut logits = vec![0f32; self.engine.config().vocab];
         self.timeline.logits(row, &mut logits)?;
@@ -237,8 +277,19 @@ impl Batch {
 
     /// One token of every running text.
     fn decode(&mut self, each: Each<'_>) -> Result<()> {
-        if self.timeline.ahead() == 0 {
+        let begin = Instant::now();
+        let none_ahead = self.timeline.ahead() == 0;
+        if none_ahead {
             self.set_masks(each)?;
+        }
+        let drafts = self.plan();
+        if none_ahead && drafts > 0 {
+            let rows = self.running.len() + drafts;
+            self.speculate(each)?;
+            self.observe(rows, begin);
+            return Ok(());
+        }
+        if none_ahead {
             self.set_rows()?;
         }
         if self.running.is_empty() {
@@ -249,10 +300,12 @@ impl Batch {
         }
         // Steps are enqueued ahead while nothing is to happen between them.
         let ahead = self.filling.is_none()
+            && drafts == 0
             && self.rows.0.iter().copied().eq(self.running.iter().map(|t| t.id))
             && self.running.iter().all(|t| t.logprobs.is_none() && t.constraint.is_none());
         let mut tokens = std::mem::take(&mut self.tokens);
         self.timeline.next(ahead, &mut tokens)?;
+        self.observe(tokens.len(), begin);
         for (row, &token) in tokens.iter().enumerate() {
             let id = self.rows.0[row];
             let Some(i) = self.running.iter().position(|t| t.id == id) else { continue };
@@ -266,6 +319,13 @@ impl Batch {
         self.tokens = tokens;
         self.release();
         Ok(())
+    }
+
+    /// Remembers what a step of so many rows took, where nothing else was done meanwhile.
+    fn observe(&mut self, rows: usize, begin: Instant) {
+        if self.filling.is_none() {
+            self.costs.observe(rows, begin.elapsed().as_secs_f64());
+        }
     }
 
     /// Tells the device what each constrained text may go on with.

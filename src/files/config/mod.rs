@@ -3,14 +3,14 @@
 //! Hugging Face names appear here and in [`crate::files::weights`] only. Absent keys mean what they mean to transformers'
 //! `LlamaConfig`; sizes without which there is no model (`hidden_size`, `vocab_size`, ...) must be there.
 
+mod dtype;
 mod keys;
 mod rope;
 mod sampling;
 
-use std::fmt;
 use std::path::Path;
 
-use half::{bf16, f16};
+pub use dtype::Dtype;
 use keys::{Keys, object};
 pub use rope::RopeScaling;
 pub use sampling::SamplingDefaults;
@@ -23,70 +23,6 @@ use crate::error::Result;
 const MAX_SIZE: usize = 1 << 24;
 /// No model has more layers than this.
 const MAX_LAYERS: usize = 1 << 10;
-
-/// Element type of a tensor in a checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Dtype {
-    /// bfloat16, the upper half of an f32.
-    Bf16,
-    /// IEEE 754 binary16.
-    F16,
-    /// IEEE 754 binary32.
-    F32,
-}
-
-impl Dtype {
-    /// Bytes of one element.
-    pub fn bytes(self) -> usize {
-        match self {
-            Dtype::Bf16 | Dtype::F16 => 2,
-            Dtype::F32 => 4,
-        }
-    }
-
-    /// Elements in little-endian order as f32, exactly. `bytes` is whole elements of any alignment.
-    pub fn to_f32(self, bytes: &[u8]) -> Vec<f32> {
-        match self {
-            Dtype::Bf16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        }
-    }
-
-    /// Rounds `values` into `out`, elements in little-endian order.
-    pub fn round(self, values: &[f32], out: &mut [u8]) {
-        match self {
-            Dtype::Bf16 => {
-                let rounded = values.iter().map(|x| bf16::from_f32(*x).to_le_bytes());
-                out.chunks_exact_mut(2).zip(rounded).for_each(|(o, b)| o.copy_from_slice(&b));
-            }
-            Dtype::F16 => {
-                let rounded = values.iter().map(|x| f16::from_f32(*x).to_le_bytes());
-                out.chunks_exact_mut(2).zip(rounded).for_each(|(o, b)| o.copy_from_slice(&b));
-            }
-            Dtype::F32 => out.chunks_exact_mut(4).zip(values).for_each(|(o, x)| o.copy_from_slice(&x.to_le_bytes())),
-        }
-    }
-
-    /// The name in `config.json` (`torch_dtype`).
-    pub fn hf_name(self) -> &'static str {
-        match self {
-            Dtype::Bf16 => "bfloat16",
-            Dtype::F16 => "float16",
-            Dtype::F32 => "float32",
-        }
-    }
-}
-
-impl fmt::Display for Dtype {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Dtype::Bf16 => "bf16",
-            Dtype::F16 => "f16",
-            Dtype::F32 => "f32",
-        })
-    }
-}
 
 /// Sizes and constants of a Llama model.
 #[derive(Clone, Debug, PartialEq)]

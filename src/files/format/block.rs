@@ -1,5 +1,6 @@
 //! The types of GGUF files: runs of a row, each with its own scales.
 
+use super::fit::nearest;
 use super::{q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
 use half::f16;
 use std::fmt;
@@ -22,7 +23,12 @@ pub struct Block {
     pub offset: bool,
     /// The values of one block.
     pub(super) values: fn(block: &[u8], out: &mut [f32]),
+    /// The block that is nearest to values, of types that are written.
+    pub(super) encode: Option<Encode>,
 }
+
+/// Makes one block of its values.
+type Encode = fn(values: &[f32], block: &mut [u8]);
 
 /// All of them. A new one is a unit like those, and a place here.
 pub static BLOCKS: [&Block; 8] =
@@ -41,6 +47,33 @@ impl Block {
     }
 }
 
+impl Block {
+    /// Makes blocks of values, which are finite: those nearest to them, by least squares.
+    ///
+    /// # Panics
+    /// For a type that is not written, and when `out` has not `bytes` for each `weights` values.
+    pub(crate) fn encode(&self, values: &[f32], out: &mut [u8]) {
+        let encode = self.encode.expect("a type that is written");
+        assert_eq!(values.len() / self.weights, out.len() / self.bytes, "blocks in and out");
+        for (values, block) in values.chunks_exact(self.weights).zip(out.chunks_exact_mut(self.bytes)) {
+            encode(values, block);
+        }
+    }
+
+    /// The codes of one block, and their scale and zero point, of types whose value is `scale * (code - zero point)` with one
+    /// scale a block.
+    pub(in crate::files) fn split(&self, block: &[u8], codes: &mut [f32]) -> Option<[f32; 2]> {
+        let put =
+            |codes: &mut [f32], all: &mut dyn Iterator<Item = f32>| codes.iter_mut().zip(all).for_each(|(x, q)| *x = q);
+        match self.name {
+            "Q8_0" => put(codes, &mut block[2..].iter().map(|q| f32::from(*q as i8))),
+            "Q4_0" => put(codes, &mut nibbles(&block[2..]).map(f32::from)),
+            _ => return None,
+        }
+        Some([half(block), if self.name == "Q4_0" { 8.0 } else { 0.0 }])
+    }
+}
+
 impl PartialEq for Block {
     fn eq(&self, other: &Block) -> bool {
         self.id == other.id
@@ -56,6 +89,25 @@ impl fmt::Debug for Block {
 /// The f16 at the beginning of `bytes`.
 pub(super) fn half(bytes: &[u8]) -> f32 {
     f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()
+}
+
+/// Writes the f16 nearest to `x`, and gives the number that it is.
+pub(super) fn put_half(bytes: &mut [u8], x: f32) -> f32 {
+    let x = f16::from_f32(x.clamp(f16::MIN.to_f32(), f16::MAX.to_f32()));
+    bytes[..2].copy_from_slice(&x.to_le_bytes());
+    x.to_f32()
+}
+
+/// Codes of scale `d` from `low` to `high`, the nearest to each value.
+pub(super) fn codes(x: &[f32], d: f32, low: f32, high: f32) -> impl Iterator<Item = i32> {
+    let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+    x.iter().map(move |x| nearest((x * inverse).clamp(low, high)) as i32)
+}
+
+/// Writes codes of 4 bits: the first half into the low halves of `bytes`, the others into the high ones.
+pub(super) fn put_nibbles(bytes: &mut [u8], codes: &[u8]) {
+    let (low, high) = codes.split_at(bytes.len());
+    bytes.iter_mut().zip(low).zip(high).for_each(|((b, low), high)| *b = low & 15 | high << 4);
 }
 
 /// Codes of 4 bits: the low halves of `bytes`, then the high ones.
@@ -77,6 +129,16 @@ pub(super) fn six_bits(b: &[u8]) -> impl Iterator<Item = (u8, u8)> {
     })
 }
 
+/// Writes what [`six_bits`] reads.
+pub(super) fn put_six_bits(b: &mut [u8], pairs: &[(u8, u8); 8]) {
+    for (j, (scale, offset)) in pairs.iter().enumerate().take(4) {
+        let (high_scale, high_offset) = pairs[j + 4];
+        b[j] = scale & 63 | high_scale >> 4 << 6;
+        b[j + 4] = offset & 63 | high_offset >> 4 << 6;
+        b[j + 8] = high_scale & 15 | high_offset << 4;
+    }
+}
+
 /// Puts `d * q` in the place of each value.
 pub(super) fn scaled(out: &mut [f32], d: f32, codes: impl Iterator<Item = f32>) {
     out.iter_mut().zip(codes).for_each(|(x, q)| *x = d * q);
@@ -90,6 +152,59 @@ pub(super) fn shifted(out: &mut [f32], d: f32, m: f32, codes: impl Iterator<Item
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Values like those of weights, some of them large, of a block of zeros, of one sign, and of one value.
+    fn samples(n: usize) -> Vec<Vec<f32>> {
+        let mut state = 7u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        };
+        let normal: Vec<Vec<f32>> =
+            (0..40).map(|_| (0..n).map(|_| 0.02 * (next() + next() + next())).collect()).collect();
+        let mut all = normal.clone();
+        all.extend(normal.iter().take(10).map(|x| x.iter().map(|x| x.abs()).collect()));
+        all.extend(normal.iter().take(10).map(|x| x.iter().map(|x| if *x > 0.04 { 10.0 * x } else { *x }).collect()));
+        all.extend([vec![0.0; n], vec![0.25; n], vec![-3.0; n], (0..n).map(|i| i as f32).collect()]);
+        all.push((0..n).map(|i| if i == 5 { 1e-3 } else { 0.0 }).collect());
+        all
+    }
+
+    /// A block holds its values as exactly as its bits allow, and is its own nearest block.
+    #[test]
+    fn blocks_hold_their_values() {
+        for block in BLOCKS.into_iter().filter(|block| block.encode.is_some()) {
+            let (mut error, mut power) = (0f64, 0f64);
+            for (i, x) in samples(block.weights).iter().enumerate() {
+                let (mut bytes, mut back) = (vec![0xAAu8; block.bytes], vec![0f32; block.weights]);
+                block.encode(x, &mut bytes);
+                block.values(&bytes, &mut back);
+                let largest = x.iter().fold(0f32, |m, x| m.max(x.abs()));
+                let step = 2.2 * largest / (1u32 << block.bits) as f32; // what one code is apart from the next, at most
+                let worst = x.iter().zip(&back).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+                assert!(worst <= 3.0 * step, "{block:?}, sample {i}: {worst} of {largest}");
+                if i < 40 {
+                    error += x.iter().zip(&back).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+                    power += x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+                }
+                let mut again = vec![0f32; block.weights];
+                block.encode(&back, &mut bytes);
+                block.values(&bytes, &mut again);
+                let moved = back.iter().zip(&again).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+                assert!(moved <= 0.5 * step, "{block:?}, sample {i}: moves by {moved}");
+            }
+            // relative error of weights like a normal distribution's: what the same types of llama.cpp have
+            let limit = match block.name {
+                "Q8_0" => 0.006,
+                "Q6_K" => 0.021,
+                "Q5_0" => 0.048,
+                "Q4_K" => 0.078,
+                _ => 0.092,
+            };
+            let relative = (error / power).sqrt();
+            assert!(relative < limit && relative > limit / 4.0, "{block:?}: {relative}");
+        }
+    }
 
     #[test]
     fn descriptions() {

@@ -1,6 +1,8 @@
 //! e4m3: a sign, 4 bits of exponent with bias 7, 3 bits of mantissa; all ones is no number, and there are no infinities ("fn" in
 //! its full name; OCP 8-bit Floating Point Specification 1.0, table 1).
 
+use super::fit::{best, nearest};
+
 /// The value of each code.
 static VALUES: [f32; 256] = {
     let mut values = [0f32; 256];
@@ -22,9 +24,52 @@ pub fn codes(bytes: &[u8], cols: usize, first: usize, out: &mut [f32]) {
     out.iter_mut().zip(&bytes[first * cols..]).for_each(|(x, q)| *x = VALUES[usize::from(*q)]);
 }
 
+/// The code of the value nearest to `x`, ties to even codes; beyond the largest, 448, that one.
+fn code(x: f32) -> u8 {
+    let (sign, x) = ((x.to_bits() >> 24 & 128) as u8, x.abs().min(448.0));
+    let magnitude = if x < 1.0 / 64.0 {
+        nearest(x * 512.0) as u8 // subnormal: steps of 2^-9; 8 is the first normal code
+    } else {
+        let bits = x.to_bits();
+        let rounded = bits + 0x7FFFF + (bits >> 20 & 1);
+        ((rounded >> 20) - (120 << 3)) as u8
+    };
+    sign | magnitude
+}
+
+/// The scale of codes near `x`; 0 when all are. Larger codes have wider steps, so the largest value need not have the last one.
+pub fn scale(x: &[f32]) -> f32 {
+    best(x, 448.0, |x, inverse| VALUES[usize::from(code(x * inverse))])
+}
+
+/// The codes of a row with one scale.
+pub fn encode(x: &[f32], scale: f32, out: &mut [u8]) {
+    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    out.iter_mut().zip(x).for_each(|(q, x)| *q = code(x * inverse));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_nearest_code() {
+        for q in 0..=255u8 {
+            let x = VALUES[usize::from(q)];
+            if x.is_nan() {
+                continue;
+            }
+            assert_eq!(code(x), q, "{x}");
+            let next = VALUES[usize::from(q) + 1..].first().copied().unwrap_or(f32::NAN);
+            if q & 127 < 0x7E {
+                let half = (x + next) / 2.0;
+                assert_eq!(code(half), q + (q & 1), "{half} is a tie");
+                let off = (next - x) / 1000.0;
+                assert_eq!((code(half - off), code(half + off)), (q, q + 1), "{half}");
+            }
+        }
+        assert_eq!((code(1e9), code(-1e9), code(460.0), code(1e-9)), (0x7E, 0xFE, 0x7E, 0));
+    }
 
     #[test]
     fn values_of_the_specification() {

@@ -2,7 +2,7 @@
 
 use super::{awq, e4m3, gptq, int8, packed};
 use crate::files::config::Dtype;
-use std::fmt;
+use std::{fmt, slice};
 
 /// How a quantized Hugging Face checkpoint stores a matrix: a value is `scale * (code - zero point)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +68,7 @@ impl Layout {
         matches!(self, Layout::Gptq { .. } | Layout::Awq)
     }
 
-    pub(super) fn row_bytes(self, cols: usize) -> Option<usize> {
+    pub(crate) fn row_bytes(self, cols: usize) -> Option<usize> {
         match self {
             Layout::E4m3 | Layout::Int8 => Some(cols),
             Layout::Packed { bits } => cols.checked_mul(bits as usize)?.checked_div(32)?.checked_mul(4),
@@ -78,11 +78,8 @@ impl Layout {
 }
 
 impl Grouped {
-    /// The values of as many rows as `out` holds, from row `first` on, of a matrix `[rows, cols]`.
-    ///
-    /// # Panics
-    /// When the parts are smaller than their layout says, or a column's group is out of range.
-    pub fn values(&self, [rows, cols]: [usize; 2], parts: Parts, first: usize, out: &mut [f32]) {
+    /// The codes of as many rows as `out` holds, from row `first` on, of a matrix `[rows, cols]`.
+    pub(in crate::files) fn codes(&self, [rows, cols]: [usize; 2], parts: Parts, first: usize, out: &mut [f32]) {
         match self.layout {
             Layout::E4m3 => e4m3::codes(parts.codes, cols, first, out),
             Layout::Int8 => int8::codes(parts.codes, cols, first, out),
@@ -90,25 +87,45 @@ impl Grouped {
             Layout::Gptq { bits, .. } => gptq::codes(bits, parts.codes, [rows, cols], first, out),
             Layout::Awq => awq::codes(parts.codes, [rows, cols], first, out),
         }
-        let [high, wide] = self.group;
-        let (width, groups) = (self.scale.bytes(), cols.div_ceil(wide));
-        let (mut scales, mut zeros) = (vec![0f32; groups], vec![0f32; groups]);
+    }
+
+    /// The scales and zero points of a row: one for each group of columns.
+    pub(in crate::files) fn scales(
+        &self,
+        rows: usize,
+        parts: Parts,
+        row: usize,
+        scales: &mut [f32],
+        zeros: &mut [f32],
+    ) {
+        let (high, width, groups) = (self.group[0], self.scale.bytes(), scales.len());
+        for (g, scale) in scales.iter_mut().enumerate() {
+            let at = if self.layout.is_transposed() { g * rows + row } else { row / high * groups + g };
+            self.scale.read(&parts.scales[at * width..(at + 1) * width], slice::from_mut(scale));
+        }
+        if let Some(stored) = parts.zeros {
+            for (g, zero) in zeros.iter_mut().enumerate() {
+                *zero = match self.layout {
+                    Layout::E4m3 => 0.0,
+                    Layout::Int8 => int8::zero(stored, row / high * groups + g),
+                    Layout::Packed { bits } => packed::zero(bits, stored, groups, row, g),
+                    Layout::Gptq { bits, zero } => gptq::zero(bits, zero, stored, rows, row, g),
+                    Layout::Awq => awq::zero(stored, rows, row, g),
+                };
+            }
+        }
+    }
+
+    /// The values of as many rows as `out` holds, from row `first` on, of a matrix `[rows, cols]`.
+    ///
+    /// # Panics
+    /// When the parts are smaller than their layout says, or a column's group is out of range.
+    pub fn values(&self, [rows, cols]: [usize; 2], parts: Parts, first: usize, out: &mut [f32]) {
+        self.codes([rows, cols], parts, first, out);
+        let wide = self.group[1];
+        let (mut scales, mut zeros) = (vec![0f32; cols.div_ceil(wide)], vec![0f32; cols.div_ceil(wide)]);
         for (row, out) in (first..).zip(out.chunks_exact_mut(cols)) {
-            for (g, scale) in scales.iter_mut().enumerate() {
-                let at = if self.layout.is_transposed() { g * rows + row } else { row / high * groups + g };
-                *scale = self.scale.to_f32(&parts.scales[at * width..(at + 1) * width])[0];
-            }
-            if let Some(stored) = parts.zeros {
-                for (g, zero) in zeros.iter_mut().enumerate() {
-                    *zero = match self.layout {
-                        Layout::E4m3 => 0.0,
-                        Layout::Int8 => int8::zero(stored, row / high * groups + g),
-                        Layout::Packed { bits } => packed::zero(bits, stored, groups, row, g),
-                        Layout::Gptq { bits, zero } => gptq::zero(bits, zero, stored, rows, row, g),
-                        Layout::Awq => awq::zero(stored, rows, row, g),
-                    };
-                }
-            }
+            self.scales(rows, parts, row, &mut scales, &mut zeros);
             match parts.groups {
                 None => {
                     for ((out, scale), zero) in out.chunks_mut(wide).zip(&scales).zip(&zeros) {
@@ -121,6 +138,39 @@ impl Grouped {
                     }
                 }
             }
+        }
+    }
+}
+
+impl Grouped {
+    /// The scales of one row of finite values, as they are stored, in place of what `out` has; 0 where all values of a group are.
+    ///
+    /// # Panics
+    /// For a layout that is not written, and for groups of several rows.
+    pub(crate) fn fit(&self, row: &[f32], out: &mut [u8]) {
+        assert_eq!(self.group[0], 1, "a group of one row");
+        let scale = |x: &[f32]| match self.layout {
+            Layout::E4m3 => e4m3::scale(x),
+            Layout::Packed { bits } => packed::scale(bits, x),
+            other => panic!("{other:?} is not written"),
+        };
+        let scales: Vec<f32> = row.chunks(self.group[1]).map(scale).collect();
+        self.scale.round(&scales, out);
+    }
+
+    /// The codes of one row of finite values, nearest to them with the scales that [`Grouped::fit`] gave.
+    ///
+    /// # Panics
+    /// As [`Grouped::fit`].
+    pub(crate) fn encode(&self, row: &[f32], scales: &[u8], out: &mut [u8]) {
+        let scales = self.scale.to_f32(scales);
+        match self.layout {
+            Layout::E4m3 => {
+                let parts = row.chunks(self.group[1]).zip(out.chunks_mut(self.group[1]));
+                parts.zip(scales).for_each(|((row, out), scale)| e4m3::encode(row, scale, out));
+            }
+            Layout::Packed { bits } => packed::encode(bits, row, self.group[1], &scales, out),
+            other => panic!("{other:?} is not written"),
         }
     }
 }
@@ -149,4 +199,44 @@ pub(super) fn words(bytes: &[u8]) -> impl Iterator<Item = u32> {
 /// Word `i`.
 pub(super) fn word(bytes: &[u8], i: usize) -> u32 {
     u32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is written is read as the values nearest to those that were given.
+    #[test]
+    fn rows_hold_their_values() {
+        let (rows, cols) = (5, 96);
+        let mut state = 3u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        };
+        let mut x: Vec<f32> = (0..rows * cols).map(|_| 0.05 * (next() + next() + next())).collect();
+        x[..cols].fill(0.0);
+        for (layout, wide, limit) in [
+            (Layout::E4m3, cols, 0.03),
+            (Layout::Packed { bits: 8 }, cols, 0.01),
+            (Layout::Packed { bits: 4 }, 32, 0.10),
+            (Layout::Packed { bits: 4 }, cols, 0.12),
+        ] {
+            let grouped = Grouped { layout, scale: Dtype::Bf16, group: [1, wide] };
+            let (width, groups) = (layout.row_bytes(cols).unwrap(), cols / wide);
+            let (mut codes, mut scales) = (vec![0; rows * width], vec![0; rows * groups * 2]);
+            for (i, row) in x.chunks_exact(cols).enumerate() {
+                let scales = &mut scales[i * groups * 2..(i + 1) * groups * 2];
+                grouped.fit(row, scales);
+                grouped.encode(row, scales, &mut codes[i * width..(i + 1) * width]);
+            }
+            let parts = Parts { codes: &codes, scales: &scales, zeros: None, groups: None };
+            let mut back = vec![f32::NAN; rows * cols];
+            grouped.values([rows, cols], parts, 0, &mut back);
+            assert_eq!(back[..cols], x[..cols], "zeros stay zeros");
+            let sum = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x * x)).sum::<f64>();
+            let error = sum(&mut x.iter().zip(&back).map(|(a, b)| a - b)) / sum(&mut x.iter().copied());
+            assert!(error.sqrt() < limit && error.sqrt() > limit / 5.0, "{grouped}: {}", error.sqrt());
+        }
+    }
 }

@@ -7,6 +7,7 @@
 mod awq;
 mod block;
 mod e4m3;
+mod fit;
 mod gptq;
 mod grouped;
 mod int8;
@@ -41,6 +42,15 @@ impl Format {
     /// Its weights are codes of few bits, to be multiplied by a scale.
     pub fn is_quantized(self) -> bool {
         !matches!(self, Format::Plain(_))
+    }
+
+    /// Consecutive weights of a row that share a scale; 1 of plain numbers.
+    pub fn group(self) -> usize {
+        match self {
+            Format::Plain(_) => 1,
+            Format::Block(block) => block.group,
+            Format::Grouped(grouped) => grouped.group[1],
+        }
     }
 
     /// Bytes of one row of `cols` weights, where a row is one run of bytes: not with GPTQ and AWQ, whose words lie across rows.

@@ -4,7 +4,7 @@
 use super::block::{Block, half, nibbles, shifted, six_bits};
 
 pub static Q5_K: Block =
-    Block { name: "Q5_K", id: 13, weights: 256, bytes: 176, bits: 5, group: 32, offset: true, values };
+    Block { name: "Q5_K", id: 13, weights: 256, bytes: 176, bits: 5, group: 32, offset: true, values, encode: None };
 
 fn values(b: &[u8], out: &mut [f32]) {
     let (d, dmin, high) = (half(b), half(&b[2..]), &b[16..48]);

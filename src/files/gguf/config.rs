@@ -32,7 +32,7 @@ const PLAIN: [(&str, f64); 4] = [
 ];
 
 /// Factors that the rotary frequencies are divided by.
-pub(super) const ROPE_FREQS: &str = "rope_freqs.weight";
+pub(in crate::files) const ROPE_FREQS: &str = "rope_freqs.weight";
 
 impl Gguf {
     /// The configuration.
@@ -60,7 +60,7 @@ impl Gguf {
         map.insert("vocab_size".into(), json!(self.vocab()?));
         map.insert("tie_word_embeddings".into(), json!(self.entry("output.weight").is_none()));
         map.insert("rope_scaling".into(), self.rope_scaling()?);
-        map.insert("bos_token_id".into(), json!(self.whole("tokenizer.ggml.bos_token_id")?));
+        map.insert("bos_token_id".into(), json!(self.bos()?));
         map.insert("eos_token_id".into(), json!(self.ends()?));
         map.insert("torch_dtype".into(), json!(self.dtype().hf_name()));
 
@@ -70,20 +70,23 @@ impl Gguf {
             Error::Unsupported { path, what } => Error::Unsupported { path, what: renamed(what) },
             other => other,
         })?;
+        self.warn_of_ids()?;
         for key in ["llama.rope.dimension_count", "llama.attention.value_length"] {
             if let Some(n) = self.whole(key)?.filter(|n| *n != config.head_dim as u64) {
                 return self.unsupported(format!("{key} is {n}; supported: that of a head, {}", config.head_dim));
             }
         }
         if let Some((shard, entry)) = self.entry(ROPE_FREQS) {
-            let (n, bytes) = (config.head_dim / 2, &shard.bytes()[entry.range.clone()]);
-            let factors = Dtype::F32.to_f32(bytes);
-            let positive = factors.iter().all(|f| f.is_finite() && *f > 0.0);
-            if entry.format != Format::Plain(Dtype::F32) || entry.shape != [n] || !positive {
-                let found =
-                    format!("{} {:?}{}", entry.format, entry.shape, if positive { "" } else { ", not all positive" });
-                let expected = format!("f32 [{n}], positive numbers");
-                return Err(Error::Tensor { file: shard.path().into(), tensor: ROPE_FREQS.into(), expected, found });
+            let n = config.head_dim / 2;
+            let wrong = |found: String| {
+                Error::tensor(shard.path(), ROPE_FREQS, format!("f32 [{n}], one for each pair of a head"), found)
+            };
+            if entry.format != Format::Plain(Dtype::F32) || entry.shape != [n] {
+                return Err(wrong(format!("{} {:?}", entry.format, entry.shape)));
+            }
+            let factors = Dtype::F32.to_f32(&shard.bytes()[entry.range.clone()]);
+            if let Some(factor) = factors.iter().find(|f| !f.is_finite() || **f <= 0.0) {
+                return Err(wrong(format!("{factor} among them, where all are positive")));
             }
             config.rope_factors = factors;
         }
@@ -95,6 +98,14 @@ impl Gguf {
         match self.entry("token_embd.weight") {
             Some((_, entry)) => Ok(entry.shape.first().map(|n| *n as u64)),
             None => self.whole("llama.vocab_size"),
+        }
+    }
+
+    /// The token that begins a text.
+    fn bos(&self) -> Result<Option<u32>> {
+        match self.get("tokenizer.ggml.tokens") {
+            Some(Value::Array(_, tokens, _)) => self.special("bos", *tokens),
+            _ => self.special("bos", usize::MAX), // the configuration says what is out of range
         }
     }
 
@@ -110,13 +121,20 @@ impl Gguf {
     fn json(&self, key: &str) -> Result<Option<Json>> {
         match self.get(key) {
             Some(Value::Uint(n)) => Ok(Some(json!(n))),
-            Some(Value::Array(kind, ..)) => {
-                let kinds = [Kind::U32, Kind::I32];
-                let all =
-                    self.words(key, "a number, or one for each layer", &kinds, u32::from_le_bytes)?.unwrap_or_default();
+            Some(Value::Array(..)) => {
+                let what = "a number, or one for each layer";
+                let all = self.words(key, what, &[Kind::U32, Kind::I32], u32::from_le_bytes)?.unwrap_or_default();
+                let layers = self.whole("llama.block_count")?.unwrap_or_default();
                 match all.split_first() {
+                    _ if all.len() as u64 != layers => {
+                        self.wrong(format!("{key} has {} numbers, expected one for each of {layers} layers", all.len()))
+                    }
                     Some((first, rest)) if rest.iter().all(|n| n == first) => Ok(Some(json!(first))),
-                    _ => self.unsupported(format!("{key} differs between layers ({kind:?} {all:?})")),
+                    _ => {
+                        let some: Vec<String> = all.iter().take(8).map(u32::to_string).collect();
+                        let more = if all.len() > some.len() { ", ..." } else { "" };
+                        self.unsupported(format!("{key} differs between layers: {}{more}", some.join(", ")))
+                    }
                 }
             }
             _ => Ok(self.number(key)?.map(|x| json!(x))),

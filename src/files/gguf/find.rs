@@ -1,6 +1,12 @@
 //! Which GGUF file is meant.
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    files::{
+        json,
+        model_files::{INDEX, SINGLE},
+    },
+};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -22,7 +28,7 @@ pub(super) fn pieces(path: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for i in 1..=count {
         let file = path.with_file_name(format!("{name}-{i:05}-of-{count:05}.gguf"));
-        if !file.exists() {
+        if !json::exists(&file)? {
             return Err(Error::file(file, format!("is missing: it is piece {i} of {count}")));
         }
         files.push(file);
@@ -33,10 +39,9 @@ pub(super) fn pieces(path: &Path) -> Result<Vec<PathBuf>> {
 /// What to open in a model directory: itself, or the GGUF file in it when it has no safetensors.
 ///
 /// # Errors
-/// [`Error::File`] when there are several GGUF files, with their paths.
+/// [`Error::File`] when there are several GGUF files, with their paths, and for links that lead nowhere.
 pub(crate) fn choose(dir: &Path) -> Result<PathBuf> {
-    let has = |name: &str| dir.join(name).exists();
-    if has(crate::files::weights::SINGLE) || has(crate::files::weights::INDEX) {
+    if json::exists(&dir.join(SINGLE))? || json::exists(&dir.join(INDEX))? {
         return Ok(dir.to_path_buf());
     }
     let names = fs::read_dir(dir).map_err(Error::io(dir))?.flatten().filter_map(|e| e.file_name().into_string().ok());
@@ -45,7 +50,7 @@ pub(crate) fn choose(dir: &Path) -> Result<PathBuf> {
     files.sort();
     match &files[..] {
         [] => Ok(dir.to_path_buf()),
-        [one] => Ok(dir.join(one)),
+        [one] => json::exists(&dir.join(one)).map(|_| dir.join(one)),
         several => {
             let list: String = several.iter().map(|name| format!("\n  {}", dir.join(name).display())).collect();
             Err(Error::file(dir, format!("has several GGUF files; name the one to open:{list}")))
@@ -85,5 +90,19 @@ mod tests {
         fs::remove_file(&first).unwrap();
         let error = pieces(&dir.path().join("m-00002-of-00002.gguf")).unwrap_err().to_string();
         assert!(error.contains("m-00001-of-00002.gguf") && error.contains("missing"), "{error}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_that_lead_nowhere_are_named() {
+        for name in ["model.safetensors", "model.safetensors.index.json", "m.gguf", "m-00001-of-00002.gguf"] {
+            let dir = tempfile::tempdir().unwrap();
+            let link = dir.path().join(name);
+            std::os::unix::fs::symlink("../../blobs/abc", &link).unwrap();
+            fs::write(dir.path().join("m-00002-of-00002.gguf"), "").unwrap();
+            let found = choose(dir.path()).and_then(|path| pieces(&path));
+            let error = found.unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("is a link to ../../blobs/abc"), "{error}");
+        }
     }
 }

@@ -20,7 +20,7 @@ const MAX_KEYS: u64 = 1 << 12;
 /// Most tensors of a file: those of a model with the most layers that aoji reads are 9 thousand.
 const MAX_TENSORS: u64 = 1 << 16;
 /// Alignment of the data where no key says so.
-const ALIGNMENT: usize = 32;
+pub(super) const ALIGNMENT: usize = 32;
 /// Dimensions that the format allows.
 const MAX_DIMS: u32 = 4;
 
@@ -357,8 +357,7 @@ impl<'a> Cursor<'a> {
     }
 
     fn tensor(&self, tensor: &str, expected: impl Into<String>, found: impl Into<String>) -> Error {
-        let (expected, found) = (expected.into(), found.into());
-        Error::Tensor { file: self.path.to_path_buf(), tensor: tensor.into(), expected, found }
+        Error::tensor(self.path, tensor, expected, found)
     }
 }
 

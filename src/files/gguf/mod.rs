@@ -4,15 +4,21 @@
 //! those, so that one check and one reader serve both. GGUF's names appear here only.
 
 mod config;
+mod export;
 mod find;
 mod header;
 mod tokenizer;
 mod vocabulary;
 mod weights;
+mod writer;
 
 pub use header::{Entry, Header, Kind, Value, read_header};
 
+pub(in crate::files) use config::ROPE_FREQS;
+pub(in crate::files) use export::export;
 pub(crate) use find::choose;
+pub(in crate::files) use weights::gguf_name;
+pub(in crate::files) use writer::Writer;
 
 use super::weights::Shard;
 use crate::error::{Error, Result};
@@ -58,6 +64,17 @@ impl Gguf {
             }
         }
         Ok(gguf)
+    }
+
+    /// The file that it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes of the first file before its data: keys, and what the tensors are.
+    pub(crate) fn header_bytes(&self) -> u64 {
+        let (shard, header) = &self.files[0];
+        header.tensors.iter().map(|t| t.range.start).min().unwrap_or(shard.bytes().len()) as u64
     }
 
     fn wrong<T>(&self, what: String) -> Result<T> {

@@ -61,6 +61,25 @@ const SPLITS: [Split; 4] = [
     },
 ];
 
+/// What `tokenizer.ggml.pre` calls the way in which the `pre_tokenizer` of a `tokenizer.json` cuts.
+pub(super) fn split_name(pre_tokenizer: &Json) -> Option<&'static str> {
+    let cuts = cuts(pre_tokenizer);
+    SPLITS.iter().find(|split| self::cuts(&(split.pre_tokenizer)()) == cuts).map(|split| split.names[0])
+}
+
+/// The steps of a pre-tokenizer, without the flags that only places in the text depend on.
+fn cuts(step: &Json) -> Vec<String> {
+    if let Some(steps) = step["pretokenizers"].as_array() {
+        return steps.iter().flat_map(cuts).collect();
+    }
+    let flags = ["type", "pattern", "behavior", "invert", "individual_digits", "add_prefix_space", "use_regex"];
+    let value = |flag| match (&step[flag], flag) {
+        (Json::Null, "use_regex") if step["type"] == "ByteLevel" => "true".into(), // its default
+        (value, _) => value.to_string(),
+    };
+    vec![flags.map(value).join(" ")]
+}
+
 impl Gguf {
     /// The tokenizer; `None` when the file has none.
     ///
@@ -125,7 +144,7 @@ impl Gguf {
         }
         merges.sort_by(|a, b| b.0.total_cmp(&a.0).then((b.1, b.2, a.3, a.4).cmp(&(a.1, a.2, b.3, b.4))));
         let merges: Vec<Json> = merges.iter().map(|&(.., l, r)| json!([tokens[l], tokens[r]])).collect();
-        let unknown = match self.special("unknown", &tokens)? {
+        let unknown = match self.special("unknown", tokens.len())? {
             Some(id) => Some(id as usize),
             None => kinds.iter().position(|kind| *kind == kind::UNKNOWN),
         };
@@ -180,7 +199,7 @@ impl Gguf {
         file["padding"] = Json::Null;
         file["added_tokens"] = kinds.iter().enumerate().filter_map(added).collect();
         let bos = self.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(bos);
-        file["post_processor"] = match self.special("bos", tokens)?.filter(|_| bos) {
+        file["post_processor"] = match self.special("bos", tokens.len())?.filter(|_| bos) {
             None => Json::Null,
             Some(id) => {
                 let token = tokens[id as usize];

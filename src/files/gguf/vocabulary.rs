@@ -1,18 +1,28 @@
 //! The vocabulary of a GGUF file: its tokens with their kinds, and those that begin and end a text.
 
-use super::{Gguf, Kind};
+use super::{Gguf, Kind, Value};
 use crate::error::Result;
 use serde_json::{Map, Value as Json, json};
 
 /// What `tokenizer.ggml.token_type` says of a token.
 pub(super) mod kind {
+    pub const NORMAL: u32 = 1;
     pub const UNKNOWN: u32 = 2;
     pub const CONTROL: u32 = 3;
     pub const USER_DEFINED: u32 = 4;
+    pub const UNUSED: u32 = 5;
     pub const BYTE: u32 = 6;
 }
 
-/// Control tokens that end an answer whether or not a key says so: files have a key for one, models use several.
+/// Most bytes of a token. Those of published vocabularies have some hundred at most (a run of blanks or of box drawings); the time
+/// that a SentencePiece vocabulary takes grows with the square of it.
+const MAX_TOKEN: usize = 1024;
+
+/// The keys of single tokens: `tokenizer.ggml.NAME_token_id`.
+const SPECIAL: [&str; 6] = ["bos", "eos", "eot", "eom", "unknown", "padding"];
+
+/// Tokens that end an answer whether or not a key says so: files have a key for one, models use several. They are control tokens
+/// whatever their type says, which some converters make that of a word or of a user's token.
 const ENDS: [&str; 5] = ["<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>"];
 
 impl Gguf {
@@ -23,22 +33,46 @@ impl Gguf {
         };
         let key = "tokenizer.ggml.token_type";
         let kinds = self.words(key, "a number for each token", &[Kind::I32, Kind::U32], u32::from_le_bytes)?;
-        let kinds = kinds.unwrap_or_else(|| vec![1; tokens.len()]);
+        let mut kinds = kinds.unwrap_or_else(|| vec![kind::NORMAL; tokens.len()]);
         if kinds.len() != tokens.len() {
             let (n, found) = (tokens.len(), kinds.len());
             return self.wrong(format!("{key} has {found} numbers, tokenizer.ggml.tokens {n} tokens"));
         }
+        if let Some((id, token)) = tokens.iter().enumerate().find(|(_, token)| token.len() > MAX_TOKEN) {
+            let len = token.len();
+            return self
+                .wrong(format!("token {id} of tokenizer.ggml.tokens has {len} bytes, expected up to {MAX_TOKEN}"));
+        }
+        for (token, kind) in tokens.iter().zip(&mut kinds) {
+            if ENDS.contains(token) {
+                *kind = kind::CONTROL;
+            }
+        }
         Ok((tokens, kinds))
     }
 
-    /// The id under `tokenizer.ggml.{name}_token_id`, when there is such a token.
-    pub(super) fn special(&self, name: &str, tokens: &[&str]) -> Result<Option<u32>> {
-        let key = format!("tokenizer.ggml.{name}_token_id");
-        match self.whole(&key)? {
-            None => Ok(None),
-            Some(id) if id < tokens.len() as u64 => Ok(Some(id as u32)),
-            Some(id) => self.wrong(format!("{key} is {id}, there are {} tokens", tokens.len())),
+    /// The id under `tokenizer.ggml.{name}_token_id`, when there is such a token. Another one is no error, since files are made
+    /// from files with other vocabularies, and -1 means none to some programs.
+    pub(super) fn special(&self, name: &str, tokens: usize) -> Result<Option<u32>> {
+        let id = self.typed(&format!("tokenizer.ggml.{name}_token_id"), "a whole number", |value| match value {
+            Value::Uint(id) => Some(Some(*id)),
+            Value::Int(_) => Some(None),
+            _ => None,
+        })?;
+        Ok(id.flatten().filter(|id| *id < tokens as u64).map(|id| id as u32))
+    }
+
+    /// Says which keys name no token.
+    pub(super) fn warn_of_ids(&self) -> Result<()> {
+        let Some(Value::Array(_, tokens, _)) = self.get("tokenizer.ggml.tokens") else { return Ok(()) };
+        for name in SPECIAL {
+            let key = format!("tokenizer.ggml.{name}_token_id");
+            if let (Some(value), None) = (self.get(&key), self.special(name, *tokens)?) {
+                let (path, id) = (self.path.display(), value.brief());
+                tracing::warn!("{path}: {key} {id} is no token, there are {tokens} tokens: it is ignored");
+            }
         }
+        Ok(())
     }
 
     /// Ids that end a text: of the keys, and of tokens whose name says so.
@@ -46,14 +80,12 @@ impl Gguf {
         if self.get("tokenizer.ggml.tokens").is_none() {
             return Ok(Vec::new());
         }
-        let (tokens, kinds) = self.tokens()?;
+        let (tokens, _) = self.tokens()?;
         let mut ids = Vec::new();
         for name in ["eos", "eot", "eom"] {
-            ids.extend(self.special(name, &tokens)?);
+            ids.extend(self.special(name, tokens.len())?);
         }
-        let named =
-            |(id, token): (u32, &&str)| (kinds[id as usize] == kind::CONTROL && ENDS.contains(token)).then_some(id);
-        ids.extend((0..).zip(&tokens).filter_map(named));
+        ids.extend((0..).zip(&tokens).filter_map(|(id, token)| ENDS.contains(token).then_some(id)));
         Ok(ids)
     }
 
@@ -66,7 +98,7 @@ impl Gguf {
         if self.get("tokenizer.ggml.tokens").is_some() {
             let (tokens, _) = self.tokens()?;
             for (name, own) in [("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")] {
-                if let Some(id) = self.special(own, &tokens)? {
+                if let Some(id) = self.special(own, tokens.len())? {
                     map.insert(format!("{name}_token"), json!(tokens[id as usize]));
                 }
             }

@@ -8,7 +8,7 @@ use crate::{
         weights::{Shard, Stored, Tensor, Weights},
     },
 };
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 /// Hugging Face's names in a layer, and GGUF's.
 const LAYER: [(&str, &str); 9] = [
@@ -24,7 +24,7 @@ const LAYER: [(&str, &str); 9] = [
 ];
 
 /// GGUF's name of a tensor of [`Weights::table`].
-fn gguf_name(name: &str) -> Option<String> {
+pub(in crate::files) fn gguf_name(name: &str) -> Option<String> {
     match name {
         "model.embed_tokens.weight" => return Some("token_embd.weight".into()),
         "model.norm.weight" => return Some("output_norm.weight".into()),
@@ -42,25 +42,19 @@ impl Gguf {
     /// # Errors
     /// [`Error::Tensor`] for tensors that are missing, superfluous, doubled, or of another shape.
     pub fn weights(&self, config: &Config) -> Result<Weights> {
-        let wrong = |file: &Path, tensor: &str, expected: String, found: String| Error::Tensor {
-            file: file.into(),
-            tensor: tensor.into(),
-            expected,
-            found,
-        };
         let mut found: BTreeMap<&str, (&Arc<Shard>, &Entry)> = BTreeMap::new();
         for (shard, header) in &self.files {
             for entry in &header.tensors {
                 if let Some((other, _)) = found.insert(&entry.name, (shard, entry)) {
                     let other = format!("it in {} as well", other.path().display());
-                    return Err(wrong(shard.path(), &entry.name, "each tensor in one piece".into(), other));
+                    return Err(Error::tensor(shard.path(), &entry.name, "each tensor in one piece", other));
                 }
             }
         }
         let weights = Weights::table(config, |name, shape| {
             let own = gguf_name(&name).unwrap_or_default();
             let Some((shard, entry)) = found.remove(own.as_str()) else {
-                return Err(wrong(&self.path, &own, format!("a tensor of shape {shape:?}"), "no such tensor".into()));
+                return Err(Error::tensor(&self.path, &own, format!("a tensor of shape {shape:?}"), "no such tensor"));
             };
             let (rows, cols) = match *shape {
                 [rows, cols] => (rows, cols),
@@ -68,11 +62,11 @@ impl Gguf {
             };
             if entry.shape != shape {
                 let expected = format!("shape {shape:?} by the keys (rows, columns)");
-                return Err(wrong(shard.path(), &own, expected, format!("shape {:?}", entry.shape)));
+                return Err(Error::tensor(shard.path(), &own, expected, format!("shape {:?}", entry.shape)));
             }
             if shape.len() == 1 && entry.format.is_quantized() {
                 let expected = "a vector of type F32, F16 or BF16".to_string();
-                return Err(wrong(shard.path(), &own, expected, format!("type {}", entry.format)));
+                return Err(Error::tensor(shard.path(), &own, expected, format!("type {}", entry.format)));
             }
             let rotates = name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight");
             let stored = Stored { paired: rotates.then_some(config.head_dim), ..Stored::of(entry.format) };
@@ -83,7 +77,7 @@ impl Gguf {
             None => Ok(weights),
             Some((name, (shard, entry))) => {
                 let expected = format!("no such tensor in a Llama of {} layers without biases", config.n_layers);
-                Err(wrong(shard.path(), name, expected, format!("{} {:?}", entry.format, entry.shape)))
+                Err(Error::tensor(shard.path(), *name, expected, format!("{} {:?}", entry.format, entry.shape)))
             }
         }
     }
@@ -92,6 +86,7 @@ impl Gguf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     #[test]
     fn every_tensor_has_a_name() {

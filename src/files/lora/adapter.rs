@@ -6,7 +6,7 @@ use crate::{
     files::{
         config::{Config, Dtype},
         json,
-        weights::{Entry, Tensor, read_header},
+        weights::{Tensor, read_header},
     },
 };
 use rayon::prelude::*;
@@ -79,11 +79,8 @@ impl Lora {
             return Err(Error::file(file, what));
         }
         let bytes = fs::read(&file).map_err(Error::io(&file))?;
-        let wrong = |tensor: &str, expected: String, found: String| Error::Tensor {
-            file: file.clone(),
-            tensor: tensor.into(),
-            expected,
-            found: format!("{found} (the adapter's base is {})", adapter.base()),
+        let wrong = |tensor: &str, expected: String, found: String| {
+            Error::tensor(&file, tensor, expected, format!("{found} (the adapter's base is {})", adapter.base()))
         };
         let (mut a, mut b) = (BTreeMap::new(), BTreeMap::new());
         for entry in read_header(&file, &bytes)? {
@@ -106,9 +103,8 @@ impl Lora {
                 let expected = format!("shape {shape:?} for rank {rank} and {name} [{rows}, {cols}]");
                 return Err(wrong(&entry.name, expected, format!("shape {:?}", entry.shape)));
             }
-            let values = values(&entry, &bytes).ok_or_else(|| {
-                wrong(&entry.name, "dtype F32, F16 or BF16".into(), format!("dtype {:?}", entry.dtype))
-            })?;
+            let dtype = Dtype::of(entry.dtype).map_err(|[expected, found]| wrong(&entry.name, expected, found))?;
+            let values = dtype.to_f32(&bytes[entry.range.clone()]);
             if half == Half::A { &mut a } else { &mut b }.insert(name.to_string(), values);
         }
         if a.is_empty() && b.is_empty() {
@@ -130,6 +126,16 @@ impl Lora {
             (format!("{name}.weight"), Pair { scale, rank, a, b })
         };
         Ok(Lora { pairs: a.into_iter().zip(b.into_values()).map(pair).collect() })
+    }
+
+    /// The factors of the tensor of that name: scale, rank, `A` [rank, cols] and `B` [rows, rank].
+    pub(crate) fn factors(&self, tensor: &str) -> Option<(f32, usize, &[f32], &[f32])> {
+        self.pairs.get(tensor).map(|p| (p.scale, p.rank, &p.a[..], &p.b[..]))
+    }
+
+    /// Names of the tensors that it changes.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = &str> {
+        self.pairs.keys().map(String::as_str)
     }
 }
 
@@ -175,16 +181,6 @@ fn target(name: &str) -> Option<(&str, usize, Half)> {
     let (l, block, m) = (parts.next()?.parse().ok()?, parts.next()?, parts.next()?);
     let known = ["self_attn", "mlp"].contains(&block) && TARGETS.contains(&m);
     (known && parts.next().is_none()).then_some((module, l, half))
-}
-
-fn values(entry: &Entry, bytes: &[u8]) -> Option<Vec<f32>> {
-    let dtype = match entry.dtype {
-        safetensors::Dtype::F32 => Dtype::F32,
-        safetensors::Dtype::F16 => Dtype::F16,
-        safetensors::Dtype::BF16 => Dtype::Bf16,
-        _ => return None,
-    };
-    Some(dtype.to_f32(&bytes[entry.range.clone()]))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use serde_json::Value;
 use std::{collections::BTreeMap, fmt, marker::PhantomData, path::Path};
 
 /// The matrices of a layer that an adapter may change.
-pub(super) const TARGETS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+pub const TARGETS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 /// Other modules that a pattern may hit, and that are not adapted here.
 const OTHERS: [&str; 2] = ["model.embed_tokens", "lm_head"];
 /// Initialisations that leave the base model's weights alone; the others (PiSSA, OLoRA, LoftQ, CorDA, LoRA-GA) change them.

@@ -5,20 +5,20 @@ use crate::{
     error::{Error, Result},
     files::{
         checkpoint::ModelFiles,
+        model_files::CONFIG,
         output::{Output, Target},
         synth,
         weights::{Layout, Tensor},
     },
 };
-use std::{fs::File, io::Seek, path::Path};
+use std::{fs::File, io::Seek};
 
-/// Writes the model with its adapters added to the directory `out`, which must be absent or empty: the files of the base model,
-/// in which only the adapted tensors are other bytes, of the same type. `progress` gets `(tensors done, tensors in all)`.
+/// Writes the model with its adapters added, and finishes the output: the files of the base model, in which only the adapted
+/// tensors are other bytes, of the same type. `progress` gets `(tensors done, tensors in all)`.
 ///
 /// # Errors
-/// `Input` when `out` is not empty, or the model is the embedded one; `Io` when reading or writing fails. Nothing is left of
-/// `out` then.
-pub fn merge_checkpoint(files: &ModelFiles, out: &Path, progress: &mut dyn FnMut(usize, usize)) -> Result<()> {
+/// `Input` when the model is the embedded one, `Unsupported` for a GGUF file; `Io` when reading or writing fails.
+pub fn merge_checkpoint(files: &ModelFiles, mut output: Output, progress: &mut dyn FnMut(usize, usize)) -> Result<()> {
     let Some(dir) = &files.dir else {
         return Err(Error::Input("the demo model has no files to merge into: name a model directory".into()));
     };
@@ -26,7 +26,6 @@ pub fn merge_checkpoint(files: &ModelFiles, out: &Path, progress: &mut dyn FnMut
         let what = "is a GGUF file; an adapter is merged into a model directory in Hugging Face layout";
         return Err(Error::Unsupported { path: dir.clone(), what: what.into() });
     }
-    let mut output = Output::begin(out)?;
     let layout = Layout::of(dir)?;
     let (mut done, all) = (0, files.weights.tensors().count());
     for from in &layout.files {
@@ -44,8 +43,8 @@ pub fn merge_checkpoint(files: &ModelFiles, out: &Path, progress: &mut dyn FnMut
     if let Some(index) = &layout.index {
         output.copy(index)?;
     }
-    synth::copy_files(dir, &mut output)?;
-    output.copy(&dir.join("config.json"))?;
+    synth::copy_small(dir, &mut output)?;
+    output.copy(&dir.join(CONFIG))?;
     output.finish()
 }
 

@@ -9,4 +9,5 @@ mod merge;
 
 pub(crate) use adapter::merged;
 pub use adapter::{Lora, LoraSpec};
+pub use config::TARGETS;
 pub use merge::merge_checkpoint;

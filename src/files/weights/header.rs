@@ -55,7 +55,7 @@ pub fn read_header(path: &Path, bytes: &[u8]) -> Result<Vec<Entry>> {
         match TensorInfo::deserialize(&value) {
             Ok(info) => entries.push((name, info)),
             Err(e) => {
-                return Err(tensor_error(path, &name, "a dtype, a shape and two data_offsets", e.to_string()));
+                return Err(Error::tensor(path, &name, "a dtype, a shape and two data_offsets", e.to_string()));
             }
         }
     }
@@ -68,20 +68,20 @@ pub fn read_header(path: &Path, bytes: &[u8]) -> Result<Vec<Entry>> {
         let (start, end) = info.data_offsets;
         let Some(size) = byte_size(info) else {
             let expected = "a shape whose size in bytes is a whole number that fits the file";
-            return Err(tensor_error(path, name, expected, format!("{:?} {:?}", info.dtype, info.shape)));
+            return Err(Error::tensor(path, name, expected, format!("{:?} {:?}", info.dtype, info.shape)));
         };
         if end.checked_sub(start) != Some(size) {
             let expected = format!("{size} bytes for {:?} {:?}", info.dtype, info.shape);
-            return Err(tensor_error(path, name, expected, format!("data_offsets {start}..{end}")));
+            return Err(Error::tensor(path, name, expected, format!("data_offsets {start}..{end}")));
         }
         if end > data_bytes {
             let found = format!("{data_bytes} bytes of data in the file: it is truncated, or its header is wrong");
-            return Err(tensor_error(path, name, format!("data at {start}..{end}"), found));
+            return Err(Error::tensor(path, name, format!("data at {start}..{end}"), found));
         }
         if start != end_of_last {
             let verdict = if start < end_of_last { "overlaps" } else { "leaves a hole after" };
             let found = format!("offset {start}, which {verdict} {}", last.map_or("the header", |name| name));
-            return Err(tensor_error(path, name, format!("data at offset {end_of_last}"), found));
+            return Err(Error::tensor(path, name, format!("data at offset {end_of_last}"), found));
         }
         (end_of_last, last) = (end, Some(name));
     }
@@ -152,13 +152,4 @@ fn byte_size(info: &TensorInfo) -> Option<usize> {
     let elements = info.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
     let bits = elements.checked_mul(info.dtype.bitsize())?;
     (bits % 8 == 0).then_some(bits / 8)
-}
-
-fn tensor_error(path: &Path, tensor: &str, expected: impl Into<String>, found: impl Into<String>) -> Error {
-    Error::Tensor {
-        file: path.to_path_buf(),
-        tensor: tensor.to_string(),
-        expected: expected.into(),
-        found: found.into(),
-    }
 }

@@ -1,9 +1,11 @@
 //! Which files of a model directory hold its weights.
 
-use super::{INDEX, SINGLE};
 use crate::{
     error::{Error, Result},
-    files::json,
+    files::{
+        json,
+        model_files::{INDEX, SINGLE},
+    },
 };
 use serde::Deserialize;
 use std::{

@@ -21,6 +21,7 @@ use memmap2::Mmap;
 pub use header::{Entry, read_header};
 pub(crate) use layout::Layout;
 use quantization::Quantization;
+pub(in crate::files) use quantization::quantization_key;
 pub(in crate::files) use stored::Stored;
 
 use crate::{
@@ -28,11 +29,10 @@ use crate::{
     files::{
         config::{Config, Dtype},
         gguf,
+        model_files::INDEX,
     },
 };
 
-pub(crate) const SINGLE: &str = "model.safetensors";
-pub(crate) const INDEX: &str = "model.safetensors.index.json";
 const EMBED: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
@@ -235,22 +235,26 @@ impl Weights {
         for (i, path) in layout.files.iter().enumerate() {
             found.add(&Arc::new(Shard::map(path.clone(), i)?))?;
         }
-        let mut needed = BTreeSet::new();
+        let mut table = BTreeSet::new();
         Weights::table(config, |name, _| {
-            needed.insert(name);
+            table.insert(name);
             Ok(())
         })?;
-        for (name, file) in layout.placed.iter().filter(|(name, _)| needed.contains(*name)) {
+        let needed = |name: &str| {
+            let matrix = quantization.as_ref().and_then(|_| quantization::matrix(name));
+            table.contains(name) || matrix.is_some_and(|matrix| table.contains(&matrix))
+        };
+        for (name, file) in layout.placed.iter().filter(|(name, _)| needed(name)) {
             let path = dir.join(file);
             match found.tensors.get(name) {
                 Some((shard, _)) if shard.path == path => {}
                 _ if !path.exists() => {
-                    let placed = layout.placed.iter().filter(|(name, f)| *f == file && needed.contains(*name)).count();
+                    let placed = layout.placed.iter().filter(|(name, f)| *f == file && needed(name)).count();
                     return Err(Error::file(path, format!("is missing; {INDEX} places {placed} tensors in it")));
                 }
                 other => {
                     let found = other.map_or("no such tensor".into(), |(s, _)| format!("it in {}", s.path.display()));
-                    return Err(tensor_error(&path, name, format!("it here, says {INDEX}"), found));
+                    return Err(Error::tensor(&path, name, format!("it here, says {INDEX}"), found));
                 }
             }
         }
@@ -377,7 +381,7 @@ impl Found {
             let name = entry.name.clone();
             if let Some((other, _)) = self.tensors.insert(name.clone(), (shard.clone(), entry)) {
                 let found = format!("it in {} as well", other.path.display());
-                return Err(tensor_error(&shard.path, &name, "each tensor in one file", found));
+                return Err(Error::tensor(&shard.path, &name, "each tensor in one file", found));
             }
         }
         Ok(())
@@ -393,20 +397,14 @@ impl Found {
             }
             let Some((shard, entry)) = self.tensors.remove(&name) else {
                 let expected = format!("a tensor of shape {shape:?}");
-                return Err(tensor_error(&self.home, &name, expected, "no such tensor"));
+                return Err(Error::tensor(&self.home, &name, expected, "no such tensor"));
             };
             if entry.shape != shape {
                 let expected = format!("shape {shape:?} by config.json");
-                return Err(tensor_error(&shard.path, &name, expected, format!("shape {:?}", entry.shape)));
+                return Err(Error::tensor(&shard.path, &name, expected, format!("shape {:?}", entry.shape)));
             }
-            let dtype = match entry.dtype {
-                safetensors::Dtype::BF16 => Dtype::Bf16,
-                safetensors::Dtype::F16 => Dtype::F16,
-                safetensors::Dtype::F32 => Dtype::F32,
-                other => {
-                    return Err(tensor_error(&shard.path, &name, "dtype BF16, F16 or F32", format!("dtype {other:?}")));
-                }
-            };
+            let dtype = Dtype::of(entry.dtype);
+            let dtype = dtype.map_err(|[expected, found]| Error::tensor(&shard.path, &name, expected, found))?;
             let (rows, cols) = match *shape {
                 [rows, cols] => (rows, cols),
                 _ => (1, shape.iter().product()),
@@ -432,7 +430,7 @@ impl Found {
             } else {
                 continue;
             };
-            return Err(tensor_error(&shard.path, name, expected, format!("{:?} {:?}", entry.dtype, entry.shape)));
+            return Err(Error::tensor(&shard.path, name, expected, format!("{:?} {:?}", entry.dtype, entry.shape)));
         }
         Ok(())
     }
@@ -445,13 +443,4 @@ fn same_where_sampled(a: &[u8], b: &[u8]) -> bool {
     let window = a.len().min(WINDOW);
     a.len() == b.len()
         && [0, (a.len() - window) / 2, a.len() - window].into_iter().all(|s| a[s..s + window] == b[s..s + window])
-}
-
-fn tensor_error(file: &Path, tensor: &str, expected: impl Into<String>, found: impl Into<String>) -> Error {
-    Error::Tensor {
-        file: file.to_path_buf(),
-        tensor: tensor.to_string(),
-        expected: expected.into(),
-        found: found.into(),
-    }
 }

@@ -7,7 +7,6 @@
 use super::{
     Entry, Found, Shard, Tensor,
     stored::{Piece, Stored},
-    tensor_error,
 };
 use crate::{
     error::{Error, Result},
@@ -51,12 +50,8 @@ impl Quantization {
         let Some(text) = json::read_optional(&path)? else { return Ok(None) }; // weights alone
         // Config::from_json has complained of JSON that is none
         let json: Value = json::parse(&text).unwrap_or_default();
-        let config = &json["quantization_config"];
-        let config = if config.is_null() { &json["compression_config"] } else { config };
-        if config.is_null() {
-            return Ok(None);
-        }
-        let settings = Settings { path: &path, config };
+        let Some(key) = quantization_key(&json) else { return Ok(None) };
+        let settings = Settings { path: &path, key, config: &json[key] };
         Ok(Some(Quantization { method: settings.method()?, path }))
     }
 
@@ -101,15 +96,40 @@ impl std::fmt::Debug for Quantization {
     }
 }
 
+/// Where the settings are in a `config.json`, if it has any: `compression_config` is compressed-tensors' first name for it. The
+/// newer one counts, as in transformers.
+pub(in crate::files) fn quantization_key(config: &Value) -> Option<&'static str> {
+    ["quantization_config", "compression_config"].into_iter().find(|key| !config[*key].is_null())
+}
+
+/// The matrix that a tensor of this name is a part of.
+pub(super) fn matrix(part: &str) -> Option<String> {
+    const PARTS: [&str; 10] = [
+        "weight_packed",
+        "weight_scale",
+        "weight_scale_inv",
+        "weight_zero_point",
+        "weight_g_idx",
+        "weight_shape",
+        "qweight",
+        "qzeros",
+        "scales",
+        "g_idx",
+    ];
+    let (module, part) = part.rsplit_once('.')?;
+    PARTS.contains(&part).then(|| format!("{module}.weight"))
+}
+
 /// The object, read with errors that name the file and the key.
 struct Settings<'a> {
     path: &'a Path,
+    key: &'static str,
     config: &'a Value,
 }
 
 impl Settings<'_> {
     fn unsupported<T>(&self, what: String) -> Result<T> {
-        let what = format!("quantization_config has {what}; {SUPPORTED}");
+        let what = format!("{} has {what}; {SUPPORTED}", self.key);
         Err(Error::Unsupported { path: self.path.to_path_buf(), what })
     }
 
@@ -117,6 +137,9 @@ impl Settings<'_> {
         let Some(method) = self.config["quant_method"].as_str() else {
             return self.unsupported(format!("quant_method {}", self.config["quant_method"]));
         };
+        if has_content(&self.config["is_marlin_format"]) {
+            return self.unsupported("is_marlin_format (an order for one program's kernels)".into());
+        }
         match method {
             "compressed-tensors" => self.compressed(),
             "fp8" | "fbgemm_fp8" => Ok(Method::Fp8(self.tile(&self.config["weight_block_size"])?)),
@@ -146,6 +169,11 @@ impl Settings<'_> {
     }
 
     fn compressed(&self) -> Result<Method> {
+        // Rotations that are undone while the model computes: without them its weights are another model's.
+        let transforms = &self.config["transform_config"];
+        if has_content(&transforms["config_groups"]) || !transforms.is_object() && has_content(transforms) {
+            return self.unsupported("a transform_config (rotated weights)".into());
+        }
         let sparsity = self.config["sparsity_config"]["format"].as_str().unwrap_or("dense");
         if sparsity != "dense" {
             return self.unsupported(format!("sparsity_config of format {sparsity:?}"));
@@ -192,6 +220,16 @@ impl Settings<'_> {
     }
 }
 
+/// Neither null nor empty.
+fn has_content(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(map) => !map.is_empty(),
+        _ => true,
+    }
+}
+
 /// One matrix, and the tensors that a checkpoint may have of it.
 struct Module<'a> {
     found: &'a mut Found,
@@ -207,7 +245,7 @@ impl Module<'_> {
     }
 
     fn wrong<T>(&self, part: &str, shard: &Shard, expected: String, found: String) -> Result<T> {
-        Err(tensor_error(&shard.path, &format!("{}{part}", self.module), expected, found))
+        Err(Error::tensor(&shard.path, format!("{}{part}", self.module), expected, found))
     }
 
     /// Takes a tensor that must be there.
@@ -215,7 +253,7 @@ impl Module<'_> {
         let name = format!("{}{part}", self.module);
         let missing = || {
             let expected = format!("it, since {} is quantized", self.name);
-            tensor_error(&self.found.home, &name, expected, "no such tensor")
+            Error::tensor(&self.found.home, &name, expected, "no such tensor")
         };
         self.found.tensors.remove(&name).ok_or_else(missing)
     }
@@ -234,11 +272,9 @@ impl Module<'_> {
     /// Takes scales, and says what they are.
     fn scales(&mut self, part: &str) -> Result<(Piece, Dtype, Vec<usize>)> {
         let (shard, entry) = self.take(part)?;
-        let dtype = match entry.dtype {
-            safetensors::Dtype::BF16 => Dtype::Bf16,
-            safetensors::Dtype::F16 => Dtype::F16,
-            safetensors::Dtype::F32 => Dtype::F32,
-            other => return self.wrong(part, &shard, "dtype BF16, F16 or F32".into(), format!("dtype {other:?}")),
+        let dtype = match Dtype::of(entry.dtype) {
+            Ok(dtype) => dtype,
+            Err([expected, found]) => return self.wrong(part, &shard, expected, found),
         };
         Ok((Piece { shard, range: entry.range }, dtype, entry.shape))
     }
@@ -338,7 +374,7 @@ impl Module<'_> {
         if !rows.is_multiple_of(per_word) || !cols.is_multiple_of(per_word) {
             let found = format!("[{rows}, {cols}] by config.json");
             let home = &self.found.home;
-            return Err(tensor_error(home, self.name, format!("rows and columns in multiples of {per_word}"), found));
+            return Err(Error::tensor(home, self.name, format!("rows and columns in multiples of {per_word}"), found));
         }
         let shape = if layout == Layout::Awq { [cols, rows / 8] } else { [cols / per_word, rows] };
         let codes = self.exact("qweight", safetensors::Dtype::I32, &shape)?;

@@ -45,6 +45,16 @@ impl Stored {
         Stored { format, paired: None, scales: None, zeros: None, groups: None }
     }
 
+    /// The parts of a matrix whose codes are `bytes`.
+    fn parts<'a>(&'a self, bytes: &'a [u8]) -> Parts<'a> {
+        Parts {
+            codes: bytes,
+            scales: self.scales.as_ref().map_or(&[], Piece::bytes),
+            zeros: self.zeros.as_ref().map(Piece::bytes),
+            groups: self.groups.as_ref().map(Piece::bytes),
+        }
+    }
+
     fn beside(&self) -> impl Iterator<Item = &Piece> {
         [&self.scales, &self.zeros, &self.groups].into_iter().flatten()
     }
@@ -99,14 +109,8 @@ impl Tensor {
         let (cols, bytes) = (self.cols, self.bytes());
         assert!(out.len().is_multiple_of(cols) && first + out.len() / cols <= self.rows, "rows of {self:?}");
         let stored = self.stored.as_deref();
-        if let Some(Stored { format: Format::Grouped(grouped), scales, zeros, groups, .. }) = stored {
-            let parts = Parts {
-                codes: bytes,
-                scales: scales.as_ref().map_or(&[], Piece::bytes),
-                zeros: zeros.as_ref().map(Piece::bytes),
-                groups: groups.as_ref().map(Piece::bytes),
-            };
-            return Grouped::values(grouped, [self.rows, cols], parts, first, out);
+        if let Some(stored @ Stored { format: Format::Grouped(grouped), .. }) = stored {
+            return Grouped::values(grouped, [self.rows, cols], stored.parts(bytes), first, out);
         }
         let format = self.format();
         let width = format.row_bytes(cols).expect("checked when it was opened");
@@ -115,7 +119,51 @@ impl Tensor {
             let row = &bytes[row * width..(row + 1) * width];
             match format {
                 Format::Block(block) => block.values(row, out),
-                _ => out.copy_from_slice(&self.dtype.to_f32(row)),
+                _ => self.dtype.read(row, out),
+            }
+        }
+    }
+
+    /// The codes of as many rows as `out` holds, from row `first` on, of a tensor that has [scales](Tensor::scales): a value is
+    /// `scale * (code - zero point)`.
+    pub(crate) fn codes(&self, first: usize, out: &mut [f32]) {
+        let Some(stored) = self.stored.as_deref() else { return };
+        match stored.format {
+            Format::Grouped(grouped) => {
+                grouped.codes([self.rows, self.cols], stored.parts(self.bytes()), first, out);
+            }
+            Format::Block(block) => {
+                let width = self.cols / block.weights * block.bytes;
+                for (i, out) in (first..).zip(out.chunks_exact_mut(self.cols)) {
+                    let row = &self.bytes()[stored.row(i) * width..][..width];
+                    for (block_bytes, out) in row.chunks_exact(block.bytes).zip(out.chunks_exact_mut(block.weights)) {
+                        block.split(block_bytes, out);
+                    }
+                }
+            }
+            Format::Plain(_) => {}
+        }
+    }
+
+    /// The scales and the zero points of a row, for each [group](Format::group) of columns. `None` where values are not
+    /// `scale * (code - zero point)`, and where columns are not in the order of their groups.
+    pub(crate) fn scales(&self, row: usize) -> Option<(Vec<f32>, Vec<f32>)> {
+        let stored = self.stored.as_deref()?;
+        match stored.format {
+            Format::Plain(_) => None,
+            Format::Grouped(_) if stored.groups.is_some() => None,
+            Format::Grouped(grouped) => {
+                let groups = self.cols.div_ceil(grouped.group[1]);
+                let (mut scales, mut zeros) = (vec![0f32; groups], vec![0f32; groups]);
+                grouped.scales(self.rows, stored.parts(self.bytes()), row, &mut scales, &mut zeros);
+                Some((scales, zeros))
+            }
+            Format::Block(block) => {
+                let width = self.cols / block.weights * block.bytes;
+                let blocks = self.bytes()[stored.row(row) * width..][..width].chunks_exact(block.bytes);
+                let mut codes = vec![0f32; block.weights];
+                let both: Option<Vec<[f32; 2]>> = blocks.map(|b| block.split(b, &mut codes)).collect();
+                Some(both?.into_iter().map(|[scale, zero]| (scale, zero)).unzip())
             }
         }
     }

@@ -13,6 +13,7 @@ mod peak;
 #[cfg(feature = "cuda")]
 mod ratio;
 mod smi;
+mod speculate;
 #[cfg(feature = "cuda")]
 mod timeline;
 
@@ -24,6 +25,7 @@ pub use peak::Peak;
 #[cfg(feature = "cuda")]
 pub use ratio::Ratio;
 pub use smi::{Board, Running};
+pub use speculate::{Kind, Prompt, Speculation, speculate};
 #[cfg(feature = "cuda")]
 pub use timeline::{Sm, TIMELINE_STEPS, Timed, Timeline, timeline};
 

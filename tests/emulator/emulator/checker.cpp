@@ -103,9 +103,11 @@ static inline uint64_t stamp_of(Block* b, bool shared, unsigned bytes, bool atom
 }
 uint64_t stamp(Block* b, bool shared, unsigned bytes, bool atomic) { return stamp_of(b, shared, bytes, atomic); }
 static bool races(Block* b, uint64_t a, bool atomic, unsigned bytes, bool shared, const void* p) {
-  uint32_t seq = a >> 32;
-  bool was_atomic = a >> 12 & 1;
-  if (!a || (shared && seq != b->sseq) || (atomic && was_atomic) || !((a >> 10 & 3) & bytes)) return false;
+  uint32_t seq = a >> 32, was_bytes = a >> 10 & 3;
+  bool was_atomic = a >> 12 & 1, same_block = seq == (shared ? b->sseq : b->gseq);
+  bool in_scope = same_block || (bytes && was_bytes);  // of each other: PTX ISA, "Morally strong operations"
+  if (!a || (shared && !same_block) || (atomic && was_atomic && in_scope)) return false;
+  if (bytes && was_bytes && !(bytes & was_bytes)) return false;
   if (ordered(b, a, shared)) return false;
   // the counter of an arrive protocol may be reset by the block that saw it complete
   bool foreign_counter = !shared && was_atomic && seq != b->gseq && !overlapping(seq);
@@ -113,14 +115,20 @@ static bool races(Block* b, uint64_t a, bool atomic, unsigned bytes, bool shared
 }
 extern "C" char __ehdr_start __attribute__((visibility("hidden")));
 extern "C" char _end __attribute__((visibility("hidden")));
-static void host_access(const void* p, bool write) {  // not device, not this block's shared memory
-  if ((size_t)((char*)p - E.stacks) < E.stack_bytes) return;
-  if ((char*)p >= &__ehdr_start && (char*)p < &_end) return;  // constants
+static void host_access(const void* p, unsigned n, bool write) {  // not device, not this block's shared memory
+  auto within = [&](const void* begin, size_t size) {
+    size_t at = (const char*)p - (const char*)begin;
+    return at < size && n <= size - at;
+  };
+  if (within(E.stacks, E.stack_bytes)) return;  // of compiled code, place() has looked closer
+  if (!E.at && (char*)p >= &__ehdr_start && (char*)p < &_end) return;  // constants
   if ((uintptr_t)p < 65536) fail("null pointer %s", write ? "write" : "read");
-  size_t args = (char*)p - (char*)E.l->s.args.data();
-  if (args < E.l->s.args.size() * 8) return;
+  if (within(E.l->s.args.data(), E.l->s.args.size() * 8)) {
+    if (!write || !E.at) return;
+    fail("out-of-bounds write: parameters are only read");
+  }
   for (auto& r : E.pinned)
-    if ((size_t)((char*)p - r.p) < r.n) return;
+    if (within(r.p, r.n)) return;
   fail("out-of-bounds %s of host memory, or of another block's shared memory, at %p", write ? "write" : "read", p);
 }
 [[noreturn]] static void out_of_bounds(Block* b, bool shared, size_t off, unsigned n, size_t at, const char* what) {
@@ -188,14 +196,14 @@ static inline bool is_plain(const uint8_t* st, unsigned bytes) {  // allocated, 
     default: return false;
   }
 }
-void check(const void* p, unsigned n, bool write, bool atomic, bool async_issue) {
+void check(const void* p, unsigned n, bool write, bool atomic, bool async_issue, bool in_block) {
   Fiber* f = E.f;
   if (!f || E.failed) return;
   Block* b = f->b;
   size_t off = (const char*)p - dev;
   bool shared = off >= dev_size;
-  if (shared && (off = (const char*)p - b->sh) >= SHARED_SLOT) return host_access(p, write);
-  unsigned bytes = n == 1 ? 1u << ((uintptr_t)p & 1) : 3;
+  if (shared && (off = (const char*)p - b->sh) >= SHARED_SLOT) return host_access(p, n, write);
+  unsigned bytes = in_block ? 0 : n == 1 ? 1u << ((uintptr_t)p & 1) : 3;
   // older accesses are ordered, or are another block's use of the memory
   uint64_t recent = (uint64_t)(shared ? b->sseq : E.other ? 0 : E.l->first_seq) << 32;
   Access a{b,
@@ -266,13 +274,13 @@ static void fence_as(bool acquire) {
   f->fence_known = f->known;
 }
 void fence() { fence_as(true); }
-void atomic_begin(const void* p, unsigned n, Order o, bool write, bool read) {
+void atomic_begin(const void* p, unsigned n, Order o, bool write, bool read, bool in_block) {
   E.pc = __builtin_return_address(0);
   if ((uintptr_t)p & (n - 1)) fail("misaligned atomic at %p", p);
-  if (write && o & RELEASE) fence_as(false);
-  check(p, n, write, true);
+  if (write && o & RELEASE && !in_block) fence_as(false);
+  check(p, n, write, true, false, in_block);
   if (write) E.spins = 0;
-  if (!E.check || (size_t)((const char*)p - dev) >= dev_size) return;
+  if (in_block || !E.check || (size_t)((const char*)p - dev) >= dev_size) return;
   Fiber* f = E.f;
   Block* b = f->b;
   unsigned w = cur->warp;

@@ -25,12 +25,23 @@ void init() {
   }();
   (void)once;
 }
+Code initial_code() {
+  const char* mode = getenv("CUDA_EMULATOR_CODE");
+  return {mode && !strcmp(mode, "ptx"), (int)env("CUDA_EMULATOR_CC", 90)};
+}
 Code& code() {
-  static thread_local Code c = [] {
-    const char* mode = getenv("CUDA_EMULATOR_CODE");
-    return Code{mode && !strcmp(mode, "ptx"), (int)env("CUDA_EMULATOR_CC", 90)};
-  }();
+  static thread_local Code c = initial_code();
   return c;
+}
+Multiprocessor multiprocessor() {
+  int c = code().capability;
+  size_t small = 100 << 10, ampere = 164 << 10, large = 228 << 10;
+  if (c == 80) return {ampere, 2048, 32};
+  if (c == 87) return {ampere, 1536, 16};
+  if (c == 89) return {small, 1536, 24};
+  if (c < 90) return {small, 1536, 16};
+  if (c < 110) return {large, 2048, 32};
+  return {c < 120 ? large : small, 1536, 24};
 }
 void*& current_context() {
   static thread_local void* context = nullptr;
@@ -77,7 +88,7 @@ API cuDeviceTotalMem_v2(size_t* n, int) {
 API cuDeviceGetAttribute(int* v, int attribute, int) {
   LOCK;
   init();
-  // CU_DEVICE_ATTRIBUTE_..., a Hopper's values; what is not listed is 0
+  // CU_DEVICE_ATTRIBUTE_..., a Hopper's values but for what a multiprocessor holds; what is not listed is 0
   static const std::map<int, int> fixed = {
       {1, 1024},                       // MAX_THREADS_PER_BLOCK
       {2, 1024},                       // MAX_BLOCK_DIM_X
@@ -97,32 +108,42 @@ API cuDeviceGetAttribute(int* v, int attribute, int) {
       {36, 2619000},                   // MEMORY_CLOCK_RATE, kHz
       {37, 5120},                      // GLOBAL_MEMORY_BUS_WIDTH, bits
       {38, 50 << 20},                  // L2_CACHE_SIZE
-      {39, THREADS_MULTIPROCESSOR},    // MAX_THREADS_PER_MULTIPROCESSOR
       {40, 3},                         // ASYNC_ENGINE_COUNT
       {41, 1},                         // UNIFIED_ADDRESSING
       {78, 1},                         // STREAM_PRIORITIES_SUPPORTED
       {79, 1},                         // GLOBAL_L1_CACHE_SUPPORTED
       {80, 1},                         // LOCAL_L1_CACHE_SUPPORTED
-      {81, (int)SMEM_MULTIPROCESSOR},  // MAX_SHARED_MEMORY_PER_MULTIPROCESSOR
       {82, 65536},                     // MAX_REGISTERS_PER_MULTIPROCESSOR
       {87, 2},                         // SINGLE_TO_DOUBLE_PRECISION_PERF_RATIO
       {90, 1},                         // COMPUTE_PREEMPTION_SUPPORTED
       {91, 1},                         // CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM
       {95, 1},                         // COOPERATIVE_LAUNCH
-      {97, (int)SMEM_BLOCK},           // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
       {99, 1},                         // HOST_REGISTER_SUPPORTED
-      {106, BLOCKS_MULTIPROCESSOR},    // MAX_BLOCKS_PER_MULTIPROCESSOR
       {111, (int)SMEM_RESERVED},       // RESERVED_SHARED_MEMORY_PER_BLOCK
       {115, 1},                        // MEMORY_POOLS_SUPPORTED
       {120, 1},                        // CLUSTER_LAUNCH
   };
-  constexpr int MULTIPROCESSOR_COUNT = 16, CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76;
+  enum {
+    MULTIPROCESSOR_COUNT = 16,
+    THREADS_PER_MULTIPROCESSOR = 39,
+    CAPABILITY_MAJOR = 75,
+    CAPABILITY_MINOR = 76,
+    SHARED_MEMORY_PER_MULTIPROCESSOR = 81,
+    SHARED_MEMORY_PER_BLOCK_OPTIN = 97,
+    BLOCKS_PER_MULTIPROCESSOR = 106
+  };
+  Multiprocessor sm = multiprocessor();
   auto it = fixed.find(attribute);
-  *v = attribute == MULTIPROCESSOR_COUNT ? device.sms
-       : attribute == CAPABILITY_MAJOR   ? code().capability / 10
-       : attribute == CAPABILITY_MINOR   ? code().capability % 10
-       : it == fixed.end()               ? 0
-                                         : it->second;
+  switch (attribute) {
+    case MULTIPROCESSOR_COUNT: *v = device.sms; break;
+    case THREADS_PER_MULTIPROCESSOR: *v = sm.threads; break;
+    case CAPABILITY_MAJOR: *v = code().capability / 10; break;
+    case CAPABILITY_MINOR: *v = code().capability % 10; break;
+    case SHARED_MEMORY_PER_MULTIPROCESSOR: *v = (int)sm.shared; break;
+    case SHARED_MEMORY_PER_BLOCK_OPTIN: *v = (int)sm.shared_of_block(); break;
+    case BLOCKS_PER_MULTIPROCESSOR: *v = sm.blocks; break;
+    default: *v = it == fixed.end() ? 0 : it->second;
+  }
   return OK;
 }
 

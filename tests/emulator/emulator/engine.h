@@ -18,7 +18,8 @@ constexpr size_t RED_ZONE = 512;
 constexpr unsigned MAX_THREADS = 1024, EARLY_BLOCKS = 64;
 
 // --- shadow memory. An access is packed as seq:32 | clock:19 | atomic:1 | bytes:2 | thread:10. seq names a block's
-// run, clock counts its warp's sync points. Most memory is only ever accessed in pieces of 16 bytes: one cell stands
+// run, clock counts its warp's sync points, bytes says which of a cell's two, or 0 for both by an atomic access whose
+// scope is no more than its block. Most memory is only ever accessed in pieces of 16 bytes: one cell stands
 // for them until a smaller access comes.
 enum : uint8_t { ALLOC = 1, INIT = 2, ASYNC = 4 };
 enum Grain : uint8_t { G16 = 0, G4 = 1, G2 = 2 };  // what one cell stands for, of the 16 bytes it belongs to
@@ -212,6 +213,7 @@ struct Engine {
   uint64_t rng = 88172645463325252ull;
   bool spun = false;
   unsigned long spins = 0;  // polls since anything made progress
+  uint64_t most_steps = 1 << 22;  // instructions of a warp of compiled code, before it counts as in an endless loop
   // the checker
   bool check = true;
   uint32_t seq = 1;
@@ -249,7 +251,8 @@ struct Ldmatrix {
 void ldmatrix_warp(unsigned mask, void* const* lanes);
 
 // --- checker
-void check(const void* p, unsigned n, bool write, bool atomic = false, bool async_issue = false);
+void check(const void* p, unsigned n, bool write, bool atomic = false, bool async_issue = false,
+           bool in_block = false);
 uint64_t stamp(Block* b, bool shared, unsigned bytes, bool atomic);
 void set_state(const void* shared_p, size_t n, uint8_t set, uint8_t clear);
 void land_write(Block* b, const void* shared_p, size_t n, uint64_t stamp);

@@ -143,5 +143,6 @@ void init_engine() {
     for (std::stringstream in(list); std::getline(in, directory, ':');) ptx::add_directory(directory);
   }
   if (const char* s = getenv("CUDA_EMULATOR_CHECK")) E.check = *s != '0';
+  if (const char* s = getenv("CUDA_EMULATOR_STEPS")) E.most_steps = strtoull(s, nullptr, 10);
 }
 }  // namespace emu

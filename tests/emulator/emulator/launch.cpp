@@ -27,6 +27,8 @@ API cuModuleLoadData(void** m, const void* image) {
     }
   } catch (const ptx::Error& e) {
     return refuse(INVALID_PTX, e.text);
+  } catch (const std::bad_alloc&) {
+    return refuse(OUT_OF_MEMORY, "PTX that needs more memory than there is");
   }
   *m = module.release();
   return OK;
@@ -46,6 +48,7 @@ static std::string planted(const char* name) {
 }
 API cuModuleGetFunction(Func** f, Module* m, const char* name) {
   LOCK;
+  if (!m || !name) return INVALID_VALUE;
   auto host = emu::find_kernel(planted(name).c_str());
   auto entry = m->text ? ptx::entry(*m->text, name) : nullptr;
   if (!(m->text ? (bool)entry : (bool)host)) {
@@ -86,7 +89,7 @@ API cuFuncSetAttribute(Func* f, int a, int v) {
   LOCK;
   if (!f) return INVALID_HANDLE;
   if (a == MAX_DYNAMIC_SHARED) {
-    if (v < 0 || v > (int)SMEM_BLOCK) return INVALID_VALUE;
+    if (v < 0 || v > (int)multiprocessor().shared_of_block()) return INVALID_VALUE;
     f->max_dyn = v;
   } else if (a == CARVEOUT) {
     if (v < -1 || v > 100) return INVALID_VALUE;
@@ -113,11 +116,19 @@ API cuFuncGetName(const char** n, Func* f) {
   return OK;
 }
 
+// Bytes; of the host's code it is not known.
+static size_t static_shared(const emu::Kernel& k) {
+  size_t n = 0;
+  for (size_t i = 0; k.entry && i < k.entry->shared.size(); i++) n += k.entry->shared[i].size;
+  return n;
+}
+
 // --- occupancy, by threads and dynamic shared memory only
 static int occupancy(size_t threads, size_t smem) {
-  if (!threads || threads > emu::MAX_THREADS || smem > SMEM_BLOCK) return 0;
-  int whole_warps = (int)(threads + 31) / 32 * 32, by_smem = (int)(SMEM_MULTIPROCESSOR / (smem + SMEM_RESERVED));
-  return std::min({BLOCKS_MULTIPROCESSOR, THREADS_MULTIPROCESSOR / whole_warps, by_smem});
+  Multiprocessor sm = multiprocessor();
+  if (!threads || threads > emu::MAX_THREADS || smem > sm.shared_of_block()) return 0;
+  int whole_warps = (int)(threads + 31) / 32 * 32, by_smem = (int)(sm.shared / (smem + SMEM_RESERVED));
+  return std::min({sm.blocks, sm.threads / whole_warps, by_smem});
 }
 API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* n, Func*, int threads, size_t smem) {
   *n = threads < 0 ? 0 : occupancy(threads, smem);
@@ -139,7 +150,9 @@ API cuOccupancyMaxPotentialBlockSizeWithFlags(int* g, int* b, Func* f, size_t (*
   return cuOccupancyMaxPotentialBlockSize(g, b, f, of, s, limit);
 }
 API cuOccupancyAvailableDynamicSMemPerBlock(size_t* n, Func*, int blocks, int) {
-  *n = std::min(SMEM_BLOCK, SMEM_MULTIPROCESSOR / std::max(1, blocks) - SMEM_RESERVED);
+  Multiprocessor sm = multiprocessor();
+  size_t share = sm.shared / std::max(1, blocks);
+  *n = std::min(sm.shared_of_block(), share > SMEM_RESERVED ? share - SMEM_RESERVED : 0);
   return OK;
 }
 
@@ -218,9 +231,14 @@ static int launch(void* stream, Func* f, const Geometry& g, void** params, void*
   if (!threads || threads > emu::MAX_THREADS || g.block.z > 64) {
     return bad(INVALID_VALUE, "invalid block of " + std::to_string(threads) + " threads");
   }
-  if (g.smem > SMEM_DEFAULT && (int)g.smem > f->max_dyn) {
+  size_t fixed = static_shared(*k), shared = fixed + g.smem;
+  if (shared > SMEM_DEFAULT && (int)g.smem > f->max_dyn - (f->max_dyn == (int)SMEM_DEFAULT ? (int)fixed : 0)) {
     const char* text = " bytes of dynamic shared memory need CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES";
     return bad(INVALID_VALUE, std::to_string(g.smem) + text);
+  }
+  if (shared > multiprocessor().shared_of_block()) {
+    return bad(INVALID_VALUE, std::to_string(shared) + " bytes of shared memory, static and dynamic, where a block has " +
+                                  std::to_string(multiprocessor().shared_of_block()));
   }
   if (g.cooperative && blocks > (size_t)occupancy(threads, g.smem) * device.sms) {
     return bad(COOPERATIVE_TOO_LARGE, "cooperative grid of " + std::to_string(blocks) + " blocks does not fit");

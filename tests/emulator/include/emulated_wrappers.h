@@ -99,10 +99,20 @@ inline unsigned sm_id() { return emu::sm_id(); }
 inline unsigned block_id() { return emu::block_id(); }
 
 // --- two numbers in a word
-inline uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
-  auto f = [](uint32_t bits) { return __uint_as_float(bits); };
-  // a product of two bf16 is exact in f32: one rounding here too
-  __nv_bfloat162 v = __floats2bfloat162_rn(f(a << 16) * f(b << 16), f(a & 0xffff0000u) * f(b & 0xffff0000u));
+inline uint32_t and_or(uint32_t a, uint32_t mask, uint32_t bits) { return (a & mask) | bits; }
+inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+  auto fma = [](uint32_t a, uint32_t b, uint32_t c) {
+    double sum = (double)__uint_as_float(a) * __uint_as_float(b) + __uint_as_float(c);  // the product is exact
+    float f = (float)sum;
+    // to odd where f32 is not exact, so that the rounding to bf16 is the only one
+    if (f != sum && sum == sum && !(__float_as_uint(f) & 1)) {
+      bool up = fabs((double)f) > fabs(sum);
+      f = __uint_as_float(__float_as_uint(f) + (up ? -1 : 1));
+    }
+    return f;
+  };
+  __nv_bfloat162 v = __floats2bfloat162_rn(fma(a << 16, b << 16, c << 16),
+                                           fma(a & 0xffff0000u, b & 0xffff0000u, c & 0xffff0000u));
   return emu_bits<uint32_t>(v);
 }
 

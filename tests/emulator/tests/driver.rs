@@ -9,7 +9,7 @@ use std::time::Instant;
 
 #[test]
 fn device() {
-    use sys::CUdevice_attribute::*;
+    use sys::{CUdevice_attribute::*, CUfunction_attribute::*};
     let g = Gpu::new();
     assert_eq!(g.ctx.compute_capability().unwrap(), (9, 0));
     assert_eq!(g.ctx.name().unwrap(), "CUDA emulator");
@@ -20,6 +20,27 @@ fn device() {
     assert_eq!(get(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK), 48 << 10);
     assert_eq!(get(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN), 227 << 10);
     assert_eq!(get(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR), 228 << 10);
+    // of each capability, its own: CUDA C++ programming guide, "Technical Specifications per Compute Capability"
+    for (capability, kilobytes, threads, blocks) in
+        [(80, 164, 2048, 32), (86, 100, 1536, 16), (87, 164, 1536, 16), (89, 100, 1536, 24), (90, 228, 2048, 32)]
+            .into_iter()
+            .chain([(100, 228, 2048, 32), (110, 228, 1536, 24), (120, 100, 1536, 24)])
+    {
+        let of_sm = cuda_emulator::with_code(cuda_emulator::Code::Host, Some(capability), || {
+            let f = g.func("t_gemv");
+            let most = CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            f.set_attribute(most, (kilobytes - 1) << 10).unwrap();
+            assert!(f.set_attribute(most, kilobytes << 10).is_err(), "{capability}");
+            [
+                CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR,
+                CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+                CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR,
+                CU_DEVICE_ATTRIBUTE_MAX_BLOCKS_PER_MULTIPROCESSOR,
+            ]
+            .map(get)
+        });
+        assert_eq!(of_sm, [kilobytes << 10, (kilobytes - 1) << 10, threads, blocks], "{capability}");
+    }
     assert!(get(CU_DEVICE_ATTRIBUTE_CLOCK_RATE) > 0 && get(CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE) > 0);
     assert!(get(CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH) > 0);
 }

@@ -111,9 +111,9 @@ fn ptx() {
         let out = g.uninit::<bf16>(4 << 20);
         let rate = |what: &str, f: &dyn Fn()| {
             f(); // parsed before it is timed
-            let (before, t) = (cuda_emulator::instructions().1, Instant::now());
+            let (before, t) = (cuda_emulator::lane_instructions(), Instant::now());
             f();
-            let (lanes, s) = (cuda_emulator::instructions().1 - before, t.elapsed().as_secs_f64());
+            let (lanes, s) = (cuda_emulator::lane_instructions() - before, t.elapsed().as_secs_f64());
             println!(
                 "{what}: {lanes} lane instructions in {:.1} ms, {:.0} million a second",
                 s * 1e3,

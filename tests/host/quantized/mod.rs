@@ -294,6 +294,13 @@ fn methods_that_are_not_read() {
         let checkpoint = Checkpoint { quantization, ..Checkpoint::new("packed") };
         checkpoint.refused(&["config.json", word, "supported", "pack-quantized", "GGUF"]);
     }
+    // rotations, and an order of the words that is not the format's
+    let rotated = json!({"quant_method": "compressed-tensors", "format": "pack-quantized",
+        "transform_config": {"config_groups": {"u": {"type": "hadamard", "apply": [{"location": "weight_input"}]}}}});
+    let marlin = json!({"quant_method": "gptq", "bits": 4, "group_size": 16, "is_marlin_format": true});
+    for (quantization, word) in [(rotated, "transform_config"), (marlin, "is_marlin_format")] {
+        Checkpoint { quantization, ..Checkpoint::new("packed") }.refused(&["config.json", word, "supported"]);
+    }
     for group in [json!(0), json!(-2), json!("128"), json!(1u64 << 40), Value::Null] {
         let quantization = json!({"quant_method": "gptq", "bits": 4, "group_size": group});
         Checkpoint { quantization, ..Checkpoint::new("gptq") }.refused(&["group_size", &group.to_string()]);
@@ -301,5 +308,49 @@ fn methods_that_are_not_read() {
     for block in [json!([128]), json!([0, 128]), json!(128), json!([1, 2, 3])] {
         let quantization = json!({"quant_method": "fp8", "weight_block_size": block});
         Checkpoint { quantization, ..Checkpoint::new("e4m3 block") }.refused(&["block of scales", "[rows, columns]"]);
+    }
+}
+
+/// compressed-tensors writes these in each of its files, and wrote its settings under another name once.
+#[test]
+fn settings_that_say_nothing_and_their_older_name() {
+    for nothing in [Value::Null, json!({}), json!({"config_groups": {}})] {
+        let mut checkpoint = Checkpoint::new("packed");
+        checkpoint.quantization["transform_config"] = nothing;
+        assert!(checkpoint.open().is_ok());
+    }
+    let checkpoint = Checkpoint::new("packed");
+    let want = checkpoint.open().unwrap().layers[0].wq.to_f32();
+    let place = checkpoint.dir.path();
+    let text = fs::read_to_string(place.join("config.json")).unwrap();
+    fs::write(place.join("config.json"), text.replace("quantization_config", "compression_config")).unwrap();
+    let config = Config::from_dir(place).unwrap();
+    assert_eq!(bits(&Weights::open(place, &config).unwrap().layers[0].wq.to_f32()), bits(&want));
+    let text = fs::read_to_string(place.join("config.json")).unwrap().replace("pack-quantized", "nvfp4");
+    fs::write(place.join("config.json"), text).unwrap();
+    let error = Weights::open(place, &config).unwrap_err().to_string();
+    assert!(error.contains("compression_config has format \"nvfp4\""), "{error}");
+}
+
+#[test]
+fn a_missing_file_of_a_quantized_checkpoint_is_named() {
+    for name in ["packed", "gptq", "awq", "e4m3 row"] {
+        let checkpoint = Checkpoint::new(name);
+        checkpoint.open().unwrap();
+        let place = checkpoint.dir.path();
+        fs::rename(place.join("model.safetensors"), place.join("a.safetensors")).unwrap();
+        let of = |item: &Item| match item.0.ends_with("scale") || item.0.ends_with("scales") {
+            true => "b.safetensors",
+            false => "a.safetensors",
+        };
+        let mut files: Map<String, Value> = checkpoint.items.iter().map(|i| (i.0.clone(), json!(of(i)))).collect();
+        // what is not needed may be missing
+        files.insert("model.layers.0.self_attn.rotary_emb.inv_freq".into(), json!("c.safetensors"));
+        fs::write(place.join("model.safetensors.index.json"), json!({"weight_map": files}).to_string()).unwrap();
+        let error = Weights::open(place, &config()).unwrap_err().to_string();
+        assert!(
+            error.contains("b.safetensors: is missing") && error.contains("places 1 tensors in it"),
+            "{name}: {error}"
+        );
     }
 }

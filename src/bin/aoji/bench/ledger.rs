@@ -5,7 +5,10 @@
 
 use super::Args;
 use crate::common;
-use aoji::{Error, Result, cuda::kernels::MODULES};
+use aoji::{
+    Error, Result,
+    cuda::kernels::{MODULES, Module},
+};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -90,6 +93,28 @@ pub fn confirmed(results: &Path) -> Result<Vec<(&'static str, String)>> {
     Ok(entries(results)?.iter().map(|e| (e.kernel, e.state.to_string())).collect())
 }
 
+/// What `ptx.json` in a directory of results says of each kernel of this binary: its stem, and words for it. `tests/ops` writes that
+/// file: the version of each source whose PTX was executed.
+pub fn executed(results: &Path) -> Result<Vec<(&'static str, String)>> {
+    let path = results.join("ptx.json");
+    if !path.is_file() {
+        return Ok(MODULES.iter().map(|m| (m.stem, State::NeverRun.to_string())).collect());
+    }
+    let bad = |e| Error::File { path: path.clone(), what: format!("is not what tests/ops writes: {e}") };
+    let known: BTreeMap<String, String> = serde_json::from_str(&common::read_file(&path)?).map_err(bad)?;
+    let said = |m: &Module| match known.get(m.stem) {
+        Some(source) if source == m.hash => format!("`{}`", version(source)),
+        Some(source) => format!("changed since `{}`", version(source)),
+        None => State::NeverRun.to_string(),
+    };
+    Ok(MODULES.iter().map(|m| (m.stem, said(m))).collect())
+}
+
+/// The part of a source's version that is shown.
+fn version(source: &str) -> &str {
+    source.get(..8).unwrap_or(source)
+}
+
 fn entries(dir: &Path) -> Result<Vec<Entry>> {
     if MODULES.is_empty() {
         return Err(Error::Input(
@@ -148,7 +173,7 @@ fn state(stem: &str, source: &str, runs: &[Run]) -> State {
 fn markdown(entries: &[Entry]) -> String {
     let mut text = String::from("| kernel | source | confirmed on a GPU |\n|---|---|---|\n");
     for e in entries {
-        text += &format!("| `{}` | `{}` | {} |\n", e.kernel, &e.source[..8], e.state);
+        text += &format!("| `{}` | `{}` | {} |\n", e.kernel, version(e.source), e.state);
     }
     text
 }

@@ -14,13 +14,14 @@ mod readme;
 mod roofline;
 #[cfg(feature = "server")]
 mod server;
+mod speculate;
 pub mod startup;
 mod table;
 #[cfg(feature = "cuda")]
 mod timeline;
 
 use crate::common::{self, ModelArgs};
-use aoji::{BatchOptions, Error, Result, bench};
+use aoji::{BatchOptions, Error, Result, Speculate, bench};
 use serde::Serialize;
 use std::{ops::Deref, path::PathBuf, str::FromStr};
 
@@ -104,6 +105,14 @@ pub struct Args {
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,8",
         value_parser = common::within(1..=1000))]
     streams: Vec<usize>,
+    /// Measure decoding with guesses of the next tokens beside plain decoding instead, by kind of text; --tokens is the most of an
+    /// answer
+    #[arg(long, value_name = "ngram", num_args = 0..=1, default_missing_value = "ngram",
+        conflicts_with_all = ["kernels", "timeline", "startup"])]
+    speculate: Option<Speculate>,
+    /// With --speculate: lines of {"kind", "question", "prediction"}, the last if there is one [default: a set of aoji's own]
+    #[arg(long, value_name = "FILE", requires = "speculate")]
+    prompts: Option<PathBuf>,
     /// Which kernels a GPU has confirmed, from the results of earlier runs, as a table in Markdown
     #[arg(long, conflicts_with_all = ["kernels", "startup"])]
     ledger: bool,
@@ -232,6 +241,9 @@ pub fn run(args: Args) -> Result<()> {
     #[cfg(feature = "server")]
     if args.server {
         return server::run(&args);
+    }
+    if let Some(speculate) = args.speculate {
+        return speculate::run(&args, speculate);
     }
     if args.startup { startup::run(&args) } else { model::run(&args) }
 }

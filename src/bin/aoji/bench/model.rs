@@ -75,9 +75,15 @@ pub struct Row {
     host_us: Option<f64>,
 }
 
+/// A cost of weights of 16 bits with those of the engine.
+fn less(engine: &Engine, cost: Cost) -> Cost {
+    Cost { read: cost.read - engine.kept().saved, ..cost }
+}
+
 impl Row {
-    fn new(config: &Config, depth: usize, rows: usize, times: Times, peak: Option<&Peak>) -> Result<Row> {
-        Ok(Row::of(config, bench::floor(config, depth, rows)?, depth, rows, times, peak))
+    fn new(engine: &Engine, depth: usize, rows: usize, times: Times, peak: Option<&Peak>) -> Result<Row> {
+        let config = engine.config();
+        Ok(Row::of(config, less(engine, bench::floor(config, depth, rows)?), depth, rows, times, peak))
     }
 
     /// Of `rows` tokens at `cost`.
@@ -145,13 +151,13 @@ pub fn run(args: &Args) -> Result<()> {
     for &n in args.prefill.iter().filter(|n| (1..=max).contains(*n)) {
         common::note(format_args!("prefill {n}"));
         let times = bench::prefill(&engine, n, args.repeat)?;
-        prefill.push(Row::new(config, 0, n, times, peak.as_ref())?);
+        prefill.push(Row::new(&engine, 0, n, times, peak.as_ref())?);
     }
     for depth in depths(&args.depth, max, args.tokens) {
         common::note(format_args!("decode at depth {depth}"));
         let bench::Decode { times, host_us } = bench::decode(&engine, depth, args.tokens, args.repeat)?;
         let middle = depth.max(1) + bench::WARM_UP + args.tokens / 2; // the depth grows as it runs
-        decode.push(Row { tokens: depth, host_us, ..Row::new(config, middle, 1, times, peak.as_ref())? });
+        decode.push(Row { tokens: depth, host_us, ..Row::new(&engine, middle, 1, times, peak.as_ref())? });
     }
     let mut together = Vec::new();
     for &n in &args.sequences {
@@ -159,7 +165,7 @@ pub fn run(args: &Args) -> Result<()> {
             common::note(format_args!("{n} sequences at depth {depth}"));
             let times = bench::decode_together(&engine, n, depth, args.tokens, args.repeat)?;
             let middle = depth.max(1) + bench::WARM_UP + args.tokens / 2;
-            let cost = bench::floor_together(config, middle, n)?;
+            let cost = less(&engine, bench::floor_together(config, middle, n)?);
             let row = Row::of(config, cost, middle, n, times, peak.as_ref());
             together.push(Row { tokens: depth, sequences: Some(n), ..row });
         }
@@ -176,7 +182,7 @@ pub fn run(args: &Args) -> Result<()> {
     let model = Model {
         name: args.model.model.clone(),
         params: config.params(),
-        weight_bytes: config.weight_bytes(),
+        weight_bytes: config.weight_bytes() - engine.kept().saved,
         config: sizes,
         context: max,
     };

@@ -1,8 +1,8 @@
 //! `aoji bench --readme`: makes the README's tables and plot from stored results, so that no number is typed by hand.
 //!
 //! The text between `<!-- speed -->` and `<!-- /speed -->` comes from each GPU's `bench.json` and `peers.json`, that between
-//! `<!-- cpu -->` and `<!-- /cpu -->` from `cpu/`; the last cell of a kernel's row is what the ledger says. Results of the emulated
-//! device do not count.
+//! `<!-- cpu -->` and `<!-- /cpu -->` from `cpu/`; the last cells of a kernel's row are the version of its source whose PTX was executed
+//! and what the ledger says. Results of the emulated device do not count.
 
 use super::{cpu, ledger, model::Row};
 use crate::{
@@ -73,8 +73,8 @@ pub fn run(readme: &Path, results: &Path) -> Result<()> {
             what: format!("has no <!-- {name} --> ... <!-- /{name} -->"),
         })?;
     }
-    for (stem, said) in ledger::confirmed(results)? {
-        text = with_last_cell(&text, &format!("| `{stem}` |"), &said);
+    for ((stem, confirmed), (_, executed)) in ledger::confirmed(results)?.into_iter().zip(ledger::executed(results)?) {
+        text = with_last_cells(&text, &format!("| `{stem}` |"), &[&executed, &confirmed]);
     }
     let write = |path: &Path, text: &str| fs::write(path, text).map_err(|e| Error::Io { path: path.into(), source: e });
     if !benches.is_empty() {
@@ -186,11 +186,18 @@ fn plot_link(readme: &Path, results: &Path) -> String {
     format!("![Time of a token: reading memory, and the rest]({})\n", path.display())
 }
 
-/// The table's row that begins with `start`, with another last cell.
-fn with_last_cell(text: &str, start: &str, cell: &str) -> String {
-    let line = |line: &str| match line.strip_suffix(" |").and_then(|l| l.rsplit_once(" | ")) {
-        Some((kept, _)) if line.starts_with(start) => format!("{kept} | {cell} |\n"),
-        _ => format!("{line}\n"),
+/// The table's row that begins with `start`, with other last cells.
+fn with_last_cells(text: &str, start: &str, last: &[&str]) -> String {
+    let line = |line: &str| {
+        let row = line.strip_prefix("| ").and_then(|l| l.strip_suffix(" |")).filter(|_| line.starts_with(start));
+        let mut cells: Vec<&str> = row.into_iter().flat_map(|row| row.split(" | ")).collect();
+        match cells.len().checked_sub(last.len()) {
+            Some(at) if at > 0 => {
+                cells[at..].copy_from_slice(last);
+                format!("| {} |\n", cells.join(" | "))
+            }
+            _ => format!("{line}\n"),
+        }
     };
     text.lines().map(line).collect()
 }
@@ -261,9 +268,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_last_cell_of_the_row_changes() {
+    fn only_the_last_cells_of_the_row_change() {
         let text = "| a | b |\n|---|---|\n| `x` | of | not yet |\n| `xy` | of | not yet |\n";
-        let new = with_last_cell(text, "| `x` |", "H200 on 2026-01-01");
-        assert_eq!(new, "| a | b |\n|---|---|\n| `x` | of | H200 on 2026-01-01 |\n| `xy` | of | not yet |\n");
+        let new = with_last_cells(text, "| `x` |", &["`1a2b`", "H200 on 2026-01-01"]);
+        assert_eq!(new, "| a | b |\n|---|---|\n| `x` | `1a2b` | H200 on 2026-01-01 |\n| `xy` | of | not yet |\n");
+        assert_eq!(with_last_cells(text, "| `x` |", &["1", "2", "3"]), text, "a row without a cell for each");
     }
 }

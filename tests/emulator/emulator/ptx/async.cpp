@@ -21,7 +21,9 @@ static void copy(Warp& w, const Instr& in, u32 lanes) {
     unsigned valid = in.x ? w.reg<u32>(in.op[3])[lane] : bytes;
     if (valid > bytes) emu::fail("cp.async reads %u bytes to write %u", valid, bytes);
     char* to = place(w, in.op[0], lane, SHARED, bytes);
-    emu::cp_async(to, (const char*)address(w, in.op[1], lane), bytes, valid, site(in));
+    // of what is not read only the alignment counts
+    const char* from = valid ? place(w, in.op[1], lane, GLOBAL, bytes) : (const char*)address(w, in.op[1], lane);
+    emu::cp_async(to, from, bytes, valid, site(in));
   });
 }
 static void no_policy(Warp& w, const Instr& in, u32 lanes) {  // of caches that are not there
@@ -31,6 +33,7 @@ static void commit(Warp& w, const Instr&, u32 lanes) {
   as_each(w, lanes, [](int) { emu::cp_commit(); });
 }
 static void wait_group(Warp& w, const Instr& in, u32 lanes) {
+  if (in.op[0].number < 0) emu::fail("cp.async.wait_group of %ld groups", (long)in.op[0].number);
   as_each(w, lanes, [&](int) { emu::cp_wait((int)in.op[0].number); });
 }
 static void wait_all(Warp& w, const Instr&, u32 lanes) {

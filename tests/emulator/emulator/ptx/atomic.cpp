@@ -8,7 +8,7 @@ using u32 = uint32_t;
 using u64 = uint64_t;
 
 struct Atomic {  // Form::x
-  u32 space : 4, order : 4, returns : 1;
+  u32 space : 4, order : 4, block : 1, returns : 1;  // block: the scope is no more than that
 };
 // d, [a], b{, c}
 template <class T, auto f, bool compares> static void atomic(Warp& w, const Instr& in, u32 lanes) {
@@ -18,7 +18,7 @@ template <class T, auto f, bool compares> static void atomic(Warp& w, const Inst
     int lane = __builtin_ctz(m);
     w.as(lane);
     char* p = place(w, in.op[first], lane, (Space)how.space, sizeof(T));
-    emu::atomic_begin(p, sizeof(T), (emu::Order)how.order, true, true);
+    emu::atomic_begin(p, sizeof(T), (emu::Order)how.order, true, true, how.block);
     T old, b = w.reg<T>(in.op[first + 1])[lane], c = compares ? w.reg<T>(in.op[first + 2])[lane] : T();
     memcpy(&old, p, sizeof old);
     T now = f(old, b, c);
@@ -70,8 +70,10 @@ static bool atomic_form(const Parts& name, Form& form) {
               : remove(p, "release") ? emu::RELEASE
               : remove(p, "acq_rel") ? emu::ACQ_REL
                                      : emu::RELAXED;
-  remove(p, "relaxed");
-  remove_scope(p);
+  if (how.order == emu::RELAXED) remove(p, "relaxed");
+  Scope scope;  // without one the device's
+  remove_scope(p, scope);
+  how.block = scope == CTA;
   Space space;
   remove_space(p, space);
   how.space = space;

@@ -10,6 +10,7 @@ struct Written {  // an operand as it is written
   enum { REGISTER, NUMBER, NAME, ADDRESS, SINK } kind;
   Operand operand;   // of a register, or of an address its register
   std::string name;  // of a label or variable, or of an address that begins with one
+  bool fixed = false;  // a register that no instruction writes: %tid.x
 };
 struct Scope {
   struct Registers {
@@ -39,9 +40,10 @@ struct Compiler {
   std::vector<Label> labels;
   uint32_t predicates = 0, top = 64;  // the next predicate, the end of the register file
   uint32_t scratch = 0;
+  size_t shared_bytes = 0;
   int source_line = 0;
 
-  [[noreturn]] void fail(uint32_t line, const std::string& what) { wrong(m, line, what + " in kernel " + e.name); }
+  [[noreturn]] void fail(uint32_t line, const std::string& what) { wrong(m, line, what); }
 
   // --- places
   uint32_t place(uint8_t width) {
@@ -121,6 +123,10 @@ struct Compiler {
     unsigned at = (e.shared_top + v.align - 1) / v.align * v.align;
     e.shared_top = at + v.bytes + 64;
     e.shared.push_back({at, v.bytes});
+    shared_bytes += v.bytes;
+    if (shared_bytes > (48 << 10) || e.shared_top > emu::SHARED_DYN) {
+      fail(r.m.tokens[r.at - 1].line, "static shared memory over 48 KiB");
+    }
     return at;
   }
 
@@ -131,7 +137,7 @@ struct Compiler {
       std::string name(r.take().text);
       size_t count = 1;
       if (r.skip("<")) {
-        count = number(m, r.take());
+        count = number_up_to(1 << 20, m, r.take());
         name += "<";
         r.expect(">");
       }
@@ -183,14 +189,19 @@ struct Compiler {
       w.operand.number -= (int64_t)number(m, r.take());
     }
     to.push_back(w);
-    if (r.skip(",")) operand(to);
+    if (r.skip(",")) {
+      if (r.next_is("[")) fail(base.line, "an address in an address");
+      operand(to);
+    }
     r.expect("]");
   }
   void operand(std::vector<Written>& to) {
     const Token& t = r.take();
     if (t.text == "{") {
-      do operand(to);
-      while (r.skip(","));
+      do {
+        if (r.next_is("{")) fail(t.line, "braces in braces");
+        operand(to);
+      } while (r.skip(","));
       return r.expect("}");
     }
     if (t.text == "[") return address(to);
@@ -208,18 +219,24 @@ struct Compiler {
       w.operand.number = (int64_t)(t.text == "-" ? 0 - v : v);
       return to.push_back(w);
     }
-    if (!find_register(t.text, w.operand) && !find_special(name, w.operand)) {
-      w.kind = Written::NAME;
-      w.name = name;
+    if (!find_register(t.text, w.operand)) {
+      w.fixed = find_special(name, w.operand);
+      if (!w.fixed) w.kind = Written::NAME, w.name = name;
     }
     to.push_back(w);
-    if (r.skip("|")) operand(to);
+    if (r.skip("|")) {
+      const Token& second = r.peek();
+      size_t before = to.size();
+      operand(to);
+      if (to.size() != before + 1 || to.back().kind == Written::ADDRESS) fail(second.line, "expected a register after |");
+    }
   }
   // The operand for a letter of a form; false: it is none.
   bool fits(const Written& w, char letter, bool result, Operand& o) {
     static const std::map<char, uint8_t> least = {{'b', 1}, {'h', 2}, {'w', 4}, {'d', 8}},
                                          exact = {{'2', 2}, {'4', 4}, {'8', 8}};
     o = w.operand;
+    if (result && w.fixed) return false;
     if (letter == 'l') return w.kind == Written::NAME;
     if (letter == 'i') return w.kind == Written::NUMBER;
     if (letter == 'a') return w.kind == Written::ADDRESS && w.name.empty();
@@ -259,7 +276,7 @@ struct Compiler {
     in.run = run;
     in.kind = run == form.run ? form.kind : PLAIN;
     in.x = form.x;
-    in.n = (uint8_t)operands.size();
+    in.n = (uint16_t)operands.size();
     in.op = copy.get();
     e.operands.push_back(std::move(copy));
     e.code.push_back(std::move(in));
@@ -287,6 +304,7 @@ struct Compiler {
     like.line = r.peek().line;
     like.entry = &e;
     like.source = source_line;
+    like.inlined = r.peek().inlined;
     if (r.skip("@")) {
       Operand p;
       like.unless = r.skip("!");
@@ -337,7 +355,9 @@ struct Compiler {
       scopes.push_back({});
       scopes.back().outer = scope;
       scope = (int)scopes.size() - 1;
-    } else if (r.skip("}")) {
+    } else if (r.next_is("}")) {
+      if (scopes[scope].outer < 0) fail(r.peek().line, "\"}\" without \"{\"");
+      r.take();
       scope = scopes[scope].outer;
     } else if (r.skip(".reg")) {
       declare_registers();
@@ -350,10 +370,12 @@ struct Compiler {
       e.local_bytes = (e.local_bytes + d.v.align - 1) / d.v.align * d.v.align;
       locals[d.name] = e.local_bytes;
       e.local_bytes += d.v.bytes;
+      if (e.local_bytes > (32 << 10)) fail(r.peek().line, "more than 32 KiB of local memory a thread");
       r.expect(";");
     } else if (r.skip(".pragma")) {
       r.skip_statement();
     } else if (r.next_is(".loc")) {
+      if (r.at + 2 >= r.end) fail(r.peek().line, ".loc without a place");
       auto source = m.sources.find(std::string(m.tokens[r.at + 1].text));
       bool own = source != m.sources.end() && source->second.size() > 3 &&
                  source->second.substr(source->second.size() - 3) == ".cu";
@@ -385,16 +407,18 @@ std::unique_ptr<Entry> compile(const Module& m, const std::string& name, const K
   Compiler c{m, {m, k.body.begin, k.body.end}, *e, {}, 0, {}, {}, {}, {}, {}, {}, {}};
   c.scopes.push_back({});
   c.scopes[0].outer = -1;
-  c.declare_parameters(k.parameters);
-  while (!c.r.done()) c.statement();
-  Instr end{};  // running off the end is a return
-  end.line = m.tokens[k.body.end].line;
-  end.entry = e.get();
-  end.text = "}";
-  c.emit(nullptr, {nullptr, ":", EXIT}, {}, end);
-  c.resolve_labels();
-  if (e->shared_top > (48 << 10)) c.fail(k.line, "static shared memory over 48 KiB");
-  if (e->local_bytes > (32 << 10)) c.fail(k.line, "more than 32 KiB of local memory a thread");
+  try {
+    c.declare_parameters(k.parameters);
+    while (!c.r.done()) c.statement();
+    Instr end{};  // running off the end is a return
+    end.line = m.tokens[k.body.end].line;
+    end.entry = e.get();
+    end.text = "}";
+    c.emit(nullptr, {nullptr, ":", EXIT}, {}, end);
+    c.resolve_labels();
+  } catch (const Error& error) {
+    throw Error{error.text + " in kernel " + name};
+  }
   e->file_bytes = c.top;
   e->kernel = {e->name.c_str(), nullptr, (unsigned)e->sizes.size(), e->sizes.data(), e.get()};
   return e;

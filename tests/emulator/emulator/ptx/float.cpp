@@ -48,10 +48,10 @@ template <class T> static void arithmetic_of(const std::string& t) {
   define2<[](T a, T b) { return std::copysign(b, a); }, T, T, T>("copysign" + t);
 }
 template <Rounding how> static void directed_of(const std::string& r) {  // products of two f32 are exact in f64
-  define3<[](float a, float b, float c) { return canonical(rounded(sum((double)a * b, c), how)); }, float, float, float,
+  define3<[](float a, float b, float c) { return canonical(rounded(sum((double)a * b, c, how), how)); }, float, float, float,
           float>("fma" + r + ".f32");
-  define2<[](float a, float b) { return canonical(rounded(sum(a, b), how)); }, float, float, float>("add" + r + ".f32");
-  define2<[](float a, float b) { return canonical(rounded(sum(a, -b), how)); }, float, float, float>("sub" + r +
+  define2<[](float a, float b) { return canonical(rounded(sum(a, b, how), how)); }, float, float, float>("add" + r + ".f32");
+  define2<[](float a, float b) { return canonical(rounded(sum(a, -b, how), how)); }, float, float, float>("sub" + r +
                                                                                                      ".f32");
   define2<[](float a, float b) { return canonical(rounded({(double)a * b, 0}, how)); }, float, float, float>("mul" + r +
                                                                                                              ".f32");

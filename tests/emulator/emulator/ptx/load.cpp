@@ -12,6 +12,7 @@ namespace ptx {
 struct Directory {
   std::map<std::string, std::string> file_of;  // path, by kernel
   std::map<std::string, std::shared_ptr<Module>> modules;
+  std::string errors;  // of files that are no PTX
 };
 static std::vector<std::string>& directories() {
   static std::vector<std::string> d;
@@ -37,9 +38,10 @@ static std::string contents(const std::string& path) {
   return s.str();
 }
 static Module& module_of(Directory& d, const std::string& path, const std::string& file) {
-  auto& m = d.modules[path];
-  if (!m) m = parse(contents(path), file);
-  return *m;
+  auto known = d.modules.find(path);
+  if (known != d.modules.end()) return *known->second;
+  auto m = parse(contents(path), file);  // may throw
+  return *(d.modules[path] = m);
 }
 // Of the architectures that a device of this capability runs (90a only on 9.0), the newest.
 static std::string choose(const std::string& root, int capability) {
@@ -62,7 +64,11 @@ static Directory& directory(const std::string& root, int capability) {
   for (auto& file : listed(root + "/" + architecture)) {
     if (file.size() < 5 || file.substr(file.size() - 4) != ".ptx") continue;
     std::string path = root + "/" + architecture + "/" + file;
-    for (auto& name : entries(module_of(d, path, architecture + "/" + file))) d.file_of[name] = path;
+    try {
+      for (auto& name : entries(module_of(d, path, architecture + "/" + file))) d.file_of[name] = path;
+    } catch (const Error& e) {
+      d.errors += "; " + e.text;  // the others' kernels are there all the same
+    }
   }
   return d;
 }
@@ -72,28 +78,26 @@ const Entry* find(const std::string& name, int capability) {
     Directory& d = directory(root, capability);
     auto file = d.file_of.find(name);
     if (file != d.file_of.end()) return entry(*d.modules[file->second], name);
-    searched += " " + root;
+    searched += " " + root + d.errors;
   }
   throw Error{"no PTX of kernel " + name + " for compute capability " + std::to_string(capability / 10) + "." +
               std::to_string(capability % 10) + " in" +
               (searched.empty() ? " any directory: none was named" : searched)};
 }
-static std::string name_of(const Instr& in) {
-  size_t at = in.guarded ? in.text.find_first_of(" \t") + 1 : 0;
-  at = in.text.find_first_not_of(" \t", at);
-  return in.text.substr(at, in.text.find_first_of(" \t;", at) - at);
-}
 std::set<std::string> carried_out() {
-  std::set<std::string> names;
+  std::set<std::string> lines;
   for (auto& directory : all) {
     for (auto& module : directory.second.modules) {
-      for (auto& compiled : module.second->compiled) {
-        for (auto& in : compiled.second->code) {
-          if (in.ran) names.insert(name_of(in));
+      for (auto& [kernel, compiled] : module.second->compiled) {
+        for (auto& in : compiled->code) {
+          if (!in.ran) continue;
+          std::string text = in.text;
+          std::replace_if(text.begin(), text.end(), [](char c) { return isspace((unsigned char)c); }, ' ');
+          lines.insert(compiled->file + "\t" + kernel + "\t" + (in.inlined ? "1" : "0") + "\t" + text);
         }
       }
     }
   }
-  return names;
+  return lines;
 }
 }  // namespace ptx

@@ -5,16 +5,17 @@ namespace ptx {
 using u32 = uint32_t;
 using u64 = uint64_t;
 
-// Form::x: the space, the order of a strong access, and whether a narrow value is extended by its sign.
+// Form::x: the space, the order of a strong access, whether only its block is the scope of that, and whether a narrow
+// value is extended by its sign.
 struct Access {
-  u32 space : 4, order : 4, strong : 1, sign : 1;
+  u32 space : 4, order : 4, strong : 1, block : 1, sign : 1;
 };
 static u32 word(Access a) { return bits_of<u32>(a); }
 static Access access(const Instr& in) { return bits_of<Access>(in.x); }
 static void allow(const char* p, unsigned n, bool write, Access a) {
   if (a.space == LOCAL) return;
   if (a.strong) {
-    emu::atomic_begin(p, n, (emu::Order)a.order, write, !write);
+    emu::atomic_begin(p, n, (emu::Order)a.order, write, !write, a.block);
     if (!write) emu::spin();
   } else {
     emu::check(p, n, write);
@@ -55,7 +56,12 @@ template <class T, int n> static void store(Warp& w, const Instr& in, u32 lanes)
 }
 template <class T> static void load_parameter(Warp& w, const Instr& in, u32 lanes) {
   T v;
-  memcpy(&v, w.params + in.op[1].number, sizeof v);
+  uint64_t at = (uint64_t)in.op[1].number, bytes = w.entry->param_bytes;
+  if (at >= bytes || sizeof v > bytes - at || at % sizeof v) {
+    emu::fail("%s read of a parameter: %zu bytes at offset %ld of %zu", at % sizeof v ? "misaligned" : "out-of-bounds",
+              sizeof v, (long)at, (size_t)bytes);
+  }
+  memcpy(&v, w.params + at, sizeof v);
   bool sign = access(in).sign;
   each(lanes, [&](int i) { set(w, in.op[0], i, v, sign); });
 }
@@ -72,12 +78,17 @@ static bool access_form(const Parts& name, Form& form) {
   Parts p(name.begin() + 1, name.end());
   bool write = name[0] == "st", param = false;
   Access a{};
-  if (remove(p, "volatile") || (remove(p, "relaxed") && remove_scope(p)))
+  bool ordered = remove(p, write ? "release" : "acquire");
+  if (ordered || remove(p, "relaxed")) {
+    Scope scope;
+    if (!remove_scope(p, scope)) return false;  // which these do not go without
+    a.strong = 1, a.block = scope == CTA;
+    if (ordered) a.order = write ? emu::RELEASE : emu::ACQUIRE;
+  } else if (remove(p, "volatile")) {
     a.strong = 1;
-  else if (remove(p, write ? "release" : "acquire") && remove_scope(p))
-    a.strong = 1, a.order = write ? emu::RELEASE : emu::ACQUIRE;
-  else
+  } else {
     remove(p, "weak");
+  }
   Space space;
   if (!remove_space(p, space) && remove(p, "param")) param = true;
   a.space = space;

@@ -17,8 +17,9 @@ enum Rounding { NEAREST, ZERO, DOWN, UP };
 struct Exact {
   double high, low;
 };
-inline Exact sum(double a, double b) {
+inline Exact sum(double a, double b, Rounding how = NEAREST) {
   double s = a + b, t = s - a;
+  if (s == 0 && std::signbit(a) != std::signbit(b)) s = how == DOWN ? -0.0 : 0.0;  // IEEE 754, 6.3
   return {s, std::isfinite(s) ? (a - (s - t)) + (b - t) : 0};
 }
 inline float rounded(Exact x, Rounding how) {  // to f32, directed

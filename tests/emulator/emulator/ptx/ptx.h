@@ -42,7 +42,7 @@ struct Operand {
 struct Instr {
   Run run;
   const Operand* op;
-  uint8_t n;
+  uint16_t n;
   Kind kind;
   bool guarded = false, unless = false;  // @%p, @!%p
   uint32_t guard = 0;                    // where that is
@@ -51,6 +51,7 @@ struct Instr {
   const struct Entry* entry;
   std::string text;
   mutable bool ran = false;
+  bool inlined = false;  // of inline PTX
   int source = 0;  // line of the .cu, where the text was compiled with -lineinfo
 };
 
@@ -123,8 +124,9 @@ std::string architecture(const Module&);  // of .target: sm_90a
 const Entry* find(const std::string& name, int capability);  // throws Error
 void add_directory(const std::string& path);
 std::string where(const Instr&);      // " at gemv.ptx:123: ..."
-extern uint64_t lane_instructions;    // carried out in this process
-std::set<std::string> carried_out();  // the names of instructions that were, of kernels that find() gave
+extern uint64_t lane_instructions;  // carried out in this process
+// Those that were, of kernels that find() gave: file, kernel, whether it is inline PTX, and its text, each line once.
+std::set<std::string> carried_out();
 
 // --- a warp
 struct Warp {
@@ -135,6 +137,7 @@ struct Warp {
   std::vector<uint64_t> storage;
   uint8_t* registers = nullptr;
   uint32_t exists = 0;
+  uint64_t steps = 0;  // carried out so far
   uint32_t pc[32];
 
   void begin(const emu::Spec&, emu::Block*, unsigned index);

@@ -6,7 +6,6 @@
 #include "ptx.h"
 
 namespace ptx {
-constexpr uint64_t ENDLESS = 1ull << 26;  // instructions of a warp that let nobody else run
 uint64_t lane_instructions;
 
 emu::Site site(const Instr& in) { return {in.entry->file.c_str(), (int)in.line}; }
@@ -68,6 +67,7 @@ void Warp::begin(const emu::Spec& s, emu::Block* b, unsigned w) {
   }
   exists = (uint32_t)((1ull << std::min<size_t>(32, b->f.size() - w * 32)) - 1);
   memset(pc, 0, sizeof pc);
+  steps = 0;
 }
 void Warp::as(int lane) {
   emu::E.f = &block->f[index * 32 + lane];
@@ -143,7 +143,6 @@ void Warp::leave(uint32_t lanes) {
 void Warp::go() {
   emu::Warp& state = block->warp[index];
   const Instr* code = entry->code.data();
-  uint64_t steps = 0;
   while (state.ready) {
     // the lanes that are at the lowest place; while somebody polls, those at any place
     uint32_t at = ~0u, limit = ~0u, lanes = 0;
@@ -157,6 +156,7 @@ void Warp::go() {
         limit = std::min(limit, pc[lane]);
       }
     }
+    as(__builtin_ctz(lanes));  // for a fault of an instruction that is nobody's in particular
     auto stop = [&](uint32_t which, uint32_t place) {
       for (; which; which &= which - 1) pc[__builtin_ctz(which)] = place;
     };
@@ -167,7 +167,7 @@ void Warp::go() {
       if (in.guarded) on &= *(uint32_t*)(registers + in.guard) ^ -(uint32_t)in.unless;
       in.ran |= on != 0;
       lane_instructions += (uint64_t)__builtin_popcount(on);
-      if (++steps > ENDLESS) {
+      if (++steps > emu::E.most_steps) {
         as(__builtin_ctz(lanes));
         emu::fail("a loop without an end: %lu instructions", (unsigned long)steps);
       }
@@ -194,7 +194,7 @@ void Warp::go() {
             int lane = __builtin_ctz(m);
             uint32_t i = reg<uint32_t>(in.op[0])[lane];
             as(lane);
-            if (i + 1 >= in.n) emu::fail("brx.idx %u of %d targets", i, in.n - 1);
+            if (i >= in.n - 1u) emu::fail("brx.idx %u of %d targets", i, in.n - 1);
             pc[lane] = (uint32_t)in.op[1 + i].number;
           }
           together = false;

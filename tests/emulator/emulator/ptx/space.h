@@ -21,11 +21,16 @@ inline char* place(Warp& w, const Operand& a, int lane, Space space, unsigned n)
     emu::fail("%#lx is no address of the shared window (a generic address needs cvta.to.shared)", at);
   }
   if (space == LOCAL) {
-    if (at + n <= w.entry->local_bytes) return local_memory(w, lane) + at;
+    if (at < w.entry->local_bytes && n <= w.entry->local_bytes - at) return local_memory(w, lane) + at;
     emu::fail("out-of-bounds local access of %u bytes at %#lx (of %u bytes)", n, at, w.entry->local_bytes);
   }
   if (space == GLOBAL && at - (uint64_t)w.block->sh < emu::SHARED_SLOT) {
     emu::fail("%#lx is shared memory, accessed as global", at);
+  }
+  uint64_t own = at - (uint64_t)local_memory(w, lane);
+  if (at - (uint64_t)emu::E.stacks < emu::E.stack_bytes &&
+      (space == GLOBAL || own >= w.entry->local_bytes || n > w.entry->local_bytes - own)) {
+    emu::fail("out-of-bounds access of %u bytes at %#lx: no memory of this thread", n, at);
   }
   return (char*)at;
 }
@@ -46,7 +51,10 @@ inline bool remove_space(Parts& parts, Space& space) {
     return false;
   return true;
 }
-inline bool remove_scope(Parts& p) {
-  return remove(p, "cta") || remove(p, "gpu") || remove(p, "sys") || remove(p, "cluster");
+enum Scope { CTA, DEVICE };  // whom an access is ordered for: its block; at least other blocks too
+inline bool remove_scope(Parts& p, Scope& scope) {
+  scope = DEVICE;
+  if (remove(p, "cta")) return scope = CTA, true;
+  return remove(p, "gpu") || remove(p, "sys") || remove(p, "cluster");
 }
 }  // namespace ptx

@@ -8,6 +8,7 @@ namespace ptx {
 struct Token {
   std::string_view text;
   uint32_t line;
+  bool inlined;  // between nvcc's comments "begin inline asm" and "end inline asm"
 };
 struct Range {
   size_t begin, end;  // of tokens
@@ -30,6 +31,7 @@ struct Module {
 };
 [[noreturn]] void wrong(const Module&, uint32_t line, const std::string& what);
 uint64_t number(const Module&, const Token&);
+uint64_t number_up_to(uint64_t most, const Module&, const Token&);
 
 // Reads tokens in order.
 struct Reader {

@@ -74,7 +74,11 @@ static void elect(Warp& w, const Instr& in, u32 lanes) {  // any lane may be the
 static void sync_lanes(Warp& w, const Instr&, u32 lanes) { emu::sync_warp(w.block, w.index, lanes); }
 
 // --- matrices
+static void whole(Warp& w) {
+  if (w.exists != ~0u) emu::fail("a warp of %d threads: matrices take 32", __builtin_popcount(w.exists));
+}
 static void mma(Warp& w, const Instr& in, u32) {
+  whole(w);
   float d[32][4];
   u32 a[32][4], b[32][2];
   for (int l = 0; l < 32; l++) {
@@ -91,6 +95,7 @@ static void mma(Warp& w, const Instr& in, u32) {
   }
 }
 template <int n, bool transposed> static void load_matrices(Warp& w, const Instr& in, u32) {
+  whole(w);
   u32 r[32][n];
   emu::Ldmatrix lanes[32];
   void* pointers[32];

@@ -10,31 +10,12 @@ use cudarc::{
 pub use half::bf16;
 use std::{ffi::c_void, sync::Arc};
 
-thread_local! {
-    static PTX: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
-}
-
-/// Whether this thread runs in [`with_ptx`].
-pub fn is_ptx() -> bool {
-    PTX.get()
-}
-
 /// Runs `test` with the kernels as nvcc compiled them; skipped, with the reason, where there was no nvcc.
 pub fn with_ptx(test: impl FnOnce()) {
-    struct Host;
-    impl Drop for Host {
-        fn drop(&mut self) {
-            cuda_emulator::set_code(cuda_emulator::Code::Host, None);
-            PTX.set(false);
-        }
+    match cuda_emulator::own_ptx() {
+        Some(_) => cuda_emulator::with_code(cuda_emulator::Code::Ptx, None, test),
+        None => println!("skipped: built without nvcc"),
     }
-    if cuda_emulator::own_ptx().is_none() {
-        return println!("skipped: built without nvcc");
-    }
-    let _host = Host; // also after a panic
-    cuda_emulator::set_code(cuda_emulator::Code::Ptx, None);
-    PTX.set(true);
-    test();
 }
 
 pub struct Gpu {

@@ -13,7 +13,7 @@ KERNEL(b_oob_write) { out[T + k] = 1; }
 KERNEL(b_null) { out[T] = ((const float*)nullptr)[k]; }
 KERNEL(b_misaligned) {
   uint4 v = ld128(x + 1);
-  out[T] = v.x;
+  out[T] = v.x + v.y + v.z + v.w;  // all of it is used, or nvcc loads less than 16 bytes
 }
 KERNEL(b_uninit) { out[T] = out[T + 1]; }
 KERNEL(b_uninit_shared) {

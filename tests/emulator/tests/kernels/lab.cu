@@ -1,4 +1,4 @@
-// Variants as kernels/lab has them, for aoji's tests/ops.rs: one that is right if its launch is applied, others that are wrong.
+// Variants as kernels/lab has them, for aoji's tests/ops: one that is right if its launch is applied, others that are wrong.
 #include "common/trace.cuh"
 
 // A row by one warp: right with 32 threads, wrong with more.

@@ -54,6 +54,15 @@ fn in_a_direction() {
     check!("mul.rz.f32 %v, %f0, %f1"; [next, next] => b(1.0 + 2.0 * f32::EPSILON));
     check!("fma.rm.f32 %v, %f0, %f1, %f2"; [one, one, b(-1e-30)] => before, [one, one, tiny] => one,
         [b(100.4), b(0.25), b(12582913.0)] => b(12582938.0)); // an integer and below
+    // a sum that is exactly zero is -0 downwards and +0 in every other direction, but of two zeros of one sign it is that zero
+    let (zero, minus) = (b(0.0), b(-0.0));
+    for (r, of_opposites) in [("rm", minus), ("rp", zero), ("rz", zero), ("rn", zero)] {
+        check!(&format!("fma.{r}.f32 %v, %f0, %f1, %f2"); [one, one, b(-1.0)] => of_opposites, [b(-1.0), one, one] => of_opposites,
+            [zero, one, minus] => of_opposites, [minus, one, minus] => minus, [zero, one, zero] => zero);
+        check!(&format!("add.{r}.f32 %v, %f0, %f1"); [one, b(-1.0)] => of_opposites, [minus, zero] => of_opposites, [minus, minus] => minus);
+        check!(&format!("sub.{r}.f32 %v, %f0, %f1"); [one, one] => of_opposites, [minus, minus] => of_opposites, [minus, zero] => minus);
+        check!(&format!("mul.{r}.f32 %v, %f0, %f1"); [minus, one] => minus, [minus, minus] => zero);
+    }
     check!("fma.rp.f32 %v, %f0, %f1, %f2"; [one, one, tiny] => next, [b(3e38), b(10.0), 0] => INF);
     check!("fma.rz.f32 %v, %f0, %f1, %f2"; [b(3e38), b(10.0), 0] => b(f32::MAX));
 }

@@ -5,6 +5,7 @@
 mod common;
 
 mod conversions;
+mod damaged;
 mod floats;
 mod integers;
 mod memory;
@@ -12,7 +13,7 @@ mod refused;
 mod warps;
 
 use common::*;
-use cudarc::driver::{DriverError, LaunchConfig, PushKernelArg};
+use cudarc::driver::{CudaFunction, DriverError, LaunchConfig, PushKernelArg, sys};
 
 /// A module with one kernel `k` that takes the address of what it writes and of what it reads.
 pub fn module(body: &str, shared: &str) -> String {
@@ -39,6 +40,29 @@ pub fn launch(text: &str, cfg: LaunchConfig, input: &[u64], n: usize) -> Result<
     let out = g.stream.clone_dtoh(&out)?;
     g.stream.synchronize()?;
     Ok(out)
+}
+
+/// Launches with a buffer in the kernel's own layout: `extra` of cuLaunchKernel, which says how large it is.
+pub fn launch_buffer(
+    g: &Gpu,
+    f: &CudaFunction,
+    cfg: LaunchConfig,
+    buffer: &[u8],
+    size: usize,
+) -> Result<(), DriverError> {
+    let buffer: Vec<u64> = buffer.chunks(8).map(|c| (0..c.len()).map(|i| u64::from(c[i]) << (8 * i)).sum()).collect();
+    let mut extra = [
+        std::ptr::without_provenance_mut(1),
+        buffer.as_ptr().cast_mut().cast(),
+        std::ptr::without_provenance_mut(2),
+        arg(&size),
+        std::ptr::null_mut(),
+    ];
+    let ((x, y, z), (a, b, c)) = (cfg.grid_dim, cfg.block_dim);
+    let (f, stream, none) = (f.cu_function(), g.stream.cu_stream(), std::ptr::null_mut());
+    // SAFETY: a loaded function and a live stream; the emulator checks the size against the kernel's parameters before it reads
+    // the buffer, which a driver does too, and everything lives until the call returns.
+    unsafe { sys::cuLaunchKernel(f, x, y, z, a, b, c, cfg.shared_mem_bytes, stream, none, extra.as_mut_ptr()) }.result()
 }
 
 /// What `instruction` gives for each case, a lane each. Its operands are `%a0 %a1 %a2` (64 bits of the case), `%r0...` (the low

@@ -1,7 +1,7 @@
 //! What is no PTX, or not what the kernel takes, is a CUDA error whose text names the kernel and the line.
 
-use crate::{common::*, launch, module, open};
-use cudarc::driver::sys::{self, CUresult as R};
+use crate::{common::*, launch, launch_buffer, module, open};
+use cudarc::driver::sys::CUresult as R;
 
 fn says(text: &str, code: R, expected: &[&str]) {
     if std::env::var_os("AOJI_TEST_GPU").is_some() {
@@ -32,6 +32,21 @@ fn text_that_is_no_ptx() {
     line("@%tid bra NOWHERE;", &["\"%tid\" is no predicate"]);
     line("call (%tid), f, (%tid);", &["f"]);
     bad(&module("add.s32 %tid, %tid, 1 2;", ""), &["expected \";\" and found \"2\""]);
+    line("ld.relaxed.global.u32 %tid, [%in];", &["unknown instruction"]); // of no scope
+    line("mov.u32 %ctaid.x, %tid;", &["operands that do not fit"]);
+    line("mov.b64 {{%tid, %tid}}, %in;", &["braces in braces"]);
+    line(".reg .b32 %many<4294967296>;", &["4294967296 is more than"]);
+    line(".shared .align 3 .b8 odd[4];", &["a power of two"]);
+    line(".shared .b8 large[50000];", &["over 48 KiB"]);
+    line(".local .b8 large[50000];", &["more than 32 KiB of local memory"]);
+    line(".pragma \"x\" { ; }", &["\"}\" without \"{\""]);
+    bad(".version 9.0\n.file 1 a\n", &["image:2", "a path in quotes"]);
+    bad(".version 9.0\n.visible .entry k(.param .u64 a) {", &["image:2", "ends too early", "in kernel k"]);
+    bad(
+        ".version 9.0\n.visible .entry k() { ret; }\n.visible .entry k() { ret; }",
+        &["image:3", "kernel k is there twice"],
+    );
+    bad(".version 9.0\n.visible .entry k(.param .funny a) { ret; }", &["image:2", "unknown type", "in kernel k"]);
 }
 
 #[test]
@@ -46,46 +61,18 @@ fn a_kernel_that_is_not_there() {
     );
 }
 
-/// `extra` of cuLaunchKernel: a buffer in the kernel's layout.
-fn launch_buffer(bytes: usize, wrong_by: usize) -> Result<Vec<u64>, cudarc::driver::DriverError> {
+#[test]
+fn a_parameter_block_of_the_wrong_size() {
     let g = open();
     let text = module("st.global.u64 [%out], %in;", "");
     let f = g.ctx.load_module(cudarc::nvrtc::Ptx::from_src(text)).unwrap().load_function("k").unwrap();
-    let out = g.stream.alloc_zeros::<u64>(1)?;
+    let out = g.stream.alloc_zeros::<u64>(1).unwrap();
     let (address, _) = cudarc::driver::DevicePtr::device_ptr(&out, &g.stream);
-    let buffer = [address, 42];
-    let size = bytes + wrong_by;
-    let mut extra = [
-        std::ptr::without_provenance_mut(1),
-        arg(&buffer),
-        std::ptr::without_provenance_mut(2),
-        arg(&size),
-        std::ptr::null_mut(),
-    ];
-    // SAFETY: the buffer holds the kernel's two parameters, and everything lives until the call returns.
-    unsafe {
-        sys::cuLaunchKernel(
-            f.cu_function(),
-            1,
-            1,
-            1,
-            1,
-            1,
-            1,
-            0,
-            g.stream.cu_stream(),
-            std::ptr::null_mut(),
-            extra.as_mut_ptr(),
-        )
-    }
-    .result()?;
-    g.stream.clone_dtoh(&out)
-}
-
-#[test]
-fn a_parameter_block_of_the_wrong_size() {
-    assert_eq!(launch_buffer(16, 0).unwrap(), [42]);
-    assert_eq!(launch_buffer(16, 8).unwrap_err().0, R::CUDA_ERROR_INVALID_VALUE);
+    let buffer = [address.to_le_bytes(), 42u64.to_le_bytes()].concat();
+    let launch = |size| launch_buffer(&g, &f, grid(1, 1, 1, 0), &buffer, size);
+    launch(16).unwrap();
+    assert_eq!(g.stream.clone_dtoh(&out).unwrap(), [42]);
+    assert_eq!(launch(24).unwrap_err().0, R::CUDA_ERROR_INVALID_VALUE);
     if std::env::var_os("AOJI_TEST_GPU").is_none() {
         let text = cuda_emulator::last_fault().unwrap();
         assert!(text.contains("a parameter buffer of 24 bytes where the kernel (image) has 16 launching k"), "{text}");
@@ -118,5 +105,93 @@ fn accesses_in_the_wrong_space() {
     );
     faults("mov.u32 %tid, 1; bar.sync %tid, 40;", failed, "thread count 40 is not a multiple of 32");
     faults("trap;", failed, "trap");
+    let out_of_bounds = R::CUDA_ERROR_ILLEGAL_ADDRESS;
+    faults(
+        "ld.param.u64 %out, [out+16];",
+        out_of_bounds,
+        "out-of-bounds read of a parameter: 8 bytes at offset 16 of 16",
+    );
+    faults("ld.param.u64 %out, [out-8];", out_of_bounds, "out-of-bounds read of a parameter");
+    faults(
+        ".local .align 8 .b8 l[16]; mov.u64 %out, l; st.local.u64 [%out-8], %in;",
+        out_of_bounds,
+        "out-of-bounds local access",
+    );
+    faults(
+        ".local .align 8 .b8 l[16]; mov.u64 %out, l; cvta.local.u64 %out, %out; st.u32 [%out+16], %tid;",
+        out_of_bounds,
+        "no memory of this thread",
+    );
+    faults(
+        ".reg .b64 %a; mov.u64 %a, out; cvta.param.u64 %a, %a; st.u32 [%a], %tid;",
+        out_of_bounds,
+        "parameters are only read",
+    );
+    faults(
+        "mov.u32 %tid, -1; L: .branchtargets A, B; brx.idx %tid, L; A: B: ret;",
+        failed,
+        "brx.idx 4294967295 of 2 targets",
+    );
+    faults("cp.async.wait_group -1;", failed, "cp.async.wait_group of -1 groups");
+    faults(
+        &format!("{generic} mov.u32 %tid, s; cp.async.ca.shared.global [%tid], [%a], 4;"),
+        failed,
+        "is shared memory, accessed as global",
+    );
+    // all of its warps go on, and none comes to an end
+    faults("FOREVER: bar.sync 0; bra FOREVER;", failed, "a loop without an end");
     faults(".reg .pred %p; FOREVER: setp.eq.u32 %p, %tid, %tid; @%p bra FOREVER;", failed, "a loop without an end");
+}
+
+#[test]
+fn matrices_of_less_than_a_warp() {
+    if std::env::var_os("AOJI_TEST_GPU").is_some() {
+        return println!("skipped: these are the emulator's texts");
+    }
+    let load = "ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%tid}, [s];";
+    let text = module(load, ".shared .align 16 .b8 s[64];");
+    assert_eq!(launch(&text, grid(1, 1, 8, 0), &[1; 64], 64).unwrap_err().0, R::CUDA_ERROR_LAUNCH_FAILED);
+    let fault = cuda_emulator::last_fault().unwrap();
+    assert!(fault.contains("a warp of 8 threads: matrices take 32") && fault.contains("image:11"), "{fault}");
+}
+
+/// Accesses whose scope is the block are no agreement with another one: what is released so does not pass, and two blocks that
+/// use a counter so race.
+#[test]
+fn the_scope_of_a_block() {
+    if std::env::var_os("AOJI_TEST_GPU").is_some() {
+        return println!("skipped: these are the emulator's texts");
+    }
+    let two = |body: &str| {
+        let block =
+            ".reg .b32 %block, %x; .reg .pred %first, %waits; mov.u32 %block, %ctaid.x; setp.eq.u32 %first, %block, 0;";
+        launch(&module(&format!("{block}\n{body}"), ""), grid(2, 1, 1, 0), &[1; 64], 64).map_err(|e| e.0)
+    };
+    let failed = R::CUDA_ERROR_LAUNCH_FAILED;
+    for (first, then, fine) in
+        [("gpu", "gpu", true), ("cta", "gpu", false), ("gpu", "cta", false), ("cta", "cta", false)]
+    {
+        let add = |scope: &str, guard: &str| format!("@{guard}%first red.relaxed.{scope}.global.add.u32 [%out], 1;");
+        let got = two(&[add(first, ""), add(then, "!")].concat());
+        assert_eq!(got.is_ok(), fine, "{first} {then}");
+        if !fine {
+            assert_eq!(got.unwrap_err(), failed);
+            assert!(cuda_emulator::last_fault().unwrap().contains("global memory race"));
+        }
+    }
+    // the first block writes and says so, the second waits for that and reads
+    for (release, acquire, fine) in [("gpu", "gpu", true), ("cta", "gpu", false), ("gpu", "cta", false)] {
+        let got = two(&format!(
+            "@%first st.global.u32 [%out], 7; @%first st.release.{release}.global.u32 [%out+8], 1; @%first ret;\n\
+             WAIT: ld.acquire.{acquire}.global.u32 %x, [%out+8]; setp.eq.u32 %waits, %x, 0; @%waits bra WAIT; ld.global.u32 %x, [%out]; st.global.u32 [%out+16], %x;"
+        ));
+        assert_eq!(got.map(|out| out[2]), if fine { Ok(7) } else { Err(failed) }, "{release} {acquire}");
+        if !fine {
+            assert!(cuda_emulator::last_fault().unwrap().contains("global memory race"));
+        }
+    }
+    // within the block it is enough
+    let counted =
+        launch(&module("red.relaxed.cta.global.add.u32 [%out], 1;", ""), grid(1, 1, 64, 0), &[1; 64], 64).unwrap();
+    assert_eq!(counted[0], 64);
 }

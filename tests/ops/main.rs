@@ -3,7 +3,8 @@
 //! Without a GPU the kernels run on the emulated device with its checks on, and the cases too large for it are left to a GPU.
 //! `AOJI_TEST_GPU=1` runs all cases on the GPU instead.
 
-#[path = "common/ptx.rs"]
+mod compiled;
+#[path = "../common/ptx.rs"]
 mod ptx;
 
 use aoji::{
@@ -18,7 +19,7 @@ use aoji::{
     ops::{self, Op, Visitor},
 };
 use half::bf16;
-use std::{cell::LazyCell, collections::BTreeSet};
+use std::collections::BTreeSet;
 
 /// The GPU, or the emulated one; and whether it is a real one.
 fn device() -> (Cuda, bool) {
@@ -74,108 +75,6 @@ fn outputs<O: Op>(cuda: &Cuda, op: &O, seed: u64) -> Result<Vec<f32>, String> {
         op.outputs(cuda, &io)
     };
     run().map_err(|e| format!("{op:?}: {e}\n{:?}", cuda_emulator::last_fault()))
-}
-
-/// Where compiled code may give other bits than its source does on the host, and why; everywhere else they are the same.
-const OTHER_BITS: [(&str, &str); 1] = [(
-    "norm_head",
-    "1 / sqrt(x) is rounded once for rsqrt.approx.f32, which a GPU may miss by an ulp, and twice on the host",
-)];
-
-/// Runs all small cases of an op as PTX of each compute capability: right by the kernel's source on the host, to its bits.
-fn check_ptx<O: Op>(capabilities: &[u32], variant: Option<&'static Variant>) {
-    let open = || match variant {
-        Some(v) => device().0.with_variant(v).unwrap(),
-        None => device().0,
-    };
-    for (seed, op) in (0u64..).zip(O::cases()).filter(|(_, op)| op.is_small()) {
-        let source = LazyCell::new(|| outputs(&open(), &op, seed).unwrap_or_else(|e| panic!("{e}")));
-        let mut sources = Vec::new();
-        for capability in capabilities {
-            ptx::with_ptx(*capability, || {
-                let got = outputs(&open(), &op, seed).unwrap_or_else(|e| panic!("sm_{capability}: {e}"));
-                sources.push((*capability, got));
-            });
-        }
-        for (capability, got) in sources {
-            op.tolerance().compare(&got, &source).unwrap_or_else(|e| panic!("sm_{capability}: {op:?}: {e}"));
-            let other = got.iter().zip(&**source).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
-            assert!(
-                other == 0 || OTHER_BITS.iter().any(|(stem, _)| *stem == O::STEM),
-                "sm_{capability}: {op:?}: {other} of {} outputs have other bits than the source on the host: if .approx or a \
-                 contraction explains it, list it",
-                got.len()
-            );
-        }
-    }
-}
-
-/// As [`check_ptx`], for the op of a variant of the lab.
-struct VariantAsPtx(&'static Variant);
-
-impl Visitor for VariantAsPtx {
-    fn op<O: Op>(&mut self) -> Result<()> {
-        if O::STEM == self.0.op {
-            check_ptx::<O>(&[90, 80], Some(self.0));
-        }
-        Ok(())
-    }
-}
-
-#[test]
-fn lab_as_ptx() {
-    LAB.iter().for_each(|v| ops::each(&mut VariantAsPtx(v)).unwrap());
-}
-
-/// The names of the instructions in the strings of inline PTX of a source.
-fn inline_instructions(source: &str) -> BTreeSet<String> {
-    let strings =
-        source.lines().filter(|l| !l.trim_start().starts_with("//")).flat_map(|l| l.split('"').skip(1).step_by(2));
-    let statements = strings.flat_map(|s| s.split([';', '{', '}'].as_slice()).collect::<Vec<_>>());
-    let names = statements.filter_map(|s| s.split_whitespace().find(|w| !w.starts_with('@') && !w.ends_with(':')));
-    let is_name = |n: &&str| {
-        n.contains('.') && n.starts_with(|c: char| c.is_ascii_lowercase()) && !n.ends_with(".cuh") && !n.ends_with(".h")
-    };
-    names.filter(is_name).map(String::from).collect()
-}
-
-/// Inline PTX has a second text, the one that the host's compiler sees: here the first is executed, all of it that any kernel
-/// uses.
-#[test]
-fn each_inline_instruction_is_executed() {
-    struct Run(Option<&'static Variant>);
-    impl Visitor for Run {
-        fn op<O: Op>(&mut self) -> Result<()> {
-            if self.0.is_some_and(|v| v.op != O::STEM) {
-                return Ok(());
-            }
-            let cuda = match self.0 {
-                Some(v) => device().0.with_variant(v)?,
-                None => device().0,
-            };
-            for (seed, op) in (0u64..).zip(O::cases()).filter(|(_, op)| op.is_small()) {
-                outputs(&cuda, &op, seed).unwrap_or_else(|e| panic!("{e}"));
-            }
-            Ok(())
-        }
-    }
-    let mut texts = String::new();
-    for f in ["device", "trace", "outbox", "order", "gemv"] {
-        let path = format!("{}/kernels/common/{f}.cuh", env!("CARGO_MANIFEST_DIR"));
-        texts += &std::fs::read_to_string(&path).unwrap_or_default();
-    }
-    let inline = inline_instructions(&texts);
-    assert!(inline.len() > 20 && inline.contains("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"), "{inline:?}");
-    ptx::with_ptx(90, || {
-        ops::each(&mut Run(None)).unwrap();
-        LAB.iter().for_each(|v| ops::each(&mut Run(Some(v))).unwrap());
-        let (ran, _) = cuda_emulator::instructions();
-        let compiled = ptx::texts(90);
-        let used = inline.iter().filter(|name| compiled.split([' ', '\t', ';', '\n']).any(|word| word == *name));
-        let (ran, not): (Vec<_>, Vec<_>) = used.partition(|name| ran.contains(name));
-        println!("executed: {ran:?}");
-        assert!(ran.len() > 15 && not.is_empty(), "no small case of any op executes {not:?}");
-    });
 }
 
 /// As [`check`] for the op of a variant, with the variant in the place of shipped kernels. Those of its kernels that no case
@@ -360,7 +259,7 @@ macro_rules! op_tests {
 
         mod ptx_of {
             $(#[test] fn $stem() {
-                super::check_ptx::<$op>(&super::ptx::CAPABILITIES, None);
+                super::compiled::check_shipped::<$op>();
             })*
         }
 

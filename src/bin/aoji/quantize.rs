@@ -1,0 +1,83 @@
+//! `aoji quantize`: a checkpoint with weights of fewer bits.
+
+use crate::common;
+use aoji::{
+    Error, ModelFiles, Result,
+    lora::LoraSpec,
+    output::Output,
+    quantize::{self, Options, Target},
+};
+use std::{num::NonZeroUsize, path::PathBuf};
+
+const AFTER_HELP: &str = "\
+q8_0, q4_0, q4_k and q6_k make a GGUF file, which llama.cpp reads too; int8, int4 and fp8 a directory of compressed-tensors, which \
+vLLM and transformers read too. Scales are fitted to the weights by least squares. In GGUF files of 4 bits the matrix that makes the \
+logits is Q6_K, and a matrix whose rows are no whole blocks of 256 weights is Q5_0 in place of Q4_K and Q8_0 in place of Q6_K; a \
+compressed-tensors directory keeps the embedding and the head as they are. docs/formats.md says what each costs in quality.
+
+Example: aoji quantize werty1248/Llama-3-Ko-8B-Instruct-AOG model-q4_k.gguf --format q4_k";
+
+/// Arguments of `aoji quantize`.
+#[derive(clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Args {
+    /// A model directory in Hugging Face layout, or OWNER/NAME in the local Hugging Face cache
+    #[arg(value_name = "MODEL")]
+    model: String,
+    /// The file (NAME.gguf) or the directory to write
+    #[arg(value_name = "OUT")]
+    out: PathBuf,
+    /// q8_0, q4_0, q4_k, q6_k, int8, int4 or fp8
+    #[arg(long, value_name = "FORMAT")]
+    format: Target,
+    /// Columns that share a scale, of int4 and int8 [default: 128 for int4, the whole row for int8]
+    #[arg(long, value_name = "N")]
+    group: Option<NonZeroUsize>,
+    /// Leave a matrix as it is: lm_head, down_proj (that of each layer), model.layers.0.mlp.down_proj; repeatable
+    #[arg(long, value_name = "NAME")]
+    ignore: Vec<String>,
+    /// Add a LoRA adapter before quantizing; repeatable
+    #[arg(long, value_name = "DIR[:SCALE]")]
+    lora: Vec<LoraSpec>,
+    /// Replace OUT, once the new one is whole
+    #[arg(long)]
+    force: bool,
+    /// Print one JSON object in place of the path
+    #[arg(long)]
+    json: bool,
+}
+
+/// Writes the checkpoint and prints where it is.
+pub fn run(args: Args) -> Result<()> {
+    let grouped = matches!(args.format, Target::Int(_));
+    if args.group.is_some() && !grouped {
+        common::usage_error("quantize", "--group is for int4 and int8: the other formats have groups of their own");
+    }
+    let ends = args.out.extension().is_some_and(|end| end == "gguf");
+    if args.format.is_file() != ends {
+        let what = if ends { "a directory: without .gguf at its end" } else { "a file: NAME.gguf" };
+        return Err(Error::Input(format!("OUT is {}; --format writes {what}", args.out.display())));
+    }
+    let mut files = ModelFiles::open(&args.model)?;
+    args.lora.iter().try_for_each(|spec| files.add_lora(spec))?;
+    let output = match (args.format.is_file(), args.force) {
+        (true, force) => Output::file(&args.out, force)?,
+        (false, true) => Output::replace(&args.out)?,
+        (false, false) => Output::begin(&args.out)?,
+    };
+    common::abandon_on_interrupt(&output)?;
+    let options = Options { target: args.format, group: args.group.map(NonZeroUsize::get), ignore: args.ignore };
+    let bar = common::bar(0, "quantizing", "{percent}% {eta} left");
+    let report = quantize::quantize(&files, &options, output, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    })?;
+    bar.finish_and_clear();
+    common::note(format_args!("{report}"));
+    if args.json {
+        return common::print_json(&serde_json::json!({
+            "out": args.out, "matrices": report.matrices, "bytes": report.bytes,
+        }));
+    }
+    common::print(&format!("{}\n", args.out.display()))
+}

@@ -1,0 +1,177 @@
+//! Whatever is guessed, a text is the one that it is without guesses.
+
+use super::Speculate;
+use crate::{
+    Batch, BatchOptions, Constraint, Device, Engine, Finish, GenerateOptions, Job, JobEvent, Options, Sampling,
+};
+use proptest::prelude::*;
+use std::{ops::Range, sync::OnceLock};
+
+const SEQUENCES: usize = 3;
+const TOKENS: usize = 20;
+
+fn engine() -> &'static Engine {
+    static ENGINE: OnceLock<Engine> = OnceLock::new();
+    ENGINE.get_or_init(|| Engine::open("demo", &Options { device: Device::Cpu, ..Options::default() }).unwrap())
+}
+
+fn batch(trial: Option<u64>) -> Batch {
+    let mut batch = engine().batch(&BatchOptions { sequences: SEQUENCES, max_tokens: 128, chunk: 64 }).unwrap();
+    trial.into_iter().for_each(|seed| batch.try_drafts(seed));
+    batch
+}
+
+/// After a token come those of the next few ids that are no multiple of seven.
+struct Near(u32);
+
+impl Constraint for Near {
+    fn allowed(&mut self, mask: &mut [u32]) -> Result<(), String> {
+        let ids = (self.0..self.0 + 300).map(|id| id % engine().config().vocab as u32);
+        ids.filter(|id| id % 7 > 0).for_each(|id| mask[id as usize / 32] |= 1 << (id % 32));
+        Ok(())
+    }
+    fn accept(&mut self, token: u32) -> Result<(), String> {
+        self.0 = token;
+        Ok(())
+    }
+}
+
+/// What is asked of one text.
+#[derive(Debug, Clone)]
+struct Asked {
+    prompt: Vec<u32>,
+    options: GenerateOptions,
+    constrained: bool,
+}
+
+impl Asked {
+    fn job(&self, speculate: Speculate, prediction: &[u32]) -> Job {
+        Job {
+            prompt: self.prompt.clone(),
+            options: GenerateOptions { speculate, prediction: prediction.to_vec(), ..self.options.clone() },
+            logprobs: Some(2),
+            constraint: self.constrained.then(|| Box::new(Near(self.prompt[0])) as _),
+            ..Job::default()
+        }
+    }
+}
+
+/// Everything that jobs were told but for times; tokens, and ends.
+fn run(batch: &mut Batch, jobs: Vec<Job>) -> Vec<(Vec<String>, Vec<u32>, Option<Finish>)> {
+    let mut told: Vec<_> = jobs.iter().map(|_| (Vec::new(), Vec::new(), None)).collect();
+    let first = jobs.into_iter().map(|job| batch.submit(job).unwrap().0).min().unwrap();
+    let mut each = |id: crate::JobId, event: JobEvent| {
+        let (events, tokens, finish) = &mut told[(id.0 - first) as usize];
+        match event {
+            JobEvent::Finish(f) => {
+                events.push(format!("{:?} {:?} {}", f.reason, f.by, f.timings.tokens));
+                *finish = Some(f);
+            }
+            other => {
+                if let JobEvent::Token(token, _) = other {
+                    tokens.push(token);
+                }
+                events.push(format!("{other:?}"));
+            }
+        }
+    };
+    while batch.step(&mut each).unwrap() {}
+    told
+}
+
+fn sampling() -> impl Strategy<Value = Sampling> {
+    let temperature = prop::sample::select(vec![0.0f32, 0.7, 1.5]);
+    let penalties = (prop::sample::select(vec![1.0f32, 1.2]), prop::sample::select(vec![0.0f32, 0.5]));
+    (temperature, penalties, 0.5..1.0f32, 0..40u32, any::<u64>(), 0..6u32).prop_map(
+        |(temperature, (repetition_penalty, frequency_penalty), top_p, top_k, seed, min_tokens)| Sampling {
+            temperature,
+            repetition_penalty,
+            frequency_penalty,
+            top_p,
+            top_k,
+            seed,
+            min_tokens,
+            ..Sampling::default()
+        },
+    )
+}
+
+fn asked() -> impl Strategy<Value = Asked> {
+    let length = |n: Range<usize>| prop::collection::vec(0..40u32, n); // few ids, so that there is something to repeat
+    (length(1..60), sampling(), 1..TOKENS, any::<bool>(), prop::option::of(0..4000u32), any::<bool>()).prop_map(
+        |(prompt, sampling, tokens, ignore_eos, stop, constrained)| Asked {
+            prompt,
+            options: GenerateOptions {
+                sampling,
+                max_tokens: Some(tokens),
+                ignore_eos,
+                stop_ids: stop.into_iter().collect(),
+                stop: vec!["습니다".into()],
+                ..GenerateOptions::default()
+            },
+            constrained,
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Several texts at once, each with its own answer as a prediction, in which every so many tokens are others; in batches that
+    /// hold their prompts already, and in a session.
+    #[test]
+    fn a_text_is_the_same_with_any_guesses(
+        all in prop::collection::vec(asked(), 1..=SEQUENCES), seed in any::<u64>(), every in 1..9usize,
+    ) {
+        let jobs = |predictions: Option<&[Vec<u32>]>| -> Vec<Job> {
+            let speculate = if predictions.is_some() { Speculate::Ngram } else { Speculate::Off };
+            let prediction = |i: usize| predictions.map_or(&[][..], |p| &p[i]);
+            all.iter().enumerate().map(|(i, asked)| asked.job(speculate, prediction(i))).collect()
+        };
+        let expected = run(&mut batch(None), jobs(None));
+        let changed = |tokens: &Vec<u32>| tokens.iter().enumerate().map(|(i, t)| if i % every == every - 1 { 5 } else { *t }).collect();
+        let predictions: Vec<Vec<u32>> = expected.iter().map(|(_, tokens, _)| changed(tokens)).collect();
+        let mut batch = batch(Some(seed));
+        for _ in 0..2 {
+            let found = run(&mut batch, jobs(Some(&predictions)));
+            for (found, expected) in found.iter().zip(&expected) {
+                prop_assert_eq!(&found.0, &expected.0);
+            }
+        }
+        for (asked, prediction) in all.iter().zip(&predictions).filter(|(asked, _)| !asked.constrained) {
+            let tokens = |options: &GenerateOptions, trial: Option<u64>| -> Vec<crate::Event> {
+                let mut session = engine().session(128).unwrap();
+                trial.into_iter().for_each(|seed| session.try_drafts(seed));
+                let events = session.generate(&asked.prompt, options).unwrap().map(Result::unwrap);
+                events.filter(|e| !matches!(e, crate::Event::Finish(..))).collect()
+            };
+            let guessed = GenerateOptions { speculate: Speculate::Ngram, prediction: prediction.clone(), ..asked.options.clone() };
+            prop_assert_eq!(tokens(&guessed, Some(seed)), tokens(&asked.options, None));
+        }
+    }
+}
+
+#[test]
+fn guesses_that_are_right_are_accepted_and_counted() {
+    let options = GenerateOptions { max_tokens: Some(TOKENS), ignore_eos: true, ..GenerateOptions::default() };
+    let asked = Asked { prompt: (1..50).collect(), options, constrained: false };
+    let plain = run(&mut batch(None), vec![asked.job(Speculate::Off, &[])]).swap_remove(0);
+    assert_eq!(plain.2.unwrap().timings.drafted_tokens, 0);
+    let guessed = run(&mut batch(Some(1)), vec![asked.job(Speculate::Off, &plain.1)]).swap_remove(0);
+    let timings = guessed.2.unwrap().timings;
+    assert_eq!((guessed.1, timings.tokens), (plain.1, TOKENS));
+    assert!(timings.drafted_tokens > 0, "{timings:?}");
+    assert_eq!(timings.accepted_tokens, timings.drafted_tokens, "the prediction is the answer");
+}
+
+#[test]
+fn a_prediction_is_checked() {
+    let session = &mut engine().session(64).unwrap();
+    let vocab = engine().config().vocab as u32;
+    for (prediction, expected) in [(vec![1, vocab], "token"), (vec![1; engine().max_context() + 1], "a prediction of")]
+    {
+        let options = GenerateOptions { prediction, ..GenerateOptions::default() };
+        let error = session.generate(&[1], &options).map(drop).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}

@@ -1,0 +1,153 @@
+//! Scales of codes by least squares. Of a few scales around the one that maps the largest value to the last code, that is taken whose
+//! codes fit best, and then the one that fits these codes best: `d = sum(x q) / sum(q q)`.
+
+/// Values that are looked at side by side, so that the compiler makes vectors of them. Sums have this many parts, in one order.
+const LANES: usize = 16;
+/// Scales that are tried, as parts of that of the largest value: below 1 the largest values are cut off, which pays where few are.
+const FIRST: f32 = 0.65;
+const STEP: f32 = 0.025;
+const STEPS: usize = 19;
+
+/// The nearest whole number, ties to even, of a number below 2^22: by the rounding of a sum, which every CPU has as a vector.
+pub(super) fn nearest(x: f32) -> f32 {
+    const MAGIC: f32 = 12_582_912.0; // 1.5 * 2^23
+    (x + MAGIC) - MAGIC
+}
+
+/// `sum(x q)` and `sum(q q)` of the codes that `code` gives.
+fn sums(x: &[f32], code: impl Fn(f32) -> f32) -> (f32, f32) {
+    let (mut xq, mut qq) = ([0f32; LANES], [0f32; LANES]);
+    let mut add = |part: &[f32]| {
+        for ((x, xq), qq) in part.iter().zip(&mut xq).zip(&mut qq) {
+            let q = code(*x);
+            *xq += x * q;
+            *qq += q * q;
+        }
+    };
+    let (whole, rest) = x.as_chunks::<LANES>();
+    whole.iter().for_each(|part| add(part));
+    add(rest);
+    (xq.iter().sum(), qq.iter().sum())
+}
+
+/// The scale `d` of codes from `low` to `high`, `x` near `d q`; 0 when all values are. `low` is negative.
+pub(super) fn symmetric(x: &[f32], low: f32, high: f32) -> f32 {
+    // the largest value gets the code with the larger magnitude, whatever its sign
+    let last = if -low >= high { low } else { high };
+    best(x, last, |x, inverse| nearest(x * inverse).clamp(low, high))
+}
+
+/// As [`symmetric`], for codes that `code(x, 1 / d)` gives, of which `last` has the largest magnitude.
+pub(super) fn best(x: &[f32], last: f32, code: impl Fn(f32, f32) -> f32) -> f32 {
+    let largest = x.iter().fold(0f32, |m, x| if x.abs() > m.abs() { *x } else { m });
+    if largest.abs() < f32::MIN_POSITIVE {
+        return 0.0;
+    }
+    let (mut gain, mut scale) = (0f32, largest / last);
+    for step in 0..STEPS {
+        let inverse = last / (largest * (FIRST + STEP * step as f32));
+        let (xq, qq) = sums(x, |x| code(x, inverse));
+        // what the codes take off the sum of squares, with the scale that fits them best
+        if xq * xq > gain * qq {
+            (gain, scale) = (xq * xq / qq, xq / qq);
+        }
+    }
+    scale
+}
+
+/// The scale and the offset of codes from 0 to `high`, `x` near `scale q - offset`; neither is negative.
+pub(super) fn affine(x: &[f32], high: f32) -> (f32, f32) {
+    let min = x.iter().fold(0f32, |m, x| m.min(*x));
+    let max = x.iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x));
+    let range = max - min;
+    if range < f32::MIN_POSITIVE {
+        return (0.0, -min);
+    }
+    let n = x.len() as f32;
+    let error = |scale: f32, offset: f32, inverse: f32| -> f32 {
+        let code = |x: f32| nearest((x - min) * inverse).clamp(0.0, high);
+        x.iter().map(|x| (scale * code(*x) - offset - x).powi(2)).sum()
+    };
+    let mut found = (range / high, -min);
+    let mut least = error(found.0, found.1, high / range);
+    for step in 0..=20 {
+        let inverse = (high - 1.0 + 0.1 * step as f32) / range;
+        let (mut q1, mut q2, mut x1, mut xq) = (0f32, 0f32, 0f32, 0f32);
+        for x in x {
+            let q = nearest((x - min) * inverse).clamp(0.0, high);
+            (q1, q2, x1, xq) = (q1 + q, q2 + q * q, x1 + x, xq + x * q);
+        }
+        let det = n * q2 - q1 * q1;
+        if det <= 0.0 {
+            continue;
+        }
+        let (mut scale, mut offset) = ((n * xq - x1 * q1) / det, (q1 * xq - q2 * x1) / det);
+        if offset < 0.0 {
+            (scale, offset) = (xq / q2, 0.0);
+        }
+        let error = error(scale, offset, inverse);
+        if scale > 0.0 && error < least {
+            (least, found) = (error, (scale, offset));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers from -1 to 1.
+    fn values(seed: u32, n: usize) -> Vec<f32> {
+        let hash = |i: u32| (i + 1).wrapping_mul(2_654_435_761).wrapping_add(seed).wrapping_mul(0x9E37_79B1) >> 8;
+        (0..n as u32).map(|i| hash(i) as f32 / (1 << 23) as f32 - 1.0).collect()
+    }
+
+    fn error(x: &[f32], back: impl Fn(f32) -> f32) -> f32 {
+        x.iter().map(|x| (back(*x) - x).powi(2)).sum()
+    }
+
+    #[test]
+    fn no_worse_than_the_scale_of_the_largest_value() {
+        for seed in 0..50 {
+            for n in [1, 16, 32, 45, 300] {
+                let x: Vec<f32> = values(seed, n).iter().map(|x| x * x * x).collect();
+                let largest = x.iter().fold(0f32, |m, x| if x.abs() > m.abs() { *x } else { m });
+                let round = |d: f32| error(&x, |x| d * nearest(x / d).clamp(-8.0, 7.0));
+                let (found, plain) = (symmetric(&x, -8.0, 7.0), largest / -8.0);
+                assert!(
+                    round(found) <= round(plain) * 1.0001 + 1e-12,
+                    "{seed}, {n}: {} {}",
+                    round(found),
+                    round(plain)
+                );
+                let (scale, offset) = affine(&x, 15.0);
+                assert!(scale >= 0.0 && offset >= 0.0, "{scale}, {offset}");
+                let min = x.iter().fold(0f32, |m, x| m.min(*x));
+                let max = x.iter().fold(min, |m, x| m.max(*x));
+                let fit = |scale: f32, offset: f32| {
+                    error(&x, |x| scale * nearest((x + offset) / scale).clamp(0.0, 15.0) - offset)
+                };
+                let plain = fit((max - min) / 15.0, -min);
+                assert!(scale == 0.0 || fit(scale, offset) <= plain * 1.001 + 1e-9, "{seed}, {n}");
+            }
+        }
+    }
+
+    #[test]
+    fn codes_that_fit_are_found() {
+        let x: Vec<f32> = (-8..8).map(|q| 0.25 * q as f32).collect();
+        assert_eq!(symmetric(&x, -8.0, 7.0), 0.25);
+        let (scale, offset) = affine(&(0..16).map(|q| 0.5 * q as f32 - 2.0).collect::<Vec<_>>(), 15.0);
+        assert!((scale - 0.5).abs() < 1e-6 && (offset - 2.0).abs() < 1e-5, "{scale}, {offset}");
+        assert_eq!((symmetric(&[0.0; 32], -8.0, 7.0), affine(&[0.0; 32], 15.0)), (0.0, (0.0, 0.0)));
+        assert_eq!(affine(&[-3.0; 32], 15.0).0 * 0.0, 0.0);
+    }
+
+    #[test]
+    fn whole_numbers() {
+        for (x, want) in [(0.5, 0.0), (1.5, 2.0), (-0.5, 0.0), (-1.5, -2.0), (2.4, 2.0), (-2.6, -3.0), (4e5, 4e5)] {
+            assert_eq!(nearest(x), want, "{x}");
+        }
+    }
+}

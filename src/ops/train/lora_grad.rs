@@ -1,0 +1,167 @@
+//! The gradients of an adapter's factors, from that of its output: `du[r, t] = scale * sum_j dy[r, at + j] Bt[t, j]`,
+//! `dA[t, j] += sum_r du[r, t] drop(x)[r, j]` and `dBt[t, j] += scale * sum_r u[r, t] dy[r, at + j]`.
+//!
+//! Shapes: `du` and `u` [rows, rank] f32; `dy` [at least rows, stride], of which `n` columns from `at` on are the adapted matrix's; `x` [at least
+//! rows, k]; `A` [rank, k] and `Bt` [rank, n] f32 at `a` and `b` of `params`, and their gradients at the same places of `grads`.
+
+use super::{Dropout, Real, TrainOp, noise_f32, poison_f32};
+use crate::{
+    backend::{cpu::Cpu, train::TrainBackend},
+    error::Result,
+    ops::{Act, Cost, Tolerance, expect, noise_buf},
+};
+
+/// Sizes of one call.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraGrad {
+    /// Tokens.
+    pub rows: usize,
+    /// Columns of the adapted matrix.
+    pub k: usize,
+    /// Rows of the adapted matrix.
+    pub n: usize,
+    /// Rank of the adapter.
+    pub rank: usize,
+    /// Where `A` begins.
+    pub a: usize,
+    /// Where `Bt` begins.
+    pub b: usize,
+    /// Columns of `dy`.
+    pub stride: usize,
+    /// Column of `dy` that is the matrix's first.
+    pub at: usize,
+    /// `alpha / r`
+    pub scale: f32,
+    /// That of the forward pass.
+    pub dropout: Dropout,
+}
+
+impl LoraGrad {
+    /// Buffer lengths fit the sizes.
+    ///
+    /// # Errors
+    /// `Op` names what does not.
+    pub fn check(&self, du: usize, grads: usize, dy: usize, x: usize, u: usize, params: usize) -> Result<()> {
+        let LoraGrad { rows, k, n, rank, a, b, stride, at, .. } = *self;
+        expect(Self::STEM, at + n <= stride, || format!("columns {at} to {} of {stride}", at + n))?;
+        let end = (a + rank * k).max(b + rank * n);
+        expect(Self::STEM, du >= rows * rank && u >= rows * rank && grads >= end && params >= end, || {
+            format!("du has {du} elements, u {u}, grads {grads} and params {params}: too few for {self:?}")
+        })?;
+        expect(Self::STEM, dy >= rows * stride && x >= rows * k, || {
+            format!("dy has {dy} elements and x {x}: too few for {self:?}")
+        })
+    }
+
+    /// The definition.
+    pub fn reference<X: Real, P: Real>(&self, du: &mut [P], grads: &mut [P], dy: &[X], x: &[X], u: &[P], params: &[P]) {
+        let LoraGrad { rows, k, n, rank, a, b, stride, at, .. } = *self;
+        let scale = f64::from(self.scale);
+        for r in 0..rows {
+            let dy = &dy[r * stride + at..][..n];
+            for t in 0..rank {
+                let bt = &params[b + t * n..][..n];
+                du[r * rank + t] = P::put(scale * dy.iter().zip(bt).map(|(dy, b)| dy.get() * b.get()).sum::<f64>());
+            }
+        }
+        for t in 0..rank {
+            for j in 0..k {
+                let term = |r: usize| {
+                    let i = r * k + j;
+                    du[r * rank + t].get() * x[i].get() * f64::from(self.dropout.factor(i))
+                };
+                let to = &mut grads[a + t * k + j];
+                *to = P::put(to.get() + (0..rows).map(term).sum::<f64>());
+            }
+            for j in 0..n {
+                let term = |r: usize| u[r * rank + t].get() * dy[r * stride + at + j].get();
+                let to = &mut grads[b + t * n + j];
+                *to = P::put(to.get() + scale * (0..rows).map(term).sum::<f64>());
+            }
+        }
+    }
+}
+
+impl TrainOp for LoraGrad {
+    const STEM: &'static str = "lora_grad";
+    /// `du`, `grads`, `dy`, `x`, `u`, `params`
+    type Io<B: TrainBackend> = (B::Buf<f32>, B::Buf<f32>, B::Buf<B::Act>, B::Buf<B::Act>, B::Buf<f32>, B::Buf<f32>);
+
+    fn cases() -> Vec<Self> {
+        let dropout = Dropout { p: 0.3, seed: 1 << 40 | 5, step: 3, site: 9 };
+        let one =
+            LoraGrad { rows: 1, k: 1, n: 1, rank: 1, a: 0, b: 1, stride: 1, at: 0, scale: 2.0, dropout: Dropout::NONE };
+        vec![
+            one.clone(),
+            LoraGrad { rows: 3, k: 33, n: 10, rank: 5, a: 60, b: 7, stride: 40, at: 20, dropout, ..one },
+            LoraGrad { rows: 300, k: 70, n: 130, rank: 16, a: 3, b: 1200, stride: 130, scale: 0.5, dropout, ..one },
+            LoraGrad { rows: 33, k: 576, n: 192, rank: 8, a: 0, b: 4608, stride: 960, at: 576, ..one },
+        ]
+    }
+
+    fn cost(&self) -> Cost {
+        let (x, y) = ((self.rows * self.k) as u64, (self.rows * self.n) as u64);
+        let (factors, u) = ((self.rank * (self.k + self.n)) as u64, (self.rows * self.rank) as u64);
+        Cost {
+            read: 2 * (x + y) + 4 * (2 * factors + u),
+            write: 4 * (factors + u),
+            flops: 2 * self.rank as u64 * (x + 2 * y),
+        }
+    }
+
+    fn tolerance(&self) -> Tolerance {
+        Tolerance { l2: 2e-6, worst: 1e-5 } // f32 sums of what the reference sums in f64
+    }
+
+    fn setup<B: TrainBackend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
+        let end = (self.a + self.rank * self.k).max(self.b + self.rank * self.n);
+        Ok((
+            poison_f32(b, self.rows * self.rank)?,
+            noise_f32(b, end, seed, 1.0)?,
+            noise_buf(b, self.rows * self.stride, seed + 1, 2.0)?,
+            noise_buf(b, self.rows * self.k, seed + 2, 2.0)?,
+            noise_f32(b, self.rows * self.rank, seed + 3, 1.0)?,
+            noise_f32(b, end, seed + 4, 0.7)?,
+        ))
+    }
+
+    fn run<B: TrainBackend>(&self, b: &B, (du, grads, dy, x, u, params): &mut Self::Io<B>) -> Result<()> {
+        b.lora_grad(self, du, grads, dy, x, u, params)
+    }
+
+    fn define<A: Act + Real>(&self, (du, grads, dy, x, u, params): &mut Self::Io<Cpu<A>>) {
+        self.reference(du, grads, dy, x, u, params);
+    }
+
+    fn outputs<B: TrainBackend>(&self, b: &B, (du, grads, ..): &Self::Io<B>) -> Result<Vec<f32>> {
+        Ok([b.download(du)?, b.download(grads)?].concat())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::checks::{dot, gradient, values};
+    use super::super::{LoraDown, LoraDx, LoraUp};
+    use super::*;
+
+    #[test]
+    fn factors_and_input_have_the_gradients_of_the_adapter() {
+        for op in LoraGrad::cases().into_iter().take(2) {
+            let LoraGrad { rows, k, n, rank, a, b, stride, at, scale, dropout } = op;
+            let (x, dy) = (values(rows * k, 1, 1.0), values(rows * stride, 2, 1.0));
+            let params = values((a + rank * k).max(b + rank * n), 3, 1.0);
+            let forward = |x: &[f64], params: &[f64]| {
+                let (mut u, mut y) = (vec![0.0; rows * rank], vec![0.0; rows * stride]);
+                LoraDown { rows, k, rank, a, dropout }.reference(&mut u, x, params);
+                LoraUp { rows, n, rank, b, stride, at, scale }.reference(&mut y, &u, params);
+                (u, dot(&y, &dy))
+            };
+            let u = forward(&x, &params).0;
+            let (mut du, mut grads, mut dx) = (vec![0.0; rows * rank], vec![0.0; params.len()], vec![0.0; rows * k]);
+            op.reference(&mut du, &mut grads, &dy, &x, &u, &params);
+            LoraDx { rows, k, rank, a, dropout }.reference(&mut dx, &du, &params);
+            gradient("A and B", |params| forward(&x, params).1, &params, &grads);
+            gradient("x", |x| forward(x, &params).1, &x, &dx);
+        }
+    }
+}
