@@ -366,7 +366,7 @@ fn synth_writes_a_model_that_runs() {
     assert!(!out.join("model.safetensors.index.json").exists(), "the old model is gone");
     assert_eq!(parse(&String::from_utf8(read("config.json")).unwrap())["num_hidden_layers"], 3);
     fs::write(out.join("notes.txt"), "mine").unwrap();
-    assert!(failure(synth(&config, &out, &["--force"])).1.contains("not empty"));
+    assert!(failure(synth(&config, &out, &["--force"])).1.contains("none of a model's files"));
     assert!(out.join("notes.txt").exists(), "--force removes only a model's files");
 
     let like = |like: &str| failure(synth(Path::new(like), &dir.path().join("new"), &[])).1;

@@ -240,7 +240,7 @@ fn bits_depend_on_what_the_report_says() {
     let report = run(&["--prompt", "40", "--json"]).json();
     assert_eq!((&report["passed"], &report["prompt"]), (&json!(true), &json!(40)));
     let findings = report["findings"].as_array().unwrap();
-    assert_eq!(findings.len(), 7);
+    assert_eq!(findings.len(), 8);
     for f in findings {
         assert_eq!(
             [&f["by_construction"], &f["equal"], &f["differing"]],

@@ -110,7 +110,7 @@ fn numbers_of_python_and_byte_order_marks() {
         command.args(["-qec", &line, "/dev/null"]).env_remove("NO_COLOR").envs(no_color.map(|v| ("NO_COLOR", v)));
         let shown = String::from_utf8(command.output().expect("script runs").stdout).unwrap();
         assert!(shown.contains("WARN") && shown.contains("Infinity"), "{shown}");
-        shown.contains("\u{1b}[")
+        shown.contains("\u{1b}[33m")
     };
     assert_eq!([None, Some(""), Some("1")].map(colored), [true, true, false]);
     let lines = "{\"text\": \"하늘\"}\n{\"text\": \"하늘\"}\n";

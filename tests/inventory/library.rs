@@ -11,7 +11,7 @@ fn code(dir: &str) -> Vec<(PathBuf, String)> {
     while let Some(dir) = dirs.pop() {
         for path in fs::read_dir(dir).unwrap().map(|f| f.unwrap().path()) {
             if path.is_dir() {
-                dirs.extend((!path.ends_with("src/bin")).then_some(path));
+                dirs.extend((!path.ends_with("src/bin") && !path.ends_with("tests")).then_some(path));
             } else if path.extension().is_some_and(|e| e == "rs") {
                 let text = fs::read_to_string(&path).unwrap();
                 let text = text.split("#[cfg(test)]\nmod ").next().unwrap();

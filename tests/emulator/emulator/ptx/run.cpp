@@ -169,7 +169,7 @@ void Warp::go() {
       lane_instructions += (uint64_t)__builtin_popcount(on);
       if (++steps > emu::E.most_steps) {
         as(__builtin_ctz(lanes));
-        emu::fail("a loop without an end: %lu instructions", (unsigned long)steps);
+        emu::fail("spin-wait without progress, or a loop without an end: %lu instructions", (unsigned long)steps);
       }
       switch (in.kind) {
         case PLAIN:
