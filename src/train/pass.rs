@@ -276,8 +276,8 @@ impl<B: TrainBackend> Pass<B> {
         let norm = RmsNorm { rows, first: 0, dim, eps };
         b.rms_norm(&norm, &mut self.xb, x, &w.attn_norm)?;
         b.matmul(rows, Out::Store(&mut s.qkv), &self.xb, &w.wqkv)?; // qkv [rows, q_dim + 2 kv_dim] = xb wqkv^T
-        for i in 0..3 {
-            adapt.forward(&sites[i], &mut s.u[i], &mut s.qkv, &self.xb)?;
+        for (site, u) in sites[..3].iter().zip(&mut s.u[..3]) {
+            adapt.forward(site, u, &mut s.qkv, &self.xb)?;
         }
         let max_seq = self.model.max_seq;
         let rope = Rope { rows, n_heads, n_kv_heads, head_dim, max_seq, positions: max_seq };
@@ -290,8 +290,8 @@ impl<B: TrainBackend> Pass<B> {
 
         b.rms_norm(&norm, &mut self.xb, &s.mid, &w.ffn_norm)?;
         b.matmul(rows, Out::Store(&mut s.gate_up), &self.xb, &w.w_gate_up)?; // [rows, 2 ffn_dim]
-        for i in 4..6 {
-            adapt.forward(&sites[i], &mut s.u[i], &mut s.gate_up, &self.xb)?;
+        for (site, u) in sites[4..6].iter().zip(&mut s.u[4..6]) {
+            adapt.forward(site, u, &mut s.gate_up, &self.xb)?;
         }
         b.swiglu(&Swiglu { rows, ffn_dim }, &mut self.hb, &s.gate_up)?;
         b.copy_from(next, &s.mid, rows * dim)?;
@@ -315,8 +315,8 @@ impl<B: TrainBackend> Pass<B> {
         let norm = RmsNorm { rows, first: 0, dim, eps };
         b.rms_norm(&norm, &mut self.xb, &s.mid, &w.ffn_norm)?;
         b.linear_dx(&LinearDx { rows, n: 2 * ffn_dim, k: dim }, &mut self.dxb, &self.d_gate_up, &w.w_gate_up)?;
-        for i in 4..6 {
-            adapt.backward(&sites[i], grads, Some(&mut self.dxb), du, &self.d_gate_up, &self.xb, &s.u[i])?;
+        for (site, u) in sites[4..6].iter().zip(&s.u[4..6]) {
+            adapt.backward(site, grads, Some(&mut self.dxb), du, &self.d_gate_up, &self.xb, u)?;
         }
         let norm_bwd = RmsNormBwd { rows, dim, eps, add: true };
         b.rms_norm_bwd(&norm_bwd, &mut self.dx, &self.dxb, &s.mid, &w.ffn_norm)?;
@@ -332,9 +332,9 @@ impl<B: TrainBackend> Pass<B> {
         if l > 0 {
             b.linear_dx(&LinearDx { rows, n: q_dim + 2 * kv_dim, k: dim }, &mut self.dxb, &self.dqkv, &w.wqkv)?;
         }
-        for i in 0..3 {
+        for (site, u) in sites[..3].iter().zip(&s.u[..3]) {
             let dxb = if l > 0 { Some(&mut self.dxb) } else { None };
-            adapt.backward(&sites[i], grads, dxb, du, &self.dqkv, &self.xb, &s.u[i])?;
+            adapt.backward(site, grads, dxb, du, &self.dqkv, &self.xb, u)?;
         }
         if l > 0 {
             b.rms_norm_bwd(&norm_bwd, &mut self.dx, &self.dxb, x, &w.attn_norm)?;

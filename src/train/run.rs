@@ -186,7 +186,7 @@ impl Tuner {
     /// As [`Tuner::run`].
     pub fn run_on<B: TrainBackend>(self, b: B, event: &mut dyn FnMut(TuneEvent<'_>) -> bool) -> Result<Outcome> {
         let mut run = Run::begin(&b, &self)?;
-        run.to_the_end(event)
+        run.finish(event)
     }
 }
 
@@ -266,7 +266,7 @@ impl<'a, B: TrainBackend> Run<'a, B> {
         })
     }
 
-    fn to_the_end(&mut self, event: &mut dyn FnMut(TuneEvent<'_>) -> bool) -> Result<Outcome> {
+    fn finish(&mut self, event: &mut dyn FnMut(TuneEvent<'_>) -> bool) -> Result<Outcome> {
         let t = self.t;
         let (config, total) = (&t.config, t.summary.steps);
         let (mut spent, before) = (0.0, self.tokens);

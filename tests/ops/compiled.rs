@@ -271,7 +271,7 @@ fn each_inline_string_is_executed() {
             strings.iter().filter(|s| !among(s, &ran)).collect()
         };
         let stems = MODULES.iter().chain(LAB.iter().map(|v| &v.module)).map(|m| m.stem);
-        let used: Vec<String> = stems.flat_map(|stem| compiled(stem)).collect();
+        let used: Vec<String> = stems.flat_map(&compiled).collect();
         // the ops whose kernels have what none before has executed
         let has_more = |stem: &str| {
             let text = compiled(stem);

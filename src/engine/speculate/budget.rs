@@ -69,7 +69,7 @@ impl Costs {
             (Some((r0, t0)), Some((r1, t1))) => Some(t0 + (t1 - t0) * (rows - r0) as f64 / (r1 - r0) as f64),
             (Some((r0, t0)), None) => {
                 // as steep as it was so far
-                let slope = below.last().map_or(0.0, |(r, t)| (t0 - t) / (r0 - r) as f64).max(ROW * t0);
+                let slope = below.next_back().map_or(0.0, |(r, t)| (t0 - t) / (r0 - r) as f64).max(ROW * t0);
                 Some(t0 + slope * (rows - r0) as f64)
             }
             (None, above) => above.map(|(_, t)| t),

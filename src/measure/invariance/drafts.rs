@@ -41,8 +41,11 @@ pub(super) fn with_drafts(engine: &Engine, prompt: &[u32], other: &[u32]) -> Res
         };
         let plain = options(Speculate::Off, &[]);
         let (expected, answer) = in_batch(engine, prompt, &[], &plain, &plain, None)?.swap_remove(0);
-        let mixed: Vec<u32> =
-            answer.iter().enumerate().map(|(i, &t)| if chance(i, 1) % 3 > 0 { t } else { other[i] }).collect();
+        let mixed: Vec<u32> = answer
+            .iter()
+            .enumerate()
+            .map(|(i, &t)| if chance(i, 1).is_multiple_of(3) { other[i] } else { t })
+            .collect();
         let (right, wrong, own) =
             (options(Speculate::Ngram, &answer), options(Speculate::Off, &mixed), options(Speculate::Ngram, &[]));
         for (i, guessed) in [&right, &wrong, &own].into_iter().enumerate() {
