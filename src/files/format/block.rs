@@ -62,6 +62,7 @@ impl Block {
 
     /// The codes of one block, and their scale and zero point, of types whose value is `scale * (code - zero point)` with one
     /// scale a block.
+    #[cfg(feature = "cuda")]
     pub(in crate::files) fn split(&self, block: &[u8], codes: &mut [f32]) -> Option<[f32; 2]> {
         let put =
             |codes: &mut [f32], all: &mut dyn Iterator<Item = f32>| codes.iter_mut().zip(all).for_each(|(x, q)| *x = q);

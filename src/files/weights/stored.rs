@@ -126,6 +126,7 @@ impl Tensor {
 
     /// The codes of as many rows as `out` holds, from row `first` on, of a tensor that has [scales](Tensor::scales): a value is
     /// `scale * (code - zero point)`.
+    #[cfg(feature = "cuda")]
     pub(crate) fn codes(&self, first: usize, out: &mut [f32]) {
         let Some(stored) = self.stored.as_deref() else { return };
         match stored.format {
@@ -147,6 +148,7 @@ impl Tensor {
 
     /// The scales and the zero points of a row, for each [group](Format::group) of columns. `None` where values are not
     /// `scale * (code - zero point)`, and where columns are not in the order of their groups.
+    #[cfg(feature = "cuda")]
     pub(crate) fn scales(&self, row: usize) -> Option<(Vec<f32>, Vec<f32>)> {
         let stored = self.stored.as_deref()?;
         match stored.format {
