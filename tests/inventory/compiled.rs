@@ -1,6 +1,7 @@
 //! From PTX, which the emulated device executes in the tests, to machine code, which only a GPU does: what ptxas must not have
 //! dropped, counted in each kernel for each architecture. (It may copy: for sm_100 it peels a round off a loop.)
 
+use super::machine_code::{self, Instruction};
 use aoji::cuda::{
     kernels::{IMAGES, MODULES, Module},
     lab::LAB,
@@ -8,7 +9,6 @@ use aoji::cuda::{
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
-    process::Command,
 };
 
 /// How often each instruction stands in a kernel's text, by its name.
@@ -33,23 +33,13 @@ fn ptx(text: &str) -> BTreeMap<String, Counts> {
     all
 }
 
-/// Of the disassembly of a fatbin, by kernel: `HMMA.16816.F32.BF16` and so on.
-fn sass(text: &str) -> BTreeMap<String, Counts> {
-    let mut all = BTreeMap::new();
-    for kernel in text.split("Function : ").skip(1) {
-        let name = kernel.lines().next().unwrap_or_default().trim();
-        let counts: &mut Counts = all.entry(name.to_owned()).or_default();
-        for line in kernel.lines() {
-            // an address, the instruction with its predicate, its encoding
-            let Some((_, code)) = line.trim_start().strip_prefix("/*").and_then(|l| l.split_once("*/ ")) else {
-                continue;
-            };
-            if let Some(name) = code.split_whitespace().find(|w| !w.starts_with('@')) {
-                *counts.entry(name.to_owned()).or_default() += 1;
-            }
-        }
+/// Of a kernel's machine code: `HMMA.16816.F32.BF16` and so on.
+fn sass(code: &[Instruction]) -> Counts {
+    let mut counts = Counts::new();
+    for i in code {
+        *counts.entry(i.name().to_owned()).or_default() += 1;
     }
-    all
+    counts
 }
 
 /// How many of the counted names `fits` fits.
@@ -116,36 +106,11 @@ fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// The disassembler, beside the compiler; `None`, with the reason printed, where it is not installed.
-fn cuobjdump() -> Option<PathBuf> {
-    let tool = option_env!("AOJI_NVCC").map(|nvcc| Path::new(nvcc).with_file_name("cuobjdump"));
-    let there = tool.filter(|t| t.is_file() && t.with_file_name("nvdisasm").is_file());
-    if there.is_none() {
-        println!("skipped: no cuobjdump and nvdisasm beside nvcc: .venv/bin/pip install -r requirements-cuda.txt");
-    }
-    there
-}
-
-fn disassembled(tool: &Path, module: &Module, arch: &str, dir: &Path) -> String {
-    let fatbin = dir.join(format!("{}-{arch}", module.stem));
-    std::fs::write(&fatbin, module.image).unwrap();
-    let path = format!("{}:{}", tool.parent().unwrap().display(), std::env::var("PATH").unwrap_or_default()); // it runs nvdisasm
-    let o = Command::new(tool)
-        .arg("-sass")
-        .arg("-arch")
-        .arg(format!("sm_{arch}"))
-        .arg(&fatbin)
-        .env("PATH", path)
-        .output()
-        .unwrap();
-    assert!(o.status.success(), "cuobjdump of {}: {}", module.stem, String::from_utf8_lossy(&o.stderr));
-    String::from_utf8(o.stdout).unwrap()
-}
-
 #[test]
 fn machine_code_has_what_its_ptx_has() {
-    let Some(tool) = cuobjdump() else { return };
-    let dir = tempfile::tempdir().unwrap();
+    if machine_code::cuobjdump().is_none() {
+        return;
+    }
     let archs: Vec<&str> = IMAGES.split(',').filter(|i| !i.is_empty() && !i.starts_with("ptx")).collect();
     assert_eq!(archs.is_empty(), MODULES.is_empty(), "a build with kernels has machine code of {IMAGES}");
     // what is shipped for each architecture; variants, which are for trying, for one
@@ -154,16 +119,16 @@ fn machine_code_has_what_its_ptx_has() {
     let jobs: Vec<(&str, &Module)> = shipped.chain(lab).collect();
     let check = |(arch, module): &(&str, &Module)| -> Vec<String> {
         let ptx = ptx(&read(&ptx_file(arch, module.stem)));
-        let sass = sass(&disassembled(&tool, module, arch, dir.path()));
+        let code = machine_code::of(module, arch).expect("the disassembler is there");
         assert_eq!(
             ptx.keys().collect::<Vec<_>>(),
-            sass.keys().collect::<Vec<_>>(),
+            code.keys().collect::<Vec<_>>(),
             "kernels of {} for sm_{arch}",
             module.stem
         );
         ptx.iter()
             .flat_map(|(name, counts)| {
-                lost(counts, &sass[name]).into_iter().map(move |l| format!("{name} for sm_{arch}: {l}"))
+                lost(counts, &sass(&code[name])).into_iter().map(move |l| format!("{name} for sm_{arch}: {l}"))
             })
             .collect()
     };
@@ -249,7 +214,7 @@ fn what_is_lost_is_named() {
         "HMMA.16816.F32.BF16 R8, R8, R36, R8",
         "EXIT",
     ];
-    let lost_of = |lines: &[&str]| lost(&ptx(text)["a"], &sass(&code(lines))["a"]);
+    let lost_of = |lines: &[&str]| lost(&ptx(text)["a"], &sass(&machine_code::parse(&code(lines))["a"]));
     assert_eq!(lost_of(&whole), [""; 0]);
     for (i, name) in ["BAR", "MEMBAR", "STRONG.GPU", "HMMA"].iter().enumerate() {
         let rest: Vec<&str> = whole.iter().enumerate().filter(|(k, _)| *k != i).map(|(_, l)| *l).collect();
@@ -257,5 +222,8 @@ fn what_is_lost_is_named() {
     }
     let twice = text.replace("ret;", "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%f1}, {%r1}, {%r2}, {%f1};");
     let copied = [&whole[..], &["HMMA.16816.F32.BF16 R8, R8, R36, R8"; 2]].concat();
-    assert_eq!(lost(&ptx(&twice)["a"], &sass(&code(&copied))["a"]), ["HMMA: 2 in the PTX, 3 in the machine code"]);
+    assert_eq!(
+        lost(&ptx(&twice)["a"], &sass(&machine_code::parse(&code(&copied))["a"])),
+        ["HMMA: 2 in the PTX, 3 in the machine code"]
+    );
 }

@@ -2,6 +2,7 @@
 
 mod compiled;
 mod library;
+mod machine_code;
 mod sass;
 
 use aoji::{

@@ -1,56 +1,8 @@
-//! What the compiler made of kernels, read in their machine code: `scripts/sass` on the fatbins of this binary.
+//! What the compiler made of kernels, read in their machine code.
 
+use super::machine_code::{self, Instruction};
 use aoji::cuda::kernels::{IMAGES, MODULES, Usage};
 use std::{collections::BTreeSet, path::Path, process::Command};
-
-/// One instruction.
-struct Instruction {
-    address: u32,
-    text: String,
-}
-
-impl Instruction {
-    /// `LDG.E.128` of `@P0 LDG.E.128 R4, [R2.64]`.
-    fn name(&self) -> &str {
-        self.text.split(' ').find(|w| !w.starts_with('@')).unwrap_or_default()
-    }
-
-    fn is(&self, name: &str) -> bool {
-        self.name().split('.').next() == Some(name)
-    }
-
-    fn is_16_bytes(&self) -> bool {
-        self.name().split('.').any(|part| part == "128")
-    }
-
-    /// Where a branch goes.
-    fn target(&self) -> Option<u32> {
-        let address = self.text.rsplit_once(" 0x").filter(|_| self.is("BRA"))?.1;
-        u32::from_str_radix(address, 16).ok()
-    }
-}
-
-/// The instructions of a kernel; `None`, with the reason printed, where the disassembler is not installed.
-fn disassemble(kernel: &str, arch: &str, fatbin: &Path) -> Option<Vec<Instruction>> {
-    let mut c = Command::new("bash");
-    c.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/sass")).args([kernel, arch]).arg(fatbin);
-    if let Some(nvcc) = option_env!("AOJI_NVCC") {
-        c.env("NVCC", nvcc);
-    }
-    let o = c.output().expect("bash runs");
-    let said = String::from_utf8_lossy(&o.stderr).into_owned();
-    if o.status.code() == Some(77) {
-        println!("skipped: {said}");
-        return None;
-    }
-    assert!(o.status.success(), "{c:?}: {said}");
-    let parse = |line: &str| -> Option<Instruction> {
-        let (address, text) = line.split_once("/*")?.1.split_once("*/ ")?;
-        Some(Instruction { address: u32::from_str_radix(address, 16).ok()?, text: text.into() })
-    };
-    let text = String::from_utf8(o.stdout).expect("UTF-8");
-    Some(text.lines().map(|l| parse(l).unwrap_or_else(|| panic!("{kernel} for {arch}: {l:?}"))).collect())
-}
 
 /// The loops, from the target of a branch back to the branch, that hold `name`, and no smaller loop that does. A branch from
 /// behind a loop back into it, from where the rare case of one of its instructions was put (BRA.DIV), is no loop.
@@ -74,21 +26,18 @@ fn is_product(stem: &str) -> bool {
 /// Weights are what decoding reads: 16 bytes at a time (or by bulk copies), and nothing goes through local memory.
 #[test]
 fn the_inner_loops_of_gemv_load_16_bytes_at_a_time() {
-    let dir = tempfile::tempdir().unwrap();
-    let archs: Vec<String> =
-        ["90a", "80"].iter().filter(|a| IMAGES.split(',').any(|i| i == **a)).map(|a| format!("sm_{a}")).collect();
+    let archs: Vec<&str> = ["90a", "80"].into_iter().filter(|a| IMAGES.split(',').any(|i| i == *a)).collect();
     let mut read = 0;
-    for module in MODULES.iter().filter(|m| is_product(m.stem)) {
-        let fatbin = dir.path().join(module.stem);
-        std::fs::write(&fatbin, module.image).unwrap();
-        for usage in module.usage().iter().filter(|u| archs.contains(&u.arch)) {
-            let Some(code) = disassemble(&usage.kernel, &usage.arch, &fatbin) else { return };
-            let what = format!("{} for {}", usage.kernel, usage.arch);
-            for i in &code {
+    let products = MODULES.iter().filter(|m| is_product(m.stem));
+    for (module, arch) in products.flat_map(|m| archs.iter().map(move |arch| (m, arch))) {
+        let Some(all) = machine_code::of(module, arch) else { return };
+        for (kernel, code) in all.iter() {
+            let what = format!("{kernel} for sm_{arch}");
+            for i in code {
                 assert!(!i.is("LDL") && !i.is("STL"), "{what}: local memory: {}", i.text);
             }
             let bulk = code.iter().any(|i| i.is("UBLKCP"));
-            let loops = innermost(&code, "HMMA");
+            let loops = innermost(code, "HMMA");
             assert!(!loops.is_empty(), "{what}: no loop with HMMA");
             for body in loops {
                 let loads: Vec<_> = body.iter().filter(|i| i.is("LDG") || i.is("LDGSTS")).collect();
@@ -108,20 +57,15 @@ fn the_inner_loops_of_gemv_load_16_bytes_at_a_time() {
 /// wait, but for the spans of a trace, is what the emulated device sees.)
 #[test]
 fn decode_kernels_load_before_they_wait() {
-    let dir = tempfile::tempdir().unwrap();
-    let arch = "sm_90a";
     if !IMAGES.split(',').any(|i| i == "90a") {
-        return println!("skipped: no machine code for {arch} in this binary");
+        return println!("skipped: no machine code for sm_90a in this binary");
     }
     for module in MODULES.iter().filter(|m| is_product(m.stem) || m.stem == "attn_decode") {
-        let fatbin = dir.path().join(module.stem);
-        std::fs::write(&fatbin, module.image).unwrap();
-        for usage in module.usage().iter().filter(|u| u.arch == arch) {
-            let Some(code) = disassemble(&usage.kernel, arch, &fatbin) else { return };
+        let Some(kernels) = machine_code::of(module, "90a") else { return };
+        for (what, code) in kernels.iter() {
             let all = |names: &[&str]| -> Vec<usize> {
                 (0..code.len()).filter(|&i| names.iter().any(|n| code[i].is(n))).collect()
             };
-            let what = &usage.kernel;
             let (wait, start) = (all(&["ACQBULK"]), all(&["PREEXIT"]));
             let ([wait], [start]) = (&wait[..], &start[..]) else { panic!("{what}: waits {wait:?}, starts {start:?}") };
             assert!(wait < start, "{what}: lets the next kernel start before it has waited");
@@ -139,19 +83,15 @@ const PACKED_STAGE: usize = 145;
 /// 430 an SM while the stage's bytes arrive (kernels/common/gemv.cuh). And its registers, that blocks of two kernels fit an SM.
 #[test]
 fn the_inner_loops_of_one_row_are_short() {
-    let dir = tempfile::tempdir().unwrap();
-    let arch = "sm_90a";
     if !IMAGES.split(',').any(|i| i == "90a") {
-        return println!("skipped: no machine code for {arch} in this binary");
+        return println!("skipped: no machine code for sm_90a in this binary");
     }
     let mut read = 0;
     for module in MODULES.iter().filter(|m| is_product(m.stem)) {
-        let fatbin = dir.path().join(module.stem);
-        std::fs::write(&fatbin, module.image).unwrap();
-        let one_row = |u: &&Usage| u.arch == arch && (u.kernel.ends_with("_r1") || u.kernel.ends_with("_r1_deep"));
+        let Some(kernels) = machine_code::of(module, "90a") else { return };
+        let one_row = |u: &&Usage| u.arch == "sm_90a" && (u.kernel.ends_with("_r1") || u.kernel.ends_with("_r1_deep"));
         for usage in module.usage().iter().filter(one_row) {
-            let Some(code) = disassemble(&usage.kernel, arch, &fatbin) else { return };
-            let loops = innermost(&code, "HMMA");
+            let loops = innermost(&kernels[&usage.kernel], "HMMA");
             let [body] = &loops[..] else { panic!("{}: {} loops with HMMA", usage.kernel, loops.len()) };
             assert_eq!(body.iter().filter(|i| i.is("HMMA")).count(), 4, "{}: a stage", usage.kernel);
             println!("{}: {} instructions a stage, {} registers", usage.kernel, body.len(), usage.registers);
@@ -168,6 +108,26 @@ fn the_inner_loops_of_one_row_are_short() {
         }
     }
     assert_eq!(read, 2 * 7 + 5 * 5, "kernels of products with one row, of bf16 and of five packed kinds");
+}
+
+/// `scripts/sass` prints the same instructions.
+#[test]
+fn the_script_prints_a_kernel() {
+    let (Some(module), true) = (MODULES.iter().find(|m| m.stem == "rms_norm"), IMAGES.split(',').any(|i| i == "80"))
+    else {
+        return println!("skipped: no machine code for sm_80 in this binary");
+    };
+    let Some(code) = machine_code::of(module, "80") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let fatbin = dir.path().join("fatbin");
+    std::fs::write(&fatbin, module.image).unwrap();
+    let mut script = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/sass"));
+    script.args(["rms_norm_bf16", "sm_80"]).arg(&fatbin).envs(option_env!("AOJI_NVCC").map(|nvcc| ("NVCC", nvcc)));
+    let o = script.output().expect("bash runs");
+    assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
+    let printed = String::from_utf8(o.stdout).expect("UTF-8");
+    let printed: Vec<&str> = printed.lines().map(|l| l.split_once("*/ ").expect("an address").1.trim()).collect();
+    assert_eq!(printed, code["rms_norm_bf16"].iter().map(|i| i.text.as_str()).collect::<Vec<_>>());
 }
 
 /// The reading itself.
