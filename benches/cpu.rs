@@ -1,7 +1,7 @@
 //! Products, attention and steps on the CPU; `cargo bench --bench cpu -- gemv` runs those of one kind.
 //!
-//! Sizes are those of SmolLM2-135M and Llama-3-8B. `step` is one of the model that `AOJI_MODEL` names, without it of the demo model.
-//! Throughput is that of the bytes that an op must move; `AOJI_CPU` chooses the instructions.
+//! Sizes are those of SmolLM2-135M and Llama-3-8B. `step` is a step of the model that `AOJI_MODEL` names, by default the demo model.
+//! Throughput counts the bytes that an op must move; `AOJI_CPU` chooses the instructions.
 
 use aoji::{
     Device, Engine, Options, Result, Sampling,
@@ -69,7 +69,15 @@ fn main() -> Result<()> {
         "gemm",
         &[gemm(128, 3072, 576), gemm(512, 3072, 576), gemm(128, 576, 1536), gemm(128, 4096, 4096)],
     )?;
-    let decode = |kv_len| AttnDecode { rows: 1, n_heads: 9, n_kv_heads: 3, head_dim: 64, max_seq: kv_len, kv_len };
+    let decode = |kv_len| AttnDecode {
+        rows: 1,
+        n_heads: 9,
+        n_kv_heads: 3,
+        head_dim: 64,
+        max_seq: kv_len,
+        kv_len,
+        window: kv_len,
+    };
     op(&mut c, &cpu, "attn_decode", &[decode(128), decode(512), decode(8192)])?;
     let prefill = |rows, kv_len| AttnPrefill {
         rows,
@@ -80,6 +88,7 @@ fn main() -> Result<()> {
         head_dim: 64,
         max_seq: kv_len,
         kv_len,
+        window: kv_len,
     };
     op(&mut c, &cpu, "attn_prefill", &[prefill(128, 128), prefill(128, 512), prefill(128, 8192)])?;
     op(&mut c, &cpu, "sample", &[Sample { rows: 1, vocab: 49_152, max_seq: 50 }])?;

@@ -1,7 +1,7 @@
-//! What the host does: sampling, tokenizing, checking a model's files, and enqueuing a decode step.
+//! Times the host's work: sampling, tokenizing, checking a model's files, and enqueuing a decode step.
 //!
-//! The step is enqueued to the emulated driver with its kernels off, so that only this program's own work and the calls into
-//! the driver are timed. A real driver's calls take other times.
+//! The step is enqueued to the emulated driver with its kernels switched off, so that only this program's own work and the calls into
+//! the driver are timed. Calls of a real driver take other times.
 
 use aoji::{
     Drafter, ModelFiles,
@@ -9,7 +9,7 @@ use aoji::{
     bench,
     cuda::{Cuda, Graphs},
     kv::Kv,
-    model::{Model, Rows, Scratch},
+    model::{Changes, Model, Rows, Scratch},
     ops::{Sample, noise, sample::Params},
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -75,7 +75,8 @@ fn step(c: &mut Criterion) {
     };
     let files = ModelFiles::open("demo").expect("the embedded model");
     let (config, max_seq) = (&files.config, files.config.max_seq);
-    let model = Model::load(&cuda, config, &files.weights, &[], max_seq, false, &mut |_| {}).expect("its weights");
+    let model =
+        Model::load(&cuda, config, &files.weights, Changes::default(), max_seq, &mut |_| {}).expect("its weights");
     let mut s = Scratch::new(&cuda, config, 8, 1, max_seq).expect("memory");
     let mut kv = Kv::new(&cuda, config, 1, max_seq).expect("memory");
     let mut rows = Rows::new(&cuda, 1).expect("memory");

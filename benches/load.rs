@@ -1,6 +1,5 @@
-//! The host's side of the start: tensors out of the page cache into the buffers from which a GPU would take them,
-//! beside the copy of as many bytes in memory by as many threads into buffers of the same size. There is no device in
-//! it.
+//! Times the host's side of the start: reading tensors from the page cache into the buffers from which a GPU would take them,
+//! compared with copying as many bytes in memory, with as many threads, into buffers of the same size. No device takes part.
 //!
 //! ```sh
 //! cargo bench --bench load

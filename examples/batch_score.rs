@@ -1,6 +1,6 @@
 //! Ranks answers to a question by how likely the model finds them: `cargo run --release --example batch_score`.
 //!
-//! What is in common is computed once: the question, and tokens that answers begin with.
+//! What the answers share is computed once: the question, and tokens with which several answers begin.
 
 use aoji::{Engine, Message, Options};
 

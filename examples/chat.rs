@@ -1,7 +1,7 @@
-//! A conversation with the embedded model, a question a line, until one is empty: `cargo run --release --example chat`.
+//! A conversation with the embedded model, one question per line, until a line is empty: `cargo run --release --example chat`.
 //!
-//! Each prompt is the whole conversation so far. The session keeps what it has computed, so only what differs is read: with the
-//! embedded model's template, in which the instruction follows the last question, that begins after the question before.
+//! Each prompt is the whole conversation so far. The session keeps what it has computed, so only the part that differs is computed.
+//! In the embedded model's template the instruction follows the last question, so that part begins after the question before.
 
 use aoji::{Engine, Event, GenerateOptions, Message, Options, Turn};
 use std::io::{Write, stdin, stdout};

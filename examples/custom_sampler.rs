@@ -1,11 +1,11 @@
-//! Chooses tokens itself, by the logits: where the model is sure the most likely one, where it wavers between two either of them.
+//! Chooses tokens itself, by the logits: the most likely one if the model is sure, either of the first two if it is not.
 //! `cargo run --release --example custom_sampler -- "질문"`
 //!
-//! The logits come to the host for each token, which costs some speed; what `Sampling` can say is done on the device.
+//! The logits come to the host for each token, which costs some speed; what `Sampling` can express is done on the device.
 
 use aoji::{Engine, Message, Options};
 
-/// How much less likely than the first the second may be to get its chance.
+/// How much less likely than the first the second token may be, and still be chosen.
 const WAVER: f32 = 0.2;
 
 fn main() -> aoji::Result<()> {

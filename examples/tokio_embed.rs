@@ -1,12 +1,12 @@
-//! The engine in an asynchronous program: answers over HTTP, as they come.
+//! The engine in an asynchronous program: answers over HTTP, sent while they are generated.
 //!
 //! ```sh
 //! cargo run --release --example tokio_embed -- 127.0.0.1:8080
 //! curl -N --data "넌 누구니?" http://127.0.0.1:8080/ask
 //! ```
 //!
-//! The engine blocks, so it works on a thread of its own and sends each piece through a channel; `send` fails when the client has
-//! left, and a generation that is dropped is cancelled.
+//! Calls of the engine block, so it works on a thread of its own and sends each piece through a channel. When the client has left,
+//! `send` fails; the generation is then dropped, which cancels it.
 
 use aoji::{Engine, Event, GenerateOptions, Message, Options};
 use axum::{Router, body::Body, extract::State, routing::post};

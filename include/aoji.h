@@ -8,7 +8,7 @@
 //             So they can grow, and a program that was built with an older header goes on working.
 // Handles     belong to the caller until they are freed, each once.
 // Threads     An engine may be used by many threads at once. A session may be used by any thread, one at a time: a second one,
-//             or a call from its own callback, is refused. aoji_last_error() is of the calling thread. Only freeing must not
+//             or a call from its own callback, is refused. aoji_last_error() is about the calling thread. Only freeing must not
 //             happen while another thread still uses the handle.
 
 
@@ -18,13 +18,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// What came of a call. More may be added.
+// Result of a call. More may be added.
 typedef enum aoji_status {
-  // It was done.
+  // Success.
   AOJI_STATUS_OK = 0,
-  // A callback ended it.
+  // A callback ended the call.
   AOJI_STATUS_CANCELLED = 1,
-  // The buffer is too small; how much is needed was written. Asking with capacity 0 and NULL is allowed.
+  // The buffer is too small; the needed size was written. Asking with capacity 0 and NULL is allowed.
   AOJI_STATUS_BUFFER = 2,
   // An argument is NULL, out of range, or not UTF-8.
   AOJI_STATUS_INPUT = 3,
@@ -42,7 +42,7 @@ typedef enum aoji_status {
   AOJI_STATUS_NO_GPU = 9,
   // The GPU or its driver failed.
   AOJI_STATUS_CUDA = 10,
-  // A bug of the library. A session that it happened in gives nothing else from then on and can only be freed.
+  // A bug of the library. The session in which it happened returns only this from then on and can only be freed.
   AOJI_STATUS_INTERNAL = 11,
 } aoji_status;
 
@@ -50,7 +50,7 @@ typedef enum aoji_status {
 typedef enum aoji_event_kind {
   // A token was chosen: `token`.
   AOJI_EVENT_KIND_TOKEN = 0,
-  // Text that is certain, whole characters and no part of a stop text: `text` and `length`.
+  // Text that is certain (whole characters, and no part of a stop text): `text` and `length`.
   AOJI_EVENT_KIND_TEXT = 1,
   // The end, because of `reason`; nothing follows.
   AOJI_EVENT_KIND_FINISH = 2,
@@ -58,7 +58,7 @@ typedef enum aoji_event_kind {
 
 // Why a text ended.
 typedef enum aoji_reason {
-  // It has not.
+  // It has not ended.
   AOJI_REASON_NONE = 0,
   // A token or a text that ends it.
   AOJI_REASON_STOP = 1,
@@ -69,10 +69,11 @@ typedef enum aoji_reason {
 // A loaded model. Any number of threads may use it at the same time.
 typedef struct aoji_engine aoji_engine;
 
-// One timeline of tokens with its KV cache. One thread at a time may use it, whichever that is.
+// A sequence of tokens with its KV cache (the keys and values of attention). Any thread may use it, but only one at a
+// time.
 typedef struct aoji_session aoji_session;
 
-// Told how many bytes of the weights are on the device, and how many they are.
+// Called with the number of bytes of weights that are on the device, and their total.
 typedef void (*aoji_progress)(void *user, uint64_t done, uint64_t total);
 
 // How a model is opened. Zero is the default of every field but `size`.
@@ -81,25 +82,31 @@ typedef struct aoji_open_options {
   size_t size;
   // "auto" (the default: the first GPU, else the CPU), "cpu", "cuda" or "cuda:N".
   const char *device;
-  // Most tokens of a session; 0: the model's maximum, or as much of it as fits the GPU.
+  // Most tokens of a session. 0: the model's maximum, or as much of it as fits the GPU.
   size_t context;
   // Not 0: activations on the CPU are f32 instead of bf16.
   int32_t f32_activations;
-  // NULL: nobody is told.
+  // NULL: no reports.
   aoji_progress progress;
   // First argument of `progress`.
   void *user;
+  // NULL, or a smaller model of this name with the same vocabulary, on the same device: it guesses next tokens where
+  // `speculate` is 2.
+  const char *draft;
+  // "q8_0", "q6_k", "q4_k", "q4_0", "fp8", "int8", "int4" or, for groups of 64 columns, "int4:64": the weights are quantized
+  // while they are loaded. NULL: they stay as they are.
+  const char *quantize;
 } aoji_open_options;
 
-// What a model is. More fields may be added at the end.
+// A description of the model. More fields may be added at the end.
 typedef struct aoji_info {
-  // Tokens of the vocabulary: ids are below, and so many are the logits.
+  // Number of tokens in the vocabulary: ids are below this, and there are as many logits.
   size_t vocab;
   // Most tokens of a session.
   size_t max_context;
   // The device that it runs on, for people.
   const char *device;
-  // Not 0: that is a GPU.
+  // Not 0: the device is a GPU.
   int32_t is_gpu;
   // 0: the model has no tokenizer, and only token ids can be used.
   int32_t has_tokenizer;
@@ -121,16 +128,18 @@ typedef struct aoji_message {
 
 // Added to the logit of a token.
 typedef struct aoji_logit_bias {
-  // Which.
+  // Id of the token.
   uint32_t token;
-  // How much; minus infinity forbids it.
+  // Added to its logit; minus infinity forbids it.
   float bias;
 } aoji_logit_bias;
 
-// Told how many tokens of the prompt are computed, and how many they are, before each part of it; not 0 ends the call.
+// Called before each part of a prompt with the number of tokens computed so far, and their total. If it returns not 0,
+// the call ends.
 typedef int32_t (*aoji_prompt_progress)(void *user, size_t done, size_t total);
 
-// How tokens are chosen and when a text ends. Zero is the default of every field but `size`: the most likely token each time.
+// How tokens are chosen and when a text ends. Zero is the default of every field but `size`: the most likely token is
+// taken.
 typedef struct aoji_generate_options {
   // sizeof(aoji_generate_options).
   size_t size;
@@ -138,7 +147,7 @@ typedef struct aoji_generate_options {
   size_t max_tokens;
   // Divides the logits; 0 takes the most likely token.
   float temperature;
-  // Only the so many most likely tokens; 0 is off.
+  // Only this many of the most likely tokens; 0 is off.
   uint32_t top_k;
   // Only the most likely tokens that together have this probability; 0 and 1 are off.
   float top_p;
@@ -150,7 +159,7 @@ typedef struct aoji_generate_options {
   float frequency_penalty;
   // Taken from the logit of each token in the answer.
   float presence_penalty;
-  // The text does not end before so many tokens.
+  // The text does not end before it has this many tokens.
   uint32_t min_tokens;
   // The same seed and prompt give the same text.
   uint64_t seed;
@@ -158,7 +167,7 @@ typedef struct aoji_generate_options {
   const struct aoji_logit_bias *logit_bias;
   // How many.
   size_t logit_bias_count;
-  // Texts before which the text ends.
+  // The text ends before the first of these texts.
   const char *const *stop;
   // How many.
   size_t stop_count;
@@ -172,47 +181,49 @@ typedef struct aoji_generate_options {
   int32_t keep_special;
   // Not 0: the model's own tokens do not end the text.
   int32_t ignore_eos;
-  // NULL: nobody is told.
+  // NULL: no reports.
   aoji_prompt_progress prompt_progress;
   // First argument of `prompt_progress`.
   void *user;
-  // Not 0: the next tokens are guessed by what was there before; the text is the same and comes faster where it repeats.
+  // Not 0: the next tokens are guessed; the text is the same, and comes faster where guesses are right. 1: the guesses
+  // come from text that was there before; 2: from the engine's draft model.
   int32_t speculate;
-  // Tokens that may come, which are guesses too; `speculate` need not be set for them.
+  // Tokens that may come; they are used as guesses too, even without `speculate`.
   const uint32_t *prediction;
   // How many.
   size_t prediction_count;
 } aoji_generate_options;
 
-// What a generation gives, in the order in which it happens. More fields may be added at the end.
+// One event. Events come in the order in which things happen. More fields may be added at the end.
 typedef struct aoji_event {
-  // What it is.
+  // Which kind of event it is.
   enum aoji_event_kind kind;
-  // Of AOJI_EVENT_KIND_TOKEN.
+  // For AOJI_EVENT_KIND_TOKEN.
   uint32_t token;
-  // Of AOJI_EVENT_KIND_TEXT, with a NUL after it; else empty.
+  // For AOJI_EVENT_KIND_TEXT, with a NUL after it; else empty.
   const char *text;
   // Bytes of `text`.
   size_t length;
-  // Of AOJI_EVENT_KIND_FINISH.
+  // For AOJI_EVENT_KIND_FINISH.
   enum aoji_reason reason;
   // Tokens of the prompt.
   size_t prompt_tokens;
-  // Of these, the ones that the session held already.
+  // How many of these the session held already.
   size_t reused_tokens;
-  // Tokens so far, with the one that ended the text.
+  // Tokens so far, including the one that ended the text.
   size_t tokens;
   // Seconds that the prompt took.
   double prompt_seconds;
-  // Seconds from then to the last token.
+  // Seconds from the end of the prompt to the last token.
   double decode_seconds;
   // Guesses of tokens that were tried.
   size_t drafted_tokens;
-  // Of these, the ones that were right.
+  // How many of these guesses were right.
   size_t accepted_tokens;
 } aoji_event;
 
-// Told each event, which is valid until it returns; not 0 ends the generation. It must come back: no exception and no longjmp.
+// Called with each event, which is valid until the callback returns; if it returns not 0, the generation ends. It must
+// return: no exception and no longjmp.
 typedef int32_t (*aoji_callback)(void *user, const struct aoji_event *event);
 
 #ifdef __cplusplus
@@ -222,24 +233,24 @@ extern "C" {
 // Version of the library.
 const char *aoji_version(void);
 
-// What was wrong with the last call of this thread that did not give AOJI_STATUS_OK, where, and what was expected; empty when there
-// was none. Valid until the next such call of this thread.
+// What was wrong with the last call of this thread that did not return AOJI_STATUS_OK, where, and what was expected;
+// empty if there was none. Valid until the next such call of this thread.
 const char *aoji_last_error(void);
 
-// Opens a model: a directory in Hugging Face layout, OWNER/NAME of the local Hugging Face cache, or "demo", which is inside the
-// library. `options` may be NULL. `*engine` is NULL unless it was done.
+// Opens a model: a directory in Hugging Face layout, OWNER/NAME of the local Hugging Face cache, or "demo", which is
+// inside the library. `options` may be NULL. If the call fails, `*engine` is NULL.
 enum aoji_status aoji_open(const char *model,
                            const struct aoji_open_options *options,
                            struct aoji_engine **engine);
 
-// Frees a handle; NULL is nothing. Sessions go on: the model is freed with the last of them.
+// Frees a handle; NULL is allowed. Its sessions can still be used: the model is freed with the last of them.
 void aoji_engine_free(struct aoji_engine *engine);
 
-// What the model is; valid until the engine is freed. NULL for NULL.
+// Describes the model; valid until the engine is freed. NULL for NULL.
 const struct aoji_info *aoji_engine_info(const struct aoji_engine *engine);
 
-// Tokens of a text. With `parse_special` the text of a special token becomes that token: not for text of somebody else. With
-// `add_special` the model's BOS stands in front, once.
+// Tokens of a text. With `parse_special`, the text of a special token becomes that token; do not use this for text
+// that others wrote. With `add_special`, the model's BOS is put in front, once.
 enum aoji_status aoji_tokenize(const struct aoji_engine *engine,
                                const char *text,
                                int32_t parse_special,
@@ -248,8 +259,8 @@ enum aoji_status aoji_tokenize(const struct aoji_engine *engine,
                                size_t capacity,
                                size_t *count);
 
-// Text of tokens, with a NUL after its `*length` bytes, so a capacity of `*length` + 1 is needed. Special tokens are left out, unless
-// `with_special`.
+// Text of tokens, followed by a NUL that `*length` does not count, so a capacity of `*length` + 1 bytes is needed.
+// Special tokens are left out, except with `with_special`.
 enum aoji_status aoji_detokenize(const struct aoji_engine *engine,
                                  const uint32_t *tokens,
                                  size_t count,
@@ -258,7 +269,8 @@ enum aoji_status aoji_detokenize(const struct aoji_engine *engine,
                                  size_t capacity,
                                  size_t *length);
 
-// The prompt for a question in the form that the model was trained on. `instruction` may be NULL: the template's own.
+// The prompt for a question, in the form that the model was trained on. With NULL as `instruction`, the template's own
+// is used.
 enum aoji_status aoji_prompt(const struct aoji_engine *engine,
                              const char *question,
                              const char *instruction,
@@ -266,7 +278,7 @@ enum aoji_status aoji_prompt(const struct aoji_engine *engine,
                              size_t capacity,
                              size_t *count);
 
-// As `aoji_prompt`, for a conversation whose last message is to be answered.
+// As `aoji_prompt`, for a conversation whose last message is the one to answer.
 enum aoji_status aoji_prompt_messages(const struct aoji_engine *engine,
                                       const struct aoji_message *messages,
                                       size_t message_count,
@@ -275,27 +287,43 @@ enum aoji_status aoji_prompt_messages(const struct aoji_engine *engine,
                                       size_t capacity,
                                       size_t *count);
 
-// An empty session with room for `max_tokens` tokens; 0: as many as the engine allows. It keeps the model alive. `*session` is NULL
-// unless it was done.
+// Makes an empty session with room for `max_tokens` tokens, or with 0 as many as the engine allows. It keeps the model
+// alive. If the call fails, `*session` is NULL.
 enum aoji_status aoji_session_new(const struct aoji_engine *engine,
                                   size_t max_tokens,
                                   struct aoji_session **session);
 
-// Frees a handle and its memory on the device; NULL is nothing. Not from a callback of a call on it: then it does nothing.
+// Frees a handle and its memory on the device; NULL is allowed. From a callback of a call on the same session, it does
+// nothing.
 void aoji_session_free(struct aoji_session *session);
 
-// Makes the timeline equal to `tokens`, at least one, and computes only what differs from what it holds; the logits after the last
-// are then ready. `reused`, which may be NULL, gets how many tokens did not have to be computed.
+// Makes the session hold exactly `tokens`, at least one, and computes only what differs from the tokens that it
+// already holds; the logits after the last token are then ready. `reused`, which may be NULL, gets how many tokens did
+// not have to be computed.
 enum aoji_status aoji_sync(struct aoji_session *session,
                            const uint32_t *tokens,
                            size_t count,
                            size_t *reused);
 
-// Copies the logits after the last token of the timeline, as many as the vocabulary has tokens.
-enum aoji_status aoji_logits(struct aoji_session *session, float *logits, size_t capacity);
+// Writes the tokens of the timeline that are computed, with their keys and values, to a file, which takes the place of one that is
+// there once it is whole.
+enum aoji_status aoji_session_save(struct aoji_session *session,
+                                   const char *path);
 
-// Natural logarithms of the probabilities of the tokens of `continuation` after `prefix`, each given those before it: one by one to
-// `logprobs`, which may be NULL, and added up to `sum`, which may be NULL. The prefix is computed once for many continuations.
+// Makes the timeline that of a file of `aoji_session_save`, of the same model, device and version of aoji. `count`, which may be NULL,
+// gets how many tokens it has. When it cannot be done the session stays as it was.
+enum aoji_status aoji_session_load(struct aoji_session *session,
+                                   const char *path,
+                                   size_t *count);
+
+// Copies the logits after the last token of the session; there are as many as tokens in the vocabulary.
+enum aoji_status aoji_logits(struct aoji_session *session,
+                             float *logits,
+                             size_t capacity);
+
+// Natural logarithms of the probabilities of the tokens of `continuation` after `prefix`, each given the tokens before
+// it. They go one by one to `logprobs`, and their sum to `sum`; either may be NULL. For many continuations, the prefix
+// is computed once.
 enum aoji_status aoji_score(struct aoji_session *session,
                             const uint32_t *prefix,
                             size_t prefix_count,
@@ -304,22 +332,23 @@ enum aoji_status aoji_score(struct aoji_session *session,
                             float *logprobs,
                             double *sum);
 
-// Computes what the session does not hold of a prompt and begins to continue it; `aoji_next` gives what comes. `options` may be
-// NULL. Any other call on the session ends the generation.
+// Computes the part of a prompt that the session does not hold, and begins to continue the prompt; `aoji_next` gives
+// the events. `options` may be NULL. Any other call on the session ends the generation.
 enum aoji_status aoji_start(struct aoji_session *session,
                             const uint32_t *prompt,
                             size_t count,
                             const struct aoji_generate_options *options);
 
-// Waits for the next event of the generation. It is valid until the next call on the session; NULL after the end, or where nothing
-// was started.
+// Waits for the next event of the generation. The event is valid until the next call on the session; it is NULL after
+// the end, or if nothing was started.
 enum aoji_status aoji_next(struct aoji_session *session,
                            const struct aoji_event **event);
 
-// Ends the generation, which otherwise goes on in the background for some tokens. What it gave stays in the timeline.
+// Ends the generation, which may otherwise go on in the background for a few tokens. The tokens that it gave stay in
+// the session.
 enum aoji_status aoji_stop(struct aoji_session *session);
 
-// `aoji_start`, then `callback` with each event to the end.
+// `aoji_start`, then calls `callback` with each event until the end.
 enum aoji_status aoji_generate(struct aoji_session *session,
                                const uint32_t *prompt,
                                size_t count,

@@ -1,26 +1,28 @@
-// attn_decode: out[r,h] = softmax_t( q[r,h] . k[s,g,t] / sqrt(D) ) v[s,g,t] over t <= pos[r] % max_seq, g = h / group, in sequence
-//              s = pos[r] / max_seq; few rows.
+// attn_decode: out[r,h] = softmax_t( q[r,h] . k[s,g,t] / sqrt(D) ) v[s,g,t] over the last `window` t <= pos[r] % max_seq, g = h /
+//              group, in sequence s = pos[r] / max_seq; few rows.
 // shapes:   out [rows, n_heads*D] bf16; qkv [rows, (n_heads+2*n_kv_heads)*D] bf16, q first; k, v [sequences,
 //           n_kv_heads, max_seq, D] bf16; pos [rows] u32, places; part [rows, n_heads, splits, D] f32, then [rows, n_heads, splits, 2] f32
 //           (maximum, sum); arrived [rows, n_kv_heads] u32, zero before and after.
 // rounding: scores, exponentials and sums in f32; a weight enters the tensor cores as the sum of two bf16 (2^-17 of it
 //           is lost); one rounding at the store.
 // mapping:  block (split, kv head, row), 4 warps: all heads of a group, so each key and value is loaded once a row. A
-//           split is span = 64 ceil(len / 3072) keys from split * span on, len = position + 1: at most 48 splits, of 64
+//           split is span = 64 ceil(len / 3072) keys from split * span on, len = position + 1, both counted from the multiple of 64
+//           at or before the window's first key: at most 48 splits, of 64
 //           keys up to 3072: of 8 kv heads 384 blocks, which 132 SMs hold at once (3 each; with 64 splits they would not).
-//           Splits depend on the position and nothing else, so a row's bits do too; blocks beyond the last one exit. A warp takes 16 of each 64 keys with its own online softmax and has 8 KB of keys and values in
+//           Splits depend on position and window and nothing else, so a row's bits do too; blocks beyond the last one exit. A warp takes 16 of each 64 keys with its own online softmax and has 8 KB of keys and values in
 //           flight (D 128).
 // mma:      scores = q k^T with the heads as rows, then out^T = v^T p^T, for which the scores lie as they came. Both
 //           take the 16 bytes that a lane loads as operands: along D the order of a sum is free, and along keys two
-//           rows of v are interleaved in registers.
+//           rows of v are interleaved in registers. Heads that are no multiple of 64 wide (80, 96) are padded with zeros in
+//           registers.
 // overlap:  the first tile of a block is asked for before grid_dependency_wait, except for the keys of this step's own rows.
 // merge:    warps in order through shared memory; splits in order by the block that arrives last.
 // traffic:  reads 4*n_kv_heads*D bytes a key (once for all rows where L2 holds them) and 2*rows*n_heads*D; writes as
-//           much; part stays in L2. = AttnDecode::cost. Predicted, not measured, at 4.37 TB/s, 8 kv heads of 128: 8.4
+//           much; part stays in L2; with a window, only its keys. = AttnDecode::cost. Predicted, not measured, at 4.37 TB/s, 8 kv heads of 128: 8.4
 //           MB 1.9 us at 2048 keys and 33.6 MB 7.7 us at 8192; plus about 4 us for three dependent round trips to
 //           memory. Of a step of Llama-3-8B, 48 splits instead of 32 are predicted to save 2.3 us a layer just above 2048
 //           keys and 1.9 us at 8192 on an H200 (the model of docs/decode-step.md).
-// requires: D 64 or 128, group <= 8 (AttnDecode::check, AttnDecode::check_kernel in src/ops/attn_decode.rs)
+// requires: D 64, 80, 96 or 128, group <= 8 (AttnDecode::check, AttnDecode::check_kernel in src/ops/attn_decode.rs)
 // source:   Dao et al. 2023 (flash-decoding), Milakov & Gimelshein 2018 (online softmax). Not yet measured.
 #include "common/device.cuh"
 #include "common/tiles.h"
@@ -34,29 +36,41 @@ static_assert(ATTN_SPLITS > 32 && ATTN_SPLITS <= 64, "a lane of the last block h
 
 // What one lane (g = lane / 4, c = lane % 4) holds of its warp's 16 keys.
 template <int D> struct Tile {
-  uint4 k[2][D / 32];  // keys g and g + 8, columns 8c to 8c + 7 of each 32
-  uint4 v[D / 64][4];  // keys 2c, 2c + 1, 2c + 8, 2c + 9, columns 8g to 8g + 7 of each 64
+  static constexpr int K = (D + 31) / 32, V = (D + 63) / 64;
+  uint4 k[2][K];  // keys g and g + 8, columns 8c to 8c + 7 of each 32
+  uint4 v[V][4];  // keys 2c, 2c + 1, 2c + 8, 2c + 9, columns 8g to 8g + 7 of each 64
 };
 
-// The keys at `from` or later, of which those beyond `last` are read as it; their weight is zero. Past L1: what is loaded before
-// grid_dependency_wait must not be what L1 has of it.
-template <int D> DEV void load_k(Tile<D>& t, const bf16* k, int key, int from, int last, int g, int c) {
+// Which keys of a tile are asked for: all but those from `skip` to before `until`. Those before `first` and beyond `last` are read
+// as these; their weight is zero.
+struct Keys {
+  int skip, until, first, last;
+};
+
+// 16 bytes of row `at` from `column` on; zeros beyond the head. Past L1: what is loaded before grid_dependency_wait must not be
+// what L1 has of it.
+template <int D> DEV uint4 ld_chunk(const bf16* rows, int at, const Keys& keys, int column) {
+  if (D % 64 != 0 && column >= D) return make_uint4(0, 0, 0, 0);
+  return ld128_l2(rows + (int64_t)max(min(at, keys.last), keys.first) * D + column);
+}
+
+template <int D> DEV void load_k(Tile<D>& t, const bf16* k, int key, const Keys& keys, int g, int c) {
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     int at = key + half * 8 + g;
-    if (at < from) continue;
+    if (at >= keys.skip && at < keys.until) continue;
 #pragma unroll
-    for (int j = 0; j < D / 32; j++) t.k[half][j] = ld128_l2(k + (int64_t)min(at, last) * D + j * 32 + c * 8);
+    for (int j = 0; j < Tile<D>::K; j++) t.k[half][j] = ld_chunk<D>(k, at, keys, j * 32 + c * 8);
   }
 }
 
-template <int D> DEV void load_v(Tile<D>& t, const bf16* v, int key, int from, int last, int g, int c) {
+template <int D> DEV void load_v(Tile<D>& t, const bf16* v, int key, const Keys& keys, int g, int c) {
 #pragma unroll
   for (int i = 0; i < 4; i++) {
     int at = key + 2 * c + i % 2 + i / 2 * 8;
-    if (at < from) continue;
+    if (at >= keys.skip && at < keys.until) continue;
 #pragma unroll
-    for (int j = 0; j < D / 64; j++) t.v[j][i] = ld128_l2(v + (int64_t)min(at, last) * D + j * 64 + g * 8);
+    for (int j = 0; j < Tile<D>::V; j++) t.v[j][i] = ld_chunk<D>(v, at, keys, j * 64 + g * 8);
   }
 }
 
@@ -83,17 +97,18 @@ DEV void store(bf16* out, float4 v, float scale) {
 // One warp's state of the online softmax: maximum and sum of head g over the keys of this lane; out^T of heads 2c and
 // 2c + 1 (elements 0, 2 and 1, 3), columns 64j + 8g + 2i (elements 0, 1) and the next (2, 3) in acc[j * 4 + i].
 template <int D> struct Softmax {
-  float max, sum, acc[D / 16][4];
+  static constexpr int ACC = 4 * Tile<D>::V;
+  float max, sum, acc[ACC][4];
 };
 
-template <int D> DEV void scores(float (&s)[4], const uint4 (&q)[D / 32], const Tile<D>& t) {
+template <int D> DEV void scores(float (&s)[4], const uint4 (&q)[Tile<D>::K], const Tile<D>& t) {
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     // q's words lie as x, z, y, w: rows 0-7 of the mma have the first two words of each column group and rows 8-15 the
     // other two, so only rows 0-7 of the products with k's first two words count, and rows 8-15 of the others
     float a[4] = {}, b[4] = {};
 #pragma unroll
-    for (int j = 0; j < D / 32; j++) {
+    for (int j = 0; j < Tile<D>::K; j++) {
       mma_m16n8k16(a, {q[j].x, q[j].y, q[j].z, q[j].w}, {t.k[half][j].x, t.k[half][j].y});
       mma_m16n8k16(b, {q[j].x, q[j].y, q[j].z, q[j].w}, {t.k[half][j].z, t.k[half][j].w});
     }
@@ -116,7 +131,7 @@ template <int D> DEV void weigh(Softmax<D>& m, float (&s)[4], int c) {
   // the accumulators of this lane belong to other heads
   float even = __shfl_sync(0xffffffffu, shrink, c * 8), odd = __shfl_sync(0xffffffffu, shrink, c * 8 + 4);
 #pragma unroll
-  for (int i = 0; i < D / 16; i++) m.acc[i][0] *= even, m.acc[i][1] *= odd, m.acc[i][2] *= even, m.acc[i][3] *= odd;
+  for (int i = 0; i < Softmax<D>::ACC; i++) m.acc[i][0] *= even, m.acc[i][1] *= odd, m.acc[i][2] *= even, m.acc[i][3] *= odd;
 }
 
 template <int D> DEV void add_values(Softmax<D>& m, const float (&p)[4], const Tile<D>& t) {
@@ -128,7 +143,7 @@ template <int D> DEV void add_values(Softmax<D>& m, const float (&p)[4], const T
     lo[half] = pack_bf16(x - bf_lo(hi[half]), y - bf_hi(hi[half]));
   }
 #pragma unroll
-  for (int j = 0; j < D / 64; j++)
+  for (int j = 0; j < Tile<D>::V; j++)
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       uint32_t a = word(t.v[j][0], i), b = word(t.v[j][1], i), c = word(t.v[j][2], i), d = word(t.v[j][3], i);
@@ -140,7 +155,7 @@ template <int D> DEV void add_values(Softmax<D>& m, const float (&p)[4], const T
 
 template <int D> DEV void attn_decode(const Traced& traced, bf16* out, float* part, unsigned* arrived,
                                       const bf16* qkv, const bf16* k, const bf16* v, const unsigned* places,
-                                      int n_heads, int n_kv_heads, int max_seq, float scale) {
+                                      int n_heads, int n_kv_heads, int max_seq, int window, float scale) {
   constexpr int PITCH = D + 8;  // moves the heads of a lane's neighbours to other banks
   SHARED(float, acc, WARPS * HEADS * PITCH);
   SHARED(float, max_of, WARPS * HEADS);
@@ -155,8 +170,9 @@ template <int D> DEV void attn_decode(const Traced& traced, bf16* out, float* pa
   int pos = place - base, len = pos + 1;
   uint32_t fresh = pos;  // a row of another sequence is farther from base, below it or above
   for (int i = 0; i < gridDim.z; i++) fresh = min(fresh, __ldcg(places + i) - base);
-  int span = (len + ATTN_TILE * ATTN_SPLITS - 1) / (ATTN_TILE * ATTN_SPLITS) * ATTN_TILE;
-  int first = split * span, end = min(first + span, len);
+  int seen = max(len - window, 0), origin = seen / ATTN_TILE * ATTN_TILE;  // the first key that it sees, and of its tiles
+  int span = (len - origin + ATTN_TILE * ATTN_SPLITS - 1) / (ATTN_TILE * ATTN_SPLITS) * ATTN_TILE;
+  int first = origin + split * span, end = min(first + span, len);
   if (first >= len) return;
 
   int64_t head = ((int64_t)sequence * n_kv_heads + kvh) * max_seq * D;
@@ -164,21 +180,24 @@ template <int D> DEV void attn_decode(const Traced& traced, bf16* out, float* pa
   Tile<D> t;
   int key = first + warp * WARP_KEYS;
   if (key < (int)fresh) {  // the kernel before appends the keys from `fresh` on; those of earlier steps are there
-    load_k(t, k, key, 0, fresh - 1, g, c);
-    load_v(t, v, key, 0, fresh - 1, g, c);
+    Keys old = {0, seen, 0, (int)fresh - 1};  // none before the window: they would be read again as its first
+    load_k(t, k, key, old, g, c);
+    load_v(t, v, key, old, g, c);
   }
   grid_dependency_wait();
   traced.ready();
   grid_launch_dependents();
-  load_k(t, k, key, fresh, pos, g, c);
-  load_v(t, v, key, fresh, pos, g, c);
-  int live = (len + span - 1) / span, group = n_heads / n_kv_heads;  // after the loads: divisions take a while
+  Keys rest = {seen, (int)fresh, seen, pos}, next = {0, 0, 0, pos};
+  load_k(t, k, key, rest, g, c);
+  load_v(t, v, key, rest, g, c);
+  int live = (len - origin + span - 1) / span, group = n_heads / n_kv_heads;  // after the loads: divisions take a while
   // lanes without a head compute the last one again
   const bf16* q_row = qkv + ((int64_t)r * (n_heads + 2 * n_kv_heads) + kvh * group + min(g, group - 1)) * D;
-  uint4 q[D / 32];
+  uint4 q[Tile<D>::K];
 #pragma unroll
-  for (int j = 0; j < D / 32; j++) {
-    uint4 u = ld128(q_row + j * 32 + c * 8);
+  for (int j = 0; j < Tile<D>::K; j++) {
+    uint4 u = make_uint4(0, 0, 0, 0);
+    if (D % 32 == 0 || j * 32 + c * 8 < D) u = ld128(q_row + j * 32 + c * 8);
     q[j] = make_uint4(u.x, u.z, u.y, u.w);  // see scores
   }
 
@@ -187,12 +206,15 @@ template <int D> DEV void attn_decode(const Traced& traced, bf16* out, float* pa
     bool more = tile + ATTN_TILE < end;
     float s[4];
     scores(s, q, t);
-    if (more) load_k(t, k, key + ATTN_TILE, 0, pos, g, c);
+    if (more) load_k(t, k, key + ATTN_TILE, next, g, c);
 #pragma unroll
-    for (int i = 0; i < 4; i++) s[i] = key + 2 * c + i % 2 + i / 2 * 8 < len ? s[i] * scale : -INFINITY;
+    for (int i = 0; i < 4; i++) {
+      int at = key + 2 * c + i % 2 + i / 2 * 8;
+      s[i] = at >= seen && at < len ? s[i] * scale : -INFINITY;
+    }
     weigh(m, s, c);
     add_values(m, s, t);
-    if (more) load_v(t, v, key + ATTN_TILE, 0, pos, g, c);
+    if (more) load_v(t, v, key + ATTN_TILE, next, g, c);
     key += ATTN_TILE;
   }
 
@@ -202,7 +224,8 @@ template <int D> DEV void attn_decode(const Traced& traced, bf16* out, float* pa
 #pragma unroll
   for (int odd = 0; odd < 2; odd++)
 #pragma unroll
-    for (int j = 0; j < D / 64; j++) {
+    for (int j = 0; j < Tile<D>::V; j++) {
+      if (D % 64 != 0 && j * 64 + g * 8 >= D) continue;
       float* to = acc + (warp * HEADS + 2 * c + odd) * PITCH + j * 64 + g * 8;
 #pragma unroll
       for (int i = 0; i < 4; i += 2) {
@@ -272,12 +295,14 @@ template <int D> DEV void attn_decode(const Traced& traced, bf16* out, float* pa
 #define ATTN_DECODE(name, D)                                                                                      \
   extern "C" __global__ void __launch_bounds__(ATTN_THREADS, 3)                                                   \
       name(bf16* out, float* part, unsigned* arrived, const bf16* qkv, const bf16* k, const bf16* v,              \
-           const unsigned* pos, int n_heads, int n_kv_heads, int max_seq, float scale, Span* trace) {             \
+           const unsigned* pos, int n_heads, int n_kv_heads, int max_seq, int window, float scale, Span* trace) { \
     Traced traced(trace);                                                                                         \
-    attn_decode<D>(traced, out, part, arrived, qkv, k, v, pos, n_heads, n_kv_heads, max_seq, scale);              \
+    attn_decode<D>(traced, out, part, arrived, qkv, k, v, pos, n_heads, n_kv_heads, max_seq, window, scale);      \
   }                                                                                                               \
   EXPORT_KERNEL(name)
 
-// What is supported: two widths of a head.
+// What is supported: four widths of a head.
 ATTN_DECODE(attn_decode_bf16_d64, 64)
+ATTN_DECODE(attn_decode_bf16_d80, 80)
+ATTN_DECODE(attn_decode_bf16_d96, 96)
 ATTN_DECODE(attn_decode_bf16_d128, 128)

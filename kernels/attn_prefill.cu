@@ -1,23 +1,25 @@
-// attn_prefill: out[r,h] = softmax_t(q[r,h] . k[s,g,t] / sqrt(D)) v[s,g,t] over t <= pos[f] % max_seq + r - f for the
-//               `rows` rows from f = first on, g = h / (n_heads / n_kv_heads), in sequence s = pos[f] / max_seq, of which the
-//               positions below `shared` are sequence 0's
+// attn_prefill: out[r,h] = softmax_t(q[r,h] . k[s,g,t] / sqrt(D)) v[s,g,t] over the last `window` t <= pos[f] % max_seq + r -
+//               f for the `rows` rows from f = first on, g = h / (n_heads / n_kv_heads), in sequence s = pos[f] / max_seq, of
+//               which the positions below `shared` are sequence 0's
 // shapes:   out [first + rows, n_heads, D] bf16; qkv [first + rows, n_heads + 2 n_kv_heads, D] bf16, of which q is read;
 //           k, v [sequences, n_kv_heads, max_seq, D] bf16; pos [first + 1] u32, places.
 // rounding: scores, maxima and sums in f32 (mma.m16n8k16); the softmax's weights are rounded to bf16 for the second product
 //           but summed before that; one rounding at the store. `scale` is log2(e) / sqrt(D), for exp2.
-// order:    16 keys at a time, at absolute positions from 0 up. Keys that a row may not see leave its state unchanged bit for
-//           bit, so the bits of a row do not depend on how the prompt was cut into chunks.
+// order:    16 keys at a time, at absolute positions, up, from the tile on in which the window of the block's first row begins.
+//           Keys that a row may not see leave its state unchanged bit for bit, so the bits of a row do not depend on how the
+//           prompt was cut into chunks.
 // mapping:  one block per head and PREFILL_ROWS rows, 4 warps of 32 rows; heads fastest, so that those that share k and v run
 //           together, and the last rows, which see the most keys, first. q and the sums stay in registers: up to 255 of them
 //           where D is 128, without spills from sm_80 to sm_120, so two blocks an SM.
 // pipeline: PREFILL_STAGES of cp.async, k and v of the next tiles while one is computed: 48 KB where D is 128, so that two
-//           blocks fit the SMs with 100 KB as well.
+//           blocks fit the SMs with 100 KB as well. Rows of shared memory are 64 or 128 elements: of a head of 80 or 96 the rest
+//           stays empty.
 // traffic:  reads q, and k and v once per block; = AttnPrefill::cost counts them once per kv head.
 //           Predicted, not measured: what a warp reads of k and v in shared memory serves 32 rows, 4 mma a ldmatrix, which
 //           lets it reach what mma.sync can, some 660 TFLOP/s on an H100 (16 rows a warp were held to 346); k and v come
 //           from L2 half as often. A prompt of 8192 tokens of Llama-3-8B takes about 25 ms less.
 // lost:     32 keys at a time: scores for them need 10 to 25 registers more than there are.
-// requires: head_dim 64 or 128; pos[first] % max_seq + rows <= max_seq; rows of k, over all sequences and heads, fit an int
+// requires: head_dim 64, 80, 96 or 128; pos[first] % max_seq + rows <= max_seq; rows of k, over all sequences and heads, fit an int
 //                                                                       (AttnPrefill::launch in src/ops/attn_prefill.rs)
 // source:   FlashAttention-2 (Dao 2023), algorithm 1; code ours. Not yet measured.
 #include "common/device.cuh"
@@ -32,42 +34,50 @@ DEV const bf16* chunk_xor(const bf16* p, int c) { return (const bf16*)((uintptr_
 
 template <int D>
 DEV void attn_prefill(bf16* out, const bf16* qkv, const bf16* k, const bf16* v, const uint32_t* pos, int rows, int first_row,
-                      int shared, int n_heads, int n_kv_heads, int max_seq, float scale) {
-  constexpr int TILE = PREFILL_KEYS * D, DS = D / 16;  // steps of 16 along the head
-  constexpr int STEP = PREFILL_THREADS / (D / 8);      // keys that the block copies at a time
+                      int shared, int n_heads, int n_kv_heads, int max_seq, int window, float scale) {
+  constexpr int W = D <= 64 ? 64 : 128;                // elements of a row in shared memory
+  constexpr int TILE = PREFILL_KEYS * W, DS = D / 16;  // steps of 16 along the head
+  constexpr int STEP = PREFILL_THREADS / (W / 8);      // keys that the block copies at a time
   static_assert(STEP % 8 == 0 && PREFILL_KEYS % STEP == 0, "a thread's chunks are permuted alike");
-  DYN_SHARED(bf16, tiles);  // [PREFILL_STAGES][k, v][PREFILL_KEYS][D]
+  DYN_SHARED(bf16, tiles);  // [PREFILL_STAGES][k, v][PREFILL_KEYS][W]
   int lane = threadIdx.x & 31, g = lane >> 2, c = lane & 3;
   int h = blockIdx.x, r0 = (gridDim.y - 1 - blockIdx.y) * PREFILL_ROWS;
   uint32_t place = pos[first_row], sequence = place / (uint32_t)max_seq;
   int first = place % (uint32_t)max_seq, len = first + rows;  // positions below len are in the cache
   int n_tiles = (first + min(r0 + PREFILL_ROWS, rows) + PREFILL_KEYS - 1) / PREFILL_KEYS;
+  // The first key that a row of the block sees, and the first of its tile. From that one on positions are counted below.
+  int seen = max(first + r0 + 1 - window, 0), begin = seen / PREFILL_KEYS * PREFILL_KEYS;
+  n_tiles -= begin / PREFILL_KEYS;
 
   // The next key that this thread copies a chunk of, its row in k and v, and how far before that its row in sequence 0 is.
-  int key = threadIdx.x / (D / 8), chunk = threadIdx.x % (D / 8), to_shared = sequence * n_kv_heads * max_seq;
+  int key = begin + threadIdx.x / (W / 8), chunk = threadIdx.x % (W / 8);
+  int to_shared = sequence * n_kv_heads * max_seq;
   int next = h / (n_heads / n_kv_heads) * max_seq + key + to_shared;
-  bf16* place_of_chunk = tiles + tile_at<D>(key, chunk);
-  // Copies a tile. Keys past the last become zero, and nothing is read for them: the cache may hold anything there, and
-  // 0 * NaN would spoil the sums.
-  auto load_kv = [&](int stage) {
+  bf16* place_of_chunk = tiles + tile_at<W>(threadIdx.x / (W / 8), chunk);
+  // Copies a tile. Keys before `seen`, which only the first tile has, and past the last become zero, and nothing is read for
+  // them: the cache may hold anything there, and 0 * NaN would spoil the sums.
+  auto load_kv = [&](int stage, bool is_first) {
     bf16* to = place_of_chunk + stage * 2 * TILE;
 #pragma unroll
     for (int r = 0; r < PREFILL_KEYS; r += STEP) {
+      if (W != D && chunk * 8 >= D) break;
+      bool in = (!is_first || key + r >= seen) && key + r < len;
       int64_t from = (int64_t)(next + r - (key + r < shared ? to_shared : 0)) * D + chunk * 8;
-      cp_async16(to + r * D, k + from, key + r < len);
-      cp_async16(to + r * D + TILE, v + from, key + r < len);
+      cp_async16(to + r * W, k + from, in);
+      cp_async16(to + r * W + TILE, v + from, in);
     }
     key += PREFILL_KEYS, next += PREFILL_KEYS;
   };
 #pragma unroll
   for (int j = 0; j < PREFILL_STAGES - 1; j++) {
-    if (j < n_tiles) load_kv(j);
+    if (j < n_tiles) load_kv(j, j == 0);
     cp_commit();  // also when empty, so that the count of groups below holds
   }
 
   // A thread holds rows g and g + 8 of each of its warp's mma tiles: q; of each row the maximum score, the sum of weights
   // over the thread's own columns, and the weighted values.
-  int row = r0 + (threadIdx.x >> 5) * WARP_ROWS, low = row < rows ? first + row : -WARP_ROWS;  // the warp's first, its position
+  int row = r0 + (threadIdx.x >> 5) * WARP_ROWS;                   // the warp's first
+  int low = row < rows ? first + row - begin : -WARP_ROWS;  // its position
   uint32_t q[M][DS][4];
 #pragma unroll
   for (int m = 0; m < M; m++)
@@ -80,19 +90,20 @@ DEV void attn_prefill(bf16* out, const bf16* qkv, const bf16* k, const bf16* v, 
     }
   float top[M][2], l[M][2] = {}, o[M][D / 8][4] = {};
 #pragma unroll
-  for (int m = 0; m < M; m++) top[m][0] = top[m][1] = -INFINITY;
+  for (int m = 0; m < M; m++) top[m][0] = top[m][1] = -3e38f;
 
   for (int j = 0; j < n_tiles; j++) {
     cp_wait<PREFILL_STAGES - 2>();
     __syncthreads();  // tile j has landed, and everybody is done with the stage that the next copies overwrite
-    if (j + PREFILL_STAGES - 1 < n_tiles) load_kv((j + PREFILL_STAGES - 1) % PREFILL_STAGES);
+    if (j + PREFILL_STAGES - 1 < n_tiles) load_kv((j + PREFILL_STAGES - 1) % PREFILL_STAGES, false);
     cp_commit();
     const bf16* tile = tiles + j % PREFILL_STAGES * 2 * TILE;
 #pragma unroll 1  // 32 keys at a time would need more than 255 registers
-    for (int t = j * PREFILL_KEYS; t < (j + 1) * PREFILL_KEYS; t += 16, tile += 16 * D) {
-      if (t >= low + WARP_ROWS) break;  // nothing that a row of this warp may see
+    for (int t = j * PREFILL_KEYS; t < (j + 1) * PREFILL_KEYS; t += 16, tile += 16 * W) {
+      if (t >= low + WARP_ROWS) break;            // nothing that a row of this warp may see
+      if (t + 15 <= low - window) continue;  // nor here, before all their windows
       float s[M][2][4] = {};  // scores
-      const bf16* tk = tile + tile_at<D>((lane & 7) + (lane >> 4) * 8, lane >> 3 & 1);  // the row whose address this lane gives
+      const bf16* tk = tile + tile_at<W>((lane & 7) + (lane >> 4) * 8, lane >> 3 & 1);  // the row whose address this lane gives
 #pragma unroll
       for (int d = 0; d < DS; d++) {
         uint32_t b[4];
@@ -103,7 +114,8 @@ DEV void attn_prefill(bf16* out, const bf16* qkv, const bf16* k, const bf16* v, 
           mma_m16n8k16(s[m][1], q[m][d], {b[2], b[3]});
         }
       }
-      if (t + 15 > low) {                  // the keys reach past the position of a row of this warp
+      // the keys reach past the position of a row of this warp, or before its window
+      if (t + 15 > low || t <= low + WARP_ROWS - 1 - window) {
         int room = low + g - (t + c * 2);  // from this thread's first key to its first row's position
 #pragma unroll
         for (int m = 0; m < M; m++)
@@ -111,7 +123,8 @@ DEV void attn_prefill(bf16* out, const bf16* qkv, const bf16* k, const bf16* v, 
           for (int n = 0; n < 2; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-              if (n * 8 + (i & 1) - m * 16 - (i >> 1) * 8 > room) s[m][n][i] = -INFINITY;
+              int behind = room + m * 16 + (i >> 1) * 8 - n * 8 - (i & 1);  // how far the row is behind the key
+              if ((uint32_t)behind >= (uint32_t)window) s[m][n][i] = -INFINITY;  // a key after the row is very far
             }
       }
 
@@ -125,7 +138,7 @@ DEV void attn_prefill(bf16* out, const bf16* qkv, const bf16* k, const bf16* v, 
           float now = fmaxf(old, fmaxf(fmaxf(a[0], a[1]), fmaxf(b[0], b[1])));
           now = fmaxf(now, __shfl_xor_sync(ALL, now, 1));  // the four lanes of a row
           now = fmaxf(now, __shfl_xor_sync(ALL, now, 2));
-          // key 0 is visible to every row, so now is finite from the first keys on and the first decay is exp2(-inf) = 0
+          // finite also before a row's first visible key; at that key the decay is exp2(-3e37) = 0
           decay[half] = exp2f((old - now) * scale), top[m][half] = now;
           float shift = -now * scale;
           a[0] = exp2f(fmaf(a[0], scale, shift)), a[1] = exp2f(fmaf(a[1], scale, shift));
@@ -140,7 +153,7 @@ DEV void attn_prefill(bf16* out, const bf16* qkv, const bf16* k, const bf16* v, 
             for (int i = 0; i < 4; i++) o[m][n][i] *= decay[i >> 1];
         }
       }
-      const bf16* tv = tile + TILE + tile_at<D>(lane & 15, lane >> 4);
+      const bf16* tv = tile + TILE + tile_at<W>(lane & 15, lane >> 4);
 #pragma unroll
       for (int d = 0; d < DS; d++) {
         uint32_t b[4];
@@ -174,9 +187,11 @@ DEV void attn_prefill(bf16* out, const bf16* qkv, const bf16* k, const bf16* v, 
 #define ATTN_PREFILL(name, D, BLOCKS)                                                                                 \
   extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, BLOCKS)                                               \
   name(bf16* out, const bf16* qkv, const bf16* k, const bf16* v, const uint32_t* pos, int rows, int first, int shared, \
-       int n_heads, int n_kv_heads, int max_seq, float scale) {                                                       \
-    attn_prefill<D>(out, qkv, k, v, pos, rows, first, shared, n_heads, n_kv_heads, max_seq, scale);                   \
+       int n_heads, int n_kv_heads, int max_seq, int window, float scale) {                                           \
+    attn_prefill<D>(out, qkv, k, v, pos, rows, first, shared, n_heads, n_kv_heads, max_seq, window, scale);           \
   }                                                                                                                   \
   EXPORT_KERNEL(name)
 ATTN_PREFILL(attn_prefill_bf16_d64, 64, 3)
+ATTN_PREFILL(attn_prefill_bf16_d80, 80, 2)
+ATTN_PREFILL(attn_prefill_bf16_d96, 96, 2)
 ATTN_PREFILL(attn_prefill_bf16_d128, 128, 2)

@@ -1,5 +1,5 @@
-// gemm: out[r,i] (+)= sum_j x[r,j] * w[i,j], for many rows, on tensor cores
-// shapes:   x [rows, k] bf16; w [n, k] bf16; out [rows, n], by epilogue: store bf16, add bf16 (read and written), f32 f32;
+// gemm: out[r,i] (+)= sum_j x[r,j] * w[i,j] + bias[i], for many rows, on tensor cores
+// shapes:   x [rows, k] bf16; w [n, k] bf16; bias [n] bf16, or null for none; out [rows, n], by epilogue: store bf16, add bf16 (read and written), f32 f32;
 //           sums f32, arrived u32 (0 before and after): scratch, by Gemm::workspace.
 // rounding: products exact, sums in f32, one rounding at the store (none for f32); add: the sum is added in f32 to what is
 //           there, then rounded. The columns of k are taken in parts of `part`, which n and k alone decide: within a part by
@@ -61,7 +61,8 @@ DEV void ld_float4(float (&v)[4], const float* p) {
 
 // SPLIT: a block computes part blockIdx.z, else all parts.
 template <int SIDE, int DEPTH, bool SPLIT, Epilogue E>
-DEV void gemm(void* out, float* sums, uint32_t* arrived, const bf16* x, const bf16* w, int rows, int n, int k, int part) {
+DEV void gemm(void* out, float* sums, uint32_t* arrived, const bf16* x, const bf16* w, const bf16* bias, int rows, int n, int k,
+              int part) {
   constexpr int TILE = SIDE * DEPTH;                         // elements of a stage of x, and of w
   constexpr int STEP = GEMM_THREADS / (DEPTH / 8);           // tile rows that the block copies at a time, one chunk a thread
   constexpr int SPAN = SIDE / 2, MI = SPAN / 16, NI = SPAN / 8;  // a warp's mma tiles: MI of 16 rows, NI of 8 columns
@@ -169,6 +170,15 @@ DEV void gemm(void* out, float* sums, uint32_t* arrived, const bf16* x, const bf
     if (threadIdx.x == 0) arrived[tile] = 0;
     for (int p = 0; p < (int)gridDim.z; p++) add_stored(p, p == 0);  // in their order, its own too
   }
+  if (bias) {  // by itself: together with the residual it takes more registers than there are
+#pragma unroll
+    for (int j = 0; j < NI; j++) {
+      int c = n0 + wn + j * 8 + (lane & 3) * 2;
+      float b0 = c < n ? __bfloat162float(bias[c]) : 0.f, b1 = c + 1 < n ? __bfloat162float(bias[c + 1]) : 0.f;
+#pragma unroll
+      for (int i = 0; i < MI; i++) acc[i][j][0] += b0, acc[i][j][1] += b1, acc[i][j][2] += b0, acc[i][j][3] += b1;
+    }
+  }
 
 #pragma unroll
   for (int i = 0; i < MI; i++)
@@ -195,8 +205,9 @@ DEV void gemm(void* out, float* sums, uint32_t* arrived, const bf16* x, const bf
 // The second bound keeps so many blocks on an SM (64K registers), so that one computes while another waits.
 #define GEMM(name, SIDE, DEPTH, SPLIT, BLOCKS, E)                                                                  \
   extern "C" __global__ void __launch_bounds__(GEMM_THREADS, BLOCKS)                                               \
-  name(void* out, float* sums, uint32_t* arrived, const bf16* x, const bf16* w, int rows, int n, int k, int part) { \
-    gemm<SIDE, DEPTH, SPLIT, E>(out, sums, arrived, x, w, rows, n, k, part);                                       \
+  name(void* out, float* sums, uint32_t* arrived, const bf16* x, const bf16* w, const bf16* bias, int rows, int n, \
+       int k, int part) {                                                                                          \
+    gemm<SIDE, DEPTH, SPLIT, E>(out, sums, arrived, x, w, bias, rows, n, k, part);                                 \
   }                                                                                                                \
   EXPORT_KERNEL(name)
 GEMM(gemm_bf16_large_store, GEMM_LARGE_SIDE, GEMM_LARGE_DEPTH, false, 2, STORE)

@@ -1,6 +1,8 @@
-// gemv: out[r,i] = epilogue( sum_j x[r,j] * w[i,j] ), 1 to 16 rows of x; store as bf16, add to bf16, or keep f32.
-// shapes:   out [rows, n] bf16 or f32; x [rows, k] bf16; w [n, k] bf16, or packed (common/packed.cuh).
-// rounding: products exact, sums in f32 on tensor cores, one rounding at the store (after the residual's addition).
+// gemv: out[r,i] = epilogue( sum_j x[r,j] * w[i,j] + bias[i] ), 1 to 16 rows of x; store as bf16, add to bf16, or keep f32.
+// shapes:   out [rows, n] bf16 or f32; x [rows, k] bf16; w [n, k] bf16, or packed (common/packed.cuh);
+//           bias [n] bf16, or null for none.
+// rounding: products exact, sums in f32 on tensor cores, one rounding at the store (after the additions of bias and
+//           residual).
 // mapping:  common/gemv.cuh; block b owns rows 16b to 16b + 15 of w, thread 8r + i stores outputs i and i + 8 of row r.
 // traffic:  reads 2*n*k + 2*rows*k (x from L2 once per block, usually from L1) and for add 2*rows*n; writes 2*rows*n,
 //           for f32 4. = Gemv::cost (store). Predicted, not measured, at 4.37 TB/s: 4096x4096 33.6 MB 7.7 us;
@@ -15,23 +17,26 @@
 enum Epilogue { STORE, ADD, F32 };
 
 template <Epilogue E, class F, int MOST, int STAGES, class T>
-DEV void gemv(const Traced& traced, T* out, const bf16* x, const typename F::Element* w, int rows, int n, int k) {
+DEV void gemv(const Traced& traced, T* out, const bf16* x, const typename F::Element* w, const bf16* bias, int rows, int n,
+              int k) {
   int tile = blockIdx.x * GEMV_TILE, first = min(tile, n - GEMV_TILE);  // the last block may repeat rows of the one before
   Product<F, false, MOST, STAGES, GEMV_TRIGGER> p;
   p.begin(w, first, first + 8, rows, k);
+  int r = threadIdx.x / 8, i = first + threadIdx.x % 8;
+  float2 add = biases(bias, i, i + 8);  // early: their latency would show at the end
   grid_dependency_wait();
   traced.ready();
 
-  int r = threadIdx.x / 8, i = first + threadIdx.x % 8;
   bool stores[2] = {r < p.rows && i >= tile, r < p.rows && i + 8 >= tile};
   out += (int64_t)r * n + i;
-  float residual[2] = {};  // early: its latency would show at the end
+  float residual[2] = {};  // early, too
   if constexpr (E == ADD) {
     if (stores[0]) residual[0] = __bfloat162float(out[0]);
     if (stores[1]) residual[1] = __bfloat162float(out[8]);
   }
   p.run(x, nullptr);
   float2 y = p.total(0.f);
+  y.x += add.x, y.y += add.y;
   if constexpr (E == F32) {
     if (stores[0]) out[0] = y.x;
     if (stores[1]) out[8] = y.y;
@@ -43,9 +48,9 @@ DEV void gemv(const Traced& traced, T* out, const bf16* x, const typename F::Ele
 
 #define GEMV(name, E, T, F, MOST, STAGES, BLOCKS)                                             \
   extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                               \
-      name(T* out, const bf16* x, const F::Element* w, int rows, int n, int k, Span* trace) { \
+      name(T* out, const bf16* x, const F::Element* w, const bf16* bias, int rows, int n, int k, Span* trace) { \
     Traced traced(trace);                                                                     \
-    gemv<E, F, MOST, STAGES>(traced, out, x, w, rows, n, k);                                  \
+    gemv<E, F, MOST, STAGES>(traced, out, x, w, bias, rows, n, k);                                  \
   }                                                                                           \
   EXPORT_KERNEL(name)
 #define GEMV_STORE(name, F, MOST, STAGES, BLOCKS) GEMV(name, STORE, bf16, F, MOST, STAGES, BLOCKS)

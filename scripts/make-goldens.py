@@ -3,9 +3,9 @@
 
 Example: scripts/make-goldens.py stories260K golden.json --tokens 40
 
-Needs torch and transformers (target/lm-eval/bin/python has them after `scripts/lm-eval --hf`). Per prompt it stores the
-greedy tokens with the five largest logits of each step, per text the log-probability of each token. Without --prompts and
---texts some that are in this file are taken.
+Needs torch and transformers (target/lm-eval/bin/python has them after `scripts/lm-eval --hf`). For each prompt it stores the
+greedy tokens with the five largest logits of each step, and for each text the log-probability of each token. Without --prompts
+and --texts it uses some that are in this file.
 """
 import argparse
 import json
@@ -29,7 +29,7 @@ TEXTS = [
 
 
 def lines(path, default):
-    """One text a line, with \\n for an end of line inside it."""
+    """One text per line, with \\n for a line end inside it."""
     if path is None:
         return default
     return [line.replace("\\n", "\n") for line in path.read_text(encoding="utf-8").splitlines() if line]
@@ -41,7 +41,7 @@ def logits(model, ids):
 
 
 def case(model, tokenizer, prompt, tokens, ends):
-    """Greedy tokens one by one, each from the whole sequence: no cache, so nothing but the model decides."""
+    """Greedy tokens one by one, each computed from the whole sequence: without a cache, only the model decides."""
     ids = tokenizer(prompt).input_ids
     generated, steps = [], []
     while len(generated) < tokens and not (generated and generated[-1] in ends):

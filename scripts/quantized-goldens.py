@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Goldens of quantized weights, made without aoji.
+"""Makes goldens (expected values) of quantized weights, without aoji.
 
     pip install gguf==0.19.0 numpy
     scripts/quantized-goldens.py formats tests/host/quantized/goldens.json   values of small blocks and matrices: in the tree
     scripts/quantized-goldens.py requantize FILE.gguf TYPE OUT.gguf          a GGUF file with its matrices in another type
     scripts/quantized-goldens.py dequantize FILE.gguf OUT                    the same model as a Hugging Face directory in f32
 
-GGUF's values are those of the package `gguf`. Those of Hugging Face's formats are computed from the codes, scales and zero points
-before these are packed as each format says.
+GGUF's values come from the package `gguf`. Those of Hugging Face's formats are computed from codes, scales and zero points before these are
+packed as each format says.
 """
 import json
 import struct

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Goldens of training, made by torch and PEFT without aoji, and PEFT's word on an adapter that aoji trained.
+"""Makes goldens (expected values) of training with torch and PEFT, without aoji; also PEFT's logits with an adapter that aoji trained.
 
     python3 -m venv target/tune-venv
     target/tune-venv/bin/pip install torch==2.8.0 transformers==4.57.1 peft==0.18.0 numpy
@@ -7,8 +7,8 @@
     scripts/tune-goldens.py smollm2 MODEL tests/train/golden     the same on SmolLM2-135M: losses, norms and sums, in the tree
     scripts/tune-goldens.py logits MODEL ADAPTER ID,ID,...       logits of the last token with an adapter, as JSON
 
-All in float32. A document goes through the model by itself; packing must give the same. Dropout has the masks of aoji's documentation
-(Philox4x32-10 by seed, micro-batch, matrix and element), put in the place of nn.Dropout.
+Everything is in float32. A document goes through the model alone; packing must give the same. Instead of nn.Dropout, the masks are those
+that aoji documents (Philox4x32-10 by seed, micro-batch, matrix and element).
 """
 import json
 import sys

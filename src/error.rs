@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 /// Result of every fallible call in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Everything that can go wrong, each with what was wrong, where, and what was expected.
+/// Everything that can go wrong. Each error says what was wrong, where, and what was expected.
 ///
 /// Messages are complete sentences for a person at a terminal; [`Error::hint`] adds what to do where there is
 /// something to do.

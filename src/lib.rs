@@ -1,7 +1,8 @@
-//! Low-latency inference of Llama-architecture models on one GPU.
+//! Low-latency inference of Llama-like models (Llama, Mistral, Qwen2, Qwen3) on one GPU.
 //!
-//! An [`Engine`] is a loaded model, immutable and shared; a [`Session`] is one timeline of tokens with its KV cache;
-//! [`Session::generate`] is an iterator of events. The README has the picture of how the modules stand to each other.
+//! An [`Engine`] is a loaded model, immutable and shared; a [`Session`] is one growing sequence of tokens with its KV
+//! cache (the keys and values of attention); [`Session::generate`] is an iterator of events. The README has a picture
+//! of how the modules depend on each other.
 //!
 //! ```
 //! use aoji::{Device, Engine, Event, GenerateOptions, Message, Options};
@@ -24,8 +25,8 @@
 //!
 //! # Below text
 //!
-//! A session is told whole sequences of tokens and computes what differs from what it holds. After that there are the logits, and
-//! the tokens that follow, one by one; whoever takes them ends it by dropping the iterator.
+//! A session is given whole sequences of tokens and computes only what differs from the tokens that it already holds.
+//! Then the caller can read the logits, or take the tokens that follow one by one, and stops by dropping the iterator.
 //!
 //! ```
 //! # use aoji::{Device, Engine, Options, Sampling};
@@ -66,16 +67,18 @@
 //! # }
 //! ```
 //!
-//! # In a program of yours
+//! # Inside your program
 //!
-//! The library leaves the process alone. It prints nothing (what it has to say goes to [`tracing`]), ends nothing, and installs no
-//! handler of signals or panics. It has no state of its own beside its values: engines and sessions are independent of each other, and
-//! what they hold, on the device too, is freed when the last of them is dropped. Three things are the process's: rayon's pool, the
-//! threads on which the CPU computes ([`Options::threads`] gives an engine its own), and where cuBLAS was found. Environment variables are read, never set.
+//! The library leaves the process alone. It prints nothing (what it has to say goes to [`tracing`]), never ends the
+//! process, and installs no handlers of signals or panics. It has no global state but three things that belong to the
+//! process: rayon's pool, the threads on which the CPU computes ([`Options::threads`] gives an engine its own), and
+//! where cuBLAS was found. Engines and sessions are independent of each other, and what they hold, on the device too,
+//! is freed when the last of them is dropped. Environment variables are read, never set.
 //!
-//! Every call that can fail gives [`Error`], the one error type; wrong arguments leave a session as it was. A panic is a bug. Calls
-//! block: an asynchronous program gives them a thread (`examples/tokio_embed.rs`). An [`Engine`] is used by as many threads as like,
-//! a [`Session`] by one at a time. For C there is `include/aoji.h`, by the feature `capi`.
+//! Every call that can fail returns [`Error`], the one error type; a call with wrong arguments leaves a session as it
+//! was. A panic is a bug. Calls block: an asynchronous program runs them in a thread (`examples/tokio_embed.rs`). Any
+//! number of threads may use an [`Engine`] at once, a [`Session`] only one at a time. For C there is `include/aoji.h`,
+//! with the feature `capi`.
 #![deny(missing_docs)]
 #![deny(unsafe_op_in_unsafe_fn)]
 #![warn(clippy::undocumented_unsafe_blocks)]
@@ -109,10 +112,10 @@ pub use engine::{
 pub use error::{Error, Result};
 pub use files::{
     ModelFiles, Phase, Startup, StartupReport,
-    config::{self, Config, Dtype, RopeScaling, SamplingDefaults},
+    config::{self, Arch, Config, Dtype, RopeScaling, SamplingDefaults},
     format::{self, Format},
     gguf, hub, lora, model_files, output, quantize, synth,
-    weights::{self, LayerTensors, Tensor, Weights},
+    weights::{self, Biases, LayerTensors, Tensor, Weights},
 };
 pub use measure::{bench, divergence, eval, invariance, verify};
 pub use model::{kv, plan::Plan};

@@ -1,4 +1,4 @@
-//! A decode step on the CPU allocates nothing: not by the sampler, not by attention as the text grows, on no thread.
+//! A decode step on the CPU allocates nothing: neither in the sampler nor in attention as the text grows, on any thread.
 
 use aoji::{Device, Engine, Options, Sampling};
 use std::{

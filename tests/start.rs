@@ -1,5 +1,4 @@
-//! The start on the emulated device and on the CPU: what is on the device is what is in the files, and the report of
-//! it.
+//! The start, on the emulated device and on the CPU: that the device gets exactly what is in the files, and the report about the start.
 #![cfg(feature = "cuda")]
 
 use aoji::{
@@ -38,7 +37,7 @@ fn device() -> Option<Cuda> {
     Some(Cuda::open(0).unwrap())
 }
 
-/// The emulated device has nothing to say, and nothing of the ring is left.
+/// The emulated device has found no fault, and all memory of the ring is freed.
 fn clean() {
     if !on_gpu() {
         assert_eq!(cuda_emulator::last_fault(), None);

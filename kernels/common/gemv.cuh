@@ -54,6 +54,11 @@ constexpr int THREADS = GEMV_WARPS * 32;
 static_assert(GEMV_TILE == 16 && STAGE == GEMV_STAGE, "the shape of mma m16n8k16, four times");
 static_assert(THREADS == DECODE_ROWS * 8, "the epilogue has one thread for each pair of outputs of the block");
 
+// What is added to outputs lo and hi of a product; nothing without biases.
+DEV float2 biases(const bf16* bias, int lo, int hi) {
+  return bias ? make_float2(__bfloat162float(bias[lo]), __bfloat162float(bias[hi])) : make_float2(0.f, 0.f);
+}
+
 // KERNEL(name, kind of w, most rows of x, stages of a ring, blocks an SM that its registers must allow) for each kernel of a
 // product, or for those of one row. A file of the lab defines VARIANT as __<its name> and has those of one row only.
 #define JOIN_EXPANDED(name, kind, variant) name##kind##variant

@@ -1,7 +1,7 @@
-"""What the checks of clients share: packages of their own, a server, a line for each check.
+"""Shared code for the checks of clients: each gets its own packages and a server, and prints a line for each check.
 
 Each script is one command. It installs its pinned packages into target/clients, starts `aoji serve` with the demo model on a free
-port, prints a line for each check and ends with 0 when all is well.
+port, prints a line for each check, and exits with 0 if all of them pass.
 
   AOJI       the command [default: target/release/aoji, built first]
   AOJI_URL   a server that runs already, like http://127.0.0.1:8080; its key, if it has one, is AOJI_API_KEY
@@ -25,7 +25,7 @@ PASSED, FAILED = [], []
 
 
 def packages(venv, *pinned):
-    """Goes on in an environment of its own that has these packages."""
+    """Restarts the script in an environment of its own that has these packages."""
     venv = HOME / venv
     if pathlib.Path(sys.prefix) == venv:
         return
@@ -40,7 +40,7 @@ def packages(venv, *pinned):
 
 
 def node(folder, script, dependencies):
-    """Installs npm packages and says how to run a script that imports them."""
+    """Installs npm packages, and returns how to run a script that imports them."""
     folder = HOME / folder
     folder.mkdir(parents=True, exist_ok=True)
     wanted = json.dumps({"private": True, "type": "module", "dependencies": dependencies}, indent=1)
@@ -80,7 +80,7 @@ class Site:
         self.url = address[1]
 
     def stop(self):
-        """SIGTERM; it must end by itself. Its exit code."""
+        """Sends SIGTERM, after which the server must end by itself. Returns its exit code."""
         if self.process and self.process.poll() is None:
             self.process.terminate()
             self.process.wait(timeout=60)
@@ -98,7 +98,7 @@ class Site:
             return error.code, error.read().decode()
 
     def get(self, path, body=None):
-        """The JSON of a reply that must be well."""
+        """The JSON of a reply, which must be a success."""
         status, text = self.call(path, body)
         assert status == 200, f"{path}: {status} {text}"
         return json.loads(text)
@@ -125,7 +125,7 @@ def command():
 
 
 def check(name):
-    """Runs a function at once as a check; what it returns is printed beside its name."""
+    """Runs a function immediately, as a check; what it returns is printed beside its name."""
 
     def run(function):
         try:
@@ -144,7 +144,7 @@ def check(name):
 
 
 def raises(kind, function, *arguments, **named):
-    """The exception that a call must end with."""
+    """The exception that a call must raise."""
     try:
         answer = function(*arguments, **named)
     except kind as error:

@@ -1,7 +1,8 @@
-"""Makes the requests of schemathesis such that they are answered: its texts and shapes, but values in range and no two of a kind.
+"""Changes the requests of schemathesis so that they can be answered: texts and shapes stay, but values are in range, and fields that
+exclude each other do not come together.
 
-Without it most of what it draws is refused, for a model that is not here or a schema that is none, and the shapes of answers
-would hardly be seen.
+Without this, most requests would be refused, for a model that is not here or an invalid schema, and the shapes of answers would
+hardly be tested.
 """
 import schemathesis
 

@@ -1,13 +1,13 @@
 """Compares aoji on a GPU with Hugging Face transformers on the same GPU, over the same checkpoint.
 
-Oracle: transformers in float32 (without TF32). Floor: transformers in bfloat16, which has the rounding that aoji has. Prompts
-are random token ids; each is continued greedily by the oracle, and everybody scores that text (teacher forcing), so that one
-early tie does not decide about everything after it. Measured at each place of the continuation: the error of the
-log-probability of each of the oracle's five likeliest tokens that are among one's own five, and whether the likeliest is the
-same. aoji passes when its mean error is at most 1.5 times the floor's, and when it prefers another token only where the
-oracle's margin is at most twice the 99th percentile of the floor's errors.
+The oracle, which counts as right, is transformers in float32 (without TF32). The floor is transformers in bfloat16, which rounds as
+aoji does. Prompts are random token ids; the oracle continues each greedily, and all three score that text (teacher forcing), so that
+one early tie does not decide everything after it. Two things are measured at each position of the continuation: the error of the
+log-probability of each of the oracle's five likeliest tokens (if it is among one's own five), and whether the likeliest token is the
+same. aoji passes when its mean error is at most 1.5 times the floor's, and when it prefers another token only where the oracle's
+margin is at most twice the 99th percentile of the floor's errors.
 
-Exit codes: 0 passed, 3 not, 77 no transformers here.
+Exit codes: 0 passed, 3 failed, 77 transformers is not installed.
 """
 import argparse
 import gc

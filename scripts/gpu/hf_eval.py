@@ -1,11 +1,11 @@
-"""How fast the loop of lm-evaluation-harness on Hugging Face transformers answers the requests that `aoji eval` answered.
+"""Measures how fast lm-evaluation-harness's loop on Hugging Face transformers answers the requests that `aoji eval` answered.
 
 The loop is that of HFLM._loglikelihood_tokens (0.4.13): requests by length, longest first; batches padded on the right; logits of
-every position, their log-softmax in the model's own type, the sum over the continuation. Same GPU, same checkpoint in bf16, a
-sample of the documents of a file of `aoji eval --save-samples`; encoding counts, loading does not, one batch warms up. Out comes
-requests per second beside aoji's, and how far apart the log-likelihoods are: those of the loop are sums of bf16 numbers.
+every position, their log-softmax in the model's own type, the sum over the continuation. GPU and checkpoint (bf16) are the same; the
+documents are a sample of a file of `aoji eval --save-samples`. Encoding is timed, loading is not, and one batch warms up. The result
+is requests per second beside aoji's, and how far apart the log-likelihoods are: those of the loop are sums of bf16 numbers.
 
-Exit codes: 0 measured, 77 no transformers here.
+Exit codes: 0 measured, 77 transformers is not installed.
 """
 import argparse
 import json

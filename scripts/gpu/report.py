@@ -1,10 +1,10 @@
-"""What the steps of scripts/gpu-check found: one JSON and one table.
+"""Collects what the steps of scripts/gpu-check found into one JSON and one table.
 
     report.py step FILE NAME EXIT_CODE SECONDS LIMIT OUTPUT    appends a step
     report.py gpu DIR                                          writes DIR/gpu.json: what nvidia-smi says of the GPU
     report.py report DIR                                       writes DIR/check.json and DIR/check.md, and prints the table
 
-A file is replaced as a whole or not at all, so that what an earlier step left is still there when a later one cannot be written.
+A file is replaced completely or not at all, so that the results of earlier steps survive when later ones cannot be written.
 """
 import json
 import os

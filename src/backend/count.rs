@@ -1,4 +1,5 @@
-//! A backend that computes nothing and adds up what each op moves and computes: the floor of a step.
+//! A backend that computes nothing, and adds up what each op reads, writes and computes: the least that a step can
+//! cost.
 //!
 //! The forward pass itself is what is counted, so the count cannot drift from it. Bytes are those of the device: bf16
 //! activations and weights.
@@ -12,8 +13,8 @@ use crate::{
     },
     model::{self, Model, Rows, Scratch, kv::Kv},
     ops::{
-        AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Cost, Element, Embed, Gemm, Gemv, KvAppend, LogProb, NormGateUp,
-        NormHead, NormHeadArgmax, NormQkvRopeAppend, Op, RmsNorm, Rope, Sample, StreamRead, Swiglu,
+        AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Cost, Element, Embed, Gemm, Gemv, HeadNorm, KvAppend, LogProb,
+        NormGateUp, NormHead, NormHeadArgmax, NormQkvRopeAppend, Op, RmsNorm, Rope, Sample, StreamRead, Swiglu,
     },
 };
 use half::bf16;
@@ -28,7 +29,7 @@ use std::{
 pub struct Costs(pub BTreeMap<&'static str, (u64, Cost)>);
 
 impl Costs {
-    /// Of all ops.
+    /// The sum over all ops.
     pub fn total(&self) -> Cost {
         let mut total = Cost::default();
         self.0.values().for_each(|(_, c)| total += *c);
@@ -54,8 +55,8 @@ impl<T: Element> Buffer for Length<T> {
     }
 }
 
-/// A weight without content: `(rows, cols)`.
-pub struct Shape(usize, usize);
+/// A weight without content: `(rows, cols)`, and whether it has a bias.
+pub struct Shape(usize, usize, bool);
 
 impl Shaped for Shape {
     fn shape(&self) -> (usize, usize) {
@@ -74,7 +75,8 @@ impl Count {
         self.costs.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What the forward pass of `rows` tokens and the logits of the last cost, when the last is at position `kv_len - 1`.
+    /// The cost of the forward pass of `rows` tokens and of the last one's logits, when that one is at position
+    /// `kv_len - 1`.
     ///
     /// ```
     /// # fn main() -> aoji::Result<()> {
@@ -101,9 +103,10 @@ impl Count {
             [rows, cols] => Ok((rows, cols)),
             _ => Err(Error::Input(format!("a weight of shape {shape:?}: expected a vector or a matrix"))),
         })?;
-        let stack = |parts: Vec<(usize, usize)>| Shape(parts.iter().map(|s| s.0).sum(), parts[0].1);
+        let stack = |parts: Vec<(usize, usize)>| Shape(parts.iter().map(|s| s.0).sum(), parts[0].1, false);
         let stacks = model::stacks(config, &shapes, |shape| *shape).into_iter().map(stack).collect();
-        let model = Model::bind(config, stacks, b.alloc(kv_len * config.head_dim)?, kv_len);
+        let mut model = Model::bind(config, stacks, b.alloc(kv_len * config.head_dim)?, kv_len);
+        model.set_biases(&b, &shapes.layers, |(_, n)| vec![0.0; *n])?;
         let mut s = Scratch::new(&b, config, rows, 1, kv_len)?;
         let mut kv = Kv::new(&b, config, 1, kv_len)?;
         model.forward(&b, &mut s, &mut kv, &Rows::new(&b, rows)?, rows, kv_len)?;
@@ -123,15 +126,23 @@ impl Count {
         self.add(O::STEM, op.cost())
     }
 
+    /// An op of such a cost, and the bias of `w`, which it adds to `rows` rows.
+    fn biased<O: Op>(&self, mut cost: Cost, rows: usize, w: &Shape) -> Result<()> {
+        if w.2 {
+            cost += Cost { read: 2 * w.0 as u64, write: 0, flops: (rows * w.0) as u64 };
+        }
+        self.add(O::STEM, cost)
+    }
+
     /// A matrix product: its cost is that of a store in bf16, an epilogue adds to it.
-    fn product<O: Op>(&self, op: &O, out: &Out<'_, Count>, elements: usize) -> Result<()> {
-        let (mut cost, n) = (op.cost(), elements as u64);
+    fn product<O: Op>(&self, op: &O, out: &Out<'_, Count>, rows: usize, w: &Shape) -> Result<()> {
+        let (mut cost, n) = (op.cost(), (rows * w.0) as u64);
         match out {
             Out::Store(_) => {}
             Out::Add(_) => cost += Cost { read: 2 * n, write: 0, flops: n },
             Out::F32(_) => cost.write += 2 * n,
         }
-        self.add(O::STEM, cost)
+        self.biased::<O>(cost, rows, w)
     }
 }
 
@@ -167,12 +178,17 @@ impl Backend for Count {
         Ok(())
     }
     fn weights(&self, stacks: &[Vec<Tensor>], _progress: &mut dyn FnMut(u64)) -> Result<Vec<Shape>> {
-        let shape =
-            |parts: &Vec<Tensor>| Shape(parts.iter().map(Tensor::rows).sum(), parts.first().map_or(0, Tensor::cols));
+        let shape = |parts: &Vec<Tensor>| {
+            Shape(parts.iter().map(Tensor::rows).sum(), parts.first().map_or(0, Tensor::cols), false)
+        };
         Ok(stacks.iter().map(shape).collect())
     }
     fn weight_from(&self, rows: usize, cols: usize, _data: &[bf16]) -> Result<Shape> {
-        Ok(Shape(rows, cols))
+        Ok(Shape(rows, cols, false))
+    }
+    fn set_bias(&self, w: &mut Shape, _bias: &[f32]) -> Result<()> {
+        w.2 = true;
+        Ok(())
     }
     fn synchronize(&self) -> Result<()> {
         Ok(())
@@ -201,11 +217,14 @@ impl Backend for Count {
     ) -> Result<()> {
         self.op(op)
     }
-    fn gemv(&self, op: &Gemv, out: Out<'_, Self>, _x: &Buf<bf16>, _w: &Shape) -> Result<()> {
-        self.product(op, &out, op.rows * op.n)
+    fn gemv(&self, op: &Gemv, out: Out<'_, Self>, _x: &Buf<bf16>, w: &Shape) -> Result<()> {
+        self.product(op, &out, op.rows, w)
     }
-    fn gemm(&self, op: &Gemm, out: Out<'_, Self>, _x: &Buf<bf16>, _w: &Shape) -> Result<()> {
-        self.product(op, &out, op.rows * op.n)
+    fn gemm(&self, op: &Gemm, out: Out<'_, Self>, _x: &Buf<bf16>, w: &Shape) -> Result<()> {
+        self.product(op, &out, op.rows, w)
+    }
+    fn head_norm(&self, op: &HeadNorm, _qkv: &mut Buf<bf16>, _gains: &Shape) -> Result<()> {
+        self.op(op)
     }
     fn rope(&self, op: &Rope, _qkv: &mut Buf<bf16>, _pos: &Buf<u32>, _table: &Buf<f32>) -> Result<()> {
         self.op(op)
@@ -287,7 +306,7 @@ impl Backend for Count {
         self.op(op)
     }
 
-    // fused for few rows, as on the device
+    // fused if there are few rows, as on the device
     fn norm_qkv_rope_append(
         &self,
         op: &NormQkvRopeAppend,
@@ -295,15 +314,17 @@ impl Backend for Count {
         k: &mut Buf<bf16>,
         v: &mut Buf<bf16>,
         xb: &mut Buf<bf16>,
+        _arrived: &mut Buf<u32>,
         x: &Buf<bf16>,
         pos: &Buf<u32>,
         gain: &Shape,
         w: &Shape,
+        heads: Option<&Shape>,
         table: &Buf<f32>,
     ) -> Result<()> {
         match op.rows <= DECODE_ROWS {
-            true => self.op(op),
-            false => definition::norm_qkv_rope_append(self, op, qkv, k, v, xb, x, pos, gain, w, table),
+            true => self.biased::<NormQkvRopeAppend>(op.cost(), op.rows, w),
+            false => definition::norm_qkv_rope_append(self, op, qkv, k, v, xb, x, pos, gain, w, heads, table),
         }
     }
     fn norm_gate_up(
@@ -317,7 +338,7 @@ impl Backend for Count {
         w: &Shape,
     ) -> Result<()> {
         match op.rows <= DECODE_ROWS {
-            true => self.op(op),
+            true => self.biased::<NormGateUp>(op.cost(), op.rows, w),
             false => definition::norm_gate_up(self, op, hb, xb, gate_up, x, gain, w),
         }
     }

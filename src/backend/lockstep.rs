@@ -1,21 +1,22 @@
 //! Two backends side by side: each op runs on the CPU reference and on a device, and every output is compared.
 //!
-//! After a comparison the reference goes on with the device's result, so an error is reported at the op that made it and not
-//! where it is seen at last. A fused op runs by its definition first, op by op on both sides; then the device's own version
-//! runs from the same inputs and is compared as a whole. This is the slowest way to run a model and finds the first wrong
-//! number: its first differing op is an [`Error::Disagree`].
+//! After a comparison the reference goes on with the device's result, so an error is reported at the op that made it,
+//! and not where it finally shows. A fused op first runs by its definition, op by op on both sides; then the device's
+//! own version runs from the same inputs and is compared as a whole. This is the slowest way to run a model, but it
+//! finds the first wrong number: the first op that differs is an [`Error::Disagree`].
+
+mod both;
+
+pub use both::{Both, BothWeight};
 
 use crate::{
-    backend::{
-        Backend, Buffer, Out, Shaped,
-        cpu::{self, Cpu},
-        definition,
-    },
+    backend::{Backend, Buffer, Out, cpu::Cpu, definition},
     error::{Error, Result},
     files::{config::Config, weights::Tensor},
     ops::{
-        AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, LogProb, NormGateUp,
-        NormHead, NormHeadArgmax, NormQkvRopeAppend, Op, RmsNorm, Rope, Sample, StreamRead, Swiglu, Tolerance,
+        AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, HeadNorm, KvAppend, LogProb,
+        NormGateUp, NormHead, NormHeadArgmax, NormQkvRopeAppend, Op, RmsNorm, Rope, Sample, StreamRead, Swiglu,
+        Tolerance,
     },
 };
 use half::bf16;
@@ -42,37 +43,7 @@ struct Progress {
     layers: usize,
 }
 
-/// A buffer on both sides.
-pub struct Both<T: Element, D: Backend<Act = bf16>> {
-    host: Vec<T>,
-    /// The device's half.
-    pub device: D::Buf<T>,
-}
-
-impl<T: Element, D: Backend<Act = bf16>> Buffer for Both<T, D> {
-    fn len(&self) -> usize {
-        self.host.len()
-    }
-}
-
-/// A weight on both sides.
-pub struct BothWeight<D: Backend> {
-    /// The reference's.
-    pub host: cpu::Weight,
-    /// The device's.
-    pub device: D::Weight,
-}
-
-impl<D: Backend> Shaped for BothWeight<D>
-where
-    D::Weight: Shaped,
-{
-    fn shape(&self) -> (usize, usize) {
-        self.host.shape()
-    }
-}
-
-/// How a fused op is named in messages, to tell it from those of its definition.
+/// How a fused op is named in messages, to tell it from the ops of its definition.
 struct Fused<'a, O>(&'a O);
 
 impl<O: Debug> Debug for Fused<'_, O> {
@@ -81,7 +52,7 @@ impl<O: Debug> Debug for Fused<'_, O> {
     }
 }
 
-/// What can be compared: as f32, exactly.
+/// Types that can be compared, as f32 and without loss.
 trait Compared: Element {
     fn compared(self) -> f32;
 }
@@ -135,7 +106,7 @@ impl<D: Backend<Act = bf16>> Lockstep<D> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner).ops += 1;
     }
 
-    /// Compares the first `len` elements of an output and gives the device's to the reference.
+    /// Compares the first `len` elements of an output, then gives the device's values to the reference.
     fn settle<T: Compared>(
         &self,
         op: &dyn Debug,
@@ -227,6 +198,10 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         let device = self.device.weight_from(rows, cols, data)?;
         Ok(BothWeight { host: self.host.weight_from(rows, cols, data)?, device })
     }
+    fn set_bias(&self, w: &mut BothWeight<D>, bias: &[f32]) -> Result<()> {
+        self.host.set_bias(&mut w.host, bias)?;
+        self.device.set_bias(&mut w.device, bias)
+    }
     fn synchronize(&self) -> Result<()> {
         self.device.synchronize()
     }
@@ -279,6 +254,13 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
     }
     fn gemm(&self, op: &Gemm, out: Out<'_, Self>, x: &Both<bf16, D>, w: &BothWeight<D>) -> Result<()> {
         product!(self, gemm, op, out, x, w)
+    }
+    fn head_norm(&self, op: &HeadNorm, qkv: &mut Both<bf16, D>, gains: &BothWeight<D>) -> Result<()> {
+        self.count_op();
+        let Both { host, device } = &mut *qkv;
+        self.host.head_norm(op, host, &gains.host)?;
+        self.device.head_norm(op, device, &gains.device)?;
+        self.settle(op, "qkv", op.tolerance(), qkv, op.rows * op.qkv_dim())
     }
     fn rope(&self, op: &Rope, qkv: &mut Both<bf16, D>, pos: &Both<u32, D>, table: &Both<f32, D>) -> Result<()> {
         self.count_op();
@@ -413,17 +395,20 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         k: &mut Both<bf16, D>,
         v: &mut Both<bf16, D>,
         xb: &mut Both<bf16, D>,
+        arrived: &mut Both<u32, D>,
         x: &Both<bf16, D>,
         pos: &Both<u32, D>,
         gain: &BothWeight<D>,
         w: &BothWeight<D>,
+        heads: Option<&BothWeight<D>>,
         table: &Both<f32, D>,
     ) -> Result<()> {
         self.enter(NormQkvRopeAppend::STEM);
-        definition::norm_qkv_rope_append(self, op, qkv, k, v, xb, x, pos, gain, w, table)?;
+        definition::norm_qkv_rope_append(self, op, qkv, k, v, xb, x, pos, gain, w, heads, table)?;
         let (dqkv, dk, dv, dxb) = (&mut qkv.device, &mut k.device, &mut v.device, &mut xb.device);
-        let (gain, w, table) = (&gain.device, &w.device, &table.device);
-        self.device.norm_qkv_rope_append(op, dqkv, dk, dv, dxb, &x.device, &pos.device, gain, w, table)?;
+        let (gain, w, heads, table) = (&gain.device, &w.device, heads.map(|h| &h.device), &table.device);
+        let (arrived, x, pos) = (&mut arrived.device, &x.device, &pos.device);
+        self.device.norm_qkv_rope_append(op, dqkv, dk, dv, dxb, arrived, x, pos, gain, w, heads, table)?;
         let fused = &Fused(op);
         self.settle(fused, "qkv", op.tolerance(), qkv, op.rows * op.qkv_dim())?;
         let cache = k.len();
@@ -445,7 +430,8 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         definition::norm_gate_up(self, op, hb, xb, gate_up, x, gain, w)?;
         let (dhb, dxb, dgate_up) = (&mut hb.device, &mut xb.device, &mut gate_up.device);
         self.device.norm_gate_up(op, dhb, dxb, dgate_up, &x.device, &gain.device, &w.device)?;
-        // Against f32: what rounds in different places is farther apart (worst 2.7e-2) than either is from f32 (1.9e-2).
+        // Compared with f32: results that round in different places are farther apart (worst 2.7e-2) than either is
+        // from f32 (1.9e-2).
         let (f32s, n) = (Cpu::<f32>::new()?, op.rows * op.ffn_dim);
         let x: Vec<f32> = x.host.iter().map(|x| x.to_f32()).collect();
         let (mut want, mut xb, mut gate_up) = (vec![0.0; n], vec![0.0; op.rows * op.dim], vec![0.0; 2 * n]);
@@ -485,7 +471,7 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
     ) -> Result<()> {
         let before = pos.host[..op.rows].to_vec();
         definition::norm_head_argmax(self, op, token, pos, scratch, outbox, logits, xb, x, gain, w)?;
-        // once more from the same places, and its tokens are the ones that the host gets
+        // then the fused kernel from the same places; its tokens are the ones that the host gets
         before.iter().for_each(|&p| self.device.skip(&mut outbox.1, p as usize / op.max_seq, 1));
         self.device.write(&mut pos.device, 0, &before)?;
         let (dtoken, dpos, dscratch) = (&mut token.device, &mut pos.device, &mut scratch.device);

@@ -1,4 +1,4 @@
-//! The boundary between the model and the hardware: the ops of this architecture, with shapes.
+//! The boundary between the model and the hardware: the ops of this architecture, with their shapes.
 //!
 //! Four implementers: [`crate::backend::cpu::Cpu`] (the reference), `cuda::Cuda` (kernels), [`crate::backend::count::Count`] (bytes and flops)
 //! and [`crate::backend::lockstep::Lockstep`] (two backends side by side).
@@ -7,15 +7,15 @@
 //! in a CUDA graph. What changes from step to step (token, position, sampler state) lives in device buffers. An output is a
 //! `&mut`, an input a `&`, so Rust's borrow rules state which argument a kernel writes.
 //!
-//! A fused op is a provided method whose default body is its definition. A backend that overrides it states in its kernel
-//! which roundings the fusion removes.
+//! A fused op does the work of several ops in one kernel. It is a provided method whose default body is its definition.
+//! A backend that overrides it states in its kernel which roundings the fusion removes.
 
 use crate::{
     error::Result,
     files::{config::Config, weights::Tensor},
     ops::{
-        Act, AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, LogProb, NormGateUp,
-        NormHead, NormHeadArgmax, NormQkvRopeAppend, RmsNorm, Rope, Sample, StreamRead, Swiglu,
+        Act, AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, HeadNorm, KvAppend, LogProb,
+        NormGateUp, NormHead, NormHeadArgmax, NormQkvRopeAppend, RmsNorm, Rope, Sample, StreamRead, Swiglu,
     },
 };
 use half::bf16;
@@ -46,23 +46,23 @@ impl<T: Element> Buffer for Vec<T> {
     }
 }
 
-/// Where a matrix product goes, and what happens to it on the way: its epilogue.
+/// Where the result of a matrix product goes, and what happens to it on the way: the epilogue.
 pub enum Out<'a, B: Backend> {
     /// Rounded to the activation type.
     Store(&'a mut B::Buf<B::Act>),
-    /// Added to what is there in f32, then rounded once: a residual connection.
+    /// Added in f32 to what is there, then rounded once: a residual connection.
     Add(&'a mut B::Buf<B::Act>),
     /// Kept in f32: logits.
     F32(&'a mut B::Buf<f32>),
 }
 
-/// A model's weights on a backend carry their shape.
+/// Weights on a backend know their shape.
 pub trait Shaped: Send + Sync {
     /// `(rows, cols)`; a vector is one row.
     fn shape(&self) -> (usize, usize);
 }
 
-/// What argmax and sampler keep on the device between steps, for each sequence; made by a session.
+/// What argmax and sampler keep on the device between steps, for each sequence; created by a session.
 pub struct SamplerState<B: Backend> {
     /// See [`crate::ops::sample::Params`]: temperature, filters, penalties, seed and draw counter, as 32-bit words. [sequences, SAMPLE_PARAMS]
     pub params: B::Buf<u32>,
@@ -70,7 +70,7 @@ pub struct SamplerState<B: Backend> {
     pub history: B::Buf<u32>,
     /// Added to the logits; `-inf` forbids. [sequences, vocab]
     pub bias: B::Buf<f32>,
-    /// Per token id a bit: allowed, where the parameters say that the mask counts. [sequences, ceil(vocab / 32)]
+    /// A bit for each token id: whether it is allowed. Used if the parameters say so. [sequences, ceil(vocab / 32)]
     pub mask: B::Buf<u32>,
     /// Of `sample` and `argmax`; the words of [`Argmax::scratch`] are 0 before and after each of them. [[`Sample::scratch`]]
     pub scratch: B::Buf<f32>,
@@ -79,7 +79,7 @@ pub struct SamplerState<B: Backend> {
 }
 
 impl<B: Backend> SamplerState<B> {
-    /// Buffers for so many sequences, of zeros.
+    /// Buffers for this many sequences, all zeros.
     pub fn new(b: &B, vocab: usize, sequences: usize) -> Result<Self> {
         let rows = DECODE_ROWS.min(sequences);
         Ok(SamplerState {
@@ -92,7 +92,7 @@ impl<B: Backend> SamplerState<B> {
         })
     }
 
-    /// Bytes of the buffers; an outbox has a word of the device for each sequence, and is not counted.
+    /// Bytes of the buffers. An outbox, which has one word on the device for each sequence, is not counted.
     pub fn bytes(vocab: usize, sequences: usize) -> u64 {
         let of_sequence = crate::tiles::SAMPLE_PARAMS as usize + 2 * vocab + vocab.div_ceil(32);
         4 * (sequences * of_sequence + Sample::scratch(DECODE_ROWS.min(sequences), vocab)) as u64
@@ -113,29 +113,31 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// [`Backend::take`].
     type Outbox: Send;
 
-    /// Steps that a session enqueues ahead of the token it waits for.
+    /// How many steps a session enqueues ahead of the token that it waits for.
     const LOOKAHEAD: usize;
     /// Rows of a chunk of a prompt.
     const CHUNK: usize;
-    /// It is a GPU.
+    /// Whether it is a GPU.
     const IS_GPU: bool;
+    /// It reads single rows of a quantized matrix.
+    const KEEPS_EMBED: bool = false;
 
     /// Name of the device, for people.
     fn name(&self) -> String;
     /// Bytes that can still be allocated, where that is limited.
     fn free_memory(&self) -> Result<Option<u64>>;
-    /// Whether its ops take the sizes of a model: asked before anything is loaded.
+    /// Checks that its ops take the sizes of a model, before anything is loaded.
     ///
     /// # Errors
-    /// `Op` names the op and what it takes.
+    /// `Op` names the op and what sizes it takes.
     fn supports(&self, _config: &Config) -> Result<()> {
         Ok(())
     }
-    /// Bytes of memory of its own that products of up to `rows` rows of a model take.
+    /// Bytes of its own memory that products of up to `rows` rows of a model need.
     fn workspace_bytes(_config: &Config, _rows: usize) -> u64 {
         0
     }
-    /// Products of as many as `rows` rows are to come: time to begin what these need.
+    /// Products of up to `rows` rows will come: the backend may begin to prepare for them.
     fn expect_rows(&self, _config: &Config, _rows: usize) -> Result<()> {
         Ok(())
     }
@@ -147,30 +149,33 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn copy<T: Element>(&self, buf: &mut Self::Buf<T>, to: usize, from: usize, len: usize) -> Result<()>;
     /// Reads `src[at..]` into `dst`; waits for the ops that write it.
     fn read<T: Element>(&self, dst: &mut [T], src: &Self::Buf<T>, at: usize) -> Result<()>;
-    /// Whether a stack of quantized tensors can go to [`Backend::weights`] as it is, and the bytes of it there then. All others
+    /// Whether a stack of tensors of which some are quantized can go to [`Backend::weights`] as it is, and the bytes of it there then. All others
     /// are [plain](Tensor::is_plain).
     fn keeps(_stack: &[Tensor]) -> Option<u64> {
         None
     }
-    /// For each stack of tensors the matrix of them one below the other, converted to what the backend computes with;
-    /// `progress` gets the bytes of the files as they are done.
+    /// Makes a matrix from each stack of tensors, by rows, converted to what the backend computes with; `progress` gets
+    /// the bytes of the files as they are done.
     fn weights(&self, stacks: &[Vec<Tensor>], progress: &mut dyn FnMut(u64)) -> Result<Vec<Self::Weight>>;
+    /// Gives a matrix a bias for each of its rows, which every product with it adds.
+    fn set_bias(&self, w: &mut Self::Weight, bias: &[f32]) -> Result<()>;
     /// A matrix [rows, cols] of given values.
     fn weight_from(&self, rows: usize, cols: usize, data: &[bf16]) -> Result<Self::Weight>;
     /// Waits until everything enqueued is done, and all that ops need is loaded.
     fn synchronize(&self) -> Result<()>;
 
-    /// An empty outbox of so many sequences.
+    /// An empty outbox for this many sequences.
     fn outbox(&self, sequences: usize) -> Result<Self::Outbox>;
     /// Waits for a sequence's oldest token and takes it out.
     ///
     /// # Errors
     /// When the device fails, or has nothing left to do and no token came.
     fn take(&self, outbox: &mut Self::Outbox, sequence: usize) -> Result<u32>;
-    /// Drops a sequence's oldest `n` tokens, which need not be there yet.
+    /// Drops the oldest `n` tokens of a sequence, which need not have arrived yet.
     fn skip(&self, outbox: &mut Self::Outbox, sequence: usize, n: usize);
 
-    /// Runs a sequence of ops that is the same each time for the same `key`; a backend may record it once and replay it.
+    /// Runs a sequence of ops that is always the same for the same `key`, so a backend may record it once and replay
+    /// it.
     fn replay(&self, _graphs: &mut Self::Graphs, _key: usize, ops: impl FnOnce() -> Result<()>) -> Result<()> {
         ops()
     }
@@ -213,10 +218,12 @@ pub trait Backend: Sized + Send + Sync + 'static {
         d: &Self::Buf<Self::Act>,
         w: &Self::Weight,
     ) -> Result<()>;
-    /// `out (+)= x w^T` for at most [`DECODE_ROWS`] rows.
+    /// `out (+)= x w^T`, and the bias of `w`, for at most [`DECODE_ROWS`] rows.
     fn gemv(&self, op: &Gemv, out: Out<'_, Self>, x: &Self::Buf<Self::Act>, w: &Self::Weight) -> Result<()>;
-    /// `out (+)= x w^T`
+    /// `out (+)= x w^T`, and the bias of `w`.
     fn gemm(&self, op: &Gemm, out: Out<'_, Self>, x: &Self::Buf<Self::Act>, w: &Self::Weight) -> Result<()>;
+    /// Norms the q and k heads of `qkv` in place.
+    fn head_norm(&self, op: &HeadNorm, qkv: &mut Self::Buf<Self::Act>, gains: &Self::Weight) -> Result<()>;
     /// Rotates the q and k heads of `qkv` in place, half-split.
     fn rope(
         &self,
@@ -259,7 +266,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
     ) -> Result<()>;
     /// `hb = silu(gate) * up`
     fn swiglu(&self, op: &Swiglu, hb: &mut Self::Buf<Self::Act>, gate_up: &Self::Buf<Self::Act>) -> Result<()>;
-    /// `token[r] = argmax(logits[r])`, `pos[r] += 1`, and the token to its sequence's outbox. `scratch` as in [`SamplerState`].
+    /// `token[r] = argmax(logits[r])` and `pos[r] += 1`; the token also goes to its sequence's outbox. `scratch` as in
+    /// [`SamplerState`].
     fn argmax(
         &self,
         op: &Argmax,
@@ -269,8 +277,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
         outbox: &mut Self::Outbox,
         logits: &Self::Buf<f32>,
     ) -> Result<()>;
-    /// `token[r]` drawn from `logits[r]` as the sequence's `params` say, `pos[r] += 1`, and the token to the sequence's outbox;
-    /// updates history and draw counter.
+    /// Draws `token[r]` from `logits[r]` as the sequence's `params` say, and `pos[r] += 1`; the token also goes to the
+    /// sequence's outbox. Updates history and draw counter.
     #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
     fn sample(
         &self,
@@ -298,7 +306,7 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// Reads `x` as fast as memory allows; see [`StreamRead`].
     fn stream_read(&self, op: &StreamRead, out: &mut Self::Buf<u32>, x: &Self::Buf<u32>) -> Result<()>;
 
-    /// `out (+)= x w^T`: `x` [rows, k], `w` [n, k], `out` [rows, n].
+    /// `out (+)= x w^T`, and the bias of `w`: `x` [rows, k], `w` [n, k], `out` [rows, n].
     fn matmul(&self, rows: usize, out: Out<'_, Self>, x: &Self::Buf<Self::Act>, w: &Self::Weight) -> Result<()> {
         let (n, k) = w.shape();
         if rows <= DECODE_ROWS {
@@ -308,7 +316,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
         }
     }
 
-    /// `qkv = norm(x) w^T`, q and k rotated, k and v appended to the cache. `xb` is scratch.
+    /// `qkv = norm(x) w^T`, and the bias of `w`; q and k normed with the gains `heads` and rotated, k and v appended to the cache.
+    /// `xb` and `arrived` are scratch, the second 0 before and after.
     #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
     fn norm_qkv_rope_append(
         &self,
@@ -317,13 +326,15 @@ pub trait Backend: Sized + Send + Sync + 'static {
         k: &mut Self::Buf<Self::Act>,
         v: &mut Self::Buf<Self::Act>,
         xb: &mut Self::Buf<Self::Act>,
+        _arrived: &mut Self::Buf<u32>,
         x: &Self::Buf<Self::Act>,
         pos: &Self::Buf<u32>,
         gain: &Self::Weight,
         w: &Self::Weight,
+        heads: Option<&Self::Weight>,
         table: &Self::Buf<f32>,
     ) -> Result<()> {
-        definition::norm_qkv_rope_append(self, op, qkv, k, v, xb, x, pos, gain, w, table)
+        definition::norm_qkv_rope_append(self, op, qkv, k, v, xb, x, pos, gain, w, heads, table)
     }
 
     /// `hb = silu(norm(x) w_gate^T) * (norm(x) w_up^T)`, `w` is gate over up. `xb` and `gate_up` are scratch.
@@ -354,8 +365,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
         definition::norm_head(self, op, logits, xb, x, gain, w)
     }
 
-    /// `token[r] = argmax(norm(x[r]) w^T)`, `pos[r] += 1`, and the tokens to the outbox. `scratch` as in [`SamplerState`];
-    /// `logits` and `xb` are scratch.
+    /// `token[r] = argmax(norm(x[r]) w^T)` and `pos[r] += 1`; the tokens also go to the outbox. `scratch` as in
+    /// [`SamplerState`]; `logits` and `xb` are scratch.
     #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
     fn norm_head_argmax(
         &self,
@@ -375,11 +386,11 @@ pub trait Backend: Sized + Send + Sync + 'static {
 }
 
 pub mod definition {
-    //! What the fused ops compute, in terms of the others. A backend that overrides one is compared with this by
-    //! `tests/ops` and by [`crate::backend::lockstep`].
+    //! The fused ops written with the other ops. A backend that overrides one is compared with this by `tests/ops` and
+    //! by [`crate::backend::lockstep`].
     use super::{Backend, NormGateUp, NormHead, NormHeadArgmax, NormQkvRopeAppend, Out, Result};
 
-    /// `qkv = norm(x) w^T`, q and k rotated, k and v appended to the cache.
+    /// `qkv = norm(x) w^T`, and the bias of `w`; q and k normed and rotated, k and v appended to the cache.
     #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
     pub fn norm_qkv_rope_append<B: Backend>(
         b: &B,
@@ -392,10 +403,14 @@ pub mod definition {
         pos: &B::Buf<u32>,
         gain: &B::Weight,
         w: &B::Weight,
+        heads: Option<&B::Weight>,
         table: &B::Buf<f32>,
     ) -> Result<()> {
         b.rms_norm(&op.norm(), xb, x, gain)?;
         b.matmul(op.rows, Out::Store(qkv), xb, w)?;
+        if let Some(gains) = heads {
+            b.head_norm(&op.heads(), qkv, gains)?;
+        }
         b.rope(&op.rope(), qkv, pos, table)?;
         b.kv_append(&op.append(), k, v, qkv, pos)
     }

@@ -1,4 +1,4 @@
-//! The ops of training, for backends that have them: what the backward pass is written in.
+//! The ops of training, for backends that have them: the backward pass is written with these.
 //!
 //! As in [`Backend`], an output is a `&mut`, an input a `&`, and the argument order is outputs, inputs, weights. Sizes and definitions are
 //! in [`crate::ops::train`].

@@ -7,7 +7,7 @@ use std::{
     ptr,
 };
 
-/// Told how many bytes of the weights are on the device, and how many they are.
+/// Called with the number of bytes of weights that are on the device, and their total.
 pub type aoji_progress = Option<unsafe extern "C" fn(user: *mut c_void, done: u64, total: u64)>;
 
 /// How a model is opened. Zero is the default of every field but `size`.
@@ -17,26 +17,32 @@ pub struct aoji_open_options {
     pub(super) size: usize,
     /// "auto" (the default: the first GPU, else the CPU), "cpu", "cuda" or "cuda:N".
     pub(super) device: *const c_char,
-    /// Most tokens of a session; 0: the model's maximum, or as much of it as fits the GPU.
+    /// Most tokens of a session. 0: the model's maximum, or as much of it as fits the GPU.
     context: usize,
     /// Not 0: activations on the CPU are f32 instead of bf16.
     f32_activations: i32,
-    /// NULL: nobody is told.
+    /// NULL: no reports.
     progress: aoji_progress,
     /// First argument of `progress`.
     user: *mut c_void,
+    /// NULL, or a smaller model of this name with the same vocabulary, on the same device: it guesses next tokens where
+    /// `speculate` is 2.
+    draft: *const c_char,
+    /// "q8_0", "q6_k", "q4_k", "q4_0", "fp8", "int8", "int4" or, for groups of 64 columns, "int4:64": the weights are quantized
+    /// while they are loaded. NULL: they stay as they are.
+    pub(super) quantize: *const c_char,
 }
 
-/// What a model is. More fields may be added at the end.
+/// A description of the model. More fields may be added at the end.
 #[repr(C)]
 pub struct aoji_info {
-    /// Tokens of the vocabulary: ids are below, and so many are the logits.
+    /// Number of tokens in the vocabulary: ids are below this, and there are as many logits.
     vocab: usize,
     /// Most tokens of a session.
     max_context: usize,
     /// The device that it runs on, for people.
     device: *const c_char,
-    /// Not 0: that is a GPU.
+    /// Not 0: the device is a GPU.
     is_gpu: i32,
     /// 0: the model has no tokenizer, and only token ids can be used.
     has_tokenizer: i32,
@@ -100,8 +106,8 @@ pub(super) unsafe fn engine<'a>(engine: *const aoji_engine) -> Result<&'a aoji_e
     Ok(unsafe { given("engine", engine.cast_mut())?.as_ref() })
 }
 
-/// Opens a model: a directory in Hugging Face layout, OWNER/NAME of the local Hugging Face cache, or "demo", which is inside the
-/// library. `options` may be NULL. `*engine` is NULL unless it was done.
+/// Opens a model: a directory in Hugging Face layout, OWNER/NAME of the local Hugging Face cache, or "demo", which is
+/// inside the library. `options` may be NULL. If the call fails, `*engine` is NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aoji_open(
     model: *const c_char,
@@ -121,7 +127,16 @@ pub unsafe extern "C" fn aoji_open(
         };
         let activations = if asked.f32_activations == 0 { Activations::Bf16 } else { Activations::F32 };
         let context = (asked.context > 0).then_some(asked.context);
-        let options = Options { device, activations, context, ..Options::default() };
+        let quantize = match asked.quantize.is_null() {
+            true => None,
+            // SAFETY: a text, as the caller promises.
+            false => Some(unsafe { text("quantize", asked.quantize) }?.parse().map_err(super::wrong)?),
+        };
+        let mut options = Options { device, activations, context, quantize, ..Options::default() };
+        if !asked.draft.is_null() {
+            // SAFETY: a text, as the caller promises.
+            options = options.with_draft(unsafe { text("draft", asked.draft) }?, model)?;
+        }
         let opened = Engine::open_with(model, &options, &mut |done, total| {
             if let Some(progress) = asked.progress {
                 // SAFETY: a function of this type, as the caller promises.
@@ -134,7 +149,7 @@ pub unsafe extern "C" fn aoji_open(
     })
 }
 
-/// Frees a handle; NULL is nothing. Sessions go on: the model is freed with the last of them.
+/// Frees a handle; NULL is allowed. Its sessions can still be used: the model is freed with the last of them.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aoji_engine_free(engine: *mut aoji_engine) {
     guard(|| {
@@ -146,7 +161,7 @@ pub unsafe extern "C" fn aoji_engine_free(engine: *mut aoji_engine) {
     });
 }
 
-/// What the model is; valid until the engine is freed. NULL for NULL.
+/// Describes the model; valid until the engine is freed. NULL for NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aoji_engine_info(engine: *const aoji_engine) -> *const aoji_info {
     let mut info = ptr::null();
@@ -158,8 +173,8 @@ pub unsafe extern "C" fn aoji_engine_info(engine: *const aoji_engine) -> *const 
     info
 }
 
-/// Tokens of a text. With `parse_special` the text of a special token becomes that token: not for text of somebody else. With
-/// `add_special` the model's BOS stands in front, once.
+/// Tokens of a text. With `parse_special`, the text of a special token becomes that token; do not use this for text
+/// that others wrote. With `add_special`, the model's BOS is put in front, once.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aoji_tokenize(
     engine: *const aoji_engine,
@@ -182,8 +197,8 @@ pub unsafe extern "C" fn aoji_tokenize(
     })
 }
 
-/// Text of tokens, with a NUL after its `*length` bytes, so a capacity of `*length` + 1 is needed. Special tokens are left out, unless
-/// `with_special`.
+/// Text of tokens, followed by a NUL that `*length` does not count, so a capacity of `*length` + 1 bytes is needed.
+/// Special tokens are left out, except with `with_special`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aoji_detokenize(
     engine: *const aoji_engine,
@@ -207,7 +222,8 @@ pub unsafe extern "C" fn aoji_detokenize(
     })
 }
 
-/// The prompt for a question in the form that the model was trained on. `instruction` may be NULL: the template's own.
+/// The prompt for a question, in the form that the model was trained on. With NULL as `instruction`, the template's own
+/// is used.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aoji_prompt(
     engine: *const aoji_engine,
@@ -225,7 +241,7 @@ pub unsafe extern "C" fn aoji_prompt(
     })
 }
 
-/// As `aoji_prompt`, for a conversation whose last message is to be answered.
+/// As `aoji_prompt`, for a conversation whose last message is the one to answer.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aoji_prompt_messages(
     engine: *const aoji_engine,

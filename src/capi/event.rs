@@ -1,4 +1,4 @@
-//! What a generation gives to C, event by event.
+//! The events of a generation, as C gets them.
 
 use crate::Timings;
 use std::ffi::c_char;
@@ -9,7 +9,7 @@ use std::ffi::c_char;
 pub enum aoji_event_kind {
     /// A token was chosen: `token`.
     Token = 0,
-    /// Text that is certain, whole characters and no part of a stop text: `text` and `length`.
+    /// Text that is certain (whole characters, and no part of a stop text): `text` and `length`.
     Text = 1,
     /// The end, because of `reason`; nothing follows.
     Finish = 2,
@@ -19,7 +19,7 @@ pub enum aoji_event_kind {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum aoji_reason {
-    /// It has not.
+    /// It has not ended.
     None = 0,
     /// A token or a text that ends it.
     Stop = 1,
@@ -27,36 +27,36 @@ pub enum aoji_reason {
     Length = 2,
 }
 
-/// What a generation gives, in the order in which it happens. More fields may be added at the end.
+/// One event. Events come in the order in which things happen. More fields may be added at the end.
 #[repr(C)]
 pub struct aoji_event {
-    /// What it is.
+    /// Which kind of event it is.
     pub(super) kind: aoji_event_kind,
-    /// Of AOJI_EVENT_KIND_TOKEN.
+    /// For AOJI_EVENT_KIND_TOKEN.
     pub(super) token: u32,
-    /// Of AOJI_EVENT_KIND_TEXT, with a NUL after it; else empty.
+    /// For AOJI_EVENT_KIND_TEXT, with a NUL after it; else empty.
     pub(super) text: *const c_char,
     /// Bytes of `text`.
     pub(super) length: usize,
-    /// Of AOJI_EVENT_KIND_FINISH.
+    /// For AOJI_EVENT_KIND_FINISH.
     pub(super) reason: aoji_reason,
     /// Tokens of the prompt.
     pub(super) prompt_tokens: usize,
-    /// Of these, the ones that the session held already.
+    /// How many of these the session held already.
     pub(super) reused_tokens: usize,
-    /// Tokens so far, with the one that ended the text.
+    /// Tokens so far, including the one that ended the text.
     pub(super) tokens: usize,
     /// Seconds that the prompt took.
     pub(super) prompt_seconds: f64,
-    /// Seconds from then to the last token.
+    /// Seconds from the end of the prompt to the last token.
     pub(super) decode_seconds: f64,
     /// Guesses of tokens that were tried.
     pub(super) drafted_tokens: usize,
-    /// Of these, the ones that were right.
+    /// How many of these guesses were right.
     pub(super) accepted_tokens: usize,
 }
 
-/// An event without what only one of its kind has.
+/// An event without the fields that belong to one kind only.
 pub(super) fn event(kind: aoji_event_kind, t: Timings) -> aoji_event {
     aoji_event {
         kind,

@@ -23,15 +23,15 @@ use std::{
     slice,
 };
 
-/// What came of a call. More may be added.
+/// Result of a call. More may be added.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum aoji_status {
-    /// It was done.
+    /// Success.
     Ok = 0,
-    /// A callback ended it.
+    /// A callback ended the call.
     Cancelled = 1,
-    /// The buffer is too small; how much is needed was written. Asking with capacity 0 and NULL is allowed.
+    /// The buffer is too small; the needed size was written. Asking with capacity 0 and NULL is allowed.
     Buffer = 2,
     /// An argument is NULL, out of range, or not UTF-8.
     Input = 3,
@@ -49,11 +49,11 @@ pub enum aoji_status {
     NoGpu = 9,
     /// The GPU or its driver failed.
     Cuda = 10,
-    /// A bug of the library. A session that it happened in gives nothing else from then on and can only be freed.
+    /// A bug of the library. The session in which it happened returns only this from then on and can only be freed.
     Internal = 11,
 }
 
-/// What a call that did not work says.
+/// The status and message of a call that failed.
 struct Failure {
     status: aoji_status,
     text: String,
@@ -92,8 +92,8 @@ pub extern "C" fn aoji_version() -> *const c_char {
     VERSION.as_ptr()
 }
 
-/// What was wrong with the last call of this thread that did not give AOJI_STATUS_OK, where, and what was expected; empty when there
-/// was none. Valid until the next such call of this thread.
+/// What was wrong with the last call of this thread that did not return AOJI_STATUS_OK, where, and what was expected;
+/// empty if there was none. Valid until the next such call of this thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn aoji_last_error() -> *const c_char {
     // a thread that is ending may have lost its text already
@@ -138,7 +138,7 @@ unsafe fn text<'a>(name: &str, pointer: *const c_char) -> Result<&'a str> {
     bytes.to_str().map_err(|e| wrong(format!("{name}: byte {} is not UTF-8 text", e.valid_up_to())))
 }
 
-/// The elements of an argument; NULL is the same as none.
+/// The elements of an argument; NULL means none.
 ///
 /// # Safety
 /// `pointer` is NULL or points to `count` valid elements that stay as they are for `'a`.
@@ -154,8 +154,9 @@ unsafe fn elements<'a, T>(name: &str, pointer: *const T, count: usize) -> Result
     Ok(unsafe { slice::from_raw_parts(pointer.as_ptr(), count) })
 }
 
-/// The options of a call: NULL, or a structure that begins with its own size, of this version of the header or another. What an
-/// older one does not have is zero; of a newer one only zeros may be unknown here.
+/// The options of a call: NULL, or a structure that begins with its own size, and that may be of another version of the
+/// header. Fields that an older version does not have are zero; fields of a newer version that are unknown here must be
+/// zero.
 ///
 /// # Safety
 /// `T` is a structure of C that begins with a `usize` and in which all bytes may be zero. `pointer` is NULL or points to as many
@@ -175,7 +176,7 @@ unsafe fn options<T>(pointer: *const T) -> Result<T> {
         let more = unsafe { slice::from_raw_parts(bytes.add(known).as_ptr(), size - known) };
         if more.iter().any(|byte| *byte != 0) {
             return Err(wrong(
-                "options: they are of a newer header than this library and use what is new there".into(),
+                "options: they come from a newer header than this library's, and use fields that are new there".into(),
             ));
         }
         // SAFETY: `known` bytes can be read, and `options` has at least as many.
@@ -185,7 +186,7 @@ unsafe fn options<T>(pointer: *const T) -> Result<T> {
     Ok(unsafe { options.assume_init() })
 }
 
-/// Writes `values` to a caller's buffer and how many they are to `count`.
+/// Writes `values` to a caller's buffer, and their number to `count`.
 ///
 /// # Safety
 /// `buffer` is NULL or has room for `capacity` elements; `count` is NULL or valid.
@@ -206,7 +207,7 @@ fn room(name: &str, needed: usize, capacity: usize) -> Outcome {
     match needed > capacity {
         false => Ok(()),
         true => {
-            let text = format!("{name} has room for {capacity}, needed are {needed}");
+            let text = format!("{name} has room for {capacity}, but {needed} are needed");
             Err(Failure { status: aoji_status::Buffer, text })
         }
     }

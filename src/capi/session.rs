@@ -4,18 +4,21 @@ use super::{
     Failure, Outcome, aoji_status, elements,
     engine::{aoji_engine, engine},
     event::aoji_event,
-    given, guard, room,
+    given, guard, room, text,
 };
 use crate::{Generation, Session};
 use std::{
     cell::UnsafeCell,
+    ffi::c_char,
+    path::Path,
     ptr::{self, NonNull},
     sync::atomic::{AtomicBool, Ordering},
 };
 
-/// One timeline of tokens with its KV cache. One thread at a time may use it, whichever that is.
+/// A sequence of tokens with its KV cache (the keys and values of attention). Any thread may use it, but only one at a
+/// time.
 pub struct aoji_session {
-    /// Somebody uses it.
+    /// Whether somebody uses it.
     busy: AtomicBool,
     inner: UnsafeCell<Inner>,
 }
@@ -27,7 +30,7 @@ pub(super) struct Inner {
     /// What `aoji_next` gave last, and the text that it points to.
     pub event: Option<aoji_event>,
     pub text: Vec<u8>,
-    /// A panic may have left anything behind.
+    /// Set after a panic, which may have left anything behind.
     broken: bool,
 }
 
@@ -60,7 +63,7 @@ impl Inner {
     }
 }
 
-/// Runs `body` with what is in a session, unless somebody else is: another thread, or the caller of the callback that this is.
+/// Runs `body` on a session, unless it is in use: by another thread, or by a call whose callback made this call.
 ///
 /// # Safety
 /// `session` is NULL or a handle that was not freed.
@@ -69,7 +72,7 @@ pub(super) unsafe fn with(session: *mut aoji_session, body: impl FnOnce(&mut Inn
         // SAFETY: not NULL, so a live handle; only `busy` and the cell are reached through it.
         let session = unsafe { given("session", session)?.as_ref() };
         if session.busy.swap(true, Ordering::Acquire) {
-            let text = "the session is in use: by another thread, or by the call that this callback is of".into();
+            let text = "the session is in use: by another thread, or by the call that made this callback".into();
             return Err(Failure { status: aoji_status::Input, text });
         }
         let _free = Free(&session.busy);
@@ -79,14 +82,14 @@ pub(super) unsafe fn with(session: *mut aoji_session, body: impl FnOnce(&mut Inn
             let text = "an earlier call on this session failed by a bug of aoji: free it".into();
             return Err(Failure { status: aoji_status::Internal, text });
         }
-        inner.broken = true; // for as long as a panic could come
+        inner.broken = true; // stays set if `body` panics
         let outcome = body(inner);
         inner.broken = false;
         outcome
     })
 }
 
-/// Says that a session is free, after a panic too.
+/// Marks a session as free, also after a panic.
 struct Free<'a>(&'a AtomicBool);
 
 impl Drop for Free<'_> {
@@ -95,8 +98,8 @@ impl Drop for Free<'_> {
     }
 }
 
-/// An empty session with room for `max_tokens` tokens; 0: as many as the engine allows. It keeps the model alive. `*session` is NULL
-/// unless it was done.
+/// Makes an empty session with room for `max_tokens` tokens, or with 0 as many as the engine allows. It keeps the model
+/// alive. If the call fails, `*session` is NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aoji_session_new(
     engine: *const aoji_engine,
@@ -117,7 +120,8 @@ pub unsafe extern "C" fn aoji_session_new(
     })
 }
 
-/// Frees a handle and its memory on the device; NULL is nothing. Not from a callback of a call on it: then it does nothing.
+/// Frees a handle and its memory on the device; NULL is allowed. From a callback of a call on the same session, it does
+/// nothing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aoji_session_free(session: *mut aoji_session) {
     guard(|| {
@@ -132,8 +136,9 @@ pub unsafe extern "C" fn aoji_session_free(session: *mut aoji_session) {
     });
 }
 
-/// Makes the timeline equal to `tokens`, at least one, and computes only what differs from what it holds; the logits after the last
-/// are then ready. `reused`, which may be NULL, gets how many tokens did not have to be computed.
+/// Makes the session hold exactly `tokens`, at least one, and computes only what differs from the tokens that it
+/// already holds; the logits after the last token are then ready. `reused`, which may be NULL, gets how many tokens did
+/// not have to be computed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aoji_sync(
     session: *mut aoji_session,
@@ -154,7 +159,43 @@ pub unsafe extern "C" fn aoji_sync(
     unsafe { with(session, body) }
 }
 
-/// Copies the logits after the last token of the timeline, as many as the vocabulary has tokens.
+/// Writes the tokens of the timeline that are computed, with their keys and values, to a file, which takes the place of one that is
+/// there once it is whole.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aoji_session_save(session: *mut aoji_session, path: *const c_char) -> aoji_status {
+    let body = |inner: &mut Inner| {
+        // SAFETY: as the caller promises.
+        let path = unsafe { text("path", path) }?;
+        Ok(inner.session().save(Path::new(path), "")?)
+    };
+    // SAFETY: as the caller promises.
+    unsafe { with(session, body) }
+}
+
+/// Makes the timeline that of a file of `aoji_session_save`, of the same model, device and version of aoji. `count`, which may be NULL,
+/// gets how many tokens it has. When it cannot be done the session stays as it was.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aoji_session_load(
+    session: *mut aoji_session,
+    path: *const c_char,
+    count: *mut usize,
+) -> aoji_status {
+    let body = |inner: &mut Inner| {
+        // SAFETY: as the caller promises.
+        let path = unsafe { text("path", path) }?;
+        let session = inner.session();
+        session.load(Path::new(path))?;
+        if let Some(count) = NonNull::new(count) {
+            // SAFETY: not NULL, so valid.
+            unsafe { count.write(session.tokens().len()) };
+        }
+        Ok(())
+    };
+    // SAFETY: as the caller promises.
+    unsafe { with(session, body) }
+}
+
+/// Copies the logits after the last token of the session; there are as many as tokens in the vocabulary.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aoji_logits(session: *mut aoji_session, logits: *mut f32, capacity: usize) -> aoji_status {
     let body = |inner: &mut Inner| {
@@ -170,8 +211,9 @@ pub unsafe extern "C" fn aoji_logits(session: *mut aoji_session, logits: *mut f3
     unsafe { with(session, body) }
 }
 
-/// Natural logarithms of the probabilities of the tokens of `continuation` after `prefix`, each given those before it: one by one to
-/// `logprobs`, which may be NULL, and added up to `sum`, which may be NULL. The prefix is computed once for many continuations.
+/// Natural logarithms of the probabilities of the tokens of `continuation` after `prefix`, each given the tokens before
+/// it. They go one by one to `logprobs`, and their sum to `sum`; either may be NULL. For many continuations, the prefix
+/// is computed once.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aoji_score(
     session: *mut aoji_session,

@@ -13,20 +13,22 @@ use std::{
     ptr,
 };
 
-/// Told how many tokens of the prompt are computed, and how many they are, before each part of it; not 0 ends the call.
+/// Called before each part of a prompt with the number of tokens computed so far, and their total. If it returns not 0,
+/// the call ends.
 pub type aoji_prompt_progress = Option<unsafe extern "C" fn(user: *mut c_void, done: usize, total: usize) -> i32>;
 
 /// Added to the logit of a token.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aoji_logit_bias {
-    /// Which.
+    /// Id of the token.
     token: u32,
-    /// How much; minus infinity forbids it.
+    /// Added to its logit; minus infinity forbids it.
     bias: f32,
 }
 
-/// How tokens are chosen and when a text ends. Zero is the default of every field but `size`: the most likely token each time.
+/// How tokens are chosen and when a text ends. Zero is the default of every field but `size`: the most likely token is
+/// taken.
 #[repr(C)]
 pub struct aoji_generate_options {
     /// sizeof(aoji_generate_options).
@@ -35,7 +37,7 @@ pub struct aoji_generate_options {
     max_tokens: usize,
     /// Divides the logits; 0 takes the most likely token.
     temperature: f32,
-    /// Only the so many most likely tokens; 0 is off.
+    /// Only this many of the most likely tokens; 0 is off.
     top_k: u32,
     /// Only the most likely tokens that together have this probability; 0 and 1 are off.
     top_p: f32,
@@ -47,7 +49,7 @@ pub struct aoji_generate_options {
     frequency_penalty: f32,
     /// Taken from the logit of each token in the answer.
     presence_penalty: f32,
-    /// The text does not end before so many tokens.
+    /// The text does not end before it has this many tokens.
     min_tokens: u32,
     /// The same seed and prompt give the same text.
     seed: u64,
@@ -55,7 +57,7 @@ pub struct aoji_generate_options {
     logit_bias: *const aoji_logit_bias,
     /// How many.
     logit_bias_count: usize,
-    /// Texts before which the text ends.
+    /// The text ends before the first of these texts.
     stop: *const *const c_char,
     /// How many.
     stop_count: usize,
@@ -69,19 +71,21 @@ pub struct aoji_generate_options {
     keep_special: i32,
     /// Not 0: the model's own tokens do not end the text.
     ignore_eos: i32,
-    /// NULL: nobody is told.
+    /// NULL: no reports.
     prompt_progress: aoji_prompt_progress,
     /// First argument of `prompt_progress`.
     user: *mut c_void,
-    /// Not 0: the next tokens are guessed by what was there before; the text is the same and comes faster where it repeats.
+    /// Not 0: the next tokens are guessed; the text is the same, and comes faster where guesses are right. 1: the guesses
+    /// come from text that was there before; 2: from the engine's draft model.
     speculate: i32,
-    /// Tokens that may come, which are guesses too; `speculate` need not be set for them.
+    /// Tokens that may come; they are used as guesses too, even without `speculate`.
     prediction: *const u32,
     /// How many.
     prediction_count: usize,
 }
 
-/// Told each event, which is valid until it returns; not 0 ends the generation. It must come back: no exception and no longjmp.
+/// Called with each event, which is valid until the callback returns; if it returns not 0, the generation ends. It must
+/// return: no exception and no longjmp.
 pub type aoji_callback = Option<unsafe extern "C" fn(user: *mut c_void, event: *const aoji_event) -> i32>;
 
 impl Inner {
@@ -166,13 +170,18 @@ unsafe fn generate_options(given: &aoji_generate_options) -> Result<GenerateOpti
         keep_special: given.keep_special != 0,
         stop_ids: stop_ids.to_vec(),
         ignore_eos: given.ignore_eos != 0,
-        speculate: if given.speculate != 0 { Speculate::Ngram } else { Speculate::Off },
+        speculate: match given.speculate {
+            0 => Speculate::Off,
+            2 => Speculate::Model,
+            _ => Speculate::Ngram,
+        },
         prediction: prediction.to_vec(),
+        earlier: Vec::new(),
     })
 }
 
-/// Computes what the session does not hold of a prompt and begins to continue it; `aoji_next` gives what comes. `options` may be
-/// NULL. Any other call on the session ends the generation.
+/// Computes the part of a prompt that the session does not hold, and begins to continue the prompt; `aoji_next` gives
+/// the events. `options` may be NULL. Any other call on the session ends the generation.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aoji_start(
     session: *mut aoji_session,
@@ -189,8 +198,8 @@ pub unsafe extern "C" fn aoji_start(
     unsafe { with(session, body) }
 }
 
-/// Waits for the next event of the generation. It is valid until the next call on the session; NULL after the end, or where nothing
-/// was started.
+/// Waits for the next event of the generation. The event is valid until the next call on the session; it is NULL after
+/// the end, or if nothing was started.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aoji_next(session: *mut aoji_session, event: *mut *const aoji_event) -> aoji_status {
     let body = |inner: &mut Inner| {
@@ -206,7 +215,8 @@ pub unsafe extern "C" fn aoji_next(session: *mut aoji_session, event: *mut *cons
     unsafe { with(session, body) }
 }
 
-/// Ends the generation, which otherwise goes on in the background for some tokens. What it gave stays in the timeline.
+/// Ends the generation, which may otherwise go on in the background for a few tokens. The tokens that it gave stay in
+/// the session.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aoji_stop(session: *mut aoji_session) -> aoji_status {
     let body = |inner: &mut Inner| {
@@ -217,7 +227,7 @@ pub unsafe extern "C" fn aoji_stop(session: *mut aoji_session) -> aoji_status {
     unsafe { with(session, body) }
 }
 
-/// `aoji_start`, then `callback` with each event to the end.
+/// `aoji_start`, then calls `callback` with each event until the end.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aoji_generate(
     session: *mut aoji_session,

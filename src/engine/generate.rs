@@ -1,57 +1,78 @@
-//! Text from a session, as an iterator of events.
+//! Generates text in a session, as an iterator of events.
 
 use crate::{
     engine::{
         load::Engine,
         sampler::Sampling,
         session::{Decode, Session},
-        speculate::{Drafter, Speculate},
+        speculate::{ByModel, Companion, Drafter, Guesser, Speculate},
     },
     error::{Error, Result},
     text::{Found, StopStrings, TokenStream, Tokenizer},
 };
 use serde::Serialize;
-use std::{collections::VecDeque, time::Instant};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 /// What to generate and when to stop.
 #[derive(Debug, Clone, Default)]
 pub struct GenerateOptions {
     /// How tokens are chosen.
     pub sampling: Sampling,
-    /// Most tokens; until the context is full when absent.
+    /// Most tokens. When absent, the text may go on until the context is full.
     pub max_tokens: Option<usize>,
     /// The text ends before the first of these.
     pub stop: Vec<String>,
-    /// A stop string that ends the text stays in it.
+    /// Whether the stop string that ended the text stays in it.
     pub include_stop: bool,
-    /// Special tokens appear in the text.
+    /// Whether special tokens appear in the text.
     pub keep_special: bool,
     /// Ids that end the text besides the model's own.
     pub stop_ids: Vec<u32>,
-    /// The model's own end-of-text ids do not end the text.
+    /// Whether the text goes on after the model's own end-of-text tokens.
     pub ignore_eos: bool,
-    /// Where guesses of the next tokens come from: the text comes faster where they are right, and is the same.
+    /// Where guesses of the next tokens come from. The text comes faster where they are right, and is the same.
     pub speculate: Speculate,
-    /// Tokens that may come, such as those of a text that is to be changed in a few places: guesses too, with any `speculate`.
+    /// Tokens that may come, such as a text that is to be changed in a few places. They are used as guesses too, with
+    /// any `speculate`.
     pub prediction: Vec<u32>,
+    /// Other texts of which this one may repeat a part, as it may of the prompt; with [`Speculate::Ngram`].
+    pub earlier: Vec<Arc<[u32]>>,
 }
 
 impl GenerateOptions {
-    fn check_prediction(&self, engine: &Engine) -> Result<()> {
+    fn check_guesses(&self, engine: &Engine) -> Result<()> {
+        if self.speculate == Speculate::Model && engine.draft().is_none() {
+            return Err(Error::Input(
+                "a smaller model is to guess, and none was opened: --speculate model=NAME, Options::draft in the library".into(),
+            ));
+        }
         let (n, max, vocab) = (self.prediction.len(), engine.max_context(), engine.config().vocab);
         if n > max {
             return Err(Error::Input(format!("a prediction of {n} tokens: the context has {max}")));
         }
-        match self.prediction.iter().find(|t| **t as usize >= vocab) {
-            Some(t) => Err(Error::Input(format!("prediction: token {t} is not below the vocabulary's {vocab}"))),
+        let mut guesses = self.prediction.iter().chain(self.earlier.iter().flat_map(|text| text.iter()));
+        match guesses.find(|t| **t as usize >= vocab) {
+            Some(t) => Err(Error::Input(format!("a guess: token {t} is not below the vocabulary's {vocab}"))),
             None => Ok(()),
         }
     }
 
-    /// What guesses the next tokens of a text that goes on after `prompt` with up to `room` tokens, if anything does.
-    pub(crate) fn drafter(&self, prompt: &[u32], room: usize) -> Option<Drafter> {
-        let wanted = self.speculate != Speculate::Off || !self.prediction.is_empty();
-        wanted.then(|| Drafter::new(prompt.len(), &self.prediction, self.max_tokens.unwrap_or(room).min(room)))
+    /// What guesses the next tokens of a text that continues `prompt` with up to `room` tokens, if guesses are wanted. A
+    /// prediction is preferred to a smaller model.
+    pub(crate) fn guesser(&self, prompt: &[u32], room: usize, companion: Option<&Companion>) -> Option<Guesser> {
+        match (self.speculate, companion) {
+            (Speculate::Off | Speculate::Model, None) | (Speculate::Off, _) if self.prediction.is_empty() => None,
+            (Speculate::Model, Some(companion)) if self.prediction.is_empty() => {
+                Some(Guesser::Model(ByModel::new(companion.max_tokens().min(prompt.len() + room))))
+            }
+            _ => {
+                let room = self.max_tokens.unwrap_or(room).min(room);
+                let earlier = self.earlier.iter().map(|text| text.len() + 1).sum::<usize>();
+                let mut drafter = Drafter::new(earlier + prompt.len(), &self.prediction, room);
+                self.earlier.iter().for_each(|text| drafter.remember(text));
+                Some(Guesser::Text(drafter))
+            }
+        }
     }
 }
 
@@ -70,11 +91,11 @@ pub enum FinishReason {
 pub struct Timings {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Of these, the ones that were in the cache already.
+    /// How many of these were in the cache already.
     pub reused_tokens: usize,
     /// Seconds from the start to the prompt's last logits.
     pub prompt_seconds: f64,
-    /// Tokens generated, with the one that ended the text.
+    /// Tokens generated, including the one that ended the text.
     pub tokens: usize,
     /// Seconds from the prompt's last logits to the last token.
     pub decode_seconds: f64,
@@ -82,7 +103,7 @@ pub struct Timings {
     pub first_token_seconds: f64,
     /// Guesses of tokens that were tried; see [`GenerateOptions::speculate`].
     pub drafted_tokens: usize,
-    /// Of these, the ones that were right.
+    /// How many of these were right.
     pub accepted_tokens: usize,
 }
 
@@ -92,7 +113,7 @@ impl Timings {
         if self.decode_seconds > 0.0 { self.tokens as f64 / self.decode_seconds } else { 0.0 }
     }
 
-    /// One token more, of a text that began at `begin`.
+    /// Counts one more token of a text that began at `begin`.
     pub(crate) fn count(&mut self, begin: Instant) {
         let now = begin.elapsed().as_secs_f64();
         self.tokens += 1;
@@ -132,7 +153,7 @@ pub(crate) struct Written {
     pub end: Option<(FinishReason, Option<StoppedBy>)>,
 }
 
-/// The tokens of one text as they become text, and where it ends.
+/// Turns the tokens of one text into text, and knows where it ends.
 pub(crate) struct Writer {
     stop_ids: Vec<u32>,
     stream: Option<TokenStream>,
@@ -143,13 +164,13 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// For a text of at most `room` tokens that goes on after `prompt`.
+    /// For a text of at most `room` tokens that continues `prompt`.
     ///
     /// # Errors
     /// `Input` for options out of range.
     pub fn new(engine: &Engine, options: &GenerateOptions, prompt: &[u32], room: usize) -> Result<Writer> {
         options.sampling.check(engine.config().vocab)?;
-        options.check_prediction(engine)?;
+        options.check_guesses(engine)?;
         let (stops, stop) = (StopStrings::new(options.stop.clone())?, options.stop.clone());
         if !options.stop.is_empty() {
             engine.tokenizer()?; // stop strings need text
@@ -169,7 +190,7 @@ impl Writer {
         &self.stop_ids
     }
 
-    /// Tokens that may still come.
+    /// How many tokens may still come.
     pub fn left(&self) -> usize {
         self.left
     }
@@ -191,7 +212,7 @@ impl Writer {
         }
     }
 
-    /// What of a piece is before a stop string and cannot become one.
+    /// Appends the part of a piece that is before a stop string, and cannot become one.
     fn text(&mut self, piece: &str) -> Written {
         let Found { mut text, stopped } = self.stops.push(piece);
         let end = stopped.map(|i| (FinishReason::Stop, Some(StoppedBy::Text(self.stop[i].clone()))));
@@ -201,7 +222,7 @@ impl Writer {
         Written { text, end }
     }
 
-    /// Ends the text: what was held back, in which a stop string may still be completed.
+    /// Ends the text. What was held back comes now; a stop string may still be completed in it.
     pub fn finish(&mut self, reason: FinishReason, by: Option<StoppedBy>) -> Written {
         let piece = self.stream.as_mut().and_then(TokenStream::finish).unwrap_or_default();
         let mut written = self.text(&piece);
@@ -234,8 +255,8 @@ impl Session {
         Ok(generation.expect("nobody cancelled it"))
     }
 
-    /// [`Session::generate`] that reports and can be cancelled before the first token as [`Session::sync_with`]; `None` is a
-    /// cancelled one.
+    /// [`Session::generate`] with the progress reports of [`Session::sync_with`], which can cancel it before the first
+    /// token; it is `None` then.
     pub fn generate_with(
         &mut self,
         prompt: &[u32],
@@ -252,14 +273,14 @@ impl Session {
             return Ok(None);
         }
         let room = self.max_tokens() - prompt.len();
-        let mut drafter = options.drafter(prompt, room);
-        if let Some(drafter) = &mut drafter {
-            drafter.read(prompt); // meanwhile the device computes
+        let mut guesser = options.guesser(prompt, room, self.companion());
+        if let Some(guesser) = &mut guesser {
+            guesser.read(prompt); // meanwhile the device computes
         }
-        self.wait()?; // a device computes behind the host's back, and the time is the prompt's
+        self.wait()?; // a device may still be computing the prompt, and this is part of its time
         let prompt_seconds = begin.elapsed().as_secs_f64();
         let timings = Timings { prompt_tokens: prompt.len(), reused_tokens, prompt_seconds, ..Timings::default() };
-        let decode = self.decode_with(&options.sampling, writer.stop_ids(), drafter, writer.left())?;
+        let decode = self.decode_with(&options.sampling, writer.stop_ids(), guesser, writer.left())?;
         Ok(Some(Generation { decode, writer, queue: VecDeque::new(), begin, timings, done: false }))
     }
 }

@@ -1,18 +1,25 @@
-//! An engine: a model, loaded and ready. Immutable, cheap to clone, shared by sessions and threads.
+//! An engine is a model, loaded and ready: immutable, cheap to clone, shared by sessions and threads.
 
 use crate::{
     backend::{Backend, cpu::Cpu},
     engine::{
         batch::BatchOptions,
+        speculate,
         timeline::{AnyLoaded, AnyTimeline, Loaded},
     },
     error::{Error, Result},
-    files::{ModelFiles, Source, Startup, config::Config, join},
-    model::{Kept, Model, plan::Plan},
+    files::{ModelFiles, Source, Startup, config::Config, join, quantize, session_file, weights::Weights},
+    model::{Changes, Kept, Model, plan::Plan},
     text::{Template, Tokenizer},
 };
 use half::bf16;
-use std::{num::NonZeroUsize, str::FromStr, sync::Arc, thread};
+use std::{
+    fmt,
+    num::NonZeroUsize,
+    str::FromStr,
+    sync::{Arc, OnceLock},
+    thread,
+};
 
 /// Where the model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -41,10 +48,10 @@ impl FromStr for Device {
 /// Type of activations on the CPU. A GPU always computes with bf16 activations and f32 sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Activations {
-    /// As on a GPU.
+    /// bf16, as on a GPU.
     #[default]
     Bf16,
-    /// As Hugging Face's float32.
+    /// f32, as in Hugging Face's float32.
     F32,
 }
 
@@ -66,28 +73,63 @@ pub struct Options {
     pub device: Device,
     /// Type of activations, on the CPU.
     pub activations: Activations,
-    /// Most tokens of a sequence; the model's own maximum when absent, or as much of it as fits the GPU.
+    /// Most tokens of a sequence. When absent: the model's own maximum, or as much of it as fits the GPU.
     pub context: Option<usize>,
-    /// Sequences for which the GPU must have room: 1 for a session, those of a [batch](crate::Batch).
+    /// How many sequences the GPU must have room for: 1 for a session, or those of a [batch](crate::Batch).
     pub sequences: usize,
-    /// Threads that compute on the CPU, of this engine alone; when absent one a physical core, which all such engines of the process
-    /// share. The results are the same.
+    /// Threads that compute on the CPU, used by this engine alone. When absent there is one for each physical core,
+    /// shared by all such engines of the process. The results are the same.
     pub threads: Option<NonZeroUsize>,
-    /// Quantized weights become bf16 on a GPU too: as much memory and time as without quantization. Without it they stay what
-    /// they are where kernels take them; the values are the same, sums are rounded elsewhere.
+    /// Whether quantized weights become bf16 (with f32 activations f32) when they are loaded, which takes as much memory
+    /// and time as a model that is not quantized. Otherwise they stay quantized where products support it; the weights'
+    /// values are the same, but sums are rounded at other points.
     pub widen: bool,
+    /// The format in which weights are quantized while they are loaded, with the same result as
+    /// [`quantize`](crate::quantize) writes. Absent: they stay as they are.
+    pub quantize: Option<quantize::Options>,
+    /// A smaller model with the same vocabulary, already opened on the same device: it guesses the next tokens for
+    /// [`Speculate::Model`](crate::Speculate::Model). On a GPU, memory for its sequences is left free.
+    pub draft: Option<Engine>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        let (device, activations) = (Device::default(), Activations::default());
-        Options { device, activations, context: None, sequences: 1, threads: None, widen: false }
+        Options {
+            device: Device::default(),
+            activations: Activations::default(),
+            context: None,
+            sequences: 1,
+            threads: None,
+            widen: false,
+            quantize: None,
+            draft: None,
+        }
+    }
+}
+
+impl Options {
+    /// Opens a smaller model as [`Options::draft`] of `model`: on the same device, with as much context as both have, as its
+    /// files have it.
+    ///
+    /// # Errors
+    /// Those of [`Engine::open`], for the smaller one.
+    pub fn with_draft(self, draft: &str, model: &str) -> Result<Options> {
+        let (files, most) = (ModelFiles::open(draft)?, ModelFiles::open(model)?.config.max_seq);
+        let context = Some(self.context.unwrap_or(most).min(files.config.max_seq));
+        let draft = Engine::load(files, &Options { context, quantize: None, ..self.clone() }, &mut |_, _| {})?;
+        Ok(Options { draft: Some(draft), ..self })
     }
 }
 
 /// A loaded model. Clones share it.
 #[derive(Clone)]
 pub struct Engine(Arc<Inner>);
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a model of {} layers on {}", self.config().n_layers, self.device())
+    }
+}
 
 struct Inner {
     config: Config,
@@ -99,6 +141,17 @@ struct Inner {
     plan: Plan,
     kept: Kept,
     startup: Startup,
+    draft: Option<Engine>,
+    /// Of which model its sessions are; see [`Engine::fingerprint`].
+    source: ModelSource,
+}
+
+/// What tells a model apart, until somebody asks.
+struct ModelSource {
+    weights: Weights,
+    widened: bool,
+    lora: u64,
+    fingerprint: OnceLock<String>,
 }
 
 /// A device that was opened.
@@ -148,13 +201,13 @@ impl Engine {
         Engine::open_with(model, options, &mut |_, _| {})
     }
 
-    /// As [`Engine::open`]; `progress` gets the bytes of the weights that are on the device, and all.
+    /// As [`Engine::open`]; `progress` gets the bytes of weights that are on the device, and their total.
     ///
-    /// The device is opened and its kernels are loaded, the tokenizer is read, and weights go to the device, all at the
-    /// same time; [`Engine::startup`] says when.
+    /// Opening the device and loading its kernels, reading the tokenizer, and sending weights to the device happen at
+    /// the same time; [`Engine::startup`] says when each did.
     pub fn open_with(model: &str, options: &Options, progress: &mut dyn FnMut(u64, u64)) -> Result<Engine> {
         let startup = Startup::begin();
-        let source = Source::find(model, &startup)?; // first: who mistyped a name hears it at once
+        let source = Source::find(model, &startup)?; // first, so that a mistyped name is reported at once
         thread::scope(|scope| {
             let device = scope.spawn(|| Opened::open(options, &startup));
             let tokenizer = scope.spawn(|| source.tokenizer(&startup));
@@ -191,8 +244,8 @@ impl Engine {
         }
     }
 
-    /// Brings a model to a backend of whatever kind. `tokenizer` gives the tokenizer, for which it may have to wait, and sets
-    /// what of the configuration depends on it; the one in `files` is not looked at.
+    /// Brings a model to any kind of backend. `tokenizer` returns the tokenizer (it may have to wait for it) and sets
+    /// what in the configuration depends on it; the tokenizer in `files` is not looked at.
     pub(crate) fn load_on<B: Backend>(
         b: B,
         files: ModelFiles,
@@ -203,11 +256,23 @@ impl Engine {
     ) -> Result<Engine> {
         let ModelFiles { mut config, weights, template, lora, .. } = files;
         b.supports(&config)?;
-        let kept = Kept::of::<B>(&config, &weights, options.widen);
-        let plan =
-            Plan::choose::<B>(&config, kept.bytes(&config), options.context, options.sequences, b.free_memory()?)?;
+        if let Some(draft) = &options.draft {
+            speculate::fits(draft, config.vocab, None)?;
+        }
+        let kept = match &options.quantize {
+            Some(_) if options.widen => {
+                let what =
+                    "quantizing and widening at once: weights would be rounded to few bits and take the memory of 16";
+                return Err(Error::Input(what.into()));
+            }
+            Some(quantize) => Kept::of::<B>(&config, &quantize.planned(&weights)?, false),
+            None => Kept::of::<B>(&config, &weights, options.widen),
+        };
+        let promised = options.draft.as_ref().map_or(0, |draft| draft.plan().of_sequences());
+        let free = b.free_memory()?.map(|free| free.saturating_sub(promised));
+        let plan = Plan::choose::<B>(&config, kept.bytes(&config), options.context, options.sequences, free)?;
         tracing::info!("{}: {plan}", b.name());
-        // a batch's parts of a prompt are smaller than the chunks of a session's
+        // the parts of a prompt in a batch are smaller than the chunks of a session's
         let most = if options.sequences == 1 { B::CHUNK } else { *BatchOptions::CHUNK.end() };
         b.expect_rows(&config, plan.context.min(most))?;
         let (mut done, total) = (0, weights.bytes());
@@ -215,7 +280,8 @@ impl Engine {
             done += bytes;
             progress(done, total);
         };
-        let load = || Model::load(&b, &config, &weights, &lora, plan.context, options.widen, &mut add);
+        let changes = Changes { lora: &lora, quantize: options.quantize.as_ref(), widen: options.widen };
+        let load = || Model::load(&b, &config, &weights, changes, plan.context, &mut add);
         if plan.context > config.rope_fixed_until() {
             let trained = config.rope_fixed_until();
             tracing::info!(
@@ -224,13 +290,19 @@ impl Engine {
         }
         let model = startup.time("weights", total, load)?;
         let tokenizer = tokenizer(&mut config)?;
+        if let Some(draft) = &options.draft {
+            speculate::fits(draft, config.vocab, tokenizer.as_ref())?;
+        }
         b.synchronize()?;
         let (device, is_gpu) = (b.name(), B::IS_GPU);
-        let (loaded, startup) = (Arc::new(Loaded { b, model }), startup.clone());
-        Ok(Engine(Arc::new(Inner { config, tokenizer, template, loaded, device, is_gpu, plan, kept, startup })))
+        let (loaded, startup, draft) = (Arc::new(Loaded { b, model }), startup.clone(), options.draft.clone());
+        let lora = session_file::lora_fingerprint(&weights, &lora);
+        let source = ModelSource { weights, widened: options.widen, lora, fingerprint: OnceLock::new() };
+        let inner = Inner { config, tokenizer, template, loaded, device, is_gpu, plan, kept, startup, draft, source };
+        Ok(Engine(Arc::new(inner)))
     }
 
-    /// So many empty sequences with room for `max_tokens` tokens each.
+    /// Creates this many empty sequences with room for `max_tokens` tokens each.
     pub(crate) fn timeline(&self, sequences: usize, max_tokens: usize) -> Result<Box<dyn AnyTimeline>> {
         if max_tokens == 0 || max_tokens > self.max_context() {
             return Err(Error::Context { needed: max_tokens, max: self.max_context() });
@@ -238,9 +310,21 @@ impl Engine {
         self.0.loaded.clone().timeline(sequences, max_tokens)
     }
 
+    /// The smaller model that guesses for it, if there is one.
+    pub fn draft(&self) -> Option<&Engine> {
+        self.0.draft.as_ref()
+    }
+
     /// Sizes of the model.
     pub fn config(&self) -> &Config {
         &self.0.config
+    }
+
+    /// By which the model's sessions are told from those of others: a hash of its configuration and of samples of its weights.
+    pub(crate) fn fingerprint(&self) -> String {
+        let ModelSource { weights, widened, lora, fingerprint } = &self.0.source;
+        let compute = || session_file::fingerprint(&self.0.config, weights, *widened, *lora);
+        fingerprint.get_or_init(compute).clone()
     }
 
     /// Tokens that a session can have.
@@ -253,7 +337,7 @@ impl Engine {
         &self.0.plan
     }
 
-    /// What its quantized weights change, where they stay so.
+    /// What its quantized weights change in memory, where they stay quantized.
     pub fn kept(&self) -> Kept {
         self.0.kept
     }
@@ -263,7 +347,7 @@ impl Engine {
         &self.0.device
     }
 
-    /// It runs on a GPU.
+    /// Whether it runs on a GPU.
     pub fn is_gpu(&self) -> bool {
         self.0.is_gpu
     }
@@ -288,7 +372,7 @@ impl Engine {
         &self.0.startup
     }
 
-    /// How the model is spoken to.
+    /// How a conversation becomes a prompt for this model.
     pub fn template(&self) -> &Template {
         &self.0.template
     }

@@ -1,4 +1,4 @@
-//! What runs a model: the engine holds it, and one timeline of tokens or several are its sessions and batches.
+//! Runs a model: the engine holds it, a session works on one sequence of tokens, and a batch on several at once.
 mod batch;
 mod generate;
 mod load;

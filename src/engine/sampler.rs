@@ -6,17 +6,17 @@ use crate::{
     ops::sample::{MAX_STOP_IDS, Params},
 };
 
-/// What is colder counts as this, at which a token that is less likely by a hundredth part of a nat is e^10 times rarer: colder
-/// ones differ from greedy sampling by less than anybody sees, and their quotients leave the range of f32.
+/// Lower temperatures count as this one. Here a token whose logit is lower by a hundredth is already e^10 times rarer,
+/// so lower temperatures would hardly differ from greedy sampling, and their quotients would leave the range of f32.
 const MIN_TEMPERATURE: f32 = 1e-3;
 
 /// Sampling options. The default is greedy.
 ///
-/// With the same seed and prompt the same text comes out, whatever else the process does; on the same device, since other
-/// devices round the logits differently.
+/// The same seed and prompt give the same text, whatever else the process does, on the same device; other devices round
+/// the logits differently.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {
-    /// Divides the logits; 0 takes the most likely token, and what is below 0.001 counts as 0.001.
+    /// Divides the logits. 0 takes the most likely token; anything else below 0.001 counts as 0.001.
     pub temperature: f32,
     /// Only the `top_k` most likely tokens; 0 is off.
     pub top_k: u32,
@@ -30,11 +30,11 @@ pub struct Sampling {
     pub frequency_penalty: f32,
     /// Taken from the logit of each token in the answer; 0 is off.
     pub presence_penalty: f32,
-    /// Added to the logits of single tokens; `-inf` forbids.
+    /// Added to the logits of single tokens; `-inf` forbids a token.
     pub logit_bias: Vec<(u32, f32)>,
     /// Key of the random generator.
     pub seed: u64,
-    /// The stop ids are forbidden before this many tokens.
+    /// Stop ids are forbidden until the text has this many tokens.
     pub min_tokens: u32,
 }
 
@@ -56,7 +56,7 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// What the author of a model recommends, and the default where nothing is said.
+    /// The sampling that the author of a model recommends, with defaults for what is not said.
     pub fn recommended(by: &SamplingDefaults) -> Sampling {
         let default = Sampling::default();
         Sampling {
@@ -69,7 +69,7 @@ impl Sampling {
         }
     }
 
-    /// Each option in its range, ids below `vocab`; the error names the option.
+    /// Checks that each option is in its range and ids are below `vocab`; the error names the option.
     pub fn check(&self, vocab: usize) -> Result<()> {
         let range = |name: &str, x: f32, ok: bool, allowed: &str| match ok {
             true => Ok(()),
@@ -93,7 +93,7 @@ impl Sampling {
         Ok(())
     }
 
-    /// The most likely token of the plain logits: [`crate::ops::Argmax`] is enough.
+    /// Whether the token is simply the one with the largest logit, so that [`crate::ops::Argmax`] is enough.
     pub(crate) fn is_plain_greedy(&self) -> bool {
         self.temperature == 0.0
             && self.repetition_penalty == 1.0
@@ -103,12 +103,12 @@ impl Sampling {
             && self.min_tokens == 0
     }
 
-    /// Some token's logit depends on which tokens there were.
+    /// Whether the logits of some tokens depend on which tokens came before.
     pub(crate) fn has_penalties(&self) -> bool {
         self.repetition_penalty != 1.0 || self.frequency_penalty != 0.0 || self.presence_penalty != 0.0
     }
 
-    /// For the device. At most [`MAX_STOP_IDS`] stop ids are held back by `min_tokens`.
+    /// The parameters for the device. `min_tokens` holds back at most [`MAX_STOP_IDS`] stop ids.
     pub(crate) fn params(&self, stop_ids: &[u32]) -> Result<Params> {
         if self.min_tokens > 0 && stop_ids.len() > MAX_STOP_IDS {
             return Err(Error::Input(format!("min_tokens works with at most {MAX_STOP_IDS} stop ids")));

@@ -1,5 +1,5 @@
-//! How likely a model finds given text: log-probabilities of continuations, with the rules of lm-evaluation-harness for where a
-//! continuation begins, and the windows in which a text longer than the context is scored.
+//! Scores given text: the log-probabilities of continuations after a context. The rules for where a continuation begins
+//! are those of lm-evaluation-harness, and so are the windows in which a text longer than the context is scored.
 //!
 //! ```
 //! use aoji::{Device, Engine, Options, score::{Request, first_token}};
@@ -40,13 +40,14 @@ impl Continuation {
         self.0.iter().map(|t| f64::from(t.logprob)).sum()
     }
 
-    /// Greedy decoding would have given exactly it.
+    /// Whether greedy decoding would have given exactly this continuation.
     pub fn greedy(&self) -> bool {
         self.0.iter().all(|t| t.greedy)
     }
 }
 
-/// Continuations as a tree: each path from the root, which stands for the prefix, is the beginning of one or more.
+/// Continuations as a tree. The root stands for the prefix, and each path from it is the beginning of one or more
+/// continuations.
 pub(crate) struct Trie {
     nodes: Vec<Node>,
 }
@@ -87,9 +88,10 @@ impl Trie {
         self.nodes[node].children.iter().copied().find(|&c| self.nodes[c].token == token)
     }
 
-    /// Every node that has children, in chains from parent to child: the trunk, which begins at the root, and branches, each of
-    /// which begins at a child of the trunk. The branch that leaves the trunk last comes first, so that one after the other could
-    /// take the trunk's place. Nodes that branches have in common are in each of them.
+    /// Every node that has children, in chains from parent to child. The first chain is the trunk, which begins at the
+    /// root; the others are branches, each of which begins at a child of a node of the trunk. The branch that leaves
+    /// the trunk last comes first, so that one after the other could take the trunk's place. Nodes that several
+    /// branches share are in each of them.
     pub fn branches(&self) -> (Vec<usize>, Vec<Vec<usize>>) {
         let inner = |node: usize| {
             let children = self.nodes[node].children.iter().copied();
@@ -125,12 +127,12 @@ impl Trie {
         self.nodes[node].depth
     }
 
-    /// What may follow a node.
+    /// The tokens that may follow a node.
     pub fn targets(&self, node: usize) -> Vec<u32> {
         self.nodes[node].children.iter().map(|&c| self.nodes[c].token).collect()
     }
 
-    /// Takes the scores of a node's targets.
+    /// Stores the scores of the tokens that may follow a node.
     pub fn set(&mut self, node: usize, scores: &[TokenScore]) {
         for (child, score) in self.nodes[node].children.clone().into_iter().zip(scores) {
             self.nodes[child].score = *score;
@@ -153,16 +155,16 @@ impl Trie {
 /// A context and its continuations, as token ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
-    /// What is given; never empty.
+    /// The given tokens; never empty.
     pub context: Vec<u32>,
-    /// What is scored, each by itself.
+    /// The continuations that are scored, each by itself.
     pub continuations: Vec<Vec<u32>>,
 }
 
 impl Request {
-    /// Encodes as lm-evaluation-harness does: white space at the end of the context goes to the continuation, both are encoded
-    /// together and as many tokens as the context alone has are taken off the front. With `special` the tokenizer's own rule
-    /// adds its BOS. A context without tokens becomes `first`; see [`first_token`].
+    /// Encodes as lm-evaluation-harness does: white space at the end of the context goes to the continuation, both are
+    /// encoded together, and as many tokens as the context alone has are taken off the front. With `special`, BOS is
+    /// added where the tokenizer's own rule says so. A context without tokens becomes `first`; see [`first_token`].
     pub fn encode<T: AsRef<str>>(
         tokenizer: &Tokenizer,
         context: &str,
@@ -185,19 +187,19 @@ impl Request {
         Ok(Request { context: if before.is_empty() { vec![first] } else { before }, continuations })
     }
 
-    /// Tokens of each continuation with its context, added up: what is asked for.
+    /// The tokens of all continuations, each counted together with its context: the work that is asked for.
     pub fn tokens(&self) -> usize {
         self.continuations.iter().map(|c| self.context.len() + c.len()).sum()
     }
 
-    /// Positions that it takes; the last token of a continuation is not computed.
+    /// How many positions it needs. The last token of a continuation is not computed.
     pub fn positions(&self) -> usize {
         let longest = self.continuations.iter().map(Vec::len).max().unwrap_or(0);
         self.context.len() + longest.saturating_sub(1)
     }
 
-    /// The same continuations with contexts cut on the left so that `max` positions are enough. Each keeps as much as it has
-    /// room for, so where something is cut they no longer share a context.
+    /// The same continuations with contexts cut on the left so that `max` positions are enough. Each keeps as much
+    /// context as it has room for, so contexts that were cut are no longer shared.
     ///
     /// # Errors
     /// `Context` when a continuation alone does not fit.
@@ -222,15 +224,15 @@ fn is_python_space(c: char) -> bool {
     c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
 }
 
-/// Words of a text as lm-evaluation-harness counts them for its perplexity per word: the parts between runs of white space,
-/// so one more than there are runs.
+/// How many words a text has, as lm-evaluation-harness counts them for its perplexity per word: the parts between runs
+/// of white space, so one more than there are runs.
 pub fn words(text: &str) -> usize {
     text.split(is_python_space).filter(|part| !part.is_empty()).count()
         + usize::from(text.starts_with(is_python_space) || text.is_empty())
         + usize::from(text.ends_with(is_python_space))
 }
 
-/// The token that stands before a text when nothing else does: BOS where the model has one, else its end-of-text token.
+/// The token that is given before a text when nothing else is: BOS where the model has one, else its end-of-text token.
 pub fn first_token(engine: &Engine) -> Result<u32> {
     let config = engine.config();
     let bos = engine.tokenizer().ok().and_then(Tokenizer::bos).or(config.bos);
@@ -250,8 +252,8 @@ pub struct Window {
 }
 
 impl Window {
-    /// lm-evaluation-harness's rolling windows over `len` tokens, the first of which is only given: each is scored once, in
-    /// blocks of `max`, with as much before it as a pass of `max` tokens has room for.
+    /// lm-evaluation-harness's rolling windows over `len` tokens, of which the first is only given. Each other token is
+    /// scored once, in blocks of `max`, with as much text before the block as fits a pass of `max` tokens.
     pub fn rolling(len: usize, max: usize) -> Vec<Window> {
         let window = |from: usize| {
             let end = (from + max).min(len);
@@ -260,8 +262,8 @@ impl Window {
         (1..len).step_by(max.max(1)).map(window).collect()
     }
 
-    /// Windows of `max` tokens that begin every `stride`, as in Hugging Face's guide to perplexity: each scores what the one
-    /// before did not, and the first token of a window is never scored.
+    /// Windows of `max` tokens, one beginning every `stride` tokens, as in Hugging Face's guide to perplexity. Each
+    /// scores the tokens that the window before did not; the first token of a window is never scored.
     pub fn strided(len: usize, max: usize, stride: usize) -> Vec<Window> {
         let (mut windows, mut done) = (Vec::new(), 0);
         for begin in (0..len).step_by(stride.max(1)) {

@@ -1,4 +1,6 @@
-//! A session: one timeline of tokens with its KV cache.
+//! A session is one growing sequence of tokens with its KV cache.
+
+mod saved;
 
 use crate::{
     backend::DECODE_ROWS,
@@ -6,7 +8,7 @@ use crate::{
         load::Engine,
         sampler::Sampling,
         score::{Scores, Trie},
-        speculate::{Costs, Drafter, share},
+        speculate::{Companion, Costs, Guesser, share},
         timeline::{AnyTimeline, Branch, Row},
     },
     error::{Error, Result},
@@ -16,22 +18,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// One mutable timeline: tokens, their keys and values, and the logits after the last.
+/// One mutable sequence: its tokens, their keys and values, and the logits after the last token.
 ///
-/// A caller passes whole token sequences; [`Session::sync`] computes only what differs from what the session holds.
+/// A caller passes whole token sequences; [`Session::sync`] computes only what differs from the tokens that the session
+/// already holds.
 pub struct Session {
     engine: Engine,
     timeline: Box<dyn AnyTimeline>,
     tokens: Vec<u32>,
-    /// The first so many tokens have their keys and values in the cache.
+    /// How many tokens, from the first on, have their keys and values in the cache.
     computed: usize,
-    /// The device holds the logits after the last token.
+    /// Whether the device holds the logits after the last token.
     has_logits: bool,
     max_tokens: usize,
-    /// Continuations that are scored in one pass: sequences of the timeline.
+    /// How many continuations are scored in one pass; each is a sequence of its own.
     branches: usize,
-    /// What its steps take.
+    /// How long its steps take.
     costs: Costs,
+    /// A smaller model that guesses, if the engine has one.
+    companion: Option<Companion>,
 }
 
 impl Engine {
@@ -40,14 +45,16 @@ impl Engine {
         self.session_with_branches(max_tokens, 1)
     }
 
-    /// A session that scores up to `branches` continuations of a prefix in one pass over the weights; see [`Session::score`].
-    /// It takes the memory of as many sequences.
+    /// A session that can score up to `branches` continuations of a prefix in one pass over the weights; see
+    /// [`Session::score`]. It takes the memory of this many sequences.
     pub fn session_with_branches(&self, max_tokens: usize, branches: usize) -> Result<Session> {
         let branches = branches.max(1);
-        Ok(Session::new(self.clone(), self.timeline(branches, max_tokens)?, max_tokens, branches))
+        let timeline = self.timeline(branches, max_tokens)?;
+        let companion = self.draft().map(|draft| Companion::new(draft, 1, max_tokens)).transpose()?;
+        Ok(Session::new(self.clone(), timeline, companion, max_tokens, branches))
     }
 
-    /// [`Session::score`] in a session of its own.
+    /// [`Session::score`] in a new session.
     ///
     /// ```
     /// # use aoji::{Device, Engine, Options};
@@ -64,7 +71,13 @@ impl Engine {
 }
 
 impl Session {
-    fn new(engine: Engine, timeline: Box<dyn AnyTimeline>, max_tokens: usize, branches: usize) -> Session {
+    fn new(
+        engine: Engine,
+        timeline: Box<dyn AnyTimeline>,
+        companion: Option<Companion>,
+        max_tokens: usize,
+        branches: usize,
+    ) -> Session {
         let tokens = Vec::with_capacity(max_tokens); // a step allocates nothing
         Session {
             engine,
@@ -75,6 +88,7 @@ impl Session {
             max_tokens,
             branches,
             costs: Costs::default(),
+            companion,
         }
     }
 
@@ -83,7 +97,7 @@ impl Session {
         &self.engine
     }
 
-    /// Tokens of the timeline.
+    /// Its tokens so far.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
@@ -93,7 +107,7 @@ impl Session {
         self.max_tokens
     }
 
-    /// How many tokens the timeline and `tokens` begin with in common.
+    /// How many first tokens the session and `tokens` have in common.
     fn common(&self, tokens: &[u32]) -> usize {
         self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count()
     }
@@ -115,8 +129,8 @@ impl Session {
         }
     }
 
-    /// Makes the timeline equal to `tokens`, keeping the longest common prefix of what is computed; the logits after the last
-    /// token are then ready. Returns how many tokens did not have to be computed.
+    /// Makes the session hold exactly `tokens`, and keeps the longest common prefix of what is computed already. The
+    /// logits after the last token are then ready. Returns how many tokens did not have to be computed.
     ///
     /// # Errors
     /// `Context` when they do not fit, `Input` for an empty sequence or an id outside the vocabulary; the session is then
@@ -125,8 +139,8 @@ impl Session {
         self.sync_with(tokens, &mut |_, _| true).map(|(reused, _)| reused)
     }
 
-    /// [`Session::sync`] that reports `(tokens ready, tokens in all)` before each chunk and can be cancelled between chunks by
-    /// returning `false`; the second value says whether it ran to the end.
+    /// [`Session::sync`] that calls `go_on(tokens ready, tokens in all)` before each chunk, which cancels it by
+    /// returning `false`. The second value says whether it ran to the end.
     pub fn sync_with(&mut self, tokens: &[u32], go_on: &mut dyn FnMut(usize, usize) -> bool) -> Result<(usize, bool)> {
         self.check(tokens)?;
         let same = self.common(tokens);
@@ -149,17 +163,22 @@ impl Session {
         Ok((reused, true))
     }
 
-    /// From here on steps take as many guesses as chance will have, whatever they cost.
+    /// To verify speculation: from now on the number of guesses in a step is random, whatever they cost.
     pub(crate) fn try_drafts(&mut self, seed: u64) {
         self.costs = Costs::trial(seed);
     }
 
-    /// Milliseconds of the steps of decodings with guesses, by their rows.
+    /// How many milliseconds steps took while decoding with guesses, by their number of rows.
     pub(crate) fn step_ms(&self) -> Vec<(usize, f64)> {
         self.costs.measured().map(|(rows, seconds)| (rows, seconds * 1e3)).collect()
     }
 
-    /// Waits for everything asked of the device.
+    /// The smaller model that guesses.
+    pub(crate) fn companion(&self) -> Option<&Companion> {
+        self.companion.as_ref()
+    }
+
+    /// Waits until the device has done everything that was asked of it.
     pub(crate) fn wait(&self) -> Result<()> {
         self.timeline.wait()
     }
@@ -182,7 +201,7 @@ impl Session {
         Ok(logits)
     }
 
-    /// Makes the timeline equal to `tokens` and calls `each(i, logits)` with the logits after token `i`, for `i` in `from..`.
+    /// Makes the session hold exactly `tokens`; calls `each(i, logits)` with the logits after token `i`, for `i` in `from..`.
     pub fn logits_of(&mut self, tokens: &[u32], from: usize, each: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
         self.check(tokens)?;
         if from >= tokens.len() {
@@ -203,14 +222,14 @@ impl Session {
         Ok(())
     }
 
-    /// Log-probabilities of each continuation after `prefix`. The prefix is computed once, as far as the session does not
-    /// hold it already, and tokens that continuations begin with in common mostly too; the last token of a continuation is only
-    /// looked up, so one of a single token costs nothing of its own. A session
-    /// [with branches](crate::Engine::session_with_branches) computes several continuations in one pass over the weights.
+    /// Log-probabilities of each continuation after `prefix`. The prefix is computed once, as far as the session does
+    /// not hold it already, and so are, mostly, tokens with which several continuations begin. The last token of a
+    /// continuation is only looked up, so a continuation of one token costs nothing more. A session [with
+    /// branches](crate::Engine::session_with_branches) computes several continuations in one pass over the weights.
     ///
     /// # Errors
-    /// `Context` when the prefix and a continuation but for its last token do not fit, `Input` for an empty prefix or an id
-    /// outside the vocabulary; the session is then unchanged.
+    /// `Context` when the prefix and a continuation without its last token do not fit, `Input` for an empty prefix or
+    /// an id outside the vocabulary; the session is then unchanged.
     pub fn score<T: AsRef<[u32]>>(&mut self, prefix: &[u32], continuations: &[T]) -> Result<Scores> {
         self.check(prefix)?;
         for c in continuations.iter().map(AsRef::as_ref).filter(|c| !c.is_empty()) {
@@ -222,7 +241,7 @@ impl Session {
         }
         let mut trie = Trie::new(continuations);
         let (trunk, branches) = trie.branches();
-        // the trunk's tokens, and before them what is missing of the prefix, whose last token's logits are wanted
+        // the trunk's tokens; before them what is missing of the prefix, whose last token's logits are wanted
         let start = self.common(prefix).min(self.computed).min(prefix.len() - 1);
         let tokens = [&prefix[start..], &trie.tokens(&trunk)].concat();
         let (unscored, size) = (prefix.len() - 1 - start, self.timeline.chunk());
@@ -236,7 +255,7 @@ impl Session {
             pass.add(Branch { sequence: 0, tokens: tokens.to_vec(), pos: start + at, shared: 0 }, nodes);
             at = end;
         }
-        // branches join the trunk's last pass, each in a sequence of its own, or follow in further ones
+        // branches join the trunk's last pass, each in a sequence of its own, or follow in later passes
         for branch in branches {
             let shared = prefix.len() - 1 + trie.depth(branch[0]);
             let mut pos = shared;
@@ -256,7 +275,7 @@ impl Session {
         Ok(Scores { continuations: trie.scores(continuations), computed })
     }
 
-    /// Computes the branches of a pass and what they say of what follows their nodes; empties it.
+    /// Computes the branches of a pass, gives the scores of tokens that may follow to their nodes, and empties the pass.
     fn score_pass(&mut self, pass: &mut Pass, trie: &mut Trie) -> Result<()> {
         let Pass { branches, nodes } = std::mem::take(pass);
         if branches.is_empty() {
@@ -273,21 +292,21 @@ impl Session {
         Ok(())
     }
 
-    /// The tokens that follow, one by one, chosen and fed back on the device. Stop ids only matter for `min_tokens`: whoever
-    /// takes the tokens decides when to stop, by dropping the iterator. Ends when the context is full.
+    /// The tokens that follow, one by one, chosen and fed back on the device. Stop ids only matter for `min_tokens`:
+    /// the caller decides when to stop, by dropping the iterator. It ends when the context is full.
     ///
     /// # Errors
-    /// `Input` when an option is out of range; when the timeline is empty.
+    /// `Input` when an option is out of range or the session has no tokens.
     pub fn decode(&mut self, sampling: &Sampling, stop_ids: &[u32]) -> Result<Decode<'_>> {
         self.decode_with(sampling, stop_ids, None, usize::MAX)
     }
 
-    /// [`Session::decode`] with guesses of the next tokens, of which at most `most` are wanted.
+    /// [`Session::decode`] with a drafter, which guesses next tokens, but none beyond the `most` tokens that are wanted.
     pub(crate) fn decode_with(
         &mut self,
         sampling: &Sampling,
         stop_ids: &[u32],
-        drafter: Option<Drafter>,
+        guesser: Option<Guesser>,
         most: usize,
     ) -> Result<Decode<'_>> {
         if !self.has_logits {
@@ -297,7 +316,7 @@ impl Session {
         self.timeline.sampler(0, &self.tokens, sampling, stop_ids, false)?;
         self.has_logits = false;
         let left = most.min(self.max_tokens - self.tokens.len());
-        let speculation = drafter.map(|drafter| Speculation::new(drafter, left));
+        let speculation = guesser.map(|guesser| Speculation::new(guesser, left));
         let (chosen, ready) = (Vec::with_capacity(1), VecDeque::with_capacity(DECODE_ROWS));
         Ok(Decode { computed: self.tokens.len(), session: self, last: None, chosen, ready, speculation, failed: false })
     }
@@ -329,26 +348,26 @@ impl Pass {
 /// Iterator of [`Session::decode`].
 pub struct Decode<'a> {
     session: &'a mut Session,
-    /// Tokens whose keys and values are in the cache, without steps that are enqueued ahead.
+    /// How many tokens have their keys and values in the cache, not counting steps that are enqueued ahead.
     computed: usize,
     /// The token after those; `None` before the first.
     last: Option<u32>,
-    /// The token of a step.
+    /// The token that a step chose.
     chosen: Vec<u32>,
-    /// Chosen tokens that were not given yet.
+    /// Chosen tokens that were not yet given to the caller.
     ready: VecDeque<u32>,
     speculation: Option<Speculation>,
     failed: bool,
 }
 
-/// What a decoding with guesses has besides.
+/// What decoding with guesses needs in addition.
 struct Speculation {
-    drafter: Drafter,
-    /// Tokens that may still be chosen.
+    guesser: Guesser,
+    /// How many tokens may still be chosen.
     left: usize,
-    /// The rows that the timeline decodes are not where the text is.
+    /// Whether the rows that the device decodes are no longer at the end of the text.
     moved: bool,
-    /// Guesses that the next step takes, of the one sequence.
+    /// How many guesses the next step tries, for the one sequence.
     taken: Vec<usize>,
     /// The last token and the guesses.
     rows: Vec<Row>,
@@ -357,29 +376,34 @@ struct Speculation {
 }
 
 impl Speculation {
-    fn new(drafter: Drafter, left: usize) -> Speculation {
+    fn new(guesser: Guesser, left: usize) -> Speculation {
         let (taken, rows) = (Vec::with_capacity(1), Vec::with_capacity(DECODE_ROWS));
-        Speculation { drafter, left, moved: false, taken, rows, drafted: 0, accepted: 0 }
+        Speculation { guesser, left, moved: false, taken, rows, drafted: 0, accepted: 0 }
     }
 
-    /// Makes `rows` those of the next step.
-    fn plan(&mut self, costs: &mut Costs, token: u32, pos: usize) {
-        let drafts = self.drafter.drafts(self.left.saturating_sub(1).min(DECODE_ROWS - 1));
-        share(costs, &[drafts], &mut self.taken);
-        let tokens = drafts[..self.taken[0]].iter().map(|d| d.token);
+    /// How many guesses are worth a row in the next step.
+    fn plan(&mut self, costs: &mut Costs, companion: Option<&Companion>) -> usize {
+        let offer = self.guesser.offer(self.left.saturating_sub(1).min(DECODE_ROWS - 1), companion);
+        share(costs, &[offer], &mut self.taken);
+        self.taken[0]
+    }
+
+    /// Sets `rows` to the last token and at most this many guesses, and returns how many guesses there are.
+    fn set_rows(&mut self, guesses: usize, token: u32, pos: usize) -> usize {
         self.rows.clear();
-        let rows = std::iter::once(token).chain(tokens).zip(pos..);
-        self.rows.extend(rows.map(|(token, pos)| Row { sequence: 0, token, pos }));
+        let tokens = std::iter::once(token).chain(self.guesser.guesses(guesses)).zip(pos..);
+        self.rows.extend(tokens.map(|(token, pos)| Row { sequence: 0, token, pos }));
+        self.rows.len() - 1
     }
 }
 
 impl Decode<'_> {
-    /// Time that the session has spent waiting for tokens from the device, ever.
+    /// Total time that the session has spent waiting for tokens from the device.
     pub(crate) fn waited(&self) -> Duration {
         self.session.timeline.waited()
     }
 
-    /// Guesses that were tried, and those that were right.
+    /// How many guesses were tried, and how many were right.
     pub(crate) fn drafted(&self) -> (usize, usize) {
         self.speculation.as_ref().map_or((0, 0), |s| (s.drafted, s.accepted))
     }
@@ -403,24 +427,29 @@ impl Decode<'_> {
             self.last = self.ready.back().copied();
             if let Some(s) = &mut self.speculation {
                 s.left = s.left.saturating_sub(self.ready.len());
-                self.ready.iter().for_each(|&token| s.drafter.push(token));
+                self.ready.iter().for_each(|&token| s.guesser.push(token));
             }
         }
         self.ready.pop_front().ok_or_else(|| Error::Op { op: "decode", what: "a step chose no token".into() })
     }
 
-    /// A step with guesses, or without where they are not worth it.
+    /// A step with guesses, or without them where they are not worth it.
     fn speculate(&mut self, last: u32) -> Result<()> {
         let Some(s) = &mut self.speculation else { return Ok(()) };
-        let (Session { timeline, costs, .. }, begin) = (&mut *self.session, Instant::now());
-        s.plan(costs, last, self.computed);
-        let drafts = s.rows.len() - 1;
-        if drafts == 0 || timeline.ahead() > 0 {
+        let Session { timeline, costs, companion, .. } = &mut *self.session;
+        let planned = s.plan(costs, companion.as_ref());
+        let can_try = planned > 0 && timeline.ahead() == 0;
+        if let (true, Guesser::Model(text), Some(companion)) = (can_try, &mut s.guesser, companion) {
+            companion.guess(&mut [(0, planned, text)])?;
+        }
+        let drafts = s.set_rows(if can_try { planned } else { 0 }, last, self.computed);
+        let begin = Instant::now();
+        if drafts == 0 {
             if std::mem::take(&mut s.moved) {
                 timeline.run(&s.rows, false)?;
             }
-            // steps are enqueued ahead until there is something to guess
-            timeline.next(drafts == 0, &mut self.chosen)?;
+            // until there is something to guess, steps are enqueued ahead
+            timeline.next(planned == 0, &mut self.chosen)?;
             self.ready.push_back(self.chosen[0]);
             self.computed += 1;
             costs.observe(1, begin.elapsed().as_secs_f64());
@@ -438,6 +467,7 @@ impl Decode<'_> {
         }
         s.drafted += drafts;
         s.accepted += self.ready.len() - 1;
+        s.guesser.tried(drafts, self.ready.len() - 1);
         costs.observe(s.rows.len(), begin.elapsed().as_secs_f64());
         Ok(())
     }
@@ -464,7 +494,7 @@ impl Drop for Decode<'_> {
         let s = &mut *self.session;
         let ahead = s.timeline.ahead();
         let stopped = s.timeline.run(&[], false).is_ok();
-        // after an error nothing that was computed is relied upon
+        // after an error, nothing that was computed is relied upon
         s.computed = if self.failed || !stopped { 0 } else { (self.computed + ahead).min(s.tokens.len()) };
     }
 }

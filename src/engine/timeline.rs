@@ -1,9 +1,10 @@
-//! Sequences of tokens on one backend: where the type of the backend stops.
+//! Sequences of tokens on one backend. Code above this file does not know the type of the backend.
 
 use crate::{
     backend::{Backend, DECODE_ROWS, SamplerState},
     engine::sampler::Sampling,
     error::{Error, Result},
+    files::session_file::Sink,
     model::{LOGIT_ROWS, Model, Part, Rows, Scratch, kv::Kv},
     ops::{
         Act, Argmax, LogProb, Sample,
@@ -16,15 +17,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Most targets of a row that one call of `log_prob` takes.
+/// Most targets (tokens whose scores are wanted) of a row in one call of `log_prob`.
 const LOG_PROB_TARGETS: usize = 8;
 
-/// What the model says of one token given those before it.
+/// The score of one token, given those before it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TokenScore {
     /// Natural logarithm of its probability.
     pub logprob: f32,
-    /// It is the most likely token; of equals the one of the lowest id is.
+    /// Whether it is the most likely token. Of several equally likely ones, that is the one with the lowest id.
     pub greedy: bool,
 }
 
@@ -36,9 +37,9 @@ pub(crate) struct Loaded<B: Backend> {
 
 /// A loaded model of whatever backend.
 pub(crate) trait AnyLoaded: Send + Sync {
-    /// So many empty sequences with room for `max_seq` tokens each.
+    /// Creates this many empty sequences with room for `max_seq` tokens each.
     fn timeline(self: Arc<Self>, sequences: usize, max_seq: usize) -> Result<Box<dyn AnyTimeline>>;
-    /// The backend, for who knows which it may be.
+    /// The backend, for callers that know which types it may have.
     #[cfg(feature = "cuda")]
     fn backend(&self) -> &dyn std::any::Any;
 }
@@ -54,35 +55,38 @@ impl<B: Backend> AnyLoaded for Loaded<B> {
     }
 }
 
-/// A sequence that decodes.
+/// One token of a sequence, to be computed in a step.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Row {
     pub sequence: usize,
-    /// Its last token, which is not computed yet.
+    /// The token, which is not computed yet.
     pub token: u32,
-    /// Tokens before that: its position.
+    /// How many tokens come before it: its position.
     pub pos: usize,
 }
 
-/// Tokens at positions from `pos` on that go on where sequence 0 is at position `shared`, or in sequence 0 itself.
+/// Tokens at positions from `pos` on. Positions below `shared` are those of sequence 0; the tokens may also be in
+/// sequence 0 itself.
 #[derive(Debug, Clone)]
 pub(crate) struct Branch {
     pub sequence: usize,
     pub tokens: Vec<u32>,
     pub pos: usize,
-    /// Positions before it that are those of sequence 0.
+    /// Positions below this are read from sequence 0.
     pub shared: usize,
 }
 
-/// What a session, or a batch, does with its sequences. Positions and tokens are its business: it proves them in range.
+/// What a session or a batch can do with its sequences. The caller is responsible for positions and tokens being in
+/// range.
 pub(crate) trait AnyTimeline: Send {
-    /// Tokens that one call of `extend` takes.
+    /// Most tokens of one call of `extend`.
     fn chunk(&self) -> usize;
-    /// Computes `tokens` of a sequence at positions from `pos` on; with `head` also the logits of the last, as row 0.
+    /// Computes `tokens` of a sequence at positions from `pos` on. With `head`, row 0 of the logits becomes those of
+    /// the last token.
     fn extend(&mut self, sequence: usize, tokens: &[u32], pos: usize, head: bool) -> Result<()>;
-    /// Row 0 of the logits from row `row` of the last `extend`.
+    /// Computes row 0 of the logits from row `row` of the last `extend`.
     fn head(&mut self, row: usize) -> Result<()>;
-    /// As `extend`, and gives the logits after each.
+    /// As `extend`; also gives the logits after each token.
     fn extend_each(
         &mut self,
         sequence: usize,
@@ -90,18 +94,26 @@ pub(crate) trait AnyTimeline: Send {
         pos: usize,
         each: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<()>;
-    /// Gives the hidden states of rows `first..first + rows` of the last `extend`, as the head would be given them. `[dim]` each
+    /// Gives the hidden states, `[dim]` each, of rows `first..first + rows` of the last `extend`, as they would go into
+    /// the head.
     fn hidden(&mut self, first: usize, rows: usize, each: &mut dyn FnMut(&[f32])) -> Result<()>;
-    /// Computes branches, at most a chunk of tokens together, and scores what may follow: `targets` are those of the last
-    /// `targets.len()` tokens of all. The scores come in the order of the targets.
+    /// Computes branches, of at most a chunk of tokens together, and scores the tokens that may follow. `targets`
+    /// belong to the last `targets.len()` tokens of all branches; the scores come in their order.
     fn extend_score(&mut self, branches: &[Branch], targets: &[Vec<u32>]) -> Result<Vec<Vec<TokenScore>>>;
-    /// Makes the first `len` positions of sequence `to` those of `from`.
+    /// Copies the first `len` positions of sequence `from` to sequence `to`.
     fn copy(&mut self, to: usize, from: usize, len: usize) -> Result<()>;
+    /// Bytes of an element of keys and values.
+    fn act_bytes(&self) -> usize;
+    /// Gives the bytes of the first `len` keys and values of sequence 0, as [`Kv::save`].
+    fn save(&mut self, len: usize, to: &mut Sink<'_>) -> Result<()>;
+    /// Makes the first `len` keys and values of sequence 0 those that were saved.
+    fn load(&mut self, len: usize, bytes: &[u8]) -> Result<()>;
     /// A row of the last logits, `[vocab]`.
     fn logits(&mut self, row: usize, logits: &mut [f32]) -> Result<()>;
-    /// Waits for everything asked of the device.
+    /// Waits until the device has done everything that was asked of it.
     fn wait(&self) -> Result<()>;
-    /// Sets up the sampler of a sequence whose tokens so far are `prompt`. `masked`: see `mask`.
+    /// Sets up the sampler of a sequence whose tokens so far are `prompt`. `masked`: only tokens of a `mask` are
+    /// allowed.
     fn sampler(
         &mut self,
         sequence: usize,
@@ -110,22 +122,23 @@ pub(crate) trait AnyTimeline: Send {
         stop_ids: &[u32],
         masked: bool,
     ) -> Result<()>;
-    /// The tokens that a sequence may go on with: a bit each.
+    /// The tokens that are allowed next in a sequence: a bit for each.
     fn mask(&mut self, sequence: usize, mask: &[u32]) -> Result<()>;
-    /// Chooses a token by a row of the logits, for a sequence of `len` tokens. Rows are asked for in rising order: those
-    /// before may be overwritten.
+    /// Chooses a token by a row of the logits, for a sequence of `len` tokens. Call it for rows in rising order: it may
+    /// overwrite the rows before.
     fn choose(&mut self, sequence: usize, row: usize, len: usize) -> Result<u32>;
-    /// Computes these rows, at most [`DECODE_ROWS`], and the logits after each. Several may be consecutive tokens of one
-    /// sequence: each sees those before it. What [`AnyTimeline::run`] was told counts no more.
+    /// Computes these rows, at most [`DECODE_ROWS`], and the logits after each. Several may be consecutive tokens of
+    /// one sequence: each sees those before it. This cancels an earlier [`AnyTimeline::run`].
     fn compute(&mut self, rows: &[Row]) -> Result<()>;
-    /// From here on these rows decode; steps that were enqueued ahead are no longer wanted. `keep_logits`: of each step, until
-    /// the next.
+    /// From now on these rows decode; steps that were enqueued ahead are dropped. With `keep_logits`, the logits of
+    /// each step are kept until the next.
     fn run(&mut self, rows: &[Row], keep_logits: bool) -> Result<()>;
-    /// Steps that are enqueued and whose tokens are not taken.
+    /// How many steps are enqueued whose tokens have not been taken.
     fn ahead(&self) -> usize;
-    /// The tokens of the rows' next step, in their order. With `ahead`, more steps are enqueued while every row has room.
+    /// The tokens of the next step, in the order of the rows. With `ahead`, more steps are enqueued while every row has
+    /// room.
     fn next(&mut self, ahead: bool, tokens: &mut Vec<u32>) -> Result<()>;
-    /// Time that has been spent waiting for chosen tokens, ever.
+    /// Total time that has been spent waiting for chosen tokens.
     fn waited(&self) -> Duration;
 }
 
@@ -135,13 +148,14 @@ struct Timeline<B: Backend> {
     s: Scratch<B>,
     kv: Kv<B>,
     sampler: SamplerState<B>,
-    /// Which sequences' choice is that of the largest logit.
+    /// For each sequence, whether it takes the token of the largest logit.
     greedy: Vec<bool>,
-    /// Which sequences' bias is not zero.
+    /// For each sequence, whether it has a bias other than zero.
     biased: Vec<bool>,
-    /// The part of a prompt that is computed.
+    /// Buffers for the part of a prompt that is being computed.
     prompt: Rows<B>,
-    /// The rows that decode; their tokens and places are fed back on the device.
+    /// Buffers of the rows that decode. Their tokens and places (a place is an index into the cache: sequence and
+    /// position in one number) are fed back on the device.
     steps: Rows<B>,
     /// Targets of `log_prob`, its log-probabilities and flags. `[LOGIT_ROWS, LOG_PROB_TARGETS]`
     scores: (B::Buf<u32>, B::Buf<f32>, B::Buf<u32>),
@@ -150,11 +164,11 @@ struct Timeline<B: Backend> {
     waited: Duration,
 }
 
-/// What decodes at present.
+/// What is being decoded at present.
 #[derive(Default)]
 struct Run {
     rows: Vec<Row>,
-    /// Steps asked of the device.
+    /// Steps that the device was asked for.
     enqueued: usize,
     /// Steps whose tokens were taken.
     taken: usize,
@@ -171,7 +185,7 @@ enum Choice {
     Argmax,
     /// The same, in one kernel with the head: no logits are stored.
     HeadArgmax,
-    /// Not at all: the host asks for a choice of each row.
+    /// No choice: the host asks for the choice of each row.
     None,
 }
 
@@ -190,7 +204,7 @@ impl<B: Backend> Timeline<B> {
         Ok(Timeline { loaded, s, kv, sampler, greedy, biased, prompt, steps, scores, graphs, run, waited })
     }
 
-    /// `s.x` of `tokens`, at most a chunk.
+    /// Computes `tokens`, at most a chunk, up to the hidden states in `s.x`.
     fn forward(&mut self, sequence: usize, tokens: &[u32], pos: usize) -> Result<()> {
         let Loaded { b, model } = &*self.loaded;
         let places: Vec<u32> = (pos..pos + tokens.len()).map(|p| self.kv.place(sequence, p)).collect();
@@ -198,7 +212,7 @@ impl<B: Backend> Timeline<B> {
         model.forward(b, &mut self.s, &mut self.kv, &self.prompt, tokens.len(), pos + tokens.len())
     }
 
-    /// The scores of each row's targets by the rows of `s.logits`.
+    /// The scores of each row's targets, from the rows of `s.logits`.
     fn log_probs(&mut self, targets: &[Vec<u32>]) -> Result<Vec<Vec<TokenScore>>> {
         let Loaded { b, model } = &*self.loaded;
         let (ids, out, greedy) = &mut self.scores;
@@ -207,7 +221,7 @@ impl<B: Backend> Timeline<B> {
         for at in (0..most).step_by(LOG_PROB_TARGETS) {
             let op =
                 LogProb { rows: targets.len(), targets: LOG_PROB_TARGETS.min(most - at), vocab: model.config.vocab };
-            // a row with fewer targets than another is filled up with token 0
+            // rows with fewer targets than the longest are filled up with token 0
             let padded =
                 |t: &Vec<u32>| (at..at + op.targets).map(|i| t.get(i).copied().unwrap_or(0)).collect::<Vec<_>>();
             let words: Vec<u32> = targets.iter().flat_map(padded).collect();
@@ -225,7 +239,7 @@ impl<B: Backend> Timeline<B> {
         Ok(all)
     }
 
-    /// One token more of each row: computes the last one, which is on the device, and chooses the next.
+    /// One more token of each row: computes the last one, which is on the device, and chooses the next.
     fn step(&mut self) -> Result<()> {
         let Timeline { loaded, s, kv, sampler, steps, graphs, run, .. } = self;
         let Loaded { b, model } = &**loaded;
@@ -249,7 +263,7 @@ impl<B: Backend> Timeline<B> {
         Ok(())
     }
 
-    /// The oldest token of a sequence.
+    /// Takes the oldest token that was chosen for a sequence and not taken yet.
     fn take(&mut self, sequence: usize) -> Result<u32> {
         let begin = Instant::now();
         let token = self.loaded.b.take(&mut self.sampler.outbox, sequence);
@@ -257,13 +271,14 @@ impl<B: Backend> Timeline<B> {
         token
     }
 
-    /// Every row has a position for the token of one more step.
+    /// Whether every row has a position left for the token of one more step.
     fn has_room(&self) -> bool {
         self.run.rows.iter().all(|r| r.pos + self.run.enqueued < self.kv.max_seq)
     }
 }
 
-/// The tokens after the first rows of the logits, to those of `at` and the outbox.
+/// Chooses the tokens after the first rows of the logits, and writes them to the tokens of `at` and to the outbox
+/// (memory in which the host waits for chosen tokens).
 #[expect(clippy::too_many_arguments, reason = "sizes and buffers of the op")]
 fn choose<B: Backend>(
     b: &B,
@@ -288,7 +303,7 @@ impl<B: Backend> Drop for Timeline<B> {
     }
 }
 
-/// Positions that a recorded step covers: a step is recorded once for each power of two from 512 on.
+/// How many positions a recorded step covers: steps are recorded once for each power of two from 512 on.
 fn bucket(len: usize, max_seq: usize) -> usize {
     len.next_power_of_two().max(512).min(max_seq)
 }
@@ -374,6 +389,16 @@ impl<B: Backend> AnyTimeline for Timeline<B> {
         self.kv.copy(&self.loaded.b, &self.loaded.model.config, to, from, len)
     }
 
+    fn act_bytes(&self) -> usize {
+        size_of::<B::Act>()
+    }
+    fn save(&mut self, len: usize, to: &mut Sink<'_>) -> Result<()> {
+        self.kv.save(&self.loaded.b, &self.loaded.model.config, len, to)
+    }
+    fn load(&mut self, len: usize, bytes: &[u8]) -> Result<()> {
+        self.kv.load(&self.loaded.b, &self.loaded.model.config, len, bytes)
+    }
+
     fn logits(&mut self, row: usize, logits: &mut [f32]) -> Result<()> {
         self.loaded.b.read(logits, &self.s.logits, row * self.loaded.model.config.vocab)
     }
@@ -429,7 +454,7 @@ impl<B: Backend> AnyTimeline for Timeline<B> {
         self.run(rows, true)?;
         self.run.choice = Choice::None;
         self.step()?;
-        self.run = Run::default(); // of which no tokens will come
+        self.run = Run::default(); // this step chooses no tokens
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! The files of a model: found, read and checked, before any device is asked.
+//! Finds, reads and checks the files of a model, before any device is touched.
 
 use super::{
     config::Config,
@@ -39,7 +39,7 @@ pub struct ModelFiles {
     pub weights: Weights,
     /// Absent when the directory has none: token ids can still be used.
     pub tokenizer: Option<Tokenizer>,
-    /// How it is spoken to.
+    /// How a conversation becomes a prompt for this model.
     pub template: Template,
     /// Adapters that are added to the weights on their way to the device.
     pub lora: Vec<Lora>,
@@ -67,8 +67,8 @@ impl ModelFiles {
     pub fn add_lora(&mut self, spec: &LoraSpec) -> Result<()> {
         if let Some(t) = self.weights.tensors().find(|t| t.format().is_quantized()) {
             let what = format!(
-                "{} is {}; an adapter is added to weights of bf16, f16 or f32, for the sum of a quantized matrix and an adapter \
-                 is no matrix of that format: use the model that this one was made from",
+                "{} is {}; an adapter can only be added to weights of bf16, f16 or f32: the sum of a quantized matrix and an adapter \
+                 is not a matrix of that format. Use the model that this one was made from",
                 t.name(),
                 t.format()
             );
@@ -79,7 +79,8 @@ impl ModelFiles {
     }
 }
 
-/// A model that was found: what of its files is read first, and how the others are read, each in a thread of its own.
+/// A model that was found. Its configuration has been read; its other files are read by two methods, each of which may
+/// run in a thread of its own.
 pub(crate) struct Source {
     place: Place,
     config: Config,
@@ -89,7 +90,7 @@ pub(crate) struct Source {
 enum Place {
     Embedded,
     Dir(PathBuf),
-    /// Opened once, for all that is in it.
+    /// The file, opened once: configuration, weights and tokenizer all come from it.
     Gguf(Gguf),
 }
 
@@ -116,13 +117,13 @@ impl Source {
                 let gguf = Gguf::open(&dir)?;
                 return Ok(Source { config: gguf.config()?, place: Place::Gguf(gguf) });
             }
-            // Most may be absent; one that is a link to nothing is not.
+            // Most of these files may be absent, but a link that leads nowhere is an error.
             model_files::SMALL.iter().try_for_each(|file| json::exists(&dir.join(file)).map(drop))?;
             Ok(Source { config: Config::from_dir(&dir)?, place: Place::Dir(dir) })
         })
     }
 
-    /// All but the tokenizer.
+    /// Everything but the tokenizer.
     pub fn files(&self, startup: &Startup) -> Result<ModelFiles> {
         let (dir, config) = (self.place.path().map(PathBuf::from), self.config.clone());
         startup.time("files", 0, || {
@@ -135,7 +136,7 @@ impl Source {
         })
     }
 
-    /// The longest of them to read: Llama 3's is 9 MB of JSON.
+    /// The tokenizer. Of the small files it takes the longest to read: Llama 3's is 9 MB of JSON.
     pub fn tokenizer(&self, startup: &Startup) -> Result<Option<Tokenizer>> {
         let path = match &self.place {
             Place::Embedded => PathBuf::from("(embedded)/tokenizer.json"),
@@ -160,8 +161,8 @@ impl Source {
         })
     }
 
-    /// The tokenizer again, after the ids that begin and end a text are set as it knows them. Our own files agree, and a GGUF
-    /// file is one.
+    /// Gives the tokenizer back after setting the ids that begin and end a text, by the tokens that it knows. Only
+    /// directories need this: the files of the demo model agree, and GGUF is a single file.
     pub fn settled(&self, config: &mut Config, tokenizer: Option<Tokenizer>) -> Result<Option<Tokenizer>> {
         if let (Place::Dir(dir), Some(tokenizer)) = (&self.place, &tokenizer) {
             token_ids::settle(config, dir, tokenizer)?;
@@ -170,8 +171,8 @@ impl Source {
     }
 }
 
-/// Says which tokens the model has no row for. A prompt that uses one is refused, all others are answered: such files are
-/// common, the published Llama 2 has a token for padding more than the model.
+/// Warns of tokens for which the model has no row in its embedding. A prompt that uses one is refused, and all others
+/// are answered: such files are common. The published Llama 2 has a padding token that its model does not know.
 fn warn_beyond(path: &Path, tokenizer: &Tokenizer, vocab: usize) {
     let beyond: Vec<usize> = (vocab..tokenizer.vocab()).collect();
     if beyond.is_empty() {

@@ -75,7 +75,7 @@ fn resolve_in(name: &str, cache: Option<&Cache>) -> Result<PathBuf> {
             return Err(Error::file(snapshot, format!("has no {CONFIG}; fetch the model with `aoji pull {repo}`")));
         }
         if !has(SINGLE)? && !has(INDEX)? && is_unfinished(&cache.repo_dir(&repo)) {
-            let what = format!("has no weights, their download was interrupted; `aoji pull {repo}` goes on with it");
+            let what = format!("has no weights, their download was interrupted; `aoji pull {repo}` continues it");
             return Err(Error::file(snapshot, what));
         }
     }

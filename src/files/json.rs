@@ -4,8 +4,8 @@ use crate::error::{Error, Result};
 use serde::de::DeserializeOwned;
 use std::{borrow::Cow, fs, io::ErrorKind, path::Path};
 
-/// Whether there is such a file. A link that leads nowhere is an error, not an absent file: the Hugging Face cache consists of
-/// links, and a model without one of its files would be another model.
+/// Whether there is such a file. A link that leads nowhere is an error, not an absent file: the Hugging Face cache
+/// consists of links, and a model that lost one of its files would silently become another model.
 pub(crate) fn exists(path: &Path) -> Result<bool> {
     let Ok(place) = fs::read_link(path) else { return Ok(path.exists()) };
     if path.exists() {
@@ -34,11 +34,11 @@ pub(crate) fn read_optional(path: &Path) -> Result<Option<String>> {
     }
 }
 
-/// What some editors begin a text with.
+/// The mark with which some editors begin a text.
 pub(crate) const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// Reads JSON, after a byte order mark too, and what Python's `json` writes besides: `NaN`, `Infinity` and `-Infinity` become strings of that spelling, so
-/// that only who needs a number there refuses them.
+/// Reads JSON, also after a byte order mark. `NaN`, `Infinity` and `-Infinity`, which Python's `json` writes, become
+/// strings of that spelling, so that they are refused only where a number is needed.
 pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> serde_json::Result<T> {
     let text = text.trim_start_matches(BYTE_ORDER_MARK);
     serde_json::from_str(text).or_else(|e| match quoted(text) {
@@ -47,7 +47,7 @@ pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> serde_json::Result<T> {
     })
 }
 
-/// Puts Python's numbers that JSON has not into quotes.
+/// Puts quotes around the numbers of Python that JSON does not have.
 fn quoted(text: &str) -> Cow<'_, str> {
     const WORDS: [&str; 3] = ["NaN", "-Infinity", "Infinity"];
     let (mut out, mut from, mut in_string, mut at) = (String::new(), 0, false, 0);

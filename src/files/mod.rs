@@ -9,6 +9,7 @@ pub mod lora;
 pub mod model_files;
 pub mod output;
 pub mod quantize;
+pub(crate) mod session_file;
 mod shards;
 mod startup;
 pub mod synth;

@@ -1,9 +1,9 @@
-//! Directories that are being written: every file has another name until all are whole.
+//! Directories that are being written: files have temporary names until all of them are complete.
 //!
-//! A file `NAME` is written as `NAME.incomplete` and takes its name when all files of the directory are there and on the disk. What
-//! fails leaves nothing behind, and what is killed leaves no file that looks whole; the next run clears it away. A directory that is
-//! refused stays as it was. Files get the modes that the process gives new files, whatever they are copied from, and errors of
-//! writing name the file that was to be.
+//! A file `NAME` is written as `NAME.incomplete` and gets its name when all files of the directory are complete and on
+//! the disk. A run that fails leaves nothing behind. A run that is killed leaves no file that looks complete, and the
+//! next run clears away the rest. A directory that is refused stays as it was. Files get the modes that the process
+//! gives to new files, even when they are copies, and errors of writing name the file that was to be.
 
 use super::model_files;
 use crate::error::{Error, Result};
@@ -20,13 +20,13 @@ const BLOCK: usize = 4 << 20;
 /// A directory that is being written. Dropped before [`Output::finish`], it removes what it has written.
 pub struct Output {
     dir: PathBuf,
-    /// The directory itself is new.
+    /// Whether this run made the directory.
     created: bool,
-    /// Keeps others from clearing away what is being written.
+    /// Keeps other processes from clearing away what is being written.
     lock: Option<File>,
-    /// Of the model that is replaced.
+    /// Files of the model that is being replaced.
     old: Vec<PathBuf>,
-    /// The only file that is written, in a directory with files of others.
+    /// The name of the file, when only one is written, into a directory that may have others.
     single: Option<String>,
     names: Vec<String>,
     finished: bool,
@@ -34,13 +34,13 @@ pub struct Output {
 
 /// A file that is being written.
 pub struct Target {
-    /// Its name in the end.
+    /// Its final name.
     path: PathBuf,
     file: File,
 }
 
 impl Output {
-    /// Begins a directory, which must be absent or empty but for what a run that was killed has left.
+    /// Begins a directory, which must be absent, or empty except for what a killed run has left.
     ///
     /// # Errors
     /// [`Error::Input`] when it is in use or has other files, [`Error::Io`] when it cannot be made.
@@ -62,7 +62,7 @@ impl Output {
         match output.old.iter().find(|path| !path.is_file() || !model_files::belongs(&name(path))) {
             None => output.cleared(),
             Some(other) => Err(Error::Input(format!(
-                "{} is none of a model's files; a directory with such is not replaced: name another one",
+                "{} is not a file of a model; a directory with other files is not replaced: name another one",
                 other.display()
             ))),
         }
@@ -85,7 +85,7 @@ impl Output {
         Ok(Output { dir, created: false, lock: None, old: Vec::new(), single, names, finished: false })
     }
 
-    /// Begins files that come to the others of a directory, and replace those of the same names.
+    /// Begins files that are added to those of a directory, and replace files of the same names.
     pub fn beside(dir: &Path) -> Output {
         let dir = dir.to_path_buf();
         Output { dir, created: false, lock: None, old: Vec::new(), single: None, names: Vec::new(), finished: false }
@@ -111,7 +111,7 @@ impl Output {
         Ok(output)
     }
 
-    /// Without what a run that was killed has left.
+    /// Clears away what a killed run has left.
     fn cleared(self) -> Result<Output> {
         discard(&self.dir)?;
         Ok(self)
@@ -127,7 +127,7 @@ impl Output {
         self.single.as_deref()
     }
 
-    /// What a program does just before it ends in the middle: removes what is unfinished.
+    /// Returns what a program calls when it has to end in the middle: it removes the unfinished files.
     pub fn abandon(&self) -> impl Fn() + Send + 'static {
         let (dir, created) = (self.dir.clone(), self.created);
         let single = self.single.as_ref().map(|name| self.unfinished(name));
@@ -154,7 +154,7 @@ impl Output {
             return Err(Error::Input(format!("another process is writing {}", path.display())));
         }
         if file.metadata().is_ok_and(|m| m.is_file()) {
-            file.set_len(0).map_err(Error::io(&path))?; // of a run that was killed
+            file.set_len(0).map_err(Error::io(&path))?; // left by a run that was killed
         }
         self.names.push(name.into());
         Ok(Target { path, file })
@@ -172,14 +172,15 @@ impl Output {
         self.create(name)?.copy(from, &mut file, u64::MAX)
     }
 
-    /// Gives all files their names, in the order in which they were begun, once their bytes are on the disk; a machine that
-    /// stops finds the whole or nothing.
+    /// Gives all files their names, in the order in which they were begun, once their bytes are on the disk. If the
+    /// machine stops meanwhile, either the whole model is found or none.
     pub fn finish(mut self) -> Result<()> {
         for name in &self.names {
             let file = OpenOptions::new().write(true).open(self.unfinished(name));
             file.and_then(|file| file.sync_all()).map_err(Error::io(self.dir.join(name)))?;
         }
-        // What is neither the old model nor the new one must not open: config.json goes first and comes last.
+        // A mixture of the old model and the new one must not open: so config.json is removed first and comes back
+        // last.
         self.old.sort_by_key(|path| !path.ends_with(model_files::CONFIG));
         for path in &self.old {
             fs::remove_file(path).map_err(Error::io(path))?;
@@ -200,7 +201,7 @@ impl Drop for Output {
         if self.finished {
             return;
         }
-        // The error that led here is the one to tell.
+        // The error that led here is the one to report.
         for name in &self.names {
             let _ = fs::remove_file(self.unfinished(name));
         }
@@ -211,7 +212,7 @@ impl Drop for Output {
 }
 
 impl Target {
-    /// Writes on.
+    /// Appends bytes.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.file.write_all(bytes).map_err(Error::io(&self.path))
     }
@@ -284,15 +285,15 @@ mod tests {
         drop(output);
         assert!(!out.exists());
 
-        fs::create_dir(&out).unwrap(); // an empty one of the user's stays
+        fs::create_dir(&out).unwrap(); // an empty directory that the user made stays
         fs::write(out.join("left.incomplete"), "of a run that was killed").unwrap();
         drop(Output::begin(&out).unwrap());
         assert_eq!(names(&out), [""; 0]);
-        // what is refused stays as it was, unfinished files of others too
+        // a directory that is refused stays as it was, also unfinished files of other programs
         fs::write(out.join("mine"), "").unwrap();
         fs::write(out.join("film.incomplete"), "of another program").unwrap();
         assert!(Output::begin(&out).err().unwrap().to_string().contains("is not empty"));
-        assert!(Output::replace(&out).err().unwrap().to_string().contains("mine is none of a model's files"));
+        assert!(Output::replace(&out).err().unwrap().to_string().contains("mine is not a file of a model"));
         assert_eq!(names(&out), ["film.incomplete", "mine"]);
     }
 

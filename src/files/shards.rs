@@ -1,4 +1,4 @@
-//! Safetensors files that are to be written: which tensor lies in which, their headers and their index.
+//! Plans safetensors files that are to be written: which tensor lies in which file, their headers and their index.
 
 use super::model_files::SINGLE;
 use safetensors::tensor::TensorInfo;
@@ -25,7 +25,8 @@ impl Item {
     }
 }
 
-/// Names of the files and what lies in each: first fit in the order of `tensors`, without looking back, which is transformers' rule.
+/// Names of the files and what lies in each. As in transformers, tensors go to a file in their order until one does not
+/// fit; then the next file begins.
 pub(super) fn split<T>(tensors: Vec<T>, shard_bytes: u64, item: fn(&T) -> &Item) -> Vec<(String, Vec<T>)> {
     let (mut files, mut last, mut room) = (Vec::new(), Vec::new(), shard_bytes);
     for tensor in tensors {
@@ -49,7 +50,12 @@ pub(super) fn split<T>(tensors: Vec<T>, shard_bytes: u64, item: fn(&T) -> &Item)
 /// Everything before the data of tensors that lie one after the other, in the bytes that the Python library writes: length, JSON,
 /// padding to 8 bytes.
 pub(super) fn header<'a>(items: impl Iterator<Item = &'a Item>) -> Vec<u8> {
-    let mut json = String::from(r#"{"__metadata__":{"format":"pt"}"#);
+    header_with(r#"{"format":"pt"}"#, items)
+}
+
+/// The same with other metadata: the JSON of a map of strings.
+pub(super) fn header_with<'a>(metadata: &str, items: impl Iterator<Item = &'a Item>) -> Vec<u8> {
+    let mut json = format!(r#"{{"__metadata__":{metadata}"#);
     let mut end = 0;
     for item in items {
         let start = end;

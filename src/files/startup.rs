@@ -1,4 +1,4 @@
-//! What happened when until a model was ready.
+//! Records what happened, and when, until a model was ready.
 
 use serde::{Deserialize, Serialize};
 use std::{
@@ -14,7 +14,7 @@ pub struct Startup(Arc<Inner>);
 
 struct Inner {
     zero: Instant,
-    /// What the process had read from disks by then.
+    /// Bytes that the process had read from disks at that time.
     read: Option<u64>,
     phases: Mutex<Vec<Phase>>,
 }
@@ -27,9 +27,9 @@ pub struct Phase {
     pub name: Cow<'static, str>,
     /// Seconds from the start's beginning to its own.
     pub begin: f64,
-    /// How long it took.
+    /// Its duration.
     pub seconds: f64,
-    /// What it read, loaded or allocated; 0 where that says nothing.
+    /// Bytes that it read, loaded or allocated; 0 where bytes say nothing.
     pub bytes: u64,
 }
 

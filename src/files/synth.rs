@@ -1,9 +1,9 @@
 //! Random checkpoints in Hugging Face layout: the sizes, files and headers of a real model without its training.
 //!
-//! The statistics keep a forward pass finite and its logits spread, at any size: a matrix is normal with standard
-//! deviation 1/sqrt(in), so that it keeps the scale of its input; the two that add to the residual stream are smaller
-//! by sqrt(2 n_layers) (GPT-2's rule), so that it grows by a constant factor over all layers; norm gains lie around 1,
-//! but for the last one, which sets the spread of the logits.
+//! The statistics keep a forward pass finite and its logits spread, at any size. A matrix has normal elements with
+//! standard deviation 1/sqrt(in), so that it keeps the scale of its input. The two that add to the residual stream are
+//! smaller by sqrt(2 n_layers) (GPT-2's rule), so that the stream grows by a constant factor over all layers. Norm
+//! gains lie around 1, except those of the last norm, which set the spread of the logits.
 
 use std::path::Path;
 
@@ -27,23 +27,51 @@ pub use crate::files::shards::SHARD_BYTES;
 
 /// Standard deviation of the norm gains around 1.
 const NORM_STD: f32 = 0.05;
-/// Standard deviation of the logits, brought about by the gain of the last norm, so that the best tokens stand out
-/// as in a trained model.
+/// Standard deviation of the logits, set by the gain of the last norm, so that the best tokens stand out as in a
+/// trained model.
 const LOGIT_STD: f32 = 3.0;
-/// Scale of the embedding. Below 1, so that the layers outweigh it: where it is the head as well, every token would
-/// otherwise predict itself.
+/// Scale of the embedding. Below 1, so that the layers outweigh it: where the embedding is the head as well, every
+/// token would otherwise predict itself.
 const EMBED_SCALE: f32 = 0.5;
 /// Elements that one task generates.
 const BLOCK: usize = 1 << 16;
 /// Elements in one write; two such buffers alternate between being filled and being written.
 const BATCH: usize = 1 << 24;
+/// Of biases, beside products of standard deviation 1.
+const BIAS_STD: f32 = 0.5;
 
 /// Names that [`preset`] knows.
-pub const PRESETS: [&str; 2] = ["llama3-8b", "llama3.2-1b"];
+pub const PRESETS: [&str; 5] = ["llama3-8b", "llama3.2-1b", "mistral-7b", "qwen2.5-7b", "qwen3-8b"];
 
 /// `config.json` of a known model by its short name: `llama3-8b` (Meta-Llama-3-8B, and so the Korean models made from
-/// it) or `llama3.2-1b`.
+/// it), `llama3.2-1b`, `mistral-7b` (v0.1, with its window), `qwen2.5-7b` or `qwen3-8b`.
 pub fn preset(name: &str) -> Option<String> {
+    let other = match name {
+        "mistral-7b" => json!({
+            "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336,
+            "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000,
+            "max_position_embeddings": 32768, "sliding_window": 4096, "rope_theta": 10000.0, "rms_norm_eps": 1e-5,
+            "bos_token_id": 1, "eos_token_id": 2
+        }),
+        "qwen2.5-7b" => json!({
+            "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944,
+            "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064,
+            "max_position_embeddings": 32768, "use_sliding_window": false, "rope_theta": 1_000_000.0, "rms_norm_eps": 1e-6,
+            "bos_token_id": 151643, "eos_token_id": 151645
+        }),
+        "qwen3-8b" => json!({
+            "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 4096, "intermediate_size": 12288,
+            "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+            "vocab_size": 151936, "max_position_embeddings": 40960, "rope_theta": 1_000_000.0, "rms_norm_eps": 1e-6,
+            "bos_token_id": 151643, "eos_token_id": 151645
+        }),
+        _ => Value::Null,
+    };
+    if let Value::Object(mut config) = other {
+        config.extend([("hidden_act".into(), json!("silu")), ("tie_word_embeddings".into(), json!(false))]);
+        config.insert("torch_dtype".into(), json!("bfloat16"));
+        return Some(format!("{:#}\n", Value::Object(config)));
+    }
     let (dim, ffn_dim, n_layers, max_seq, tied, rope_scaling) = match name {
         "llama3-8b" => (4096, 14336, 32, 8192, false, Value::Null),
         "llama3.2-1b" => {
@@ -98,8 +126,8 @@ pub fn write(
 /// Writes a random checkpoint: safetensors of at most `shard_bytes` each (a larger tensor has one to itself), their index when
 /// there are several, and `config.json`, and finishes the output.
 ///
-/// Every element is a function of the seed, the tensor's name and its place, so the same call writes the same bytes
-/// on any machine and with any number of threads. `progress` gets the bytes written and those to be written.
+/// Every element is a function of the seed, the tensor's name and the element's index, so the same call writes the same
+/// bytes on any machine and with any number of threads. `progress` gets the bytes written and those to be written.
 ///
 /// # Errors
 /// Those of [`Config::from_json`]; [`Error::Io`](crate::Error::Io) when writing fails.
@@ -220,6 +248,7 @@ fn plan(config: &Config, dtype: Dtype) -> Vec<Planned> {
     let number: Result<Weights<usize>> = Weights::table(config, |name, shape| {
         let (mean, std) = match *shape {
             [_, cols] => (0.0, 1.0 / (cols as f32).sqrt()),
+            _ if name.ends_with(".bias") => (0.0, BIAS_STD),
             _ => (1.0, NORM_STD),
         };
         tensors.push(Planned { item: Item::new(name, dtype.safetensors(), shape), mean, std });
@@ -253,7 +282,7 @@ fn write_shard(
         let elements = tensor.item.shape.iter().product();
         for start in (0..elements).step_by(BATCH) {
             let n = BATCH.min(elements - start);
-            // The last batch goes to the disk while this one is made.
+            // The last batch is written to the disk while this one is made.
             let (written, ()) = rayon::join(|| file.write(&ready), || fill(&mut next, key, start, n, tensor, dtype));
             written?;
             report(ready.len() as u64);

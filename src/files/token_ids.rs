@@ -1,10 +1,10 @@
-//! The tokens that begin and end a text, where the files of a checkpoint disagree.
+//! Chooses the tokens that begin and end a text when the files of a checkpoint disagree.
 //!
-//! These files are copied from model to model and outlive the vocabulary that they were written for: the published
-//! `generation_config.json` of Llama-3-Ko-8B-Instruct-AOG has Llama 2's ids (BOS 1, eos 2), and token 2 of Llama 3's vocabulary
-//! is `#`. Taken at its word, an answer would end at its first heading and never at `<|end_of_text|>`. So every file is asked,
-//! and of what they say only tokens count that were added to the vocabulary, special or not: a word that it was trained for cannot
-//! be meant.
+//! These files are copied from model to model and outlive the vocabulary that they were written for. The published
+//! `generation_config.json` of Llama-3-Ko-8B-Instruct-AOG has Llama 2's ids (BOS 1, EOS 2), and token 2 of Llama 3's
+//! vocabulary is `#`: taken at its word, an answer would end at its first heading and never at `<|end_of_text|>`. So
+//! every file is asked, and of the ids that they name only those count that were added to the vocabulary, special or
+//! not: an ordinary piece of text cannot be meant.
 
 use std::path::Path;
 
@@ -30,7 +30,7 @@ pub(crate) fn settle(config: &mut Config, dir: &Path, tokenizer: &Tokenizer) -> 
         let text = texts.get(&format!("{kind}_token")).and_then(|text| tokenizer.token_id(text));
         let mut named: Vec<_> =
             ids.into_iter().chain([("tokenizer_config.json", text.into_iter().collect())]).collect();
-        // The model never gives an id that it has no row for; reading the configuration has said so.
+        // The model never gives an id for which it has no row; reading the configuration has warned of it.
         named.iter_mut().for_each(|(_, ids)| ids.retain(|&id| (id as usize) < vocab));
         added(dir, &key, named.into_iter(), tokenizer)
     };

@@ -1,8 +1,10 @@
-//! How far the predictions of one model are from those of another on a text: of a quantized model from the one that it was made of.
+//! How far the predictions of one model are from those of another on a text, for example of a quantized model and its
+//! original.
 //!
-//! At each token the divergence is Kullback and Leibler's of the base's distribution `p` from the model's `q` over the whole
-//! vocabulary, `sum(p ln(p / q))` in nats: what a text of the base costs more when the model is taken for it. Mean, 99th percentile and
-//! the share of tokens whose most likely one is the same are what llama.cpp's `--kl-divergence` reports.
+//! At each token, the divergence is that of Kullback and Leibler between the base's distribution `p` and the model's
+//! `q` over the whole vocabulary, `sum(p ln(p / q))` in nats: how much more a text of the base costs when it is
+//! predicted by the model. Mean, 99th percentile and the share of tokens at which the most likely one is the same are
+//! what llama.cpp's `--kl-divergence` reports.
 
 use super::verify::argmax;
 use crate::{
@@ -12,7 +14,7 @@ use crate::{
 use serde::Serialize;
 use std::fmt;
 
-/// Positions whose logits are held at once: one row of the vocabulary each.
+/// How many positions have their logits held at once: one row of the vocabulary each.
 const ROWS: usize = 32;
 
 /// What the comparison found.
@@ -40,8 +42,8 @@ pub struct Report {
     pub base_perplexity: f64,
 }
 
-/// Compares `model` with `base` on `tokens`, cut into windows of `window` tokens, the first of which is only given. `progress` gets
-/// `(tokens done, tokens in all)`; when it gives `false`, `None` is returned.
+/// Compares `model` with `base` on `tokens`, cut into windows of `window` tokens, the first of which is only given.
+/// `progress` gets `(tokens done, tokens in all)`; if it returns `false`, the result is `None`.
 ///
 /// # Errors
 /// `Input` when the vocabularies differ in size or there are fewer than two tokens, `Context` when a window does not fit either.
@@ -60,7 +62,7 @@ pub fn divergence(
     let windows = Window::strided(tokens.len(), window, window);
     let total: usize = windows.iter().map(|w| w.end - w.from).sum();
     if total == 0 {
-        return Err(Error::Input("the text has no token to predict: two are the fewest".into()));
+        return Err(Error::Input("the text has no token to predict: it needs at least two".into()));
     }
     let longest = window.min(tokens.len());
     let (mut of_model, mut of_base) = (model.session(longest)?, base.session(longest)?);
@@ -111,7 +113,7 @@ fn log_sum(logits: &[f32]) -> f64 {
     f64::from(max) + logits.iter().map(|x| f64::from(x - max).exp()).sum::<f64>().ln()
 }
 
-/// Divergence of the distribution with logits `p` from that with logits `q`; not below 0, where rounding would put equal ones.
+/// Divergence between the distributions with logits `p` and `q`. Rounding may not make it negative for equal ones.
 fn kl(p: &[f32], q: &[f32]) -> f64 {
     let (of_p, of_q) = (log_sum(p), log_sum(q));
     let term = |(p, q): (&f32, &f32)| {

@@ -1,9 +1,10 @@
-//! On what do the bits of a result depend? One experiment for each thing that could matter; see [`invariance`].
+//! Tests what the bits of a result depend on, with one experiment for each thing that could matter; see [`invariance`].
 //!
-//! An engine whose kernels add in an order that depends only on the sizes of a call gives the same bits whenever the sizes of all
-//! calls are the same. That is the construction; what changes the sizes may choose other kernels and other orders, as a session's
-//! division of a prompt into chunks does on a GPU, and the last bits may differ. A batch divides prompts so that it does not. On the
-//! CPU there is one order of sums for all sizes, instructions and numbers of threads.
+//! The kernels of an engine add in an order that depends only on the sizes of a call. So the bits are the same whenever
+//! the sizes of all calls are the same. Whatever changes the sizes, such as a session's division of a prompt into
+//! chunks on a GPU, may choose other kernels and other orders, and then the last bits may differ. A batch divides
+//! prompts in a way that avoids this. On the CPU there is one order of sums for all sizes, instructions and numbers of
+//! threads.
 
 mod drafts;
 
@@ -20,11 +21,11 @@ use std::fmt;
 pub struct Finding {
     /// What was varied.
     pub varied: &'static str,
-    /// Equal bits follow from how the engine is built.
+    /// Whether equal bits follow from how the engine is built.
     pub by_construction: bool,
     /// Why they do, or why they need not.
     pub because: &'static str,
-    /// All bits were equal.
+    /// Whether all bits were equal.
     pub equal: bool,
     /// Values compared.
     pub values: usize,
@@ -34,7 +35,7 @@ pub struct Finding {
     pub largest: f32,
 }
 
-/// What all of them found.
+/// The results of all experiments.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     /// Where the engine ran.
@@ -46,7 +47,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether everything holds that must; if not, what does not.
+    /// `Ok` if everything holds that must; otherwise the error says what does not.
     pub fn verdict(&self) -> Result<(), String> {
         match self.findings.iter().find(|f| f.by_construction && !f.equal) {
             None => Ok(()),
@@ -73,7 +74,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Logits of two ways to compute the same thing, one after the other.
+/// Logits from two ways to compute the same thing, one after the other.
 struct Compared(Vec<(Vec<f32>, Vec<f32>)>);
 
 impl Compared {
@@ -117,7 +118,7 @@ pub fn invariance(engine: &Engine, n: usize) -> Result<Report> {
     used.sync(&prompt)?;
     let before = Compared(vec![(whole.clone(), used.logits()?)]);
 
-    // the second half after a first half that another prompt left behind, and after one of its own
+    // the second half of the prompt, after a first half that another prompt left in the cache, and after one of its own
     let mut hit = engine.session(room)?;
     hit.sync(&prompt[..half])?;
     hit.sync(&[&prompt[..half], &other[half..]].concat())?;
@@ -125,7 +126,7 @@ pub fn invariance(engine: &Engine, n: usize) -> Result<Report> {
     debug_assert!(reused >= half);
     let cache = Compared(vec![(fresh(&[half, n])?, hit.logits()?)]);
 
-    // the rows after row `half` are other tokens; its own result may not notice
+    // the rows after row `half` have other tokens; the result of row `half` must not change
     let row = |tail: &[u32]| -> Result<Vec<f32>> {
         let (mut s, mut found) = (engine.session(room)?, Vec::new());
         let all = [&prompt[..half], tail].concat();
@@ -145,7 +146,7 @@ pub fn invariance(engine: &Engine, n: usize) -> Result<Report> {
     let chunks = divided.iter().map(|parts| Ok((whole.clone(), fresh(parts)?))).collect::<Result<_>>()?;
 
     let division = match engine.is_gpu() {
-        true => "the number of rows chooses the kernel (up to 16: gemv, split attention) and so the order of its sums",
+        true => "the number of rows decides the kernel (up to 16: gemv, split attention) and so the order of its sums",
         false => "a row's sums have one order, however many rows there are",
     };
 
@@ -158,17 +159,17 @@ pub fn invariance(engine: &Engine, n: usize) -> Result<Report> {
             cache.finding(
                 "prefix-cache hits",
                 true,
-                "kept keys and values are the ones that the same division of the prompt computes",
+                "the cached keys and values are those that the same division of the prompt computes",
             ),
             neighbours.finding(
                 "tokens in neighbouring rows",
                 true,
-                "a row's sums are its own, in an order set by the sizes",
+                "each row has its own sums, in an order that only the sizes decide",
             ),
             Compared(vec![(fresh(&[half, n])?, beside)]).finding(
                 "another session at the same time",
                 true,
-                "sessions share the weights and nothing that is written",
+                "sessions share only the weights, which nobody writes",
             ),
             Compared(batched).finding(
                 "other jobs of a batch",
@@ -185,8 +186,8 @@ pub fn invariance(engine: &Engine, n: usize) -> Result<Report> {
     })
 }
 
-/// Log-probabilities of 8 tokens drawn after `prompt`, alone in a batch, and: beside other jobs that begin and end meanwhile;
-/// from the cache; with its beginning copied from a busy sequence.
+/// Log-probabilities of 8 tokens drawn after `prompt`: alone in a batch, and for comparison beside other jobs that begin and
+/// end meanwhile, with the prompt from the cache, and with its beginning copied from a busy sequence.
 fn beside_jobs(engine: &Engine, prompt: &[u32], other: &[u32]) -> Result<Vec<(Vec<f32>, Vec<f32>)>> {
     let options = BatchOptions { sequences: 3, max_tokens: prompt.len() + 8, chunk: 64 };
     let job = |prompt: &[u32], n: usize, seed| Job {
@@ -248,7 +249,7 @@ mod tests {
     };
     use half::bf16;
 
-    /// Logits of a prompt of 150 tokens in such parts, and of 5 steps after it, by an engine of its own.
+    /// Logits of a prompt of 150 tokens in these parts, and of 5 steps after it, by an engine of its own.
     fn logits<A: Act>(instructions: &str, threads: usize, parts: &[usize]) -> Vec<u32> {
         let (b, files) = (Cpu::<A>::on(instructions, threads).unwrap(), ModelFiles::open("demo").unwrap());
         let options = Options { context: Some(160), ..Options::default() };
@@ -266,7 +267,7 @@ mod tests {
         found.into_iter().map(f32::to_bits).collect()
     }
 
-    /// The CPU's promise: no instructions, no threads and no division of a prompt have bits of their own.
+    /// What the CPU promises: instructions, threads and the division of a prompt do not change any bit.
     fn on_the_cpu_nothing_matters<A: Act>() {
         let best = cpu::instructions().last().unwrap();
         let want = logits::<A>(best, 2, &[150]);

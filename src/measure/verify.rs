@@ -1,11 +1,13 @@
 //! Compares this engine with Hugging Face transformers, by stored results of theirs ("goldens").
 //!
-//! A file of goldens (`golden.json`) holds, for each prompt, the greedy tokens of transformers with the five largest logits of each
-//! step, and some texts with the log-probabilities of their tokens. The comparison is teacher-forced: after each step the token of
-//! transformers is fed, whatever ours would have been, so that one early tie does not decide everything after it.
+//! A file of goldens (`golden.json`) holds, for each prompt, the greedy tokens of transformers with the five largest
+//! logits of each step, and some texts with the log-probabilities of their tokens. The comparison is teacher-forced:
+//! after each step the engine is given the token of transformers, whatever its own choice was, so that one early tie
+//! does not decide everything after it.
 //!
-//! Two measures are reported, each as mean and 99th percentile. The *error* is how far our logit is from theirs, for each of the five
-//! tokens. The *regret* is how far their logit of the token that we would choose lies below their best; it is 0 where both agree.
+//! Two measures are reported, each as mean and 99th percentile. The *error* is how far our logit is from theirs, for
+//! each of the five tokens. The *regret* is how far their logit for the token that we would choose is below their best
+//! logit; it is 0 where both agree.
 
 use crate::{
     engine::Engine,
@@ -19,7 +21,7 @@ use std::{fmt, fs, path::Path};
 #[derive(Deserialize)]
 struct Golden {
     model: String,
-    /// Of HF's computation.
+    /// Type in which HF computed.
     #[serde(default = "float32")]
     dtype: String,
     cases: Vec<Case>,
@@ -62,7 +64,7 @@ pub struct Disagreement {
     pub expected: u32,
     /// Ours.
     pub found: u32,
-    /// HF's distance between its best and second-best logit.
+    /// Difference between HF's best and second-best logit.
     pub margin: f64,
     /// HF's logit of its choice minus that of ours; absent when ours is not among HF's five.
     pub regret: Option<f64>,
@@ -93,31 +95,33 @@ pub struct Report {
     pub mean_logprob_error: f64,
     /// Largest distance of a text's summed log-probability, relative to HF's.
     pub max_sum_error: f64,
-    /// Where we would choose another token.
+    /// The steps at which the engine would choose another token.
     pub disagreements: Vec<Disagreement>,
 }
 
 /// What is allowed; see [`Limits::F32`] and [`Limits::BF16`] for where the numbers come from.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Of [`Report::mean_error`].
+    /// For [`Report::mean_error`].
     pub mean_error: f64,
-    /// Of [`Report::p99_error`].
+    /// For [`Report::p99_error`].
     pub p99_error: f64,
-    /// Largest margin at which choosing another token counts as a tie.
+    /// Largest margin at which another choice counts as a tie.
     pub tie: f64,
 }
 
 impl Limits {
-    /// f32 against f32: only the order of sums differs. Floor: two f32 implementations differ by about 1e-5 of logits of 20.
+    /// f32 against f32, where only the order of sums differs. It cannot be much tighter: two f32 implementations differ
+    /// by about 1e-5 for logits of 20.
     pub const F32: Limits = Limits { mean_error: 1e-4, p99_error: 1e-3, tie: 1e-3 };
-    /// bf16 activations against f32. Floor: the CPU reference on SmolLM2 has mean 0.092, p99 0.43 and chooses another token at
-    /// margins up to 0.051 (stories260K: 0.033, 0.12, 0.071); each limit is about 1.5 times, the tie twice that.
+    /// bf16 activations against f32. It cannot be much tighter: the CPU reference on SmolLM2 has mean 0.092, p99 0.43
+    /// and chooses another token at margins up to 0.051 (stories260K: 0.033, 0.12, 0.071). Each limit is about 1.5
+    /// times that, the tie twice that.
     pub const BF16: Limits = Limits { mean_error: 0.14, p99_error: 0.65, tie: 0.15 };
 }
 
 impl Report {
-    /// Whether everything is within the limits; if not, what is not.
+    /// `Ok` if everything is within the limits; otherwise the error says what is not.
     pub fn verdict(&self, limits: &Limits) -> Result<(), String> {
         let within = |what: &str, x: f64, limit: f64| match x <= limit {
             true => Ok(()),

@@ -1,11 +1,16 @@
-//! The KV cache. Nothing else knows its layout.
+//! The KV cache: keys and values of all tokens so far. No other file knows its layout.
 //!
-//! For each layer, `k` and `v` are [sequences, n_kv_heads, max_seq, head_dim]: all keys of one head lie one after the other, so that a
-//! block of the attention kernel streams them. A token is found by one number, its *place*: `sequence * max_seq + position`. With one
-//! sequence the place is the position. A place is written when its token is computed; places beyond the present length of a sequence
-//! are never read.
+//! For each layer, `k` and `v` are [sequences, n_kv_heads, max_seq, head_dim]: all keys of one head lie one after the
+//! other, so that a block of the attention kernel can stream them. A token is found by one number, its *place*:
+//! `sequence * max_seq + position`. With a single sequence the place is the position. A place is written when its token
+//! is computed; places beyond the present length of a sequence are never read.
 
-use crate::{backend::Backend, error::Result, files::config::Config};
+use crate::{
+    backend::Backend,
+    error::Result,
+    files::{config::Config, session_file::Sink},
+    ops::Act,
+};
 
 /// Keys and values of all layers and sequences.
 pub struct Kv<B: Backend> {
@@ -48,6 +53,32 @@ impl<B: Backend> Kv<B> {
             for head in 0..config.n_kv_heads {
                 let [to, from] = [to, from].map(|s| (s * config.n_kv_heads + head) * self.max_seq * config.head_dim);
                 b.copy(buf, to, from, len * config.head_dim)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the bytes of the first `len` positions of sequence 0: of each layer its keys and then its values, head by head.
+    pub(crate) fn save(&self, b: &B, config: &Config, len: usize, to: &mut Sink<'_>) -> Result<()> {
+        let n = len * config.head_dim;
+        let mut acts = vec![B::Act::from_f32(0.0); n];
+        for buf in self.k.iter().zip(&self.v).flat_map(|(k, v)| [k, v]) {
+            for head in 0..config.n_kv_heads {
+                b.read(&mut acts, buf, head * self.max_seq * config.head_dim)?;
+                to(bytemuck::cast_slice(&acts))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The way back; `bytes` are whole.
+    pub(crate) fn load(&mut self, b: &B, config: &Config, len: usize, bytes: &[u8]) -> Result<()> {
+        let mut heads = bytes.chunks_exact(len * config.head_dim * size_of::<B::Act>());
+        for buf in self.k.iter_mut().zip(&mut self.v).flat_map(|(k, v)| [k, v]) {
+            for (head, bytes) in heads.by_ref().take(config.n_kv_heads).enumerate() {
+                // a file's bytes need not be aligned
+                let acts: Vec<B::Act> = bytemuck::pod_collect_to_vec(bytes);
+                b.write(buf, head * self.max_seq * config.head_dim, &acts)?;
             }
         }
         Ok(())

@@ -1,4 +1,5 @@
-//! The architecture: weights bound to a backend, and the forward pass, written once for prefill and decode.
+//! The architecture: weights bound to a backend, and the forward pass, written once for both prefill (a prompt) and
+//! decode (one token after the other).
 
 use crate::{
     backend::{Backend, DECODE_ROWS, Out, SamplerState},
@@ -6,6 +7,7 @@ use crate::{
     files::{
         config::{Config, Dtype},
         lora::{self, Lora},
+        quantize,
         weights::{LayerTensors, Tensor, Weights},
     },
     model::kv::Kv,
@@ -25,6 +27,8 @@ pub struct Layer<B: Backend> {
     pub attn_norm: B::Weight,
     /// q, k and v stacked by rows. [q_dim + 2 kv_dim, dim]
     pub wqkv: B::Weight,
+    /// Gains of q heads, and below them of k heads, where these are normed. [2, head_dim]
+    pub head_norm: Option<B::Weight>,
     /// [dim, q_dim]
     pub wo: B::Weight,
     /// [1, dim]
@@ -53,94 +57,135 @@ pub struct Model<B: Backend> {
     pub max_seq: usize,
 }
 
-/// What each weight of a model is made of: one tensor or several, one below the other. A tensor is what `part` makes of
-/// whatever `weights` has of it.
+/// What each weight of a model is made of: one tensor or several, one below the other; without biases, which
+/// [`Model::set_biases`] adds. A tensor is what `part` makes of whatever `weights` has of it.
 pub fn stacks<T, P>(config: &Config, weights: &Weights<T>, part: impl Fn(&T) -> P) -> Vec<Vec<P>> {
-    let layer = |t: &LayerTensors<T>| {
-        [
-            vec![part(&t.attn_norm)],
-            vec![part(&t.wq), part(&t.wk), part(&t.wv)],
+    let mut stacks = vec![vec![part(&weights.embed)]];
+    for t in &weights.layers {
+        stacks.extend([vec![part(&t.attn_norm)], vec![part(&t.wq), part(&t.wk), part(&t.wv)]]);
+        stacks.extend(t.head_norms.as_ref().map(|gains| gains.iter().map(&part).collect()));
+        stacks.extend([
             vec![part(&t.wo)],
             vec![part(&t.ffn_norm)],
             vec![part(&t.w_gate), part(&t.w_up)],
             vec![part(&t.w_down)],
-        ]
-    };
-    let mut stacks = vec![vec![part(&weights.embed)]];
-    stacks.extend(weights.layers.iter().flat_map(layer));
+        ]);
+    }
     stacks.push(vec![part(&weights.final_norm)]);
     stacks.extend((!config.tied).then(|| vec![part(&weights.lm_head)]));
     stacks
 }
 
-/// The place of the embedding among the [`stacks`], of which single rows are read.
+/// Index of the embedding among the [`stacks`]. Only single rows of it are read.
 const EMBED: usize = 0;
+
+/// The bytes of a stack of which something is quantized, where it stays so.
+fn kept<B: Backend>(i: usize, stack: &[Tensor]) -> Option<u64> {
+    let quantized = stack.iter().any(|t| t.format().is_quantized()) && (i > EMBED || B::KEEPS_EMBED);
+    quantized.then(|| B::keeps(stack)).flatten()
+}
 
 /// What quantized weights that a backend [keeps](Backend::keeps) change, beside weights of 16 bits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Kept {
-    /// Bytes that they save: in memory, and of what a step reads.
+    /// Bytes of memory that they save.
     pub saved: u64,
+    /// Bytes that they save of what a step reads.
+    pub unread: u64,
     /// Bytes of memory for the largest of them in 16 bits, which prompts need.
     pub room: u64,
 }
 
+/// What is done to weights on their way to a backend.
+#[derive(Clone, Copy, Default)]
+pub struct Changes<'a> {
+    /// Adapters that are added.
+    pub lora: &'a [Lora],
+    /// They are quantized, with the adapters added, if they are not yet.
+    pub quantize: Option<&'a quantize::Options>,
+    /// Quantized ones become plain, also where the backend [keeps](Backend::keeps) them.
+    pub widen: bool,
+}
+
 impl Kept {
-    /// Of a model; nothing when its weights are widened.
+    /// For a model; nothing when its weights are widened (converted to 16 bits).
     pub fn of<B: Backend>(config: &Config, weights: &Weights, widen: bool) -> Kept {
         let mut kept = Kept::default();
         let is_head = |stack: &[Tensor]| !config.tied && stack[0].name() == weights.lm_head.name();
-        for stack in stacks(config, weights, Tensor::clone).iter().skip(EMBED + 1).filter(|_| !widen) {
-            let Some(bytes) = B::keeps(stack) else { continue };
+        for (i, stack) in stacks(config, weights, Tensor::clone).iter().enumerate().filter(|_| !widen) {
+            let Some(bytes) = self::kept::<B>(i, stack) else { continue };
             let wide: u64 = stack.iter().map(|t| 2 * (t.rows() * t.cols()) as u64).sum();
-            kept.saved += wide - bytes;
-            kept.room = if is_head(stack) { kept.room } else { wide.max(kept.room) };
+            kept.saved += wide.saturating_sub(bytes);
+            kept.unread += if i == EMBED && !config.tied { 0 } else { wide.saturating_sub(bytes) };
+            kept.room = if is_head(stack) || !B::IS_GPU { kept.room } else { wide.max(kept.room) };
         }
         kept
     }
 
-    /// Bytes of the weights on the backend, with that room.
+    /// Bytes of the weights on the backend, including `room`.
     pub fn bytes(self, config: &Config) -> u64 {
         config.weight_bytes() - self.saved + self.room
     }
 }
 
 impl<B: Backend> Model<B> {
-    /// Brings the weights to the backend, with `lora` added. `max_seq` bounds the positions; `progress` gets the bytes as they
-    /// are done. Quantized weights stay as they are where the backend [keeps](Backend::keeps) them, unless `widen`.
+    /// Brings the weights to the backend. `max_seq` bounds the positions; `progress` gets the bytes as they are done. Quantized weights
+    /// stay as they are where the backend [keeps](Backend::keeps) them.
     pub fn load(
         b: &B,
         config: &Config,
         weights: &Weights,
-        lora: &[Lora],
+        changes: Changes<'_>,
         max_seq: usize,
-        widen: bool,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self> {
         thread::scope(|scope| {
-            // while the weights are on their way: long contexts have large tables
+            // made while the weights are on their way: a long context has a large table
             let table = scope.spawn(|| Rope::table_of(config, max_seq));
             let stacks = stacks(config, weights, Tensor::clone);
-            let loaded = match lora {
-                [] if stacks.iter().flatten().all(Tensor::is_plain) => b.weights(&stacks, progress)?,
-                _ => Self::converted(b, stacks, lora, widen, progress)?,
+            let unchanged = changes.lora.is_empty() && changes.quantize.is_none();
+            let loaded = match unchanged && stacks.iter().flatten().all(Tensor::is_plain) {
+                true => b.weights(&stacks, progress)?,
+                false => Self::converted(b, weights, stacks, changes, progress)?,
             };
             let table = table.join().unwrap_or_else(|panic| resume_unwind(panic));
-            Ok(Self::bind(config, loaded, b.upload(&table)?, max_seq))
+            let mut model = Self::bind(config, loaded, b.upload(&table)?, max_seq);
+            model.set_biases(b, &weights.layers, Tensor::to_f32)?;
+            let biases: u64 = weights.layers.iter().flat_map(|t| t.biases.iter()).map(Tensor::file_bytes).sum();
+            if biases > 0 {
+                progress(biases);
+            }
+            Ok(model)
         })
     }
 
-    /// The weights as a backend can take them: the values of quantized ones, `lora` added. One after the other: those of one at
-    /// a time are in the host's memory.
+    /// Gives each matrix the biases of its rows, where the architecture has them. `values` are those of one.
+    pub fn set_biases<T>(&mut self, b: &B, layers: &[LayerTensors<T>], values: impl Fn(&T) -> Vec<f32>) -> Result<()> {
+        let set = |w: &mut B::Weight, biases: Option<&[T]>| match biases {
+            Some(biases) => b.set_bias(w, &biases.iter().flat_map(&values).collect::<Vec<_>>()),
+            None => Ok(()),
+        };
+        for (w, LayerTensors { biases, .. }) in self.layers.iter_mut().zip(layers) {
+            set(&mut w.wqkv, biases.qkv.as_ref().map(<[T; 3]>::as_slice))?;
+            set(&mut w.wo, biases.o.as_ref().map(<[T; 1]>::as_slice))?;
+            set(&mut w.w_gate_up, biases.gate_up.as_ref().map(<[T; 2]>::as_slice))?;
+            set(&mut w.w_down, biases.down.as_ref().map(<[T; 1]>::as_slice))?;
+        }
+        Ok(())
+    }
+
+    /// The weights as a backend can take them, changed. One after the other: those of one at a time are in the host's memory.
     fn converted(
         b: &B,
+        weights: &Weights,
         stacks: Vec<Vec<Tensor>>,
-        lora: &[Lora],
-        widen: bool,
+        Changes { lora, quantize, widen }: Changes<'_>,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Vec<B::Weight>> {
         let dtype = if size_of::<B::Act>() == 4 { Dtype::F32 } else { Dtype::Bf16 };
-        let convert = |t: &Tensor| {
+        let plain = |t: &Tensor| {
+            // one that was quantized just now has the adapters
+            let lora = if quantize.is_some() && !t.is_plain() { &[] } else { lora };
             let t = t.plain(if lora.is_empty() { dtype } else { Dtype::F32 });
             match lora::merged(lora, &t, dtype) {
                 Some(bytes) => t.with_bytes(dtype, bytes),
@@ -149,15 +194,21 @@ impl<B: Backend> Model<B> {
         };
         let mut loaded = Vec::with_capacity(stacks.len());
         for (i, stack) in stacks.into_iter().enumerate() {
-            let keep = !widen && lora.is_empty() && i > EMBED && B::keeps(&stack).is_some();
-            let stack_of = if keep { stack.clone() } else { stack.iter().map(convert).collect() };
-            loaded.extend(b.weights(&[stack_of], &mut |_| {})?);
-            progress(stack.iter().map(Tensor::file_bytes).sum());
+            let bytes = stack.iter().map(Tensor::file_bytes).sum();
+            let stack = match quantize {
+                Some(options) => stack.iter().map(|t| options.tensor(weights, lora, t)).collect::<Result<_>>()?,
+                None => stack,
+            };
+            let changed = quantize.is_some() || lora.is_empty();
+            let keep = !widen && changed && kept::<B>(i, &stack).is_some();
+            let stack = if keep { stack } else { stack.iter().map(plain).collect() };
+            loaded.extend(b.weights(&[stack], &mut |_| {})?);
+            progress(bytes);
         }
         Ok(loaded)
     }
 
-    /// A model of what a backend made of its [`stacks`], in their order.
+    /// Makes a model from the weights that a backend made of its [`stacks`], in their order.
     ///
     /// # Panics
     /// If there are fewer.
@@ -168,6 +219,7 @@ impl<B: Backend> Model<B> {
         let mut layer = || Layer {
             attn_norm: next(),
             wqkv: next(),
+            head_norm: config.arch.qk_norm.then(&mut next),
             wo: next(),
             ffn_norm: next(),
             w_gate_up: next(),
@@ -179,9 +231,9 @@ impl<B: Backend> Model<B> {
         Model { config: config.clone(), embed, layers, final_norm, lm_head, rope_table, max_seq }
     }
 
-    /// `s.x[..rows]`, the residual stream after the last layer, from the first `rows` tokens of `at`; their keys and values go to
-    /// the cache. Up to [`DECODE_ROWS`] tokens may be of any sequences, more are consecutive ones of one. `kv_len` is above every
-    /// position.
+    /// Computes `s.x[..rows]`, the residual stream after the last layer, from the first `rows` tokens of `at`, and
+    /// writes their keys and values to the cache. Up to [`DECODE_ROWS`] tokens may belong to any sequences; more tokens
+    /// are consecutive tokens of one sequence. `kv_len` is above every position.
     pub fn forward(
         &self,
         b: &B,
@@ -197,15 +249,15 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// [`Model::forward`] of several parts, each of consecutive tokens of one sequence.
+    /// [`Model::forward`] for several parts, each of which is consecutive tokens of one sequence.
     pub fn forward_parts(&self, b: &B, s: &mut Scratch<B>, kv: &mut Kv<B>, at: &Rows<B>, parts: &[Part]) -> Result<()> {
         let Config { n_heads, n_kv_heads, head_dim, .. } = self.config;
         let rows = parts.iter().map(|p| p.rows).sum();
         self.layers(b, s, kv, at, rows, |s, kv, l| {
             let mut first = 0;
             for &Part { rows, kv_len, shared } in parts {
-                let max_seq = kv.max_seq;
-                let op = AttnPrefill { rows, first, shared, n_heads, n_kv_heads, head_dim, max_seq, kv_len };
+                let (max_seq, window) = (kv.max_seq, self.config.arch.window(l, kv.max_seq));
+                let op = AttnPrefill { rows, first, shared, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window };
                 b.attn_prefill(&op, &mut s.att, &s.qkv, &kv.k[l], &kv.v[l], &at.pos)?;
                 first += rows;
             }
@@ -213,7 +265,7 @@ impl<B: Backend> Model<B> {
         })
     }
 
-    /// All layers; `attend(s, kv, l)` makes `s.att` of `s.qkv` and the cache.
+    /// All layers; `attend(s, kv, l)` computes `s.att` from `s.qkv` and the cache.
     fn layers(
         &self,
         b: &B,
@@ -225,22 +277,25 @@ impl<B: Backend> Model<B> {
     ) -> Result<()> {
         let Config { dim, ffn_dim, vocab, n_heads, n_kv_heads, head_dim, norm_eps: eps, .. } = self.config;
         let (max_seq, positions) = (kv.max_seq, self.max_seq);
-        let qkv = NormQkvRopeAppend { rows, dim, n_heads, n_kv_heads, head_dim, max_seq, positions, eps };
+        let head_norm = self.config.arch.qk_norm;
+        let qkv = NormQkvRopeAppend { rows, dim, n_heads, n_kv_heads, head_dim, max_seq, positions, eps, head_norm };
         let gate_up = NormGateUp { rows, dim, ffn_dim, eps };
         b.embed(&Embed { rows, dim, vocab }, &mut s.x, &at.tokens, &self.embed)?; // x [rows, dim]
         for (l, w) in self.layers.iter().enumerate() {
             let (k, v, pos) = (&mut kv.k[l], &mut kv.v[l], &at.pos);
-            // qkv [rows, q_dim + 2 kv_dim] of norm(x), rotated; the cache
+            // qkv [rows, q_dim + 2 kv_dim] of norm(x), heads normed and rotated; the cache
             b.norm_qkv_rope_append(
                 &qkv,
                 &mut s.qkv,
                 k,
                 v,
                 &mut s.xb,
+                &mut s.attn_arrived,
                 &s.x,
                 pos,
                 &w.attn_norm,
                 &w.wqkv,
+                w.head_norm.as_ref(),
                 &self.rope_table,
             )?;
             attend(s, kv, l)?; // att [rows, q_dim]
@@ -252,7 +307,7 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// `att = attention(q, cache)` of few rows, split by keys.
+    /// `att = attention(q, cache)` for few rows, with the keys split over blocks.
     #[expect(clippy::too_many_arguments, reason = "those of forward, and the layer")]
     fn attn_decode(
         &self,
@@ -265,12 +320,14 @@ impl<B: Backend> Model<B> {
         kv_len: usize,
     ) -> Result<()> {
         let Config { n_heads, n_kv_heads, head_dim, .. } = self.config;
-        let op = AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq: kv.max_seq, kv_len };
+        let (max_seq, window) = (kv.max_seq, self.config.arch.window(l, kv.max_seq));
+        let op = AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window };
         let (k, v) = (&kv.k[l], &kv.v[l]);
         b.attn_decode(&op, &mut s.att, &mut s.attn_part, &mut s.attn_arrived, &s.qkv, k, v, &at.pos)
     }
 
-    /// `s.xb[..rows]`, the normed rows `first..first + rows` of `s.x`: the hidden states that the head is given.
+    /// Computes `s.xb[..rows]`, the normed rows `first..first + rows` of `s.x`: the hidden states that go into the
+    /// head.
     pub fn final_norm(&self, b: &B, s: &mut Scratch<B>, first: usize, rows: usize) -> Result<()> {
         let Config { dim, norm_eps: eps, .. } = self.config;
         b.rms_norm(&RmsNorm { rows, first, dim, eps }, &mut s.xb, &s.x, &self.final_norm)
@@ -284,8 +341,8 @@ impl<B: Backend> Model<B> {
         b.norm_head(&op, &mut s.logits, &mut s.xb, &s.x, &self.final_norm, w)
     }
 
-    /// The most likely tokens after the first `rows` rows of `s.x`, to those of `at` and the outbox. `s.logits` is anything
-    /// afterwards.
+    /// Writes the most likely tokens after the first `rows` rows of `s.x` to the tokens of `at` and to the outbox,
+    /// where the host waits for them. `s.logits` is undefined afterwards.
     pub fn head_argmax(
         &self,
         b: &B,
@@ -304,18 +361,18 @@ impl<B: Backend> Model<B> {
     }
 }
 
-/// Consecutive rows of a pass that are consecutive tokens of one sequence.
+/// Rows of a pass that are consecutive tokens of one sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Part {
     /// How many.
     pub rows: usize,
-    /// Above each of their positions.
+    /// A bound above each of their positions.
     pub kv_len: usize,
-    /// Positions before them that are those of sequence 0 and not of their own.
+    /// Positions below this are read from sequence 0 and not from their own.
     pub shared: usize,
 }
 
-/// Tokens that go through the model together, and their places.
+/// Tokens that go through the model together, and their places (a place is a sequence and a position in one number).
 pub struct Rows<B: Backend> {
     /// Token ids. `[rows]`
     pub tokens: B::Buf<u32>,
@@ -324,12 +381,12 @@ pub struct Rows<B: Backend> {
 }
 
 impl<B: Backend> Rows<B> {
-    /// Room for so many.
+    /// Room for this many.
     pub fn new(b: &B, rows: usize) -> Result<Self> {
         Ok(Rows { tokens: b.alloc(rows)?, pos: b.alloc(rows)? })
     }
 
-    /// Makes the first rows these.
+    /// Sets the first rows to these.
     pub fn set(&mut self, b: &B, tokens: &[u32], places: &[u32]) -> Result<()> {
         b.write(&mut self.tokens, 0, tokens)?;
         b.write(&mut self.pos, 0, places)
@@ -352,7 +409,7 @@ pub struct Scratch<B: Backend> {
     pub hb: B::Buf<B::Act>,
     /// Partial results of the decode attention; see [`AttnDecode`].
     pub attn_part: B::Buf<f32>,
-    /// Its counters of finished blocks.
+    /// Counters of finished blocks, of that and of [`NormQkvRopeAppend`].
     pub attn_arrived: B::Buf<u32>,
     /// [logit_rows, vocab] f32
     pub logits: B::Buf<f32>,
@@ -368,11 +425,12 @@ impl<B: Backend> Scratch<B> {
         let qkv = c.q_dim() + 2 * c.kv_dim();
         let Config { n_heads, n_kv_heads, head_dim, .. } = *c;
         let decode_rows = crate::backend::DECODE_ROWS;
-        let attn = AttnDecode { rows: decode_rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len: max_seq };
+        let (kv_len, window) = (max_seq, max_seq);
+        let attn = AttnDecode { rows: decode_rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window };
         (
             [c.dim, c.dim, qkv, c.q_dim(), 2 * c.ffn_dim, c.ffn_dim].map(|n| n * rows),
             [attn.part_len(), logit_rows * c.vocab],
-            attn.arrived_len(),
+            attn.arrived_len().max(c.n_heads + c.n_kv_heads), // a head that is normed has one
         )
     }
 

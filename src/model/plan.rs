@@ -1,4 +1,4 @@
-//! The memory that a model needs, known before anything is allocated.
+//! The memory that a model needs, computed before anything is allocated.
 
 use crate::{
     backend::{Backend, SamplerState},
@@ -13,9 +13,9 @@ use std::fmt;
 pub struct Plan {
     /// Tokens of context that the other numbers are for.
     pub context: usize,
-    /// Sequences that they are for.
+    /// Number of sequences that they are for.
     pub sequences: usize,
-    /// Weights, once; of quantized ones that stay so also room for one matrix in 16 bits.
+    /// Weights, once. For quantized ones that stay quantized, also room for one matrix in 16 bits.
     pub weights: u64,
     /// KV cache of the sequences.
     pub kv: u64,
@@ -26,7 +26,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// What so many sequences of `context` tokens need. Computed before anything is allocated.
+    /// What this many sequences of `context` tokens need.
     pub fn new<B: Backend>(config: &Config, weights: u64, context: usize, sequences: usize, free: Option<u64>) -> Plan {
         let table = (context * config.head_dim * 4) as u64;
         let sampler = SamplerState::<B>::bytes(config.vocab, sequences);
@@ -37,9 +37,14 @@ impl Plan {
         Plan { context, sequences, weights, kv, scratch, free }
     }
 
-    /// All of it.
+    /// The sum of all.
     pub fn total(&self) -> u64 {
         self.weights + self.kv + self.scratch
+    }
+
+    /// The part that is allocated only by sessions and batches, after the model was loaded.
+    pub(crate) fn of_sequences(&self) -> u64 {
+        self.kv + self.scratch
     }
 
     /// Whether the device has room, with a margin for the driver's own use.
@@ -47,7 +52,7 @@ impl Plan {
         self.free.is_none_or(|free| self.total() + (256 << 20).min(free / 16) <= free)
     }
 
-    /// The plan for the context asked for; without one, for the longest that fits up to the model's maximum.
+    /// The plan for the requested context; if none was requested, for the longest that fits, up to the model's maximum.
     pub(crate) fn choose<B: Backend>(
         config: &Config,
         weights: u64,

@@ -2,7 +2,7 @@
 //! that follows it in one pass.
 //!
 //! Shapes: `out`, `x`, `d` [rows, dim], `w` [1, dim].
-//! Rounding: the sum is rounded at its store and the norm is of the rounded sum; then as [`RmsNorm`].
+//! Rounding: the sum is rounded when it is stored, and the norm is that of the rounded sum; then as [`RmsNorm`].
 
 use super::{Act, Cost, Grid, Op, RmsNorm, Tolerance, download, expect, expect_len, noise_buf, noise_weight, poison};
 use crate::{backend::Backend, error::Result};

@@ -1,7 +1,9 @@
-//! `token[r] = argmax_i logits[r, i]`, the lowest id of equals; `pos[r] += 1`: the greedy choice, fed back on the device.
+//! `token[r] = argmax_i logits[r, i]`, the lowest id of several equals; `pos[r] += 1`: the greedy choice, fed back on
+//! the device.
 //!
-//! Shapes: `token`, `pos` [at least rows], [places](crate::model::kv) of different sequences, whose outboxes get the tokens;
-//! `logits` [at least rows, vocab] f32. NaN counts as smaller than everything. Exact.
+//! Shapes: `token`, `pos` [at least rows], where `pos` are [places](crate::model::kv) (sequence and position in one
+//! number) of different sequences, whose outboxes (where the host waits for tokens) get the tokens; `logits` [at least
+//! rows, vocab] f32. NaN counts as smaller than everything. Exact.
 
 use super::{Cost, Grid, Op, Tolerance, expect, noise};
 use crate::{
@@ -17,7 +19,7 @@ pub struct Argmax {
     pub rows: usize,
     /// Logits of each.
     pub vocab: usize,
-    /// Positions of a sequence; the caller proves that each place's sequence has an outbox, and that they differ.
+    /// Positions of a sequence. The caller ensures that the sequence of each place has an outbox, and that they differ.
     pub max_seq: usize,
 }
 
@@ -126,7 +128,7 @@ impl Op for Argmax {
         b.argmax(self, token, pos, &mut state.scratch, &mut state.outbox, logits)
     }
 
-    /// Tokens, places, and the words of scratch that must be 0 again. `tests/sampler.rs` looks at the outbox.
+    /// Tokens, places, and the words of scratch that must be 0 again. `tests/device/sampler.rs` looks at the outbox.
     fn outputs<B: Backend>(&self, b: &B, (token, pos, state, _): &Self::Io<B>) -> Result<Vec<f32>> {
         let mut out = vec![f32::NAN; Self::scratch(self.rows)];
         b.read(&mut out, &state.scratch, 0)?;

@@ -1,11 +1,12 @@
 //! Causal grouped-query attention for few rows: `out[r, h] = softmax_t(q[r, h] . k[s, g, t] / sqrt(head_dim)) v[s, g, t]`
-//! over the positions `t` up to that of the [place](crate::model::kv) `pos[r]`, in its sequence `s`, where
+//! over the last `window` positions `t` up to that of the [place](crate::model::kv) `pos[r]`, in its sequence `s`, where
 //! `g = h / (n_heads / n_kv_heads)`. The keys are split over blocks by the row's position
 //! alone and the parts merged on the device, so the bits of a row depend on nothing else (flash-decoding, Dao et al.
 //! 2023).
 //!
 //! Shapes: `out` [rows, n_heads * head_dim]; `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim], of which q is read;
-//! `k`, `v` [sequences, n_kv_heads, max_seq, head_dim], which hold the rows' own keys already; `pos` [at least rows].
+//! `k`, `v` [sequences, n_kv_heads, max_seq, head_dim], which already hold the rows' own keys and values; `pos` [at
+//! least rows].
 //! Rounding: scores and sums in f32, one rounding at the store.
 
 use super::{Act, Cost, Grid, Op, Tolerance, download, expect, noise, noise_buf, poison};
@@ -15,6 +16,9 @@ use crate::{
     tiles,
 };
 use rayon::prelude::*;
+
+/// Widths of a head that the kernels of both attentions have.
+pub(super) const HEAD_DIMS: [usize; 4] = [64, 80, 96, 128];
 
 /// Sizes of one call.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,8 +33,10 @@ pub struct AttnDecode {
     pub head_dim: usize,
     /// Positions of a sequence; the caller proves that each place is in the cache.
     pub max_seq: usize,
-    /// Positions that the launch covers: each row's is below. A captured launch serves a whole bucket.
+    /// Positions that the launch covers: each row's position is below. A captured launch serves all lengths up to this.
     pub kv_len: usize,
+    /// Keys that a row sees, its own and those before it; `max_seq` are all.
+    pub window: usize,
 }
 
 impl AttnDecode {
@@ -51,7 +57,8 @@ impl AttnDecode {
         let q = self.rows * self.n_heads * self.head_dim;
         expect(Self::STEM, q > 0 && out >= q && qkv >= self.rows * self.qkv_dim() && pos >= self.rows, || {
             format!("out has {out} elements, qkv {qkv} and pos {pos}, {self:?}")
-        })
+        })?;
+        expect(Self::STEM, self.window > 0, || format!("{self:?}: window must be positive"))
     }
 
     /// What the kernel asks for beyond [`AttnDecode::check`].
@@ -59,8 +66,8 @@ impl AttnDecode {
         expect(Self::STEM, (1..=DECODE_ROWS).contains(&self.rows), || {
             format!("{self:?}: 1 to {DECODE_ROWS} rows, more go to attn_prefill")
         })?;
-        expect(Self::STEM, [64, 128].contains(&self.head_dim), || {
-            format!("{self:?}: the kernel has head_dim 64 and 128; others run on the CPU only")
+        expect(Self::STEM, HEAD_DIMS.contains(&self.head_dim), || {
+            format!("{self:?}: the kernel has head_dim 64, 80, 96 and 128; others run on the CPU only")
         })?;
         expect(Self::STEM, self.n_heads / self.n_kv_heads <= tiles::ATTN_GROUP as usize, || {
             format!("{self:?}: the kernel takes up to {} heads of one kv head", tiles::ATTN_GROUP)
@@ -77,9 +84,11 @@ impl AttnDecode {
         })
     }
 
-    /// Blocks launched for the keys of one row and kv head; those beyond the row's own splits do nothing.
+    /// Blocks launched for the keys of one row and kv head; those beyond the splits that the row needs do nothing.
     pub fn splits(&self) -> usize {
-        self.kv_len.div_ceil(tiles::ATTN_TILE as usize).min(tiles::ATTN_SPLITS as usize)
+        let tile = tiles::ATTN_TILE as usize;
+        let most = self.kv_len.min(self.window + tile - 1); // the window's first tile may begin before it
+        most.div_ceil(tile).min(tiles::ATTN_SPLITS as usize)
     }
 
     /// One block per split, kv head and row.
@@ -108,14 +117,15 @@ impl AttnDecode {
             let q: Vec<f32> = qkv[r * self.qkv_dim() + h * d..][..d].iter().map(|q| q.to_f32()).collect();
             let (sequence, len) = (pos[r] as usize / self.max_seq, pos[r] as usize % self.max_seq + 1);
             let base = (sequence * self.n_kv_heads + h / group) * self.max_seq * d;
-            let keys = k[base..][..len * d].chunks_exact(d);
+            let seen = base + len.saturating_sub(self.window) * d..base + len * d;
+            let keys = k[seen.clone()].chunks_exact(d);
             let mut p: Vec<f32> =
                 keys.map(|k| q.iter().zip(k).map(|(q, k)| q * k.to_f32()).sum::<f32>() * scale).collect();
             let max = p.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             p.iter_mut().for_each(|p| *p = (*p - max).exp());
             let sum: f32 = p.iter().sum();
             let mut acc = vec![0f32; d];
-            for (p, v) in p.iter().zip(v[base..][..len * d].chunks_exact(d)) {
+            for (p, v) in p.iter().zip(v[seen].chunks_exact(d)) {
                 acc.iter_mut().zip(v).for_each(|(acc, v)| *acc += p * v.to_f32());
             }
             out.iter_mut().zip(acc).for_each(|(out, acc)| *out = A::from_f32(acc / sum));
@@ -138,11 +148,11 @@ impl AttnDecode {
     ) -> Result<()> {
         self.check(out.len(), qkv.len(), k.len(), v.len(), pos.len())?;
         self.check_kernel(part.len(), arrived.len())?;
-        let kernel = if self.head_dim == 64 { "attn_decode_bf16_d64" } else { "attn_decode_bf16_d128" };
+        let kernel = format!("attn_decode_bf16_d{}", self.head_dim);
         // scores in base 2: the device has exp2
         let scale = std::f32::consts::LOG2_E / (self.head_dim as f32).sqrt();
-        let [n_heads, n_kv_heads, max_seq] =
-            [self.n_heads, self.n_kv_heads, self.max_seq].map(crate::backend::cuda::Arg::from);
+        let [n_heads, n_kv_heads, max_seq, window] =
+            [self.n_heads, self.n_kv_heads, self.max_seq, self.window].map(crate::backend::cuda::Arg::from);
         // SAFETY: check() and check_kernel() proved that every buffer holds what the sizes say and that these fit the
         // kernel; each place is in the cache and its position below kv_len, which the caller promises (the device alone
         // knows them), and `arrived` is 0, as this kernel leaves it; the arguments are those of the kernel, in order. Before
@@ -151,7 +161,7 @@ impl AttnDecode {
         // predecessor. `part` and `arrived` it uses after the wait.
         unsafe {
             cu.launch_dependent(
-                kernel,
+                &kernel,
                 self,
                 self.grid(),
                 &[
@@ -165,6 +175,7 @@ impl AttnDecode {
                     n_heads,
                     n_kv_heads,
                     max_seq,
+                    window,
                     scale.into(),
                     cu.trace(self, self.grid()),
                 ],
@@ -196,7 +207,9 @@ impl Op for AttnDecode {
             head_dim,
             max_seq,
             kv_len,
+            window: max_seq,
         };
+        let windowed = |window, of| AttnDecode { window, ..case(of) };
         let (smollm2, llama3) = ((9, 3, 64), (32, 8, 128));
         vec![
             case((1, (1, 1, 64), 1, 1)),        // one key
@@ -209,6 +222,14 @@ impl Op for AttnDecode {
             case((1, (1, 1, 64), 3100, 3072)),  // most splits of one tile
             case((2, (1, 1, 128), 3200, 3137)), // two tiles a split, the last one not full
             case((1, (4, 1, 128), 40, 33)),
+            windowed(1, (2, (2, 1, 64), 70, 66)),        // its own key alone
+            windowed(40, (5, smollm2, 300, 131)),        // within a tile, across two
+            windowed(64, (3, (2, 1, 128), 400, 321)),    // rows that begin at a tile and inside it
+            windowed(200, (2, (4, 1, 64), 300, 150)),    // wider than what there is
+            windowed(3100, (1, (1, 1, 64), 3400, 3300)), // two tiles a split, from inside a tile on
+            case((3, (4, 2, 80), 150, 131)),
+            case((2, (3, 1, 96), 150, 129)),
+            windowed(70, (9, (6, 2, 80), 200, 190)),
             case((1, smollm2, 8192, 8192)),
             case((1, llama3, 8192, 128)),
             case((1, llama3, 8192, 512)),
@@ -222,7 +243,7 @@ impl Op for AttnDecode {
     /// The keys and values of one row, which the others share.
     fn cost(&self) -> Cost {
         let [rows, n_heads, n_kv_heads, d, kv_len] =
-            [self.rows, self.n_heads, self.n_kv_heads, self.head_dim, self.kv_len].map(|n| n as u64);
+            [self.rows, self.n_heads, self.n_kv_heads, self.head_dim, self.kv_len.min(self.window)].map(|n| n as u64);
         let q = 2 * rows * n_heads * d;
         Cost { read: 4 * n_kv_heads * kv_len * d + q, write: q, flops: 4 * rows * n_heads * kv_len * d }
     }
@@ -233,17 +254,21 @@ impl Op for AttnDecode {
     }
 
     /// All rows are of the second of two sequences, the last one at `kv_len - 1` and the others before it, evenly; the first
-    /// sequence and the cache beyond are NaN: a stray read shows.
+    /// sequence, the cache beyond and what lies before every window are NaN: a stray read shows.
     fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Io<B>> {
         let d = self.head_dim;
+        let place = |r: usize| (self.max_seq + (self.kv_len - 1) * r / self.rows) as u32;
+        let unseen = (place(1) as usize % self.max_seq + 1).saturating_sub(self.window);
         let cache = |seed| {
             let sequence = self.n_kv_heads * self.max_seq * d;
             let mut v = noise(2 * sequence, seed);
             v[..sequence].fill(f32::NAN);
-            v.chunks_exact_mut(self.max_seq * d).for_each(|head| head[self.kv_len * d..].fill(f32::NAN));
+            for head in v.chunks_exact_mut(self.max_seq * d) {
+                head[self.kv_len * d..].fill(f32::NAN);
+                head[..unseen * d].fill(f32::NAN);
+            }
             b.upload(&v.into_iter().map(B::Act::from_f32).collect::<Vec<_>>())
         };
-        let place = |r: usize| (self.max_seq + (self.kv_len - 1) * r / self.rows) as u32;
         let pos: Vec<u32> = (1..=self.rows).map(place).collect();
         Ok(Io {
             out: poison(b, self.rows * self.n_heads * d)?,
@@ -274,7 +299,7 @@ mod tests {
     use super::*;
 
     fn op(rows: usize, (n_heads, n_kv_heads, head_dim): (usize, usize, usize), kv_len: usize) -> AttnDecode {
-        AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq: 1 << 20, kv_len }
+        AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq: 1 << 20, kv_len, window: 1 << 20 }
     }
 
     #[test]
@@ -286,6 +311,13 @@ mod tests {
             needed = needed.max(live(len));
             let splits = op(1, (32, 8, 128), len).splits();
             assert!(needed <= splits && splits <= 48, "{len} keys: {needed} splits needed, {splits} blocks");
+        }
+        for window in [1, 64, 65, 1000, 3072, 4096] {
+            for len in 1..10_000usize {
+                let seen = len - len.saturating_sub(window) / 64 * 64; // from the window's first tile on
+                let splits = AttnDecode { window, ..op(1, (32, 8, 128), len) }.splits();
+                assert!(live(seen) <= splits, "{len} keys, a window of {window}: {splits} blocks");
+            }
         }
         assert_eq!(op(1, (32, 8, 128), 2048).grid(), Grid { blocks: [32, 8, 1], threads: 128, shared: 0 });
         assert_eq!(op(8, (9, 3, 64), 65).grid().blocks, [2, 3, 8]);
@@ -308,7 +340,10 @@ mod tests {
         assert!(text(op(1, (3, 2, 64), 1).check(1, 1, 1, 1, 1)).ends_with("n_heads must be a multiple of n_kv_heads"));
         assert!(text(ok.check_kernel(ok.part_len() - 1, 4)).contains("needs 1056 and 4"));
         let wrong = |op: AttnDecode| text(op.check_kernel(usize::MAX, usize::MAX));
-        assert!(wrong(op(1, (8, 4, 8), 1)).ends_with("the kernel has head_dim 64 and 128; others run on the CPU only"));
+        assert!(
+            wrong(op(1, (8, 4, 8), 1))
+                .ends_with("the kernel has head_dim 64, 80, 96 and 128; others run on the CPU only")
+        );
         assert!(wrong(op(1, (9, 1, 64), 1)).ends_with("up to 8 heads of one kv head"));
         assert!(wrong(op(17, (1, 1, 64), 1)).ends_with("1 to 16 rows, more go to attn_prefill"));
         assert!(wrong(op(1, (1, 1, 64), (1 << 20) + 1)).ends_with("kv_len must be 1 to max_seq"));

@@ -1,16 +1,19 @@
-//! Causal grouped-query attention: `out[r, h] = softmax_t(q[r, h] . k[s, g, t] / sqrt(head_dim)) v[s, g, t]` over the positions `t`
-//! up to that of the [place](crate::model::kv) `pos[r]`, in its sequence `s`, where `g = h / (n_heads / n_kv_heads)`; for many rows:
+//! Causal grouped-query attention: `out[r, h] = softmax_t(q[r, h] . k[s, g, t] / sqrt(head_dim)) v[s, g, t]` over the last
+//! `window` positions `t` up to that of the [place](crate::model::kv) `pos[r]`, in its sequence `s`, where `g = h / (n_heads / n_kv_heads)`; for many rows:
 //! FlashAttention-2 (Dao 2023).
 //!
-//! Shapes: `out` [rows, n_heads * head_dim]; `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim], of which q is read; `k`, `v`
-//! [sequences, n_kv_heads, max_seq, head_dim], which hold the rows' own keys already; `pos` [at least rows], consecutive, of
-//! which the kernel reads the first.
-//! Rounding: scores and sums in f32, one rounding at the store. The kernel also rounds the softmax's weights to bf16 before
-//! they meet `v`, as tensor cores take them; the definition does not.
-//! The rows are those from `first` on, and of their sequence the positions below `shared` are those of sequence 0: branches of
-//! one text, each in a sequence of its own, share their beginning.
-//! The kernel's bits of a row depend on its position, its query and the cache up to there: not on how the prompt was cut.
+//! Shapes: `out` [rows, n_heads * head_dim]; `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim], of which q is read;
+//! `k`, `v` [sequences, n_kv_heads, max_seq, head_dim], which already hold the rows' own keys and values; `pos` [at
+//! least rows], consecutive, of which the kernel reads the first.
+//! Rounding: scores and sums in f32, one rounding at the store. The kernel also rounds the softmax's weights to bf16
+//! before they are multiplied by `v`, as tensor cores need them; the definition does not.
+//! The rows begin at `first`. The positions of their sequence below `shared` are read from sequence 0: branches of one
+//! text, each in a sequence of its own, share their beginning.
+//! The kernel's bits of a row depend on its position, its query and the cache up to there: not on how the prompt was
+//! cut.
 
+#[cfg(feature = "cuda")]
+use super::attn_decode::HEAD_DIMS;
 use super::{Act, AttnDecode, Cost, Grid, Op, Tolerance, download, expect, noise, noise_buf, poison};
 use crate::{backend::Backend, error::Result, tiles};
 
@@ -21,7 +24,7 @@ pub struct AttnPrefill {
     pub rows: usize,
     /// Row of the first of them in `out`, `qkv` and `pos`.
     pub first: usize,
-    /// Positions that are those of sequence 0.
+    /// Positions below this are read from sequence 0.
     pub shared: usize,
     /// Query heads.
     pub n_heads: usize,
@@ -31,9 +34,12 @@ pub struct AttnPrefill {
     pub head_dim: usize,
     /// Positions of a sequence; the caller proves that each place is in the cache.
     pub max_seq: usize,
-    /// Positions of the cache in use, these rows' own included: the last row's and one, or a bound above it when the caller knows no
-    /// more. The caller proves that each position is below; the cost is counted by it.
+    /// Positions of the cache in use, including these rows' own: the last row's position plus one, or a larger bound
+    /// when the caller knows no better. The caller ensures that each position is below; the cost is counted with this
+    /// number.
     pub kv_len: usize,
+    /// Keys that a row sees, its own and those before it; `max_seq` are all.
+    pub window: usize,
 }
 
 impl AttnPrefill {
@@ -50,6 +56,7 @@ impl AttnPrefill {
         expect(Self::STEM, self.rows <= self.kv_len && self.kv_len <= self.max_seq, || {
             format!("{self:?}: kv_len must be at least rows and at most max_seq")
         })?;
+        expect(Self::STEM, self.window > 0, || format!("{self:?}: window must be positive"))?;
         let cache = self.n_kv_heads * self.max_seq * self.head_dim;
         expect(Self::STEM, cache > 0 && k >= cache && v >= cache, || {
             format!("k has {k} elements and v {v}, {self:?}")
@@ -63,7 +70,8 @@ impl AttnPrefill {
 
     /// One block per head and [`tiles::PREFILL_ROWS`] rows. Each stage has a tile of keys and one of values.
     pub fn grid(&self) -> Grid {
-        let tile = tiles::PREFILL_KEYS * self.head_dim as u32 * size_of::<half::bf16>() as u32;
+        let width = if self.head_dim <= 64 { 64 } else { 128 }; // of a row in shared memory
+        let tile = tiles::PREFILL_KEYS * width * size_of::<half::bf16>() as u32;
         Grid {
             blocks: [self.n_heads as u32, self.rows.div_ceil(tiles::PREFILL_ROWS as usize) as u32, 1],
             threads: tiles::PREFILL_THREADS,
@@ -73,8 +81,8 @@ impl AttnPrefill {
 
     /// The definition: that of the decode attention, whose rows are independent.
     pub fn reference<A: Act>(&self, out: &mut [A], qkv: &[A], k: &[A], v: &[A], pos: &[u32]) {
-        let Self { rows, first, shared, n_heads, n_kv_heads, head_dim, max_seq, kv_len } = *self;
-        let op = AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len };
+        let Self { rows, first, shared, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window } = *self;
+        let op = AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window };
         let (out, qkv) = (&mut out[first * n_heads * head_dim..], &qkv[first * self.qkv_dim()..]);
         let pos = &pos[first..first + rows];
         let sequence = pos[0] as usize / max_seq;
@@ -104,11 +112,9 @@ impl AttnPrefill {
         pos: &crate::backend::cuda::Buffer<u32>,
     ) -> Result<()> {
         self.check(out.len(), qkv.len(), k.len(), v.len(), pos.len())?;
-        let kernel = match self.head_dim {
-            64 => "attn_prefill_bf16_d64",
-            128 => "attn_prefill_bf16_d128",
-            d => return expect(Self::STEM, false, || format!("head_dim is {d}, the kernels are for 64 and 128")),
-        };
+        expect(Self::STEM, HEAD_DIMS.contains(&self.head_dim), || {
+            format!("head_dim is {}, the kernels are for 64, 80, 96 and 128", self.head_dim)
+        })?;
         let grid = self.grid();
         super::expect_ints(Self::STEM, &[self.first + self.rows, self.n_heads, self.n_kv_heads, self.max_seq])?;
         super::expect_ints(Self::STEM, &[k.len() / self.head_dim])?;
@@ -121,7 +127,7 @@ impl AttnPrefill {
         // those of the kernel, in order.
         unsafe {
             cu.launch(
-                kernel,
+                &format!("attn_prefill_bf16_d{}", self.head_dim),
                 self,
                 grid,
                 &[
@@ -136,6 +142,7 @@ impl AttnPrefill {
                     self.n_heads.into(),
                     self.n_kv_heads.into(),
                     self.max_seq.into(),
+                    self.window.into(),
                     scale.into(),
                 ],
             )
@@ -161,6 +168,7 @@ impl Op for AttnPrefill {
             head_dim,
             max_seq,
             kv_len,
+            window: max_seq,
         };
         const DEMO: (usize, usize, usize) = (4, 2, 64);
         const SMOLLM2: (usize, usize, usize) = (9, 3, 64);
@@ -175,6 +183,13 @@ impl Op for AttnPrefill {
             AttnPrefill { first: 21, shared: 70, ..case(20, 90, (2, 1, 64), 96) }, // a branch
             AttnPrefill { first: 3, shared: 100, ..case(9, 137, (4, 2, 128), 140) },
             case(130, 130, (2, 2, 64), 192),
+            AttnPrefill { window: 1, ..case(20, 61, (1, 1, 64), 64) }, // each row its own key alone
+            AttnPrefill { window: 40, ..case(135, 193, (2, 1, 64), 200) }, // whole tiles that some rows of a block see and some do not
+            AttnPrefill { window: 33, ..case(70, 150, (1, 1, 128), 160) },
+            AttnPrefill { window: 30, first: 5, shared: 70, ..case(20, 90, (2, 1, 64), 96) }, // a branch that sees less than all of what it shares
+            case(70, 193, (2, 1, 80), 200),
+            case(33, 41, (2, 2, 96), 41),
+            AttnPrefill { window: 50, ..case(131, 150, (1, 1, 96), 150) },
             case(512, 512, SMOLLM2, 2048),
             case(512, 512, LLAMA3, 8192),
             case(2048, 2048, LLAMA3, 8192),
@@ -187,8 +202,12 @@ impl Op for AttnPrefill {
         let [rows, n_heads, n_kv_heads, head_dim, kv_len] =
             [self.rows, self.n_heads, self.n_kv_heads, self.head_dim, self.kv_len].map(|n| n as u64);
         let q = 2 * rows * n_heads * head_dim;
-        let seen = rows * (kv_len - rows) + rows * (rows + 1) / 2; // keys, summed over the rows
-        Cost { read: q + 2 * 2 * n_kv_heads * kv_len * head_dim + 4, write: q, flops: 4 * head_dim * n_heads * seen }
+        let window = self.window as u64;
+        // the sum of 1 to n, of which none counts more than the window
+        let up_to = |n: u64| n.min(window) * (n.min(window) + 1) / 2 + n.saturating_sub(window) * window;
+        let seen = up_to(kv_len) - up_to(kv_len - rows); // keys, summed over the rows
+        let keys = kv_len.min(rows + window - 1);
+        Cost { read: q + 2 * 2 * n_kv_heads * keys * head_dim + 4, write: q, flops: 4 * head_dim * n_heads * seen }
     }
 
     /// Rounding the softmax's weights to bf16 (up to 2^-9 of each) moves outputs by a relative L2 of 1.7e-3 and the worst by
@@ -199,6 +218,7 @@ impl Op for AttnPrefill {
 
     fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
         let start = self.max_seq + self.kv_len - self.rows; // of the second sequence
+        let unseen = (self.kv_len - self.rows + 1).saturating_sub(self.window); // before every window
         // of the first sequence only what is shared, of the second what is not, and nothing past the last position is to be
         // read or to leak through a weight of zero: it is poisoned
         let cache = |seed| {
@@ -206,9 +226,12 @@ impl Op for AttnPrefill {
             let mut v: Vec<B::Act> = noise(2 * sequence, seed).into_iter().map(B::Act::from_f32).collect();
             let (nan, d) = (B::Act::from_f32(f32::NAN), self.head_dim);
             let (base, own) = v.split_at_mut(sequence);
-            base.chunks_exact_mut(self.max_seq * d).for_each(|head| head[self.shared * d..].fill(nan));
+            for head in base.chunks_exact_mut(self.max_seq * d) {
+                head[self.shared * d..].fill(nan);
+                head[..unseen * d].fill(nan);
+            }
             for head in own.chunks_exact_mut(self.max_seq * d) {
-                head[..self.shared * d].fill(nan);
+                head[..self.shared.max(unseen) * d].fill(nan);
                 head[self.kv_len * d..].fill(nan);
             }
             b.upload(&v)
@@ -244,6 +267,7 @@ mod tests {
         head_dim: 64,
         max_seq: 128,
         kv_len: 100,
+        window: 128,
     };
 
     #[test]

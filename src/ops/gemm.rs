@@ -1,10 +1,11 @@
-//! `out[r, i] (+)= sum_j x[r, j] * w[i, j]`, for many rows (prefill): tensor cores.
+//! `out[r, i] (+)= sum_j x[r, j] * w[i, j]`, and the bias of `w`, for many rows (prefill): tensor cores.
 //!
-//! Shapes: `out` [rows, n], `x` [rows, k], `w` [n, k]. The epilogue is the kind of [`Out`](crate::backend::Out).
-//! Rounding: sums in f32, one rounding at the store; the residual is added before it.
-//! The kernel's bits of a row depend on the row and the weights only: not on the tile, the other rows or the GPU's size. Long
-//! sums are made of parts, as `n` and `k` alone say.
-//! Where cuBLAS computes the product, it orders the sums in its own way, which may change with `rows`.
+//! Shapes: `out` [rows, n], `x` [rows, k], `w` [n, k]. What happens at the end, the epilogue, is the kind of
+//! [`Out`](crate::backend::Out).
+//! Rounding: sums in f32, one rounding at the store; bias and residual are added before it.
+//! The kernel's bits of a row depend on the row and the weights only: not on the tile, the other rows or the GPU's
+//! size. Long sums are made of parts; how many depends on `n` and `k` alone.
+//! Where cuBLAS computes the product, it adds in an order of its own, which may change with `rows`.
 
 use super::{Cost, Grid, Op, Tolerance, download, expect, noise_buf, noise_weight, poison};
 use crate::{
@@ -50,7 +51,7 @@ const SMALL: Tile = Tile {
     kernels: ["gemm_bf16_small_store", "gemm_bf16_small_add", "gemm_bf16_small_f32"],
 };
 
-/// No GPU has more multiprocessors.
+/// No GPU has more multiprocessors than this.
 const MOST_SMS: usize = 192;
 
 impl Gemm {
@@ -62,14 +63,15 @@ impl Gemm {
         })
     }
 
-    /// The large tile where it gives each multiprocessor a block: half the traffic of the small one.
+    /// The large tile if it gives each multiprocessor a block: it has half the traffic of the small one.
     pub fn tile(&self, sm_count: u32) -> &'static Tile {
         let [x, y] = self.tiles(&LARGE);
         if x * y >= sm_count { &LARGE } else { &SMALL }
     }
 
-    /// Columns of `k` that are summed on their own, in order, before the sums are added in order: of few rows of a small
-    /// matrix there would be few blocks otherwise. Whole stages of both tiles, or all columns and more.
+    /// How many columns of `k` are summed on their own, in order; these sums are then added in order. Without such
+    /// parts, few rows of a small matrix would make too few blocks. A part is whole stages of both tiles, or all
+    /// columns and more.
     pub fn part(&self) -> usize {
         let stage = SMALL.depth as usize;
         let [blocks, most, least] = [tiles::GEMM_BLOCKS, tiles::GEMM_PARTS, tiles::GEMM_PART_DEPTH].map(|n| n as usize);
@@ -78,7 +80,7 @@ impl Gemm {
         self.k.div_ceil(stage).div_ceil(parts) * stage
     }
 
-    /// Elements of scratch: f32 sums, and counters. None where there is one part.
+    /// How many elements of scratch are needed: f32 sums, and counters. None if there is one part.
     pub fn workspace(&self, tile: &Tile) -> (usize, usize) {
         let (parts, tiles) = (self.k.div_ceil(self.part()), self.tiles(tile).iter().product::<u32>() as usize);
         let slots = if tile.splits { parts } else { 1 };
@@ -87,7 +89,7 @@ impl Gemm {
 
     /// The most of [`Gemm::workspace`] for up to `rows` rows, whatever the GPU.
     pub fn most_workspace(rows: usize, n: usize, k: usize) -> (usize, usize) {
-        // of the small tile: it is not taken where the large one, of four times its size, fills the device
+        // the small tile's: it is not used where the large one, four times its size, fills the device
         let small_rows = (4 * MOST_SMS / n.div_ceil(SMALL.side as usize)).max(1) * SMALL.side as usize;
         let of = |rows: usize, tile| Gemm { rows, n, k }.workspace(tile);
         let (large, small) = (of(rows, &LARGE), of(rows.min(small_rows), &SMALL));
@@ -99,7 +101,7 @@ impl Gemm {
         [self.rows, self.n].map(|n| n.div_ceil(tile.side as usize) as u32)
     }
 
-    /// One block per tile of `out`, row tiles fastest; of the small tile one for each part.
+    /// One block per tile of `out`, row tiles fastest; with the small tile, one for each part.
     pub fn grid(&self, tile: &Tile) -> Grid {
         let stage = 2 * tile.side * tile.depth * size_of::<half::bf16>() as u32;
         let [x, y] = self.tiles(tile);
@@ -107,7 +109,7 @@ impl Gemm {
         Grid { blocks: [x, y, parts], threads: tiles::GEMM_THREADS, shared: tiles::GEMM_STAGES * stage }
     }
 
-    /// The kernel, or cuBLAS where [`GemmBy`](crate::backend::cuda::GemmBy) says so.
+    /// The kernel, or cuBLAS where [`GemmBy`](crate::backend::cuda::GemmBy) says so and there is no bias, which cuBLAS does not add.
     #[cfg(feature = "cuda")]
     pub fn launch(
         &self,
@@ -115,9 +117,12 @@ impl Gemm {
         out: Out<'_, crate::backend::cuda::Cuda>,
         x: &crate::backend::cuda::Buffer<half::bf16>,
         w: &crate::backend::cuda::Weight,
+        bias: Option<&crate::backend::cuda::Buffer<half::bf16>>,
     ) -> Result<()> {
         use crate::backend::cuda::Arg;
-        if let Some(blas) = cu.blas_for(self.rows)? {
+        if bias.is_none()
+            && let Some(blas) = cu.blas_for(self.rows)?
+        {
             return blas.gemm(self, &out, x, w);
         }
         let (epilogue, len, out): (_, _, Arg) = match out {
@@ -136,7 +141,8 @@ impl Gemm {
         let (sums, counters) = self.workspace(tile);
         cu.with_workspace(sums, counters, |sums, arrived| {
             let [rows, n, k, part] = [self.rows, self.n, self.k, self.part()].map(Arg::from);
-            let args = [out, sums.into(), arrived.into(), x.into(), (&w.data).into(), rows, n, k, part];
+            let (w, bias) = ((&w.data).into(), bias.into());
+            let args = [out, sums.into(), arrived.into(), x.into(), w, bias, rows, n, k, part];
             // SAFETY: check() proved that x holds [rows, k], w [n, k] and out [rows, n] elements of the epilogue's type,
             // workspace() is what the kernel needs of sums and counters, which are 0 and which no kernel uses at the same
             // time, since the stream runs one after the other; the sizes fit an int; the arguments are those of the kernel,
@@ -146,7 +152,7 @@ impl Gemm {
     }
 }
 
-/// The cases run [`Out::Store`]; `tests/prefill.rs` has the other epilogues.
+/// The cases run [`Out::Store`]; `tests/device/prefill.rs` has the other epilogues.
 impl Op for Gemm {
     const STEM: &'static str = "gemm";
     type Io<B: Backend> = (B::Buf<B::Act>, B::Buf<B::Act>, B::Weight);

@@ -1,8 +1,8 @@
-//! `out[r, i] (+)= sum_j x[r, j] * w[i, j]`, for a few rows (decode): the weights are read once and everything else is
-//! small, so its floor is their bytes.
+//! `out[r, i] (+)= sum_j x[r, j] * w[i, j]`, and the bias of `w`, for a few rows (decode). The weights are read once and everything else is
+//! small, so no kernel can be faster than reading them.
 //!
-//! Shapes: `out` [rows, n], `x` [rows, k], `w` [n, k]. The epilogue is the kind of [`Out`].
-//! Rounding: sums in f32, one rounding at the store; the residual is added before it.
+//! Shapes: `out` [rows, n], `x` [rows, k], `w` [n, k]. What happens at the end, the epilogue, is the kind of [`Out`].
+//! Rounding: sums in f32, one rounding at the store; bias and residual are added before it.
 //! The kernel's bits of a row depend on the row and the weights only: not on the other rows, their number or n.
 
 use super::{Act, Cost, Grid, Op, Tolerance, download, expect, noise_buf, noise_weight, poison};
@@ -85,16 +85,18 @@ impl Gemv {
         })?;
         let (grid, kind) = w.product(self.rows, false, cu.ring());
         let (kernel, trace) = (format!("gemv_{}_{epilogue}_{kind}", w.kind.name()), cu.trace(self, grid));
-        let args = [out, x.into(), (&w.data).into(), self.rows.into(), self.n.into(), self.k.into(), trace];
-        // SAFETY: check() proved that x holds [rows, k], w [n, k] and out [rows, n] elements of the epilogue's type,
+        let [rows, n, k] = [self.rows, self.n, self.k].map(Arg::from);
+        let args = [out, x.into(), (&w.data).into(), w.bias.as_ref().into(), rows, n, k, trace];
+        // SAFETY: check() proved that x holds [rows, k], w [n, k] and a bias [n], if any, and out [rows, n] elements of the epilogue's type,
         // and check_kernel() that rows are 16-byte aligned, that w has the rows of a block and that the sizes fit an int;
         // the arguments are those of the kernel, in order; it waits for its predecessor before it reads what that wrote.
         unsafe { cu.launch_dependent(&kernel, self, grid, &args) }
     }
 }
 
-/// The ring in shared memory through which a product of one row takes its weights: as deep as the device has room for. The
-/// result has the same bits with either; products of more rows have short ones. See `kernels/common/gemv.cuh`.
+/// The ring is the shared memory through which a product takes its weights: some stages are being filled while another
+/// is used. For one row it is as deep as the device has room for; the result has the same bits with either. Products of
+/// more rows use short rings. See `kernels/common/gemv.cuh`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ring {
     /// `GEMV_STAGES` stages a warp.
@@ -118,7 +120,7 @@ pub(crate) fn product(n: usize, rows: usize, norm: bool, ring: Ring) -> (Grid, &
     (Grid { blocks: [blocks, 1, 1], threads: tiles::GEMV_WARPS * 32, shared }, kind)
 }
 
-/// The cases run [`Out::Store`]; `tests/decode.rs` has the other epilogues.
+/// The cases run [`Out::Store`]; `tests/device/decode.rs` has the other epilogues.
 impl Op for Gemv {
     const STEM: &'static str = "gemv";
     type Io<B: Backend> = (B::Buf<B::Act>, B::Buf<B::Act>, B::Weight);

@@ -1,4 +1,5 @@
-//! `k[s, h, t, :] = ` k head `h` of row `r`, and likewise `v`, at sequence `s` and position `t` of the [place](crate::model::kv) `pos[r]`.
+//! `k[s, h, t, :] = ` k head `h` of row `r`, and likewise `v`. Sequence `s` and position `t` are those of the
+//! [place](crate::model::kv) `pos[r]`, which is both in one number.
 //!
 //! Shapes: `k`, `v` [sequences, n_kv_heads, max_seq, head_dim]; `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim]; `pos` [at least rows].
 //! Exact.
@@ -17,7 +18,7 @@ pub struct KvAppend {
     pub n_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Positions of a sequence; the caller proves that each place is in the cache, and that no two rows have the same.
+    /// Positions of a sequence. The caller ensures that each place is in the cache, and that no two rows have the same.
     pub max_seq: usize,
 }
 

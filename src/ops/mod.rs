@@ -1,9 +1,9 @@
-//! The ops of the Llama architecture, one unit a file.
+//! The ops of the Llama architecture, one file for each.
 //!
 //! An op is one struct that holds all its sizes. Everything else is a method of it, in the same order in every file:
-//! `check` (buffer lengths and limits), `cost` (bytes and flops), `grid` (launch geometry, pure), `reference` (the plainest
-//! loops, which the CPU backend is compared with), `launch` (the CUDA kernel of the same stem), and the [`Op`] impl whose `cases` feed
-//! the tests, the roofline bench and the README's kernel table.
+//! `check` (buffer lengths and limits), `cost` (bytes and flops), `grid` (launch geometry, a pure function),
+//! `reference` (the plainest loops, which define what the op computes), `launch` (the CUDA kernel of the same name),
+//! and the [`Op`] impl whose `cases` feed the tests, the roofline bench and the README's kernel table.
 //!
 //! Argument order everywhere: outputs, inputs, weights, sizes, scalars. Shapes are `[rows, cols]`, row-major.
 
@@ -20,6 +20,7 @@ mod attn_prefill;
 mod embed;
 mod gemm;
 mod gemv;
+mod head_norm;
 mod kv_append;
 mod log_prob;
 mod norm_gate_up;
@@ -42,6 +43,7 @@ pub use gemm::Gemm;
 #[cfg(feature = "cuda")]
 pub(crate) use gemv::product;
 pub use gemv::{Gemv, Ring};
+pub use head_norm::HeadNorm;
 pub use kv_append::KvAppend;
 pub use log_prob::LogProb;
 pub use norm_gate_up::NormGateUp;
@@ -54,14 +56,15 @@ pub use sample::Sample;
 pub use stream_read::StreamRead;
 pub use swiglu::Swiglu;
 
-/// Calls [`Visitor::op`] once for each op, in the order of a layer; what only measures comes last. The one list
-/// of all ops.
+/// The one list of all ops: calls [`Visitor::op`] once for each, in the order of a layer. Ops that only measure come
+/// last.
 pub fn each(v: &mut impl Visitor) -> Result<()> {
     v.op::<Embed>()?;
     v.op::<RmsNorm>()?;
     v.op::<AddRmsNorm>()?;
     v.op::<Gemm>()?;
     v.op::<Gemv>()?;
+    v.op::<HeadNorm>()?;
     v.op::<Rope>()?;
     v.op::<KvAppend>()?;
     v.op::<AttnPrefill>()?;
@@ -97,7 +100,7 @@ pub trait Op: Sized + Clone + std::fmt::Debug {
         let c = self.cost();
         c.read + c.write < 4 << 20 && c.flops < 40_000_000
     }
-    /// Bytes moved and arithmetic done by one call, at least.
+    /// Bytes that one call must move, and arithmetic that it must do, at least.
     fn cost(&self) -> Cost;
     /// How far a backend may be from the reference.
     fn tolerance(&self) -> Tolerance;
@@ -161,19 +164,19 @@ pub struct Tolerance {
 impl Tolerance {
     /// Bit-exact.
     pub const EXACT: Tolerance = Tolerance { l2: 0.0, worst: 0.0 };
-    /// One bf16 rounding of values whose f32 sums differ only in order: a rounding flips to the neighbour (2^-8 relative)
-    /// for few elements.
+    /// One bf16 rounding of values whose f32 sums differ only in their order: a few elements are rounded to the
+    /// neighbouring number (2^-8 relative).
     pub const BF16: Tolerance = Tolerance { l2: 1e-3, worst: 8.0e-3 };
 
-    /// Of a fused op, which leaves out a rounding of an intermediate to bf16, or makes it elsewhere. Floor: `norm_head` and
-    /// its definition are each off by up to 2.7e-3 (L2) from the same in f32, and by as much from each other. Ops with more
-    /// roundings on the way have their own.
+    /// For a fused op, which leaves out a rounding of an intermediate to bf16, or rounds elsewhere. It cannot be
+    /// tighter: `norm_head` and its definition are each off by up to 2.7e-3 (L2) from the same in f32, and by as much
+    /// from each other. Ops with more roundings on the way have a tolerance of their own.
     pub const FUSED: Tolerance = Tolerance { l2: 4e-3, worst: 1.6e-2 };
 
-    /// Compares `got` with `want`; the error names the worst element. That is bounded by `worst` and not in the sum: of 128
-    /// outputs one that is rounded to the other neighbour makes an L2 of up to 1.5e-3, which the same f32 sums in another order
-    /// do as well (5 of 84000 random attentions were above 1e-3). Without it the largest was 6.1e-4, of the kernel and of the
-    /// other order alike.
+    /// Compares `got` with `want`; the error names the worst element. The worst element is bounded by `worst` and left
+    /// out of the sum: if one of 128 outputs is rounded to the other neighbour, that alone makes an L2 of up to 1.5e-3,
+    /// and so does adding the same f32 numbers in another order (5 of 84000 random attentions were above 1e-3). Without
+    /// the worst element the largest was 6.1e-4, for the kernel and for another order alike.
     pub fn compare(&self, got: &[f32], want: &[f32]) -> Result<(), String> {
         if got.len() != want.len() {
             return Err(format!("{} outputs, expected {}", got.len(), want.len()));
@@ -206,7 +209,7 @@ impl Tolerance {
     }
 }
 
-/// `Err` that names op, argument, what it has and what was expected.
+/// `Err` that names the op, the argument, its length and the expected length.
 pub(crate) fn expect_len(op: &'static str, arg: &str, found: usize, expected: usize) -> Result<()> {
     expect(op, found == expected, || format!("{arg} has {found} elements, expected {expected}"))
 }
@@ -223,7 +226,7 @@ pub(crate) fn expect_ints(op: &'static str, sizes: &[usize]) -> Result<()> {
     expect(op, large.is_none(), || format!("a size is {}, the kernel takes less than 2^31", large.unwrap_or(&0)))
 }
 
-/// A value that buffers hold: plain bytes, safe to copy between host and device.
+/// A type of value in buffers: plain bytes, safe to copy between host and device.
 pub trait Element: bytemuck::Pod + Send + Sync + std::fmt::Debug + 'static {}
 impl Element for f32 {}
 impl Element for bf16 {}
@@ -259,8 +262,8 @@ impl Act for bf16 {
     }
 }
 
-/// Deterministic inputs for cases: values in [-1, 1) that are bf16 numbers and differ between neighbours and between rows,
-/// so that a wrong index shows.
+/// Deterministic inputs for cases: values in [-1, 1) that are bf16 numbers and differ between neighbours and between
+/// rows, so that a wrong index is noticed.
 pub fn noise(len: usize, seed: u64) -> Vec<f32> {
     let mut s = seed.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = || {
@@ -289,7 +292,7 @@ pub(crate) fn noise_weight<B: Backend>(b: &B, rows: usize, cols: usize, seed: u6
     b.weight_from(rows, cols, &v)
 }
 
-/// An output buffer full of NaN, so that an element that no thread writes shows.
+/// An output buffer full of NaN, so that an element that no thread writes is noticed.
 pub(crate) fn poison<B: Backend>(b: &B, len: usize) -> Result<B::Buf<B::Act>> {
     b.upload(&vec![B::Act::from_f32(f32::NAN); len])
 }

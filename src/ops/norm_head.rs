@@ -1,9 +1,9 @@
-//! `logits[r] = norm(x[first + r]) w^T`, in f32: what turns the residual stream into logits.
+//! `logits[r] = norm(x[first + r]) w^T`, in f32: the step from the residual stream to logits.
 //!
-//! Fused of `rms_norm` and `matmul`, which are its definition ([`crate::backend::definition`]).
+//! Fuses `rms_norm` and `matmul`, which are its definition ([`crate::backend::definition`]).
 //! Shapes: `logits` [rows, vocab] f32; `x` [first + rows, dim]; `gain` [dim]; `w` [vocab, dim].
-//! Rounding: the kernel rounds `x * gain` to bf16 where the definition rounds `x * gain / rms`; the logits stay in f32. Its
-//! bits of a row depend on the row and the weights only.
+//! Rounding: the kernel rounds `x * gain` to bf16 where the definition rounds `x * gain / rms`; the logits stay in f32.
+//! The bits of a row depend on the row and the weights only.
 
 use super::{Cost, Grid, Op, Ring, RmsNorm, Tolerance, expect, gemv::product, noise_buf, noise_weight, poison};
 use crate::{

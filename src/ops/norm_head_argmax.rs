@@ -1,9 +1,10 @@
-//! `token[r] = argmax_i (norm(x[r]) w^T)[i]`, the lowest id of equals; `pos[r] += 1`: the end of a greedy step, fed back on the
-//! device.
+//! `token[r] = argmax_i (norm(x[r]) w^T)[i]`, the lowest id of several equals; `pos[r] += 1`: the end of a greedy step,
+//! fed back on the device.
 //!
-//! Fused of `norm_head` and `argmax`, which are its definition ([`crate::backend::definition`]).
-//! Shapes: `token`, `pos` [at least rows], [places](crate::model::kv) of different sequences, whose outboxes get the tokens; `x`
-//! [rows, dim]; `gain` [dim]; `w` [vocab, dim]. The kernel stores no logits.
+//! Fuses `norm_head` and `argmax`, which are its definition ([`crate::backend::definition`]).
+//! Shapes: `token`, `pos` [at least rows], where `pos` are [places](crate::model::kv) (sequence and position in one
+//! number) of different sequences, whose outboxes (where the host waits for tokens) get the tokens; `x` [rows, dim];
+//! `gain` [dim]; `w` [vocab, dim]. The kernel stores no logits.
 //! Rounding: that of [`super::NormHead`]'s kernel, with which it agrees bit for bit.
 
 use super::{Argmax, Cost, Grid, NormHead, Op, Ring, Tolerance, expect, gemv::product, noise, poison};
@@ -22,7 +23,7 @@ pub struct NormHeadArgmax {
     pub dim: usize,
     /// Rows of `w`.
     pub vocab: usize,
-    /// Positions of a sequence; the caller proves that each place's sequence has an outbox, and that they differ.
+    /// Positions of a sequence. The caller ensures that the sequence of each place has an outbox, and that they differ.
     pub max_seq: usize,
     /// Added to the mean square.
     pub eps: f32,
@@ -134,8 +135,8 @@ impl Op for NormHeadArgmax {
         Tolerance::EXACT
     }
 
-    /// For each row of `x` two rows of `w` have the signs that make their logit the largest, and the same bits: the lower id
-    /// is to win. The last row is of the first sequence.
+    /// For each row of `x`, two rows of `w` have the signs that make their logits the largest, and they have the same
+    /// bits: the lower id must win. The last row is of the first sequence.
     fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Io<B>> {
         let NormHeadArgmax { rows, dim, vocab, .. } = *self;
         let (x, gain, mut w) = (noise(rows * dim, seed), noise(dim, seed + 1), noise(vocab * dim, seed + 2));

@@ -1,15 +1,15 @@
-//! `qkv[r] = norm(x[r]) w^T`, its q and k heads rotated to the position of the [place](crate::model::kv) `pos[r]`, its k and v heads
+//! `qkv[r] = norm(x[r]) w^T`, and the bias of w; its q and k heads, normed where the model has that, rotated to the position of the [place](crate::model::kv) `pos[r]`, its k and v heads
 //! appended to the cache there: what a layer does before its attention.
 //!
-//! Fused of `rms_norm`, `matmul`, `rope` and `kv_append`, which are its definition ([`crate::backend::definition`]).
+//! Fused of `rms_norm`, `matmul`, `head_norm`, `rope` and `kv_append`, which are its definition ([`crate::backend::definition`]).
 //! Shapes: `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim]; `k`, `v` [sequences, n_kv_heads, max_seq, head_dim]; `x` [rows, dim]; `pos`
-//! [at least rows]; `gain` [dim]; `w` [(n_heads + 2 n_kv_heads) * head_dim, dim]; `table` [positions, head_dim] f32.
+//! [at least rows]; `gain` [dim]; `w` [(n_heads + 2 n_kv_heads) * head_dim, dim]; `heads` [2, head_dim], gains; `table` [positions, head_dim] f32.
 //! Rounding: the kernel rounds `x * gain` to bf16 where the definition rounds `x * gain / rms`, and does not round the
-//! product before the rotation. Its bits of a row depend on the row, its position and the weights only.
+//! product before the rotation. The bits of a row depend on the row, its position and the weights only.
 
 use super::{
-    Cost, Grid, KvAppend, Op, Ring, RmsNorm, Rope, Tolerance, download, expect, gemv::product, noise_buf, noise_weight,
-    poison,
+    Cost, Grid, HeadNorm, KvAppend, Op, Ring, RmsNorm, Rope, Tolerance, download, expect, gemv::product, noise_buf,
+    noise_weight, poison,
 };
 use crate::{
     backend::{Backend, DECODE_ROWS},
@@ -29,12 +29,14 @@ pub struct NormQkvRopeAppend {
     pub n_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Positions of a sequence; the caller proves that each place is in the cache, and that they differ.
+    /// Positions of a sequence. The caller ensures that each place is in the cache, and that they differ.
     pub max_seq: usize,
-    /// Positions in the table; the caller proves that each position is below.
+    /// Positions in the table. The caller ensures that each position is below.
     pub positions: usize,
     /// Added to the mean square.
     pub eps: f32,
+    /// Each q and k head is normed.
+    pub head_norm: bool,
 }
 
 impl NormQkvRopeAppend {
@@ -48,7 +50,13 @@ impl NormQkvRopeAppend {
         RmsNorm { rows: self.rows, first: 0, dim: self.dim, eps: self.eps }
     }
 
-    /// The third.
+    /// The third, where heads are normed.
+    pub fn heads(&self) -> HeadNorm {
+        let NormQkvRopeAppend { rows, n_heads, n_kv_heads, head_dim, eps, .. } = *self;
+        HeadNorm { rows, n_heads, n_kv_heads, head_dim, eps }
+    }
+
+    /// The one before the last.
     pub fn rope(&self) -> Rope {
         let NormQkvRopeAppend { rows, n_heads, n_kv_heads, head_dim, max_seq, positions, .. } = *self;
         Rope { rows, n_heads, n_kv_heads, head_dim, max_seq, positions }
@@ -67,10 +75,12 @@ impl NormQkvRopeAppend {
         qkv: usize,
         k: usize,
         v: usize,
+        arrived: usize,
         x: usize,
         pos: usize,
         gain: usize,
         w: (usize, usize),
+        heads: Option<(usize, usize)>,
         table: usize,
     ) -> Result<()> {
         expect(Self::STEM, (1..=DECODE_ROWS).contains(&self.rows), || {
@@ -85,10 +95,19 @@ impl NormQkvRopeAppend {
         expect(Self::STEM, x >= self.rows * self.dim && qkv >= self.rows * self.qkv_dim() && pos >= self.rows, || {
             format!("qkv has {qkv} elements, x {x} and pos {pos}, {self:?}")
         })?;
+        let gains = self.head_norm.then_some((2, self.head_dim));
+        expect(Self::STEM, heads == gains && (!self.head_norm || arrived >= self.arrived_len()), || {
+            format!("heads is {heads:?} and arrived has {arrived} elements, {self:?}")
+        })?;
         let cache = self.n_kv_heads * self.max_seq * self.head_dim;
         expect(Self::STEM, cache > 0 && k >= cache && v >= cache && table >= self.positions * self.head_dim, || {
             format!("k has {k} elements, v {v} and table {table}, {self:?}")
         })
+    }
+
+    /// Counters of `arrived`: one a q or k head; zero before and after each call.
+    pub fn arrived_len(&self) -> usize {
+        self.n_heads + self.n_kv_heads
     }
 
     /// A block owns 8 rows of each half of a head.
@@ -105,25 +124,29 @@ impl NormQkvRopeAppend {
         qkv: &mut crate::backend::cuda::Buffer<half::bf16>,
         k: &mut crate::backend::cuda::Buffer<half::bf16>,
         v: &mut crate::backend::cuda::Buffer<half::bf16>,
+        arrived: &mut crate::backend::cuda::Buffer<u32>,
         x: &crate::backend::cuda::Buffer<half::bf16>,
         pos: &crate::backend::cuda::Buffer<u32>,
         gain: &crate::backend::cuda::Weight,
         w: &crate::backend::cuda::Weight,
+        heads: Option<&crate::backend::cuda::Weight>,
         table: &crate::backend::cuda::Buffer<f32>,
     ) -> Result<()> {
-        let shape = (w.rows, w.cols);
-        self.check(qkv.len(), k.len(), v.len(), x.len(), pos.len(), gain.data.len(), shape, table.len())?;
+        let (shape, gains) = ((w.rows, w.cols), heads.map(|h| (h.rows, h.cols)));
+        let (arrived_len, gain_len, table_len) = (arrived.len(), gain.data.len(), table.len());
+        self.check(qkv.len(), k.len(), v.len(), arrived_len, x.len(), pos.len(), gain_len, shape, gains, table_len)?;
         let sizes = [self.rows, self.dim, self.n_heads, self.n_kv_heads, self.head_dim, self.max_seq];
         super::expect_ints(Self::STEM, &[&sizes[..], &[self.qkv_dim(), self.positions]].concat())?;
-        let buffers = [qkv.into(), k.into(), v.into(), x.into(), pos.into()];
-        let weights = [(&gain.data).into(), (&w.data).into(), table.into()];
+        let buffers = [qkv.into(), k.into(), v.into(), arrived.into(), x.into(), pos.into()];
+        let heads = heads.map(|heads| &heads.data).into();
+        let weights = [(&gain.data).into(), (&w.data).into(), w.bias.as_ref().into(), heads, table.into()];
         let (grid, kind) = w.product(self.rows, true, cu.ring());
         let scalars = [self.eps.into(), cu.trace(self, grid)];
         let args = [&buffers[..], &weights, &sizes.map(crate::backend::cuda::Arg::from), &scalars].concat();
         // SAFETY: check() proved that every buffer holds what the sizes say, that rows of w and x are 16-byte aligned and
         // that a head is whole blocks; each place is in the cache and its position in the table, which the caller promises
-        // (the device alone knows them); the arguments are those of the kernel, in order; it waits for its predecessor before it reads
-        // what that wrote.
+        // (the device alone knows them), and `arrived` is 0, as this kernel leaves it; the arguments are those of the kernel, in
+        // order; it waits for its predecessor before it reads what that wrote.
         unsafe { cu.launch_dependent(&format!("norm_qkv_rope_append_{}_{kind}", w.kind.name()), self, grid, &args) }
     }
 }
@@ -134,10 +157,12 @@ pub struct Io<B: Backend> {
     k: B::Buf<B::Act>,
     v: B::Buf<B::Act>,
     xb: B::Buf<B::Act>,
+    arrived: B::Buf<u32>,
     x: B::Buf<B::Act>,
     pos: B::Buf<u32>,
     gain: B::Weight,
     w: B::Weight,
+    heads: Option<B::Weight>,
     table: B::Buf<f32>,
 }
 
@@ -155,6 +180,7 @@ impl Op for NormQkvRopeAppend {
             max_seq,
             positions: max_seq + 3,
             eps: 1e-5,
+            head_norm: false,
         };
         let shapes = [
             (1, 8, 1, 1, 16, 1),        // one chunk of a row, one block a head
@@ -169,26 +195,37 @@ impl Op for NormQkvRopeAppend {
             (8, 4096, 32, 8, 128, 512),
             (16, 4096, 32, 8, 128, 512),
         ];
-        shapes.into_iter().map(case).collect()
+        let normed = [
+            (1, 8, 1, 1, 16, 1),     // one block a head
+            (3, 72, 2, 1, 80, 7),    // as many rows and blocks as make no whole warps
+            (16, 264, 4, 2, 64, 20), // all rows
+            (5, 256, 2, 1, 128, 9),
+            (1, 4096, 32, 8, 128, 512), // Qwen3-8B
+        ];
+        let normed = normed.into_iter().map(|shape| NormQkvRopeAppend { head_norm: true, ..case(shape) });
+        shapes.into_iter().map(case).chain(normed).collect()
     }
 
     fn cost(&self) -> Cost {
         let [rows, dim, n, d] = [self.rows, self.dim, self.qkv_dim(), self.head_dim].map(|n| n as u64);
         let cache = 2 * rows * self.n_kv_heads as u64 * d;
+        let gains = if self.head_norm { 4 * d } else { 0 };
+        let normed = if self.head_norm { 4 * rows * (n - self.n_kv_heads as u64 * d) } else { 0 };
         Cost {
-            read: 2 * n * dim + 2 * dim + 2 * rows * dim + 4 * rows * d,
+            read: 2 * n * dim + 2 * dim + 2 * rows * dim + 4 * rows * d + gains,
             write: 2 * rows * n + 2 * cache,
-            flops: 2 * rows * n * dim + 4 * rows * dim + 3 * rows * n,
+            flops: 2 * rows * n * dim + 4 * rows * dim + 3 * rows * n + normed,
         }
     }
 
-    /// The definition rounds once more, before the rotation: both are off by up to 3.2e-3 (L2) from the same in f32, and one
-    /// from the other by 4.3e-3. Allowed is 1.5 times that.
+    /// The definition rounds once more, before the rotation. Both are off by up to 3.2e-3 (L2) from the same in f32,
+    /// and from each other by 4.3e-3. Allowed is 1.5 times that.
     fn tolerance(&self) -> Tolerance {
         Tolerance { l2: 6.4e-3, worst: 1.6e-2 }
     }
 
-    /// The caches are full, so a copy to a wrong place shows twice. Two sequences, which the rows take in turn.
+    /// The caches are full before the call, so a copy to a wrong place is noticed twice. Two sequences, to which the
+    /// rows belong in turn.
     fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Io<B>> {
         let cache = 2 * self.n_kv_heads * self.max_seq * self.head_dim;
         let place = |r: usize| ((2 - r % 2) * self.max_seq - 1 - r / 2) as u32; // from the cache's end
@@ -199,17 +236,19 @@ impl Op for NormQkvRopeAppend {
             k: noise_buf(b, cache, seed + 3, 1.0)?,
             v: noise_buf(b, cache, seed + 4, 1.0)?,
             xb: poison(b, self.rows * self.dim)?,
+            arrived: b.alloc(self.arrived_len())?,
             x: noise_buf(b, self.rows * self.dim, seed, 3.0)?,
             pos: b.upload(&(0..self.rows).map(place).collect::<Vec<u32>>())?,
             gain: noise_weight(b, 1, self.dim, seed + 1, 1.0)?,
             w: noise_weight(b, self.qkv_dim(), self.dim, seed + 2, scale)?,
+            heads: self.head_norm.then(|| noise_weight(b, 2, self.head_dim, seed + 5, 1.0)).transpose()?,
             table: b.upload(&Rope::table(&inv_freq, self.positions))?,
         })
     }
 
     fn run<B: Backend>(&self, b: &B, io: &mut Io<B>) -> Result<()> {
-        let Io { qkv, k, v, xb, x, pos, gain, w, table } = io;
-        b.norm_qkv_rope_append(self, qkv, k, v, xb, x, pos, gain, w, table)
+        let Io { qkv, k, v, xb, arrived, x, pos, gain, w, heads, table } = io;
+        b.norm_qkv_rope_append(self, qkv, k, v, xb, arrived, x, pos, gain, w, heads.as_ref(), table)
     }
 
     fn outputs<B: Backend>(&self, b: &B, io: &Io<B>) -> Result<Vec<f32>> {
@@ -231,20 +270,26 @@ mod tests {
             max_seq: 10,
             positions: 10,
             eps: 1e-5,
+            head_norm: false,
         }
     }
 
     #[test]
     fn check_names_what_is_wrong() {
         let (op, text) = (op(), |r: Result<()>| r.unwrap_err().to_string());
-        let check = |op: &NormQkvRopeAppend, k, x, w| op.check(256, k, 320, x, 2, 64, w, 320);
+        let check = |op: &NormQkvRopeAppend, k, x, w| op.check(256, k, 320, 0, x, 2, 64, w, None, 320);
         assert!(check(&op, 320, 128, (128, 64)).is_ok());
         assert!(text(check(&op, 319, 128, (128, 64))).starts_with("norm_qkv_rope_append: k has 319 elements, v 320"));
         assert!(text(check(&op, 320, 127, (128, 64))).contains("qkv has 256 elements, x 127 and pos 2"));
         assert!(text(check(&op, 320, 128, (64, 128))).contains("w is (64, 128)"));
         let wrong = |op: NormQkvRopeAppend| text(check(&op, 320, 128, (128, 64)));
         assert!(wrong(NormQkvRopeAppend { rows: 17, ..op.clone() }).ends_with("1 to 16 rows"));
-        assert!(wrong(NormQkvRopeAppend { head_dim: 8, ..op }).ends_with("head_dim % 16 == 0"));
+        assert!(wrong(NormQkvRopeAppend { head_dim: 8, ..op.clone() }).ends_with("head_dim % 16 == 0"));
+        let normed = NormQkvRopeAppend { head_norm: true, ..op };
+        let check = |heads, arrived| normed.check(256, 320, 320, arrived, 128, 2, 64, (128, 64), heads, 320);
+        assert!(check(Some((2, 32)), 3).is_ok());
+        assert!(text(check(None, 3)).contains("heads is None"));
+        assert!(text(check(Some((2, 32)), 2)).contains("arrived has 2 elements"));
     }
 
     #[test]

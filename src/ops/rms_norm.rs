@@ -1,7 +1,8 @@
 //! `out[r, i] = x[first + r, i] / sqrt(mean_i(x[first + r, i]^2) + eps) * w[i]` (Zhang & Sennrich 2019).
 //!
 //! Shapes: `out` [rows, dim], `x` [at least first + rows, dim], `w` [1, dim].
-//! Rounding: sums in f32, one rounding at the store. HF also rounds before the multiplication by `w`: about 1 ulp apart.
+//! Rounding: sums in f32, one rounding at the store. Hugging Face also rounds before the multiplication by `w`: the two
+//! are about 1 ulp apart.
 
 use super::{Act, Cost, Grid, Op, Tolerance, download, expect, expect_len, noise_buf, noise_weight, poison};
 use crate::{backend::Backend, error::Result};
@@ -11,7 +12,7 @@ use crate::{backend::Backend, error::Result};
 pub struct RmsNorm {
     /// Rows normalised.
     pub rows: usize,
-    /// Row of `x` that the first of them is: a chunk's last row alone needs the final norm.
+    /// The row of `x` that is normalised first: of a chunk, only the last row needs the final norm.
     pub first: usize,
     /// Width.
     pub dim: usize,

@@ -1,9 +1,10 @@
 //! Rotary position embedding, *half-split* (Hugging Face's layout, not the interleaved one of the paper, Su et al. 2021):
 //! for `i < head_dim / 2`, the pair `(a, b) = (h[i], h[i + head_dim / 2])` of a head becomes `(a c - b s, b c + a s)` with
-//! `c, s = cos, sin` of `t * inv_freq[i]`, `t = pos[r] % max_seq` the row's position.
+//! `c, s = cos, sin` of `t * inv_freq[i]`, where `t = pos[r] % max_seq` is the row's position.
 //!
-//! Shapes: `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim], of which the q and k heads are rotated in place; `pos` [at least
-//! rows], [places](crate::model::kv); `table` [positions, head_dim] f32, a row holds the cosines and then the sines of a position.
+//! Shapes: `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim], of which the q and k heads are rotated in place; `pos`
+//! [at least rows], [places](crate::model::kv) (sequence and position in one number); `table` [positions, head_dim]
+//! f32, in which a row holds the cosines and then the sines of a position.
 //! Rounding: f32 arithmetic, one rounding at the store.
 
 use super::{Act, Cost, Grid, Op, Tolerance, download, expect, noise, noise_buf};
@@ -20,9 +21,9 @@ pub struct Rope {
     pub n_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Positions of a sequence, by which a place is one of them.
+    /// Positions of a sequence, which turn a place into a position.
     pub max_seq: usize,
-    /// Positions in the table; the caller proves that each position is below.
+    /// Positions in the table. The caller ensures that each position is below.
     pub positions: usize,
 }
 
@@ -50,8 +51,8 @@ impl Rope {
         table
     }
 
-    /// The table of a model: its frequencies, which beyond the trained length may be others at each position, and its
-    /// attention factor.
+    /// The table of a model: by its frequencies, which may differ from position to position beyond the trained length,
+    /// and its attention factor.
     pub fn table_of(config: &Config, max_seq: usize) -> Vec<f32> {
         let fixed = config.rope_fixed_until().min(max_seq);
         let mut table = Rope::table(&config.rope_inv_freq(), fixed);

@@ -1,18 +1,22 @@
 //! Draws `token[r]` from `logits[r]` as the parameters of the row's sequence say, and feeds it back: `pos[r] += 1`,
-//! `history[token] += 1`, one more draw. Each row is of another sequence, that of its [place](crate::model::kv) `pos[r]`.
+//! `history[token] += 1`, one more draw. Each row belongs to a different sequence, that of its
+//! [place](crate::model::kv) `pos[r]` (sequence and position in one number).
 //!
-//! The same choice on every backend, by construction: what is compared is ordered bits of f32, what is added are integers
-//! (sums of integers do not depend on their order), and the few f32 operations before that are rounded one by one. In order:
+//! The choice is the same on every backend, by construction: comparisons are of the ordered bits of f32, sums are of
+//! integers (which do not depend on the order), and the few f32 operations before that are rounded one by one. In
+//! order:
 //!
-//! 1. `y = logits + bias`; what the mask does not allow is forbidden where there is one, and the stop ids for the first `min_tokens` draws; repetition penalty (Keskar et al. 2019)
-//!    over prompt and answer, frequency and presence penalty over the answer.
-//!    NaN becomes `-inf`, which is forbidden.
-//! 2. Temperature 0, or the largest `y` is infinite (a certain token, or all are forbidden): the largest `y`, the lowest id of
-//!    equals. Otherwise `w = floor(2^40 exp((y - max y) / temperature))`: 0 for what is less likely than 2^-40 of the largest.
-//! 3. In the order of falling `y`, rising id of equals: the first `top_k`; of these the shortest prefix that holds `top_p` of
-//!    their weight; of these the ones with at least `min_p` of the largest weight.
-//! 4. `r` uniform below the sum of the kept weights, from Philox4x32-10 (Salmon et al. 2011) with the seed as key and the number
-//!    of the draw as counter; the token is the first in the order of ids at which the running sum of weights exceeds `r`.
+//! 1. `y = logits + bias`. Forbidden are tokens that the mask does not allow, where there is a mask, and the stop ids for the
+//!    first `min_tokens` draws. Then the repetition penalty (Keskar et al. 2019) over prompt and answer, and frequency and
+//!    presence penalty over the answer. NaN becomes `-inf`, which is forbidden.
+//! 2. With temperature 0, or if the largest `y` is infinite (a token is certain, or all are forbidden): the token of the
+//!    largest `y`, the lowest id of several equals. Otherwise `w = floor(2^40 exp((y - max y) / temperature))`, which is 0
+//!    for tokens that are less likely than 2^-40 of the most likely one.
+//! 3. In the order of falling `y`, equals by rising id: the first `top_k` tokens; of these the shortest prefix that holds
+//!    `top_p` of their weight; of these the tokens with at least `min_p` of the largest weight.
+//! 4. `r` is uniform below the sum of the remaining weights, from Philox4x32-10 (Salmon et al. 2011) with the seed as key
+//!    and the number of the draw as counter. The token is the first in the order of ids at which the running sum of weights
+//!    exceeds `r`.
 //!
 //! Shapes: `token`, `pos` [at least rows]; `params` [sequences, SAMPLE_PARAMS]; `history`, `bias` [sequences, vocab]; `mask`
 //! [sequences, ceil(vocab / 32)], a bit for each token; `scratch` [[`Sample::scratch`]]; `logits` [at least rows, vocab].
@@ -37,7 +41,8 @@ pub struct Sample {
     pub rows: usize,
     /// Logits of each.
     pub vocab: usize,
-    /// Positions of a sequence; the caller proves that each place's sequence has a state and an outbox, and that they differ.
+    /// Positions of a sequence. The caller ensures that the sequence of each place has a state and an outbox, and that
+    /// they differ.
     pub max_seq: usize,
 }
 
@@ -140,15 +145,15 @@ impl Sample {
         expect(Self::STEM, rows_fit && state_fits, || format!("{n:?} do not fit {self:?}"))
     }
 
-    /// Words of scratch for so many rows: for each that a step may have its best candidate, which is 0 before and after a
-    /// call; then for each of these rows where its filters end, its histogram, a weight for each block, logits and a list of
-    /// ids.
+    /// Words of scratch for this many rows. First, for every row that a step may have, its best candidate, which is 0
+    /// before and after a call. Then for each of these rows: where its filters end, its histogram, a weight for each
+    /// block, logits and a list of ids.
     pub fn scratch(rows: usize, vocab: usize) -> usize {
         let of_row = SAMPLE_STATE as usize + 3 * SAMPLE_BINS as usize + 2 * blocks(vocab) + 2 * vocab;
         DECODE_ROWS * BEST_WORDS as usize + rows * of_row
     }
 
-    /// Of each of the kernels: a block for each [`SAMPLE_TILE`] ids of a row.
+    /// The grid of each of the kernels: a block for every [`SAMPLE_TILE`] ids of a row.
     pub fn grid(&self) -> Grid {
         Grid { blocks: [blocks(self.vocab) as u32, self.rows as u32, 1], threads: SAMPLE_THREADS, shared: 0 }
     }
@@ -181,7 +186,7 @@ impl Sample {
         }
     }
 
-    /// What the choice of row `r` changes.
+    /// Everything that the choice for row `r` changes.
     pub(crate) fn advance(
         &self,
         r: usize,
@@ -317,7 +322,7 @@ impl Op for Sample {
         Tolerance::EXACT
     }
 
-    /// All filters and penalties at once; `tests/sampler.rs` tries them one by one.
+    /// All filters and penalties at once; `tests/device/sampler.rs` tries them one by one.
     fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
         let p = Params {
             temperature: 0.8,

@@ -1,7 +1,7 @@
-//! `out[b]` = the sum, modulo 2^32, of the words of `x` that block `b` reads: the fastest that memory can be read.
+//! `out[b]` = the sum, modulo 2^32, of the words of `x` that block `b` reads: it reads memory as fast as possible.
 //!
-//! Not an op of the architecture but the measure of those that are: a decode step reads each weight once, so no step is
-//! faster than this reads as many bytes. The sums only keep the loads from being left out.
+//! Not an op of the architecture, but the measure for those that are: a decode step reads each weight once, so no step
+//! can be faster than this op reading as many bytes. The sums only keep the compiler from removing the loads.
 //! Shapes: `out` [blocks], `x` [words]. Block `b` reads tiles `b`, `b + blocks`, ... of `TILE` words each.
 //! Rounding: none.
 

@@ -1,9 +1,10 @@
-//! The answers of one request as the batch reports them: token by token, and of several answers at once. Each piece of news comes
-//! with the index of its answer; every API makes its response of them, whole or as a stream.
+//! Collects the answers of one request from the batch: they come token by token, and those of several answers mixed.
+//! Each piece of news has the index of its answer; every API builds its response from these, whole or as a stream.
 
 use super::{
     error::ApiError,
     logprobs::Scored,
+    memory::Remembering,
     worker::{Message, Running},
 };
 use crate::{Finish, FinishReason, StoppedBy, Timings, TokenLogprobs};
@@ -11,7 +12,7 @@ use serde::Serialize;
 use std::mem;
 use utoipa::ToSchema;
 
-/// What is new of one answer.
+/// News of one answer.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Delta {
     /// The prompt's own log-probabilities, once and before everything else.
@@ -31,7 +32,7 @@ pub(super) struct Delta {
 pub(super) struct End {
     /// Why, in OpenAI's words.
     pub reason: &'static str,
-    /// The stop string or the id of the request that ended it.
+    /// The stop string or the stop id of the request that ended it.
     pub stop_reason: Option<StopReason>,
     /// Times and counts.
     pub timings: Timings,
@@ -39,7 +40,7 @@ pub(super) struct End {
     pub queue_seconds: f64,
 }
 
-/// What of the request ended an answer.
+/// Which stop condition of the request ended an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(untagged)]
 pub(super) enum StopReason {
@@ -53,17 +54,18 @@ pub(super) enum StopReason {
 pub(super) struct Answers {
     running: Running,
     stop_ids: Vec<u32>,
-    /// What came of each before its text did.
+    /// For each answer, the tokens whose text has not come yet.
     held: Vec<Delta>,
+    remembering: Remembering,
 }
 
 impl Answers {
-    /// `n` answers, of which it is told when one of `stop_ids` ends them.
-    pub fn new(running: Running, stop_ids: Vec<u32>, n: usize) -> Answers {
-        Answers { running, stop_ids, held: vec![Delta::default(); n] }
+    /// `n` answers. If one of `stop_ids` ends an answer, the response says so.
+    pub fn new(running: Running, stop_ids: Vec<u32>, n: usize, remembering: Remembering) -> Answers {
+        Answers { running, stop_ids, held: vec![Delta::default(); n], remembering }
     }
 
-    /// What is next, with the index of its answer; `None` after all have ended.
+    /// The next piece of news, with the index of its answer; `None` after all answers have ended.
     pub async fn next(&mut self) -> Option<Result<(usize, Delta), ApiError>> {
         loop {
             let (index, message) = self.running.next().await?;
@@ -72,6 +74,7 @@ impl Answers {
                 Message::Prompt(scored) => held.prompt = Some(scored),
                 Message::Embedding(vector) => held.embedding = Some(vector),
                 Message::Piece(piece) => {
+                    self.remembering.add(index, piece.tokens.iter().map(|t| t.0));
                     held.text.push_str(&piece.text);
                     held.tokens.extend(piece.tokens);
                     if !held.text.is_empty() {
@@ -79,6 +82,7 @@ impl Answers {
                     }
                 }
                 Message::Finish(finish) => {
+                    self.remembering.end(index);
                     held.end = Some(End::of(finish, &self.stop_ids));
                     return Some(Ok((index, mem::take(held))));
                 }
@@ -98,7 +102,7 @@ impl End {
         let stop_reason = match finish.by {
             Some(StoppedBy::Text(text)) => Some(StopReason::Text(text)),
             Some(StoppedBy::Token(id)) if stop_ids.contains(&id) => Some(StopReason::Token(id)),
-            _ => None, // the model's own end
+            _ => None, // a token of the model's own ends it
         };
         End { reason, stop_reason, timings: finish.timings, queue_seconds: finish.queue_seconds }
     }

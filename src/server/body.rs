@@ -1,4 +1,4 @@
-//! Bodies of requests: how they are read, and where the work of reading them is done.
+//! Bodies of requests: how they are read, and in which thread they are processed.
 
 use super::{error::ApiError, state::Server, worker::Phase};
 use axum::{
@@ -11,7 +11,8 @@ use std::time::Duration;
 /// The longest that a client may take to send a body.
 const BODY_SECONDS: u64 = 60;
 
-/// Up to so many bytes of a request are read where it is; to hand them to another thread would take longer.
+/// A request of at most this many bytes is processed in the thread that received it; handing it to another would take
+/// longer.
 const SHORT: usize = 2048;
 
 /// Does the work of a request of `bytes` bytes.
@@ -22,7 +23,7 @@ pub(super) async fn work<T: Send + 'static>(
     if bytes <= SHORT { f() } else { blocking(f).await }
 }
 
-/// Does what takes long, as tokenizing a book does, where it keeps no other request from going on.
+/// Does long work, such as tokenizing a book, where it does not hold up other requests.
 pub(super) async fn blocking<T: Send + 'static>(
     f: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
@@ -35,7 +36,7 @@ pub(super) async fn blocking<T: Send + 'static>(
     }
 }
 
-/// The body of a request that is to be JSON, not yet read; refused while the server does not answer.
+/// The body of a request, which should be JSON but is not parsed yet. Refused while the server is not ready.
 pub(super) struct Body(pub Bytes);
 
 impl FromRequest<Server> for Body {

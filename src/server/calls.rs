@@ -1,5 +1,5 @@
-//! How models write calls of functions into the text of an answer, one format for each family of models, and the reader that finds
-//! them there.
+//! How models write calls of functions into the text of an answer (each family of models has its own format), and the
+//! reader that finds them there.
 
 use super::policy::one_of;
 use crate::{
@@ -20,8 +20,8 @@ pub enum ToolParser {
     Hermes,
     /// Mistral: `[TOOL_CALLS]` and a list of objects with `name` and `arguments`, after any text.
     Mistral,
-    /// For models whose template knows no tools: the functions are listed in the system text, an answer is text, or objects
-    /// with `name` and `arguments`, each on a line of its own.
+    /// For models whose template knows no tools: the functions are listed in the system text. An answer is text, or
+    /// objects with `name` and `arguments`, each on a line of its own.
     Json,
     /// Requests with tools are refused.
     None,
@@ -46,7 +46,8 @@ impl FromStr for ToolParser {
 /// `{"name": "f", "arguments": {..}}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct CallFormat {
-    /// What ends the text, and belongs to no other text. Empty: a call is at the beginning of the answer or nowhere.
+    /// The marker at which text ends and calls begin; it never appears in text. Empty: calls are at the beginning of
+    /// the answer or nowhere.
     pub marker: &'static str,
     /// What may stand between the marker and the first call.
     pub open: &'static [&'static str],
@@ -54,9 +55,9 @@ pub(super) struct CallFormat {
     pub close: &'static str,
     /// The key of the arguments.
     pub arguments: &'static str,
-    /// An answer may have several calls.
+    /// Whether an answer may have several calls.
     pub several: bool,
-    /// The chat template gets tools, calls and results; otherwise they are put into the messages.
+    /// Whether the chat template itself formats tools, calls and results; otherwise they are written into the messages.
     pub in_template: bool,
 }
 
@@ -106,7 +107,7 @@ impl CallFormat {
     /// What `parser` means for a model with this template; `None` where requests with tools are refused.
     ///
     /// # Errors
-    /// `Input` for a format that only a template can ask a model for, and the template does not know tools.
+    /// `Input` for a format that a model can learn only from its template, when the template does not know tools.
     pub fn of(parser: ToolParser, template: &Template) -> Result<Option<CallFormat>> {
         let source = match template {
             Template::Jinja(jinja) => jinja.tool_source(),
@@ -128,7 +129,7 @@ impl CallFormat {
         };
         if format.in_template && !knows {
             let what = format!(
-                "the chat template {template} has no place for tools: --tool-parser json puts them into the messages"
+                "the chat template {template} does not know tools: --tool-parser json puts them into the messages"
             );
             return Err(Error::Input(what));
         }
@@ -140,8 +141,8 @@ impl CallFormat {
         is_special(tokenizer, self.marker)
     }
 
-    /// A rule body of a Lark grammar: exactly this text. Where it has a marker for which the model has a token, the token and its
-    /// spelling in letters are both let through, for they mean the same.
+    /// The body of a rule of a Lark grammar that matches exactly this text. If the text has a marker for which the
+    /// model has a token, both the token and its spelling in letters match, since they mean the same.
     pub fn literal(&self, tokenizer: &Tokenizer, text: &str) -> String {
         let mut rest = text;
         let mut parts = Vec::new();
@@ -152,7 +153,7 @@ impl CallFormat {
             match [self.marker, "</tool_call>"].into_iter().filter_map(special).min() {
                 Some((0, len)) => {
                     let (marker, after) = rest.split_at(len);
-                    let id = tokenizer.token_id(marker).unwrap_or_default(); // it is there: it is special
+                    let id = tokenizer.token_id(marker).unwrap_or_default(); // found, since special tokens are in the vocabulary
                     parts.push(format!("(<[{id}]> | {})", quoted(marker)));
                     rest = after;
                 }
@@ -182,7 +183,7 @@ pub(super) fn call_id() -> String {
     std::iter::repeat_with(fastrand::alphanumeric).take(9).collect()
 }
 
-/// JSON's string syntax is also Lark's.
+/// Quotes a text for Lark, whose string syntax includes JSON's.
 pub(super) fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
@@ -202,15 +203,15 @@ pub(super) enum Found {
     Arguments(String),
 }
 
-/// Reads an answer in pieces, however they are cut. The grammar that the answer follows vouches for its form: the format's marker is
-/// never a part of the text, whether it came as a token or in letters.
+/// Reads an answer in pieces, however they are cut. It relies on the grammar that the answer follows: the format's
+/// marker is never a part of the text, whether it came as a token or in letters.
 #[derive(Debug, Clone)]
 pub(super) struct CallReader {
     format: CallFormat,
-    /// Calls come at the beginning of the answer or not at all; a marker that comes later is text.
+    /// Whether calls come at the beginning of the answer or not at all; a marker that comes later is then text.
     only_first: bool,
     place: Place,
-    /// What is not certain yet.
+    /// Text of which it is not certain yet what it is.
     held: String,
     /// Calls that have begun.
     pub begun: usize,
@@ -226,7 +227,8 @@ enum Place {
     Before,
     /// In the name of a function.
     Name,
-    /// In its arguments, so many brackets deep; in a string; after its backslash.
+    /// In its arguments: how many brackets are open, whether it is inside a string, and whether after a backslash
+    /// there.
     Arguments { depth: usize, string: bool, escaped: bool },
 }
 
@@ -236,7 +238,7 @@ impl CallReader {
         CallReader { format, only_first, place: Place::Start, held: String::new(), begun: 0 }
     }
 
-    /// There are calls, and none that was cut off before its arguments ended.
+    /// Whether there are calls, and none of them was cut off before its arguments ended.
     pub fn called(&self) -> bool {
         self.begun > 0 && self.place == Place::Before
     }
@@ -249,14 +251,15 @@ impl CallReader {
         found
     }
 
-    /// The answer has ended: text that could have become something else is text. Half a name is nothing.
+    /// Ends the answer: text that was held back, because it could have become something else, is given now. Half a name
+    /// is dropped.
     pub fn finish(&mut self) -> Option<Found> {
         let held = std::mem::take(&mut self.held);
         let text = matches!(self.place, Place::Start | Place::Text) && !held.is_empty();
         text.then_some(Found::Text(held))
     }
 
-    /// Reads up to the next place; whether there is more to read.
+    /// Reads as far as the present state goes. Returns whether there is more to read.
     fn advance(&mut self, found: &mut Vec<Found>) -> bool {
         if self.held.is_empty() {
             return false;
@@ -333,7 +336,7 @@ impl CallReader {
         }
     }
 
-    /// What is held is text; `rest` follows it.
+    /// Gives what was held as text, with `rest` after it.
     fn say(&mut self, found: &mut Vec<Found>, rest: String) {
         let text = std::mem::replace(&mut self.held, rest);
         if !text.is_empty() {
@@ -347,7 +350,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// What a reader finds, pieces of the same thing put together.
+    /// What a reader finds; neighbouring pieces of the same kind are joined.
     fn read<'a>(format: CallFormat, pieces: impl IntoIterator<Item = &'a str>) -> Vec<Found> {
         collect(CallReader::new(format, false), pieces)
     }
@@ -400,7 +403,7 @@ mod tests {
                 assert_eq!(read(format, [said]), expected, "{format:?} {said:?}");
             }
         }
-        // An answer that was cut in the middle of a call: what there is of the arguments, and no text.
+        // An answer that was cut in the middle of a call gives the arguments as far as they came, and no text.
         let cut = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": [1";
         assert_eq!(read(CallFormat::HERMES, [cut]), call("f", "{\"a\": [1"));
         assert_eq!(read(CallFormat::HERMES, ["<tool_call>\n{\"name\": \"f"]), []);

@@ -1,4 +1,4 @@
-//! `POST /v1/chat/completions`: a conversation is continued.
+//! `POST /v1/chat/completions`: continues a conversation.
 
 use super::{
     answer::{Delta, End, StopReason},
@@ -24,7 +24,7 @@ use utoipa::ToSchema;
 /// The fields that only this route has.
 #[derive(Debug, Deserialize, ToSchema)]
 struct ChatFields {
-    /// What was said.
+    /// The messages so far.
     messages: Vec<ChatMessage>,
     /// Log-probabilities of the answer's tokens.
     logprobs: Option<bool>,
@@ -36,19 +36,19 @@ struct ChatFields {
     /// `auto`, the model decides; `none`; `required`, at least one; or the one that must be called. `auto` when absent.
     #[schema(value_type = Option<ToolChoiceShape>)]
     tool_choice: Option<ToolChoice>,
-    /// Several calls in an answer; true when absent.
+    /// Whether an answer may have several calls; true when absent.
     parallel_tool_calls: Option<bool>,
-    /// False only beside `continue_final_message`: the prompt ends where an answer begins.
+    /// Only false beside `continue_final_message`: then the prompt ends inside the last message.
     add_generation_prompt: Option<bool>,
-    /// The last message is the beginning of the answer, and the reply goes on where it ends.
+    /// The last message is the beginning of the answer, and the reply continues it.
     continue_final_message: Option<bool>,
-    /// Only false: the template says where BOS is.
+    /// Only false: the template decides where BOS is.
     add_special_tokens: Option<bool>,
 }
 
 /// The body of a request.
 #[derive(ToSchema)]
-#[allow(dead_code)] // it describes what `parse` reads in two parts
+#[allow(dead_code)] // only for the description of the API: `parse` reads the body as two structs
 struct ChatRequest {
     #[serde(flatten)]
     common: Common,
@@ -59,7 +59,7 @@ struct ChatRequest {
 /// Fields that belong to other routes or to other servers.
 const REFUSED: &[Refused] = &[
     ("best_of", "1", "it belongs to /v1/completions"),
-    ("chat_template", "", "templates are chosen at the start, by --chat-template"),
+    ("chat_template", "", "the template is chosen when the server starts, with --chat-template"),
     ("chat_template_kwargs", "", "templates get messages only"),
     ("echo", "", "it belongs to /v1/completions"),
     ("messages[].audio", "", "aoji reads and writes text only"),
@@ -81,13 +81,13 @@ pub(super) struct ChatChoice {
     extras: Extras,
 }
 
-/// What was answered.
+/// The message that answers.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 struct Answer {
     role: &'static str,
     /// The text; `null` where there are calls only.
     content: Option<String>,
-    /// Always absent: aoji's models refuse in words.
+    /// Always absent: models here refuse in the text of the answer.
     refusal: Option<()>,
     /// The functions that are to be called.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -100,7 +100,7 @@ struct CallDelta {
     /// Its place among the calls of the answer; in a stream only.
     #[serde(skip_serializing_if = "Option::is_none")]
     index: Option<usize>,
-    /// Nine letters and digits. In a stream with the beginning of the call.
+    /// Nine letters and digits. In a stream it comes with the beginning of the call.
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<String>,
     /// `function`
@@ -109,7 +109,7 @@ struct CallDelta {
     function: FunctionDelta,
 }
 
-/// What is called.
+/// The function that is called, and its arguments.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 struct FunctionDelta {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -129,7 +129,7 @@ impl CallDelta {
     }
 }
 
-/// What was asked for besides.
+/// What the request asked for in addition.
 #[derive(Debug, Default, Clone, Serialize, ToSchema)]
 struct Extras {
     /// With `return_token_ids`.
@@ -140,11 +140,11 @@ struct Extras {
     prompt_token_ids: Option<Vec<u32>>,
     /// With `prompt_logprobs`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Vec<Option<BTreeMap<String, PromptToken>>>>)] // a name in JSON is a text
+    #[schema(value_type = Option<Vec<Option<BTreeMap<String, PromptToken>>>>)] // in JSON, keys are texts
     prompt_logprobs: Option<Vec<Option<BTreeMap<u32, PromptToken>>>>,
 }
 
-/// What is new of an answer.
+/// What is added to an answer.
 #[derive(Debug, Clone, Default, Serialize, ToSchema)]
 pub(super) struct ChatChunk {
     index: usize,
@@ -156,7 +156,7 @@ pub(super) struct ChatChunk {
     extras: Extras,
 }
 
-/// What is new.
+/// The part of an answer that is new.
 #[derive(Debug, Clone, Default, Serialize, ToSchema)]
 struct AnswerDelta {
     /// In the first event of each answer.
@@ -234,14 +234,14 @@ struct Chat {
 struct Pending {
     begun: bool,
     whole: Delta,
-    /// What the tokens so far make of the next one's text.
+    /// Gives each token its text, which depends on the tokens before it.
     stream: TokenStream,
-    /// Finds calls, where there may be some.
+    /// Finds calls, if there may be any.
     reader: Option<CallReader>,
 }
 
 impl Pending {
-    /// What is new of the text and of the calls.
+    /// The text and the calls that are new.
     fn read(&mut self, text: String, ended: bool) -> (String, Vec<CallDelta>) {
         let Some(reader) = &mut self.reader else { return (text, Vec::new()) };
         let before = reader.begun;
@@ -257,15 +257,15 @@ impl Pending {
                 }
                 Found::Arguments(more) => match calls.last_mut() {
                     Some(call) => call.function.arguments.push_str(&more),
-                    None => calls.push(CallDelta::more(next - 1, more)), // its beginning was told before
+                    None => calls.push(CallDelta::more(next - 1, more)), // an earlier event had its beginning
                 },
             }
         }
         (text, calls)
     }
 
-    /// `tool_calls` where calls were made and neither `max_tokens` nor a stop string cut the last one off, otherwise what the
-    /// engine says.
+    /// `tool_calls` if there are calls and neither `max_tokens` nor a stop string cut the last one off; otherwise what
+    /// the engine says.
     fn reason(&self, end: &End) -> &'static str {
         match (end.reason, &self.reader) {
             ("stop", Some(reader)) if reader.called() => "tool_calls",
@@ -275,7 +275,7 @@ impl Pending {
 }
 
 impl Chat {
-    /// What was asked for besides; what concerns the prompt only `first`.
+    /// What the request asked for in addition. What concerns the prompt comes only with the `first` piece.
     fn extras(&self, delta: &Delta, first: bool) -> Extras {
         let prompt = |scored: &Option<Vec<TokenLogprobs>>| {
             logprobs::prompt(&self.tokenizer, scored.as_deref().unwrap_or_default())
@@ -331,7 +331,7 @@ impl Shape for Chat {
         let end = delta.end.as_ref().map(|end| (pending.reason(end), end.stop_reason.clone()));
         let mut chunks = Vec::new();
         let news = !text.is_empty() || !tool_calls.is_empty();
-        // What tokens say besides their text is not kept back with it.
+        // Token ids and log-probabilities are not held back together with the text.
         let tokens =
             !delta.tokens.is_empty() && (self.logprobs || self.return_ids || self.pending[index].reader.is_none());
         if first || news || tokens {

@@ -1,4 +1,4 @@
-//! Replies of OpenAI's two older APIs, completions and chats: a list of choices in an envelope that both have.
+//! Responses of OpenAI's two older APIs, completions and chats. Both are a list of choices in the same envelope.
 
 use super::{
     answer::Delta,
@@ -15,32 +15,32 @@ use utoipa::ToSchema;
 /// A reply, or an event of one.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(super) struct Reply<C> {
-    /// Of the request.
+    /// Id of the request.
     id: String,
     /// What this is.
     object: &'static str,
     /// Seconds since 1970.
     created: u64,
-    /// The name under which the model was asked for.
+    /// The name that the request had for the model.
     model: String,
     /// Changes when the version, the model or the device does.
     system_fingerprint: String,
-    /// The answers, or what is new of them.
+    /// The answers, or what is added to them.
     choices: Vec<C>,
     /// Counts of tokens; in events of a stream `null` or absent, unless they were asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Usage>)]
     usage: Option<Option<Usage>>,
-    /// Where the time went; in a stream with its last choice.
+    /// How long each phase took; in a stream it comes with the last choice.
     #[serde(skip_serializing_if = "Option::is_none")]
     timings: Option<Times>,
 }
 
-/// What is different between the two.
+/// What differs between the two APIs.
 pub(super) trait Shape: Send + 'static {
     /// An answer.
     type Choice: Serialize + Send;
-    /// What is new of an answer.
+    /// What is added to an answer.
     type Chunk: Serialize + Send;
     /// What `id` begins with.
     const PREFIX: &'static str;
@@ -49,9 +49,9 @@ pub(super) trait Shape: Send + 'static {
 
     /// Adds to answer `index`.
     fn add(&mut self, index: usize, delta: Delta);
-    /// The answers, whole.
+    /// The whole answers.
     fn choices(self) -> Vec<Self::Choice>;
-    /// The events that say what is new of answer `index`.
+    /// The events that report what is new of answer `index`.
     fn chunks(&mut self, index: usize, delta: Delta) -> Vec<Self::Chunk>;
 }
 

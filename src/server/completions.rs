@@ -1,4 +1,4 @@
-//! `POST /v1/completions`: a text is continued.
+//! `POST /v1/completions`: continues a text.
 
 use super::{
     answer::{Delta, StopReason},
@@ -24,20 +24,20 @@ struct CompletionFields {
     /// What is continued: a text, a list of texts, token ids, or a list of lists of token ids.
     #[schema(value_type = PromptShape)]
     prompt: Prompts,
-    /// The reply begins with the prompt.
+    /// Whether the text of the answer begins with the prompt.
     echo: Option<bool>,
     /// Log-probabilities of the answer's tokens, and this many of the most likely ones, 0 to 20.
     #[schema(maximum = 20)]
     logprobs: Option<u32>,
     /// As many as `n`: all answers are returned.
     best_of: Option<u64>,
-    /// Put BOS in front of a text; true when absent. BOS that is there already is not doubled.
+    /// Put BOS in front of a text; true when absent. A BOS that is there already is not doubled.
     add_special_tokens: Option<bool>,
 }
 
 /// The body of a request.
 #[derive(ToSchema)]
-#[allow(dead_code)] // it describes what `parse` reads in two parts
+#[allow(dead_code)] // only for the description of the API: `parse` reads the body as two structs
 struct CompletionRequest {
     #[serde(flatten)]
     common: Common,
@@ -102,7 +102,7 @@ impl TryFrom<Value> for Prompts {
 /// An answer, or what is new of one.
 #[derive(Debug, Clone, Default, Serialize, ToSchema)]
 pub(super) struct CompletionChoice {
-    /// Its place: the answers to the first prompt, then those to the second.
+    /// Its index: first the answers to the first prompt, then those to the second, and so on.
     index: usize,
     text: String,
     logprobs: Option<LegacyLogprobs>,
@@ -118,7 +118,7 @@ pub(super) struct CompletionChoice {
     prompt_token_ids: Option<Vec<u32>>,
     /// With `prompt_logprobs`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Vec<Option<BTreeMap<String, PromptToken>>>>)] // a name in JSON is a text
+    #[schema(value_type = Option<Vec<Option<BTreeMap<String, PromptToken>>>>)] // in JSON, keys are texts
     prompt_logprobs: Option<Vec<Option<BTreeMap<u32, PromptToken>>>>,
 }
 
@@ -145,7 +145,7 @@ fn read(state: &State, body: &[u8]) -> Result<(Prepared, Choices<Completions>), 
     const CHAT: &str = "it belongs to /v1/chat/completions";
     let refused = [
         ("parallel_tool_calls", "true", CHAT),
-        ("suffix", "", "aoji's models continue a text and fill no gaps"),
+        ("suffix", "", "the models here continue a text, and do not fill gaps in it"),
         ("tool_choice", "\"none\"", CHAT),
         ("tools", "", CHAT),
     ];
@@ -200,7 +200,7 @@ fn read(state: &State, body: &[u8]) -> Result<(Prepared, Choices<Completions>), 
     Ok((request, choices))
 }
 
-/// What makes text of an answer's tokens, and with `echo` of the prompt's.
+/// Turns an answer's tokens into text, and with `echo` also the prompt's.
 fn stream(tokenizer: &Tokenizer, skip_special: bool) -> TokenStream {
     if skip_special { tokenizer.stream() } else { tokenizer.stream_with_special() }
 }
@@ -213,7 +213,7 @@ impl Prompts {
         }
     }
 
-    /// Their tokens; `field` is where they were sent.
+    /// The tokens of the prompts; `field` names the field that they came in.
     pub fn encode(self, tokenizer: &Tokenizer, special: bool, field: &str) -> Result<Vec<Prompt>, ApiError> {
         let text = |text: String| {
             let ids = match special {
@@ -249,7 +249,7 @@ struct Pending {
 }
 
 impl Completions {
-    /// What is new of answer `index`. The first piece of it begins with what is wanted of the prompt.
+    /// What is new of answer `index`. The first piece begins with what was asked for of the prompt.
     fn piece(&mut self, index: usize, delta: Delta, first: bool) -> CompletionChoice {
         let pending = &mut self.pending[index];
         let mut piece = CompletionChoice { index, ..CompletionChoice::default() };
@@ -315,7 +315,7 @@ impl Shape for Completions {
     fn chunks(&mut self, index: usize, delta: Delta) -> Vec<CompletionChoice> {
         let first = self.pending[index].choice.is_none();
         if first {
-            self.pending[index].choice = Some(CompletionChoice::default()); // from now on it is known to have begun
+            self.pending[index].choice = Some(CompletionChoice::default()); // marks that the choice has begun
         }
         vec![self.piece(index, delta, first)]
     }

@@ -1,5 +1,5 @@
-//! Constraints on the text of an answer: it is JSON that follows a schema, matches a regular expression, is one of several texts, or
-//! follows a grammar. llguidance says before each token which ones may come next.
+//! Constraints on the text of an answer: that it is JSON that follows a schema, matches a regular expression, is one of
+//! several texts, or follows a grammar. Before each token, llguidance decides which ones may come next.
 
 use crate::{Constraint, Tokenizer, error::Result};
 use llguidance::{
@@ -30,19 +30,21 @@ pub enum Format {
 pub struct Grammars {
     factory: ParserFactory,
     vocab: usize,
+    tokenizer: Tokenizer,
 }
 
-/// A [`Constraint`] that holds a text to a [`Format`]. A clone begins where the original is.
+/// A [`Constraint`] that enforces a [`Format`]. A clone begins where the original began.
 pub struct Grammar {
     matcher: Matcher,
     vocab: usize,
+    tokenizer: Tokenizer,
 }
 
 impl Grammars {
-    /// For a model with `vocab` ids that knows `tokenizer`'s tokens, of which `eos` end a text.
+    /// For a model with `vocab` ids whose tokens are those of `tokenizer`; the tokens `eos` end a text.
     ///
     /// # Errors
-    /// A text that says why answers cannot be held to anything: no id ends a text, or one is outside of the vocabulary.
+    /// A text that says why answers cannot be constrained: no id ends a text, or one is outside of the vocabulary.
     pub fn new(tokenizer: &Tokenizer, vocab: usize, eos: &[u32]) -> Result<Grammars, String> {
         let Some(&first) = eos.first() else {
             return Err("the model has no token that ends a text".into());
@@ -54,21 +56,21 @@ impl Grammars {
             if !tokenizer.is_special(id) && !eos.contains(&id) {
                 return tokenizer.token_bytes(id);
             }
-            // A special token is no text, and neither is one that ends a text, special or not: this mark keeps it out of
-            // everything but grammars that name it.
+            // A token that is special or ends a text stands for no text. This mark keeps it out of everything except
+            // grammars that name it.
             let name = tokenizer.token(id).unwrap_or_default();
             [&[TokTrie::SPECIAL_TOKEN_MARKER], name.as_bytes()].concat()
         };
         let words: Vec<Vec<u8>> = (0..vocab as u32).map(word).collect();
         let trie = TokTrie::from(&TokRxInfo::new(vocab as u32, first), &words).with_eos_tokens(eos);
-        // How the tokenizer would cut a text matters only for tokens that are forced, and none are.
+        // How the tokenizer would cut a text matters only for tokens that are forced. None are here: they are only expected.
         let env: llguidance::toktrie::TokEnv = Arc::new(ApproximateTokEnv::new(trie));
         let capabilities = InferenceCapabilities::default();
         let factory = ParserFactory::new(&env, capabilities, &SlicedBiasComputer::general_slices());
         let mut factory = factory.map_err(|e| e.to_string())?;
         factory.quiet();
         factory.limits_mut().verbose_errors = false;
-        Ok(Grammars { factory, vocab })
+        Ok(Grammars { factory, vocab, tokenizer: tokenizer.clone() })
     }
 
     /// A constraint for `format`.
@@ -89,19 +91,19 @@ impl Grammars {
             Some(why) => Err(why),
             None => {
                 matcher.grammar_warnings().iter().for_each(|warning| tracing::info!("a grammar: {warning}"));
-                Ok(Grammar { matcher, vocab: self.vocab })
+                Ok(Grammar { matcher, vocab: self.vocab, tokenizer: self.tokenizer.clone() })
             }
         }
     }
 }
 
-/// The schema with the order to write no blanks: a greedy model that may write blanks can go on doing so for ever.
+/// The schema with an instruction to write no blanks: a greedy model that may write blanks can go on doing so for ever.
 pub(super) fn compact(schema: &Value) -> Value {
     with(schema, JsonCompileOptions { whitespace_flexible: false, ..JsonCompileOptions::default() })
 }
 
-/// The schema with the order to write a blank after each colon and comma and no other, as in the calls of functions that
-/// models are trained with. `lenient` leaves out what cannot be held to.
+/// The schema with an instruction to write a blank after each colon and comma and nowhere else, as in the calls of
+/// functions that models are trained with. `lenient` leaves out what cannot be enforced.
 pub(super) fn spaced(schema: &Value, lenient: bool) -> Value {
     let (item_separator, key_separator) = (", ".into(), ": ".into());
     let options =
@@ -123,7 +125,8 @@ fn choice(texts: &[String]) -> Result<String, String> {
 
 impl Clone for Grammar {
     fn clone(&self) -> Self {
-        Grammar { matcher: self.matcher.deep_clone(), vocab: self.vocab }
+        let Grammar { matcher, vocab, tokenizer } = self;
+        Grammar { matcher: matcher.deep_clone(), vocab: *vocab, tokenizer: tokenizer.clone() }
     }
 }
 
@@ -133,7 +136,7 @@ impl Constraint for Grammar {
         let words = self.vocab.div_ceil(32).min(mask.len());
         mask[..words].copy_from_slice(&allowed.as_slice()[..words]);
         if mask.iter().all(|word| *word == 0) {
-            return Err("no token of the model can follow within what the answer must look like".into());
+            return Err("no token of the model can follow here in the required format".into());
         }
         Ok(())
     }
@@ -143,5 +146,21 @@ impl Constraint for Grammar {
             return Ok(()); // the token that ended the text
         }
         self.matcher.consume_token(token).map_err(|e| e.to_string())
+    }
+
+    /// The tokens of the text that must follow, without the last one, which may become longer.
+    fn expected(&mut self) -> Vec<u32> {
+        let bytes = self.matcher.compute_ff_bytes();
+        let whole = std::str::from_utf8(&bytes).map_or_else(|e| e.valid_up_to(), str::len);
+        let text = String::from_utf8_lossy(&bytes[..whole]);
+        let mut tokens = self.tokenizer.encode_plain(&text).unwrap_or_default();
+        tokens.pop();
+        let allowed = self.allows(&tokens);
+        tokens.truncate(allowed);
+        tokens
+    }
+
+    fn allows(&mut self, tokens: &[u32]) -> usize {
+        self.matcher.validate_tokens(tokens).unwrap_or(0)
     }
 }

@@ -1,4 +1,4 @@
-//! `POST /v1/embeddings`: texts as vectors, made of the model's last hidden states.
+//! `POST /v1/embeddings`: turns texts into vectors, made from the model's last hidden states.
 
 use super::{
     answer::Answers,
@@ -7,6 +7,7 @@ use super::{
     error::{ApiError, ErrorReply},
     fields::{Common, parse_alone},
     log::RequestLog,
+    memory::Remembering,
     policy::Refused,
     prepare::{Prepared, Wishes},
     reply::{count, ignored_header},
@@ -35,10 +36,10 @@ pub(super) struct EmbeddingRequest {
     input: Prompts,
     /// How a vector is written; `float` when absent.
     encoding_format: Option<Encoding>,
-    /// Only so many of its first numbers.
+    /// Only this many of its first numbers.
     #[schema(minimum = 1)]
     dimensions: Option<usize>,
-    /// How the hidden states of an input's tokens become one; `mean` when absent.
+    /// How the hidden states of an input's tokens become one vector; `mean` when absent.
     pooling: Option<PoolingName>,
     /// Put BOS in front of a text; true when absent.
     add_special_tokens: Option<bool>,
@@ -100,7 +101,7 @@ struct EmbeddingUsage {
 }
 
 const REFUSED: &[Refused] = &[
-    ("input_type", "", "aoji's models know no kinds of inputs: put the words for it into the text"),
+    ("input_type", "", "the models here know no kinds of input: put the words for it into the text"),
     ("stream", "", "vectors come as a whole"),
 ];
 
@@ -126,7 +127,7 @@ pub(super) async fn create(
     log.tally(&tally);
     let mut data = Vec::with_capacity(request.jobs.len());
     let mut jobs = request.jobs.into_iter();
-    // As many at once as can run, so that a long list leaves room in the queue for others.
+    // At most as many at once as can run, so that a long list leaves room in the queue for other requests.
     loop {
         let some: Vec<Job> = jobs.by_ref().take(state.options.sequences).collect();
         if some.is_empty() {
@@ -134,7 +135,7 @@ pub(super) async fn create(
         }
         let (first, n) = (data.len(), some.len());
         let running = state.worker.submit(some).await.inspect_err(|e| state.refused(e))?;
-        let mut answers = Answers::new(running, Vec::new(), n);
+        let mut answers = Answers::new(running, Vec::new(), n, Remembering::new(state.memory.clone(), log.key(), n));
         data.extend((first..first + n).map(|index| Embedding {
             object: "embedding",
             index,
@@ -192,7 +193,7 @@ impl Wish {
     }
 }
 
-/// `vector` with the length 1, as OpenAI's are; one of zeros stays.
+/// `vector` scaled to length 1, as OpenAI's vectors are; a vector of zeros stays.
 fn unit(vector: Vec<f32>) -> Vec<f32> {
     let length = vector.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
     if length == 0.0 { vector } else { vector.into_iter().map(|x| (f64::from(x) / length) as f32).collect() }

@@ -28,14 +28,14 @@ pub(super) struct ErrorReply {
 /// What went wrong.
 #[derive(Debug, Serialize, ToSchema)]
 struct ErrorBody {
-    /// For people.
+    /// What is wrong, for people.
     message: String,
     /// Class of the error.
     #[serde(rename = "type")]
     kind: &'static str,
     /// The field of the request that is wrong, where one is.
     param: Option<String>,
-    /// For programs.
+    /// What is wrong, for programs.
     code: Option<&'static str>,
 }
 
@@ -62,7 +62,8 @@ impl ApiError {
     /// Prompt and answer are longer than the context.
     pub fn context(prompt: usize, answer: usize, max: usize, param: &str) -> Self {
         let needed = prompt.saturating_add(answer);
-        // It begins with OpenAI's words, by which clients like litellm tell that a conversation is to be shortened.
+        // The text begins with OpenAI's words: clients like litellm recognise by them that a conversation has to be
+        // shortened.
         let message = format!(
             "this model's maximum context length is {max} tokens, and the request needs {needed}: {prompt} of the prompt and {answer} for the answer"
         );
@@ -117,18 +118,18 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("unavailable"), message)
     }
 
-    /// A fault of aoji.
+    /// A fault in aoji itself.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", Some("internal_error"), message)
     }
 
-    /// The model could not go on within what the answer must look like.
+    /// The model could not continue in a way that the required format allows.
     pub fn constraint(message: impl Into<String>) -> Self {
         let code = Some("constraint_failed");
         Self { code, ..Self::bad(message) }
     }
 
-    /// An error of the library that a value of `param` led to.
+    /// An error of the library, caused by a value of `param`.
     pub fn from_library(error: Error, param: &str) -> Self {
         match error {
             Error::Context { needed, max } => Self::context(needed, 0, max, param),
@@ -137,7 +138,7 @@ impl ApiError {
         }
     }
 
-    /// What is sent, also as the last event of a stream that fails.
+    /// The body that is sent, also as the last event of a stream that fails.
     pub fn reply(&self) -> ErrorReply {
         let Self { kind, code, ref param, ref message, .. } = *self;
         ErrorReply { error: ErrorBody { message: message.clone(), kind, param: param.clone(), code } }

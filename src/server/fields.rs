@@ -1,4 +1,4 @@
-//! The fields that completions and chats have in common, how a body is read, and what becomes of fields that no API has.
+//! Fields that completions and chats have in common, how a body is read, and what happens to unknown fields.
 
 use super::{
     error::ApiError,
@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 
 /// Most answers to one prompt.
 const MAX_N: u64 = 128;
-/// Most stop strings, and bytes of each: all are looked for after every token.
+/// Most stop strings, and most bytes of each: every one is searched for after every token.
 const MAX_STOPS: usize = 64;
 const MAX_STOP_BYTES: usize = 1024;
 /// Most stop ids of a request.
@@ -31,13 +31,13 @@ pub(super) struct Common {
     pub max_tokens: Option<u64>,
     /// The same as `max_tokens`.
     pub max_completion_tokens: Option<u64>,
-    /// Divides the logits; 0 takes the most likely token, and what is below 0.001 counts as 0.001. 1 when absent.
+    /// Divides the logits. 0 takes the most likely token; anything else below 0.001 counts as 0.001. 1 when absent.
     #[schema(minimum = 0, maximum = 100)]
     pub temperature: Option<f32>,
     /// Only the most likely tokens that together have this probability; 0 takes the most likely token.
     #[schema(minimum = 0, maximum = 1)]
     pub top_p: Option<f32>,
-    /// Only so many of the most likely tokens; 0 and -1 are off.
+    /// Only this many of the most likely tokens; 0 and -1 are off.
     #[schema(minimum = -1)]
     pub top_k: Option<i64>,
     /// Only tokens with at least this share of the most likely token's probability.
@@ -53,7 +53,7 @@ pub(super) struct Common {
     /// The answer ends before the first of these.
     #[schema(value_type = Option<OneOrMany>)]
     pub stop: Option<Stop>,
-    /// The same seed and prompt give the same answer; answer i has seed + i. Absent: another one each time.
+    /// The same seed and prompt give the same answer; answer i has seed + i. When absent, the seed is new each time.
     pub seed: Option<i64>,
     /// Added to the logits of tokens; keys are token ids.
     pub logit_bias: Option<BTreeMap<String, f32>>,
@@ -93,21 +93,22 @@ pub(super) struct Common {
     pub guided_choice: Option<Vec<String>>,
     /// The same as `structured_outputs.grammar`.
     pub guided_grammar: Option<String>,
-    /// Whether the next tokens are guessed by what was there before: faster, with the same answer. As the server was started
-    /// when absent; false also leaves `prediction` out.
+    /// Whether the next tokens are guessed from text that came before: the answer comes faster and is the same. When
+    /// absent, the server's own setting counts; false also leaves `prediction` out.
     pub speculate: Option<bool>,
-    /// What much of the answer may be, such as a text that is to be changed in a few places: it comes faster, and is the same.
+    /// A text that much of the answer may repeat, such as one that is to be changed in a few places: the answer comes
+    /// faster, and is the same.
     pub prediction: Option<Prediction>,
 }
 
-/// What the answer may be.
+/// Text that the answer may repeat.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(super) struct Prediction {
     /// `content`
     #[serde(rename = "type")]
-    #[allow(dead_code)] // there is one kind
+    #[allow(dead_code)] // only one kind exists
     kind: PredictionKind,
-    /// A text, or parts that are texts and are joined by line ends.
+    /// A text, or parts of type text, which are joined by line ends.
     #[schema(value_type = ContentShape)]
     pub content: Content,
 }
@@ -239,8 +240,8 @@ impl Common {
         self.skip_special_tokens.unwrap_or(true)
     }
 
-    /// How an answer goes on and when it ends, all but its length; checked for a model with `vocab` ids and `eos` of
-    /// its own that end a text. Where the request is silent the model's author counts.
+    /// How an answer goes on and when it ends, except for its length; checked for a model with `vocab` ids and `eos`
+    /// own tokens that end a text. Where the request is silent, the recommendation of the model's author counts.
     pub fn options(&self, vocab: usize, eos: usize, by: &SamplingDefaults) -> Result<GenerateOptions, ApiError> {
         let stop_ids = self.stop_token_ids.clone().unwrap_or_default();
         if stop_ids.len() > MAX_STOP_TOKENS {
@@ -295,7 +296,7 @@ impl Common {
         };
         match sampling.check(vocab) {
             Ok(()) => Ok(sampling),
-            // Its message begins with the name of the option, which is the field's.
+            // The message begins with the name of the option, which is also the field's name.
             Err(Error::Input(message)) => {
                 let end = message.find([' ', ':']).unwrap_or(message.len());
                 Err(ApiError::invalid(&message[..end], &message))
@@ -317,14 +318,14 @@ impl Common {
     }
 }
 
-/// A request and the names of what it has that changes nothing.
+/// A request, and the names of its fields that change nothing.
 pub(super) struct Parsed<T> {
     pub common: Common,
     pub own: T,
     pub ignored: Vec<String>,
 }
 
-/// Reads the body of a request whose own fields are `T`'s, besides [`Common`].
+/// Reads the body of a request that has the fields of `T` and those of [`Common`].
 pub(super) fn parse<T: DeserializeOwned>(
     body: &[u8],
     options: &ServerOptions,
@@ -334,7 +335,8 @@ pub(super) fn parse<T: DeserializeOwned>(
     Ok(Parsed { common, own, ignored })
 }
 
-/// Reads the body of a request whose fields are those of `A` and of `B`; also the names of what it has that changes nothing.
+/// Reads the body of a request that has the fields of `A` and those of `B`; also gives the names of fields that change
+/// nothing.
 pub(super) fn parse_two<A: DeserializeOwned, B: DeserializeOwned>(
     body: &[u8],
     unknown: UnknownFields,
@@ -343,13 +345,14 @@ pub(super) fn parse_two<A: DeserializeOwned, B: DeserializeOwned>(
     let value = json(body)?;
     let (mut unknown_to_a, mut unknown_to_b) = (BTreeSet::new(), BTreeSet::new());
     let (a, b) = (read(&value, &mut unknown_to_a)?, read(&value, &mut unknown_to_b)?);
-    // Each of the two sees the other's fields as unknown; what is inside a field only its owner reads.
+    // Each of the two sees the other's fields as unknown, so only names that both do not know count; what is inside a
+    // field is read by its owner alone.
     let both = |path: &&Vec<String>| path.len() > 1 || unknown_to_a.contains(*path) && unknown_to_b.contains(*path);
     let all: BTreeSet<Vec<String>> = unknown_to_a.union(&unknown_to_b).filter(both).cloned().collect();
     Ok((a, b, policy::judge(&value, &all, refused, unknown)?))
 }
 
-/// Reads the body of a request all of whose fields are `T`'s.
+/// Reads the body of a request that has the fields of `T` only.
 pub(super) fn parse_alone<T: DeserializeOwned>(
     body: &[u8],
     unknown: UnknownFields,
@@ -373,8 +376,8 @@ fn json(body: &[u8]) -> Result<Value, ApiError> {
     }
 }
 
-/// Makes a whole number of one that is written `4.0`, as clients do whose language has one kind of number. What is in an object,
-/// such as a schema, stays as it is.
+/// Turns a whole number that is written `4.0` into an integer: some clients have only one kind of number. What is
+/// inside an object, such as a schema, stays as it is.
 fn whole(value: &mut Value) {
     match value {
         Value::Array(list) => list.iter_mut().for_each(whole),
@@ -388,7 +391,7 @@ fn whole(value: &mut Value) {
     }
 }
 
-/// Reads `T` and notes the paths of what it has no place for.
+/// Reads `T`, and notes the paths of what `T` does not know.
 fn read<T: DeserializeOwned>(value: &Value, unknown: &mut BTreeSet<Vec<String>>) -> Result<T, ApiError> {
     let mut note = |path: serde_ignored::Path| {
         let path = path.to_string();

@@ -1,4 +1,5 @@
-//! Routes that describe the server: its models, whether it lives and answers, its version, its metrics, and a page to talk to it.
+//! Routes that describe the server: its models, whether it is alive and ready, its version, its metrics, and a page to
+//! talk to the model.
 
 use super::{
     error::{ApiError, ErrorReply},
@@ -9,8 +10,8 @@ use super::{
 use axum::{
     Json,
     extract::{Path, State, rejection::PathRejection},
-    http::{HeaderValue, header},
-    response::{Html, IntoResponse, Response},
+    http::header,
+    response::{IntoResponse, Response},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -80,13 +81,13 @@ pub(super) struct Status {
     status: &'static str,
 }
 
-/// Whether the server lives.
+/// Whether the process is alive.
 #[utoipa::path(get, path = "/health", tag = "state", responses((status = 200, description = "It does", body = Status)))]
 pub(super) async fn health() -> Json<Status> {
     Json(Status { status: "ok" })
 }
 
-/// Whether it answers: the model is loaded and has generated a token.
+/// Whether it is ready: the model is loaded and has generated a token.
 #[utoipa::path(
     get, path = "/ready", tag = "state",
     responses(
@@ -126,12 +127,57 @@ pub(super) async fn metrics(State(server): State<Server>) -> Result<Response, Ap
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
 
+/// What the page may do, whatever a model writes into it: run and load these files, and ask this server.
+const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; \
+                      form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types dompurify";
+
+/// A file of the page, as its folder has it.
+macro_rules! file {
+    ($path:literal) => {
+        include_str!(concat!("../../assets/server/", $path))
+    };
+}
+
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+
+/// What the page loads: name, type, text.
+const FILES: [(&str, &str, &str); 6] = [
+    ("page.css", "text/css; charset=utf-8", file!("page.css")),
+    ("page.js", SCRIPT, file!("page.js")),
+    ("markdown.js", SCRIPT, file!("markdown.js")),
+    ("store.js", SCRIPT, file!("store.js")),
+    ("marked.umd.js", SCRIPT, file!("vendor/marked.umd.js")),
+    ("purify.min.js", SCRIPT, file!("vendor/purify.min.js")),
+];
+
+fn shown(kind: &'static str, text: &'static str) -> Response {
+    let headers = [
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::CONTENT_TYPE, kind),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CACHE_CONTROL, "no-cache"), // or a page of one version could meet scripts of another
+        (header::REFERRER_POLICY, "no-referrer"),
+    ];
+    (headers, text).into_response()
+}
+
 /// A page to talk to the model.
 #[utoipa::path(get, path = "/", tag = "state", responses((status = 200, description = "The page", body = String, content_type = "text/html")))]
 pub(super) async fn page() -> Response {
-    // The page is all of its own: whatever a model writes into it, nothing is loaded from elsewhere.
-    const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
-                          img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-    let policy = [(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY))];
-    (policy, Html(include_str!("../../assets/server/index.html"))).into_response()
+    shown("text/html; charset=utf-8", file!("index.html"))
+}
+
+/// A file that the page loads.
+#[utoipa::path(
+    get, path = "/page/{file}", tag = "state", params(("file" = String, Path, description = "Its name")),
+    responses(
+        (status = 200, description = "The file", body = String, content_type = "text/javascript"),
+        (status = 404, description = "No such file", body = ErrorReply),
+    )
+)]
+pub(super) async fn page_file(name: Result<Path<String>, PathRejection>) -> Result<Response, ApiError> {
+    let name = name.map_or(String::new(), |Path(name)| name);
+    let file = FILES.iter().find(|(known, ..)| *known == name);
+    let none = || ApiError::no_route("GET", &format!("/page/{}", name.chars().take(200).collect::<String>()));
+    file.map(|(_, kind, text)| shown(kind, text)).ok_or_else(none)
 }

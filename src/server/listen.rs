@@ -1,4 +1,4 @@
-//! Connections: accepting, and ending them in order.
+//! Accepts connections, and ends them in order.
 
 use super::state::Server;
 use axum::serve::Listener;
@@ -12,12 +12,12 @@ use std::{pin::pin, time::Duration};
 
 /// The longest that a client may take to send a request's head.
 const HEAD_SECONDS: u64 = 30;
-/// The time for what was ended to be said to the clients.
+/// How long clients may still be told that their answers were ended.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 impl Server {
-    /// Answers on `listener` until `shutdown` is ready. Then it takes no more connections, finishes the requests that it
-    /// has within `drain`, and ends those that are left with an error. `true` when all were finished.
+    /// Answers on `listener` until `shutdown` is ready. Then it takes no more connections, gives the requests that it
+    /// has the time `drain` to finish, and ends the rest with an error. `true` when all were finished.
     pub async fn serve<L: Listener>(
         &self,
         mut listener: L,
@@ -34,7 +34,7 @@ impl Server {
             };
             let service = TowerToHyperService::new(router.clone());
             let mut builder = http1::Builder::new();
-            // A client that never finishes its head would hold a connection for ever.
+            // A client that never finishes sending its head would otherwise hold a connection for ever.
             builder.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(HEAD_SECONDS));
             let connection = connections.watch(builder.serve_connection(TokioIo::new(io), service));
             tokio::spawn(async move {
@@ -50,7 +50,7 @@ impl Server {
             return true;
         }
         self.stop();
-        let _ = tokio::time::timeout(LAST_WORDS, ended).await; // who does not listen is cut off
+        let _ = tokio::time::timeout(LAST_WORDS, ended).await; // a client that does not read is cut off
         false
     }
 }

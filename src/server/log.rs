@@ -10,13 +10,13 @@ use axum::{
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU16, Ordering},
+        atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering},
     },
     time::Instant,
 };
 
-/// A request on its way. The last one who holds it writes the line by dropping it: for a stream that is the end of the
-/// stream, or the client's going away.
+/// A request that is being answered. Its line is written when the last owner drops it: for a stream that is when the
+/// stream ends, or when the client goes away.
 pub(super) struct RequestLog {
     id: String,
     method: String,
@@ -25,6 +25,8 @@ pub(super) struct RequestLog {
     status: AtomicU16,
     complete: AtomicBool,
     counts: Mutex<Counts>,
+    /// Number of the API key that it came with.
+    key: AtomicUsize,
 }
 
 #[derive(Default, Clone)]
@@ -36,6 +38,16 @@ struct Counts {
 }
 
 impl RequestLog {
+    /// The number of the API key that it came with; 0 if there are no keys.
+    pub fn key(&self) -> usize {
+        self.key.load(Ordering::Relaxed)
+    }
+
+    /// Notes the key that it came with.
+    pub fn set_key(&self, key: usize) {
+        self.key.store(key, Ordering::Relaxed);
+    }
+
     /// Takes over the counts so far.
     pub fn tally(&self, tally: &Tally) {
         let usage = tally.usage();
@@ -64,7 +76,7 @@ impl RequestLog {
 impl Drop for RequestLog {
     fn drop(&mut self) {
         let counts = self.counts.get_mut().unwrap_or_else(PoisonError::into_inner).clone();
-        // 499 is what others write for a client that did not wait; it was never sent.
+        // 499 is what other servers log for a client that did not wait; it was never sent.
         let status = if self.complete.load(Ordering::Relaxed) { self.status.load(Ordering::Relaxed) } else { 499 };
         let ms = |ms: f64| (ms * 1e3).round() / 1e3;
         tracing::info!(
@@ -96,6 +108,7 @@ pub(super) async fn log(State(_): State<Server>, mut request: Request, next: Nex
         status: AtomicU16::new(0),
         complete: AtomicBool::new(false),
         counts: Mutex::default(),
+        key: AtomicUsize::new(0),
     });
     request.extensions_mut().insert(log.clone());
     let mut response = next.run(request).await;

@@ -16,7 +16,7 @@ pub(super) fn name(tokenizer: &Tokenizer, id: u32) -> String {
 fn written(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap_or_else(|e| {
         e.as_bytes().iter().fold("bytes:".to_string(), |mut text, byte| {
-            let _ = write!(text, "\\x{byte:02x}"); // to a string it cannot fail
+            let _ = write!(text, "\\x{byte:02x}"); // writing to a string cannot fail
             text
         })
     })
@@ -54,12 +54,12 @@ impl Legacy {
         Legacy { chars: 0, stream }
     }
 
-    /// From now on for the tokens that come to `stream`, after so many characters of the reply's text.
+    /// From now on for tokens that come to `stream`, after this many characters of the reply's text.
     pub fn go_on(&mut self, chars: usize, stream: TokenStream) {
         *self = Legacy { chars, stream };
     }
 
-    /// The lists of the next tokens. What a token is called is what it adds to the text, so all names together are the text.
+    /// The lists for the next tokens. The name of a token is the text that it adds, so all names together are the text.
     pub fn add(&mut self, tokens: &[Scored]) -> LegacyLogprobs {
         let mut lists = LegacyLogprobs::default();
         for (id, scored) in tokens {
@@ -92,7 +92,7 @@ impl LegacyLogprobs {
 pub(super) struct ChatLogprobs {
     /// One for each token.
     pub content: Vec<ChatToken>,
-    /// Always absent: aoji's models refuse in words.
+    /// Always absent: models here refuse in the text of the answer.
     refusal: Option<()>,
 }
 
@@ -117,7 +117,7 @@ struct Alternative {
 }
 
 impl ChatLogprobs {
-    /// What is reported of `tokens`, which come to `stream` next; those without a log-probability are left out.
+    /// The report on `tokens`, which come to `stream` next; tokens without a log-probability are left out.
     pub fn of(stream: &mut TokenStream, tokens: &[Scored]) -> ChatLogprobs {
         let mut content = Vec::with_capacity(tokens.len());
         for (id, scored) in tokens {
@@ -139,7 +139,7 @@ impl ChatLogprobs {
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(super) struct PromptToken {
     logprob: f32,
-    /// Its place among the most likely ones, where it is one of those that were asked for.
+    /// Its rank among the most likely tokens, if it is one of those that were asked for.
     rank: Option<usize>,
     decoded_token: String,
 }
@@ -149,7 +149,8 @@ pub(super) fn prompt(tokenizer: &Tokenizer, scored: &[TokenLogprobs]) -> Vec<Opt
     let token =
         |id, logprob, rank| (id, PromptToken { logprob: finite(logprob), rank, decoded_token: name(tokenizer, id) });
     let each = |s: &TokenLogprobs| {
-        // The token itself first, so that where it is also among the others its rank replaces the unknown one.
+        // The token itself comes first, so that where it is also among the others, its known rank replaces the unknown
+        // one.
         let own = token(s.token, s.logprob, None);
         let top = s.top.iter().enumerate().map(|(i, &(id, logprob))| token(id, logprob, Some(i + 1)));
         Some([own].into_iter().chain(top).collect())

@@ -1,4 +1,4 @@
-//! Messages of a conversation, and the prompt that they become.
+//! Messages of a conversation, and how they become a prompt.
 
 use super::{
     error::ApiError,
@@ -15,12 +15,12 @@ use utoipa::ToSchema;
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub(super) struct ChatMessage {
     role: Role,
-    /// A text, or parts that are texts and are joined by line ends. Only calls may come without.
+    /// A text, or parts of type text, which are joined by line ends. Only a message with calls may be without.
     #[schema(value_type = Option<ContentShape>)]
     content: Option<Content>,
     /// The functions that the assistant called.
     tool_calls: Option<Vec<MessageCall>>,
-    /// Of a message of the role `tool`: the call whose result it is.
+    /// In a message of the role `tool`: the call whose result it is.
     tool_call_id: Option<String>,
 }
 
@@ -30,12 +30,12 @@ struct MessageCall {
     id: String,
     /// `function`
     #[serde(rename = "type")]
-    #[allow(dead_code)] // there is one kind
+    #[allow(dead_code)] // only one kind exists
     kind: ToolKind,
     function: CalledFunction,
 }
 
-/// What was called.
+/// The function that was called, and its arguments.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 struct CalledFunction {
     name: String,
@@ -60,7 +60,7 @@ impl TryFrom<String> for Arguments {
     }
 }
 
-/// Who said it; `developer` is the same as `system`.
+/// Who the message is from; `developer` is the same as `system`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Role {
@@ -72,7 +72,7 @@ pub(super) enum Role {
     Tool,
 }
 
-/// What is said.
+/// The text of a message.
 #[derive(ToSchema)]
 #[serde(untagged)]
 #[allow(dead_code)]
@@ -98,12 +98,12 @@ pub(super) struct Content(pub String);
 impl TryFrom<Value> for Content {
     type Error = String;
     fn try_from(value: Value) -> Result<Content, String> {
-        // A hint for caches changes nothing.
+        // A hint for caches, which changes nothing.
         joined(&value, &["text"], &["cache_control"]).map(Content)
     }
 }
 
-/// A text, or parts of these types that are joined by line ends. Beside its type and text a part may have the keys `more`.
+/// A text, or parts of these types, joined by line ends. A part may have the keys `more` beside its type and text.
 pub(super) fn joined(value: &Value, types: &[&str], more: &[&str]) -> Result<String, String> {
     let parts = match value {
         Value::String(text) => return Ok(text.clone()),
@@ -137,8 +137,8 @@ impl ChatMessage {
         ChatMessage { tool_call_id: Some(id), ..ChatMessage::text(Role::Tool, text) }
     }
 
-    /// Adds what the same role said next, as its next part. `false` when this message cannot go on: after calls comes their
-    /// result.
+    /// Appends what the same role said next. `false` when this message cannot go on: after calls, their results must
+    /// come.
     pub fn go_on(&mut self, role: Role, more: &str) -> bool {
         let goes_on = self.role == role && role != Role::Tool && self.tool_calls.is_none();
         if goes_on {
@@ -155,14 +155,14 @@ impl ChatMessage {
     }
 }
 
-/// Adds a message of `role` to a conversation; what the same role says in a row is one message.
+/// Adds a message of `role` to a conversation; consecutive messages of one role become one.
 pub(super) fn say(messages: &mut Vec<ChatMessage>, role: Role, text: String) {
     if !messages.last_mut().is_some_and(|last| last.go_on(role, &text)) {
         messages.push(ChatMessage::text(role, text));
     }
 }
 
-/// Adds a call to a conversation: to what the assistant said just before, or to a message of its own.
+/// Adds a call to a conversation: to the assistant's message just before, or to a new one.
 pub(super) fn call(messages: &mut Vec<ChatMessage>, id: String, name: String, arguments: Map<String, Value>) {
     if !matches!(messages.last(), Some(last) if last.role == Role::Assistant) {
         let empty = ChatMessage { content: None, ..ChatMessage::text(Role::Assistant, String::new()) };
@@ -174,8 +174,8 @@ pub(super) fn call(messages: &mut Vec<ChatMessage>, id: String, name: String, ar
     }
 }
 
-/// The prompt of a conversation, whose last message may be the beginning of the answer, in which these functions can be
-/// called.
+/// The prompt for a conversation in which these functions can be called. The last message may be the beginning of the
+/// answer.
 pub(super) fn encode(
     state: &State,
     messages: &[ChatMessage],
@@ -205,7 +205,7 @@ pub(super) fn encode(
     template.encode(&state.tokenizer, &messages, None).map_err(|e| ApiError::from_library(e, "messages"))
 }
 
-/// The messages as templates get them, checked.
+/// The messages in the form that templates get, checked.
 fn conversation(messages: &[ChatMessage]) -> Result<Vec<Message>, ApiError> {
     let mut ids: HashSet<&str> = HashSet::new();
     let mut all = Vec::with_capacity(messages.len());
@@ -248,7 +248,7 @@ fn conversation(messages: &[ChatMessage]) -> Result<Vec<Message>, ApiError> {
     Ok(all)
 }
 
-/// Calls and results as the texts of messages, for templates that know questions and answers only. Results are a question.
+/// Writes calls and results as text, for templates that know only questions and answers. Results become a question.
 fn in_words(messages: Vec<Message>) -> Vec<Message> {
     let mut names = HashMap::new();
     let mut all: Vec<Message> = Vec::with_capacity(messages.len());
@@ -276,7 +276,7 @@ fn in_words(messages: Vec<Message>) -> Vec<Message> {
     all
 }
 
-/// Puts `text` into the instruction; where the template has no place for one, before the first question.
+/// Adds `text` to the instruction; where the template has no place for one, it goes before the first question.
 fn instruct(template: &Template, messages: &mut Vec<Message>, text: String) {
     let takes_system = match template {
         Template::Aog | Template::AogInstructionFirst => true,
@@ -297,23 +297,23 @@ fn instruct(template: &Template, messages: &mut Vec<Message>, text: String) {
     }
 }
 
-/// Whether the last message is the beginning of the answer, by the two fields that transformers has for it.
+/// Whether the last message is the beginning of the answer, by the two fields that transformers has for this.
 pub(super) fn begun(add_generation_prompt: Option<bool>, continue_final: Option<bool>) -> Result<bool, ApiError> {
     let begun = continue_final.unwrap_or(false);
     match add_generation_prompt {
         Some(true) if begun => {
-            let message = "it is true beside continue_final_message: an answer that was begun does not begin again";
+            let message = "it is true beside continue_final_message: an answer that has begun cannot begin again";
             Err(ApiError::invalid("add_generation_prompt", format!("add_generation_prompt: {message}")))
         }
         Some(false) if !begun => Err(ApiError::unsupported(
             "add_generation_prompt",
-            "false goes with continue_final_message: a chat is for an answer",
+            "false is for continue_final_message only: a chat always asks for an answer",
         )),
         _ => Ok(begun),
     }
 }
 
-/// Refuses what no template here can do.
+/// Refuses a value that no template here can follow.
 pub(super) fn only(field: &str, value: Option<bool>, allowed: bool, why: &str) -> Result<(), ApiError> {
     match value {
         Some(other) if other != allowed => Err(ApiError::unsupported(field, why)),

@@ -1,4 +1,4 @@
-//! What `/metrics` tells Prometheus, under vLLM's names with `aoji:` in the place of `vllm:`.
+//! The metrics for Prometheus, under vLLM's names with `aoji:` in place of `vllm:`.
 
 use crate::{Finish, FinishReason, Load};
 use prometheus_client::{
@@ -14,7 +14,7 @@ type Label = [(&'static str, &'static str); 1];
 /// Upper ends of the buckets of durations of requests, in seconds.
 const SECONDS: [f64; 17] =
     [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0];
-/// The same of the time between two tokens.
+/// The same for the time between two tokens.
 const TOKEN_SECONDS: [f64; 14] =
     [0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.5, 1.0];
 /// Upper ends of the buckets of `max_tokens`.
@@ -102,19 +102,19 @@ impl Metrics {
         self.kv_usage.set(load.tokens as f64 / load.capacity.max(1) as f64);
     }
 
-    /// A job had its first token so long after it came.
+    /// A job got its first token this long after it came.
     pub fn first_token(&self, after: Duration) {
         self.first_token.observe(after.as_secs_f64());
         self.generated.inc();
     }
 
-    /// A job had another token so long after the one before.
+    /// A job got another token this long after the one before.
     pub fn next_token(&self, after: Duration) {
         self.inter_token.observe(after.as_secs_f64());
         self.generated.inc();
     }
 
-    /// A job ended so long after it came.
+    /// A job ended this long after it came.
     pub fn finished(&self, finish: &Finish, after: Duration) {
         let t = &finish.timings;
         self.queue.observe(finish.queue_seconds);
@@ -145,19 +145,19 @@ impl Metrics {
         self.cancelled.get_or_create(&[("phase", phase)]).inc();
     }
 
-    /// A request was not let in.
+    /// A request was refused.
     pub fn rejected(&self, reason: &'static str) {
         self.rejected.get_or_create(&[("reason", reason)]).inc();
     }
 
-    /// What a request said of its length.
+    /// Records the `max_tokens` of a request.
     pub fn max_tokens(&self, n: usize) {
         self.max_tokens.observe(n as f64);
     }
 
-    /// The text that Prometheus reads, with so many answers admitted.
+    /// The text that Prometheus reads; `admitted` is the number of answers that are being worked on or wait.
     pub fn text(&self, admitted: usize) -> Result<String, fmt::Error> {
-        // Also those that the batch has not heard of yet.
+        // This includes answers that have not reached the batch yet.
         self.waiting.set((admitted as i64 - self.running.get()).max(0));
         let mut text = String::new();
         prometheus_text::encode(&mut text, &self.registry)?;

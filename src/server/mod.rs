@@ -39,6 +39,7 @@ mod info;
 mod listen;
 mod log;
 mod logprobs;
+mod memory;
 mod messages;
 mod metrics;
 mod options;

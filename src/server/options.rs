@@ -19,22 +19,24 @@ pub struct ServerOptions {
     pub prefill_chunk: usize,
     /// Answers that may wait besides the ones that run; more are refused with 429.
     pub queue: usize,
-    /// API keys; with none everybody is let in.
+    /// API keys. Without any, everybody is let in.
     pub keys: Vec<String>,
     /// Origins of web pages that may use the server; `*` is any.
     pub cors: Vec<String>,
     /// Most bytes of a request's body.
     pub body_limit: usize,
-    /// How chats become prompts, in the place of the model's own way.
+    /// How chats become prompts, if not by the model's own template.
     pub template: Option<Template>,
     /// How the model writes calls of functions.
     pub tool_parser: ToolParser,
-    /// What becomes of fields that no API has.
+    /// What happens to unknown fields.
     pub unknown_fields: UnknownFields,
-    /// What counts where a request is silent: what the model's author recommends.
+    /// Sampling for requests that do not set it: what the model's author recommends.
     pub sampling: SamplingDefaults,
-    /// Whether the next tokens are guessed where a request is silent: answers come faster, and are the same.
+    /// Whether the next tokens are guessed for requests that do not say: answers come faster, and are the same.
     pub speculate: Speculate,
+    /// How many tokens of earlier answers to the same key [`Speculate::Ngram`] may use for guesses.
+    pub speculate_memory: usize,
     /// The checkpoint's `tokenizer_config.json`, for `/tokenizer_info`.
     pub tokenizer_config: serde_json::Map<String, serde_json::Value>,
 }
@@ -54,12 +56,13 @@ impl Default for ServerOptions {
             unknown_fields: UnknownFields::default(),
             sampling: SamplingDefaults::default(),
             speculate: Speculate::default(),
+            speculate_memory: 0,
             tokenizer_config: serde_json::Map::new(),
         }
     }
 }
 
-/// Which web pages may use the server, where any may.
+/// Which web pages may use the server.
 pub(super) fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
     if origins.is_empty() {
         return Ok(None);

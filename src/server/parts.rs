@@ -1,4 +1,4 @@
-//! An answer as a list of parts, a text and calls of functions, for the APIs that report it so.
+//! Splits an answer into a list of parts (text, and calls of functions), for the APIs that report answers so.
 
 use super::calls::{CallReader, Found, call_id};
 
@@ -14,10 +14,10 @@ pub(super) enum Part {
     },
 }
 
-/// What came to a part.
+/// News of a part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct New {
-    /// The part's place in the list.
+    /// Index of the part in the list.
     pub index: usize,
     /// The part begins.
     pub begins: bool,
@@ -33,7 +33,7 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Of an answer in which `reader` finds calls; without one it is all text.
+    /// For an answer in which `reader` finds calls; without a reader all of it is text.
     pub fn new(reader: Option<CallReader>) -> Parts {
         Parts { reader, list: Vec::new() }
     }
@@ -43,12 +43,12 @@ impl Parts {
         &self.list
     }
 
-    /// There are calls, and none that was cut off.
+    /// Whether there are calls, and none was cut off.
     pub fn called(&self) -> bool {
         self.reader.as_ref().is_some_and(CallReader::called)
     }
 
-    /// The next piece of the answer, and whether it was the last: what is new by it.
+    /// Takes the next piece of the answer, and whether it was the last. Returns what is new.
     pub fn add(&mut self, piece: String, ended: bool) -> Vec<New> {
         let found = match &mut self.reader {
             None => Vec::from_iter((!piece.is_empty()).then_some(Found::Text(piece))),
@@ -73,7 +73,7 @@ impl Parts {
                 more
             }
             (Found::Text(more) | Found::Arguments(more), _) => {
-                self.list.push(Part::Text(more.clone())); // arguments without a call do not come
+                self.list.push(Part::Text(more.clone())); // (arguments never come without a call)
                 more
             }
             (Found::Call(name), _) => {

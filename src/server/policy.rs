@@ -1,13 +1,13 @@
-//! Fields that aoji does not honour: refused, or ignored and named in a header, never dropped silently.
+//! Fields that aoji does not support are refused, or ignored and named in a header; none is dropped silently.
 
 use super::error::ApiError;
 use serde_json::Value;
 use std::{collections::BTreeSet, str::FromStr};
 
-/// What becomes of a field that no API has.
+/// What happens to unknown fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum UnknownFields {
-    /// It is named in the header `x-aoji-ignored-params`.
+    /// The field is named in the header `x-aoji-ignored-params`.
     #[default]
     Warn,
     /// The request is refused.
@@ -33,7 +33,7 @@ pub(super) fn one_of<T: Copy>(s: &str, known: &[(&str, T)]) -> Result<T, String>
     })
 }
 
-/// Known fields that change nothing here. docs/server.md lists them; `[]` stands for any place in a list.
+/// Known fields that change nothing here. docs/server.md lists them; `[]` stands for every element of a list.
 pub(super) const IGNORED: &[&str] = &[
     "cache_prompt",
     "cache_salt",
@@ -58,8 +58,8 @@ pub(super) const IGNORED: &[&str] = &[
     "verbosity",
 ];
 
-/// A known field that is refused: its name, a value that asks for nothing and is let through, and what to do instead.
-/// `null`, `false`, `[]` and `{}` ask for nothing either.
+/// A known field that is refused: its name, a value that asks for nothing and is therefore allowed, and what to do
+/// instead. `null`, `false`, `[]` and `{}` ask for nothing either.
 pub(super) type Refused = (&'static str, &'static str, &'static str);
 
 const SAMPLER: &str = "aoji has no such sampler; it has temperature, top_p, top_k, min_p and three penalties";
@@ -85,7 +85,7 @@ pub(super) const REFUSED: &[Refused] = &[
     ("json_schema", "", "use response_format"),
     ("length_penalty", "1", "aoji has no beam search"),
     ("logprob_token_ids", "", "use logprobs"),
-    ("lora", "", "adapters are added at the start, by --lora"),
+    ("lora", "", "adapters are added when the server starts, with --lora"),
     ("mirostat", "0", SAMPLER),
     ("mm_processor_kwargs", "", TEXT),
     ("modalities", "[\"text\"]", TEXT),
@@ -98,14 +98,14 @@ pub(super) const REFUSED: &[Refused] = &[
     ("spaces_between_special_tokens", "true", "special tokens are written as they are"),
     ("tfs_z", "1", SAMPLER),
     ("top_n_sigma", "-1", SAMPLER),
-    ("truncate_prompt_tokens", "", "aoji cuts no prompt: send a shorter one"),
+    ("truncate_prompt_tokens", "", "aoji does not cut prompts: send a shorter one"),
     ("typical_p", "1", SAMPLER),
     ("use_beam_search", "", "aoji has no beam search"),
-    ("web_search_options", "", "aoji searches nothing; give it a function that does, by tools"),
+    ("web_search_options", "", "aoji does not search; offer a function that does in tools"),
     ("xtc_probability", "0", SAMPLER),
 ];
 
-/// Refuses what must be; the names of what was ignored.
+/// Refuses fields that must be refused, and returns the names of those that were ignored.
 pub(super) fn judge(
     request: &Value,
     unknown: &BTreeSet<Vec<String>>,
@@ -156,7 +156,7 @@ fn asks_for_nothing(value: &Value) -> bool {
     }
 }
 
-/// Whether `value` is what the JSON text `neutral` says; numbers by value.
+/// Whether `value` equals the JSON text `neutral`; numbers are compared by value.
 fn same(value: &Value, neutral: &str) -> bool {
     let Ok(neutral) = serde_json::from_str::<Value>(neutral) else { return false };
     value.as_f64().map_or(*value == neutral, |number| neutral.as_f64() == Some(number))

@@ -1,4 +1,4 @@
-//! From the fields of a request, checked, to the jobs that the batch runs.
+//! Turns the checked fields of a request into the jobs that the batch runs.
 
 use super::{
     body::blocking,
@@ -15,7 +15,7 @@ use crate::{GenerateOptions, Job, Pooling, Speculate};
 use serde_json::Value;
 use std::sync::Arc;
 
-/// A prompt, and its text where that was sent.
+/// A prompt, and its text if it was sent as text.
 pub(super) struct Prompt {
     pub ids: Vec<u32>,
     pub text: Option<String>,
@@ -25,17 +25,18 @@ pub(super) struct Prompt {
 pub(super) struct Prepared {
     pub model: String,
     pub jobs: Vec<Job>,
-    /// What the answers must look like, and the field that says so.
+    /// The required format of the answers, and the field that asks for it.
     pub format: Option<(&'static str, Format)>,
-    /// What the format is made of, and the fields that say it: looked at when the format is refused.
+    /// The parts of a combined format, each with its field. When the format is refused, they show which part is to
+    /// blame.
     pub parts: Vec<(String, Format)>,
     /// Finds the calls of functions in an answer, where there may be some.
     pub reader: Option<CallReader>,
-    /// Ids of `stop_token_ids`, of which a client hears when they end an answer.
+    /// The request's `stop_token_ids`: if one of them ends an answer, the client is told.
     pub stop_ids: Vec<u32>,
     /// Lengths of the prompts.
     pub prompts: Vec<usize>,
-    /// Answers to each.
+    /// Answers to each prompt.
     pub n: usize,
     pub stream: bool,
     pub include_usage: bool,
@@ -43,10 +44,10 @@ pub(super) struct Prepared {
     pub ignored: Vec<String>,
 }
 
-/// What APIs ask for in different ways.
+/// What the APIs express in different ways.
 #[derive(Default)]
 pub(super) struct Wishes<'a> {
-    /// Most tokens when the request does not say; until the context is full when absent.
+    /// Most tokens when the request does not say; if absent too, the answer may go on until the context is full.
     pub default_tokens: Option<usize>,
     pub logprobs: Option<u32>,
     pub prompt_logprobs: Option<u32>,
@@ -54,7 +55,7 @@ pub(super) struct Wishes<'a> {
     pub field: &'static str,
     /// Functions that may be called.
     pub tools: Option<&'a Tools>,
-    /// The prompts as vectors.
+    /// Asks for the prompts as vectors.
     pub embed: Option<Pooling>,
 }
 
@@ -69,7 +70,7 @@ impl State {
         }
     }
 
-    /// The jobs of a request for one answer to a conversation, which functions may be called in.
+    /// Makes the jobs of a request for one answer to a conversation in which functions may be called.
     pub fn converse(
         &self,
         common: Common,
@@ -83,7 +84,7 @@ impl State {
         self.prepare(common, ignored, &[prompt], &wishes)
     }
 
-    /// The jobs of a request: for each prompt its answers, one after the other.
+    /// Makes the jobs of a request: for each prompt its answers, one after the other.
     pub fn prepare(
         &self,
         common: Common,
@@ -154,7 +155,7 @@ impl State {
         })
     }
 
-    /// Most tokens of the answer to `prompt`, after checking that they fit.
+    /// Most tokens of the answer to `prompt`, after checking that both fit the context.
     fn room(&self, common: &Common, prompt: &Prompt, wishes: &Wishes<'_>) -> Result<Option<usize>, ApiError> {
         let (max, length) = (self.engine.max_context(), prompt.ids.len());
         if length == 0 {
@@ -165,7 +166,7 @@ impl State {
             return Err(ApiError::invalid(wishes.field, format!("token {id} is not below the vocabulary's {vocab}")));
         }
         match common.limit()? {
-            // Also without an answer there is room for a token: the last one of the prompt leads to one.
+            // Even without an answer there must be room for one token: the prompt's last token leads to one.
             Some((tokens, field)) if length.saturating_add(tokens.max(1)) > max => {
                 Err(ApiError::context(length, tokens, max, if length >= max { wishes.field } else { field }))
             }
@@ -175,11 +176,12 @@ impl State {
         }
     }
 
-    /// What guesses the next tokens.
+    /// The settings for guessing the next tokens.
     fn guesses(&self, common: &Common) -> Result<(Speculate, Vec<u32>), ApiError> {
         let speculate = match common.speculate {
             Some(false) => return Ok((Speculate::Off, Vec::new())),
-            Some(true) => Speculate::Ngram,
+            Some(true) if self.options.speculate == Speculate::Off => Speculate::Ngram,
+            Some(true) => self.options.speculate,
             None => self.options.speculate,
         };
         let Some(prediction) = &common.prediction else { return Ok((speculate, Vec::new())) };
@@ -195,7 +197,7 @@ impl State {
         }
     }
 
-    /// Holds the jobs of a request to its format, if it has one. To compile a schema takes milliseconds.
+    /// Constrains the jobs of a request to its format, if it has one. Compiling a schema takes milliseconds.
     pub async fn constrain(self: &Arc<Self>, request: &mut Prepared) -> Result<(), ApiError> {
         let Some((field, format)) = request.format.take() else { return Ok(()) };
         let parts = std::mem::take(&mut request.parts);
@@ -216,11 +218,13 @@ impl State {
     }
 }
 
-/// Refuses what would keep an answer from ending where its format ends.
+/// Refuses options that would keep an answer from ending where its format ends.
 fn ends_by_itself(field: &str, options: &GenerateOptions) -> Result<(), ApiError> {
     for (other, set) in [("ignore_eos", options.ignore_eos), ("min_tokens", options.sampling.min_tokens > 0)] {
         if set {
-            let message = format!("{other} keeps an answer from ending, {field} says where it ends: give one of them");
+            let message = format!(
+                "{other} keeps an answer from ending, but {field} decides where it ends: give only one of them"
+            );
             return Err(ApiError::invalid(other, message));
         }
     }
@@ -271,13 +275,13 @@ fn format(common: &Common) -> Result<Option<(&'static str, Format)>, ApiError> {
             let first = found[0].0;
             Err(ApiError::invalid(
                 field,
-                format!("{first} and {field} both say what the answer must look like: give one"),
+                format!("{first} and {field} both set the format of the answer: give only one"),
             ))
         }
     }
 }
 
-/// A schema is an object, or its text.
+/// A schema may be an object, or the text of one.
 fn schema(field: &str, value: Option<&Value>) -> Result<Value, ApiError> {
     let wrong = |message: String| Err(ApiError::invalid(field, format!("{field}: {message}")));
     match value {

@@ -1,4 +1,4 @@
-//! Routes, and what surrounds all of them: log, CORS, panics, keys, sizes.
+//! The routes, and what is around all of them: log, CORS, panics, keys, sizes.
 
 use super::{
     anthropic, chat, completions, embeddings, error::ApiError, info, log, options::cors, responses, state::Server,
@@ -20,7 +20,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
-use subtle::ConstantTimeEq;
+use subtle::{ConditionallySelectable, ConstantTimeEq};
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::{
     Modify, OpenApi,
@@ -30,7 +30,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "aoji", description = "OpenAI's APIs and Anthropic's for one model; docs/server.md says what becomes of each field."),
+    info(title = "aoji", description = "OpenAI's APIs and Anthropic's for one model; docs/server.md says what happens to each field."),
     modifiers(&Keys)
 )]
 struct Description;
@@ -60,6 +60,7 @@ fn routes() -> (OpenApiRouter<Server>, OpenApiRouter<Server>) {
         .routes(routes!(tokens::tokenizer_info));
     let open = OpenApiRouter::new()
         .routes(routes!(info::page))
+        .routes(routes!(info::page_file))
         .routes(routes!(info::health))
         .routes(routes!(info::ready))
         .routes(routes!(info::version))
@@ -72,7 +73,7 @@ fn routes() -> (OpenApiRouter<Server>, OpenApiRouter<Server>) {
 fn description() -> utoipa::openapi::OpenApi {
     let (keyed, open) = routes();
     let mut openapi = keyed.merge(open).into_openapi();
-    // axum's mark for a name with slashes is not OpenAPI's.
+    // axum and OpenAPI write a name that may contain slashes differently.
     if let Some(model) = openapi.paths.paths.remove("/v1/models/{*id}") {
         openapi.paths.paths.insert("/v1/models/{id}".into(), model);
     }
@@ -106,12 +107,12 @@ impl Server {
             _ => router, // `start` has refused origins that are none
         };
         let router = router.layer(middleware::from_fn_with_state(self.clone(), log::log)).with_state(self.clone());
-        // A router of its own, for one chooses its route before its layers run.
+        // This needs a router around the router: a router chooses the route before its layers run.
         Router::new().fallback_service(router).layer(middleware::map_request(plain_path))
     }
 }
 
-/// The request with the path that was meant: clients join a base URL and a route with a slash too many at either end.
+/// Corrects the path of a request: clients join a base URL and a route with a slash too many at either end.
 async fn plain_path(mut request: Request) -> Request {
     let path = request.uri().path();
     if path.contains("//") || (path.ends_with('/') && path.len() > 1) {
@@ -130,26 +131,35 @@ fn short(uri: &Uri) -> String {
     uri.path().chars().take(200).collect()
 }
 
-/// A request without a right key goes no further.
+/// Stops requests that do not have a right key.
 async fn key(State(server): State<Server>, request: Request, next: Next) -> Response {
-    match is_right(&server.0.options.keys, request.headers()) {
-        true => next.run(request).await,
-        false => ApiError::no_key().into_response(),
+    match which(&server.0.options.keys, request.headers()) {
+        Some(key) => {
+            if let Some(log) = request.extensions().get::<Arc<log::RequestLog>>() {
+                log.set_key(key);
+            }
+            next.run(request).await
+        }
+        None => ApiError::no_key().into_response(),
     }
 }
 
-/// Whether a request has one of `keys`, or there is none. All keys are compared, each in constant time.
-fn is_right(keys: &[String], headers: &HeaderMap) -> bool {
+/// Which of `keys` a request has; 0 if there are no keys. All keys are compared, each in constant time.
+fn which(keys: &[String], headers: &HeaderMap) -> Option<usize> {
     let bearer = headers.get(header::AUTHORIZATION).and_then(|sent| sent.as_bytes().split_at_checked(7));
     let bearer = bearer.filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer ")).map(|(_, key)| key);
-    // Clients of Anthropic's API send the second.
+    // Clients of Anthropic's API send the second header.
     let sent = bearer.or_else(|| headers.get("x-api-key").map(HeaderValue::as_bytes)).unwrap_or_default();
-    let right = keys.iter().fold(subtle::Choice::from(0), |right, key| right | key.as_bytes().ct_eq(sent));
-    keys.is_empty() || right.into()
+    let none = u64::MAX;
+    let found = keys
+        .iter()
+        .zip(0..)
+        .fold(none, |found, (key, i): (_, u64)| u64::conditional_select(&found, &i, key.as_bytes().ct_eq(sent)));
+    if keys.is_empty() { Some(0) } else { (found != none).then_some(found as usize) }
 }
 
-/// After a reply to a body that was not read to its end, as to one without a key, the connection is closed: a client that
-/// keeps connections must hear it, or its next request fails.
+/// Closes the connection after a response to a body that was not read to its end, such as a request without a key. The
+/// client must be told, or its next request on this connection fails.
 async fn unread(request: Request, next: Next) -> Response {
     let read = Arc::new(AtomicBool::new(request.body().is_end_stream()));
     let end = read.clone();

@@ -4,6 +4,7 @@ use super::{
     calls::CallFormat,
     constrain::Grammars,
     error::ApiError,
+    memory::Memory,
     metrics::Metrics,
     options::{ServerOptions, cors},
     worker::{Phase, Worker},
@@ -21,7 +22,7 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// A model that is served. Clones share it; the engine's thread ends when the last one and the last request are gone.
+/// A model that is served. Clones share it; the engine's thread ends when the last clone and the last request are gone.
 #[derive(Clone)]
 pub struct Server(pub(super) Arc<State>);
 
@@ -30,12 +31,14 @@ pub(super) struct State {
     pub engine: Engine,
     pub tokenizer: Tokenizer,
     pub template: Template,
-    /// How the model writes calls of functions; without one it is asked for none.
+    /// How the model writes calls of functions; `None` where it is never asked for any.
     pub calls: Option<CallFormat>,
     pub options: ServerOptions,
     pub worker: Worker,
     pub metrics: Arc<Metrics>,
     pub phase: watch::Sender<Phase>,
+    /// Earlier answers.
+    pub memory: Arc<Memory>,
     pub grammars: OnceLock<Result<Grammars, String>>,
     pub fingerprint: String,
     pub created: u64,
@@ -45,9 +48,8 @@ impl Server {
     /// Makes the batch and starts its thread, which first generates one token; see [`Server::ready`].
     ///
     /// # Errors
-    /// `Input` for a model without a tokenizer, options out of range, or a name, key or origin that cannot be one, a
-    /// way to write calls that the template does not know; what
-    /// [`Engine::batch`] refuses.
+    /// `Input` for a model without a tokenizer, options out of range, an impossible name, key or origin, or a way to
+    /// write calls that the template does not know; and what [`Engine::batch`] refuses.
     pub fn start(engine: Engine, options: ServerOptions) -> Result<Server> {
         let tokenizer = engine.tokenizer()?.clone();
         let Some(name) = options.names.first() else {
@@ -56,7 +58,7 @@ impl Server {
         if options.keys.iter().any(String::is_empty) {
             return Err(Error::Input("an API key is empty: everybody would have it".into()));
         }
-        let _ = cors(&options.cors)?; // made again with the router
+        let _ = cors(&options.cors)?; // only checked here: the router makes its own
         let template = options.template.clone().unwrap_or_else(|| engine.template().clone());
         let calls = CallFormat::of(options.tool_parser, &template)?;
         let (max_tokens, chunk) = (engine.max_context(), options.prefill_chunk);
@@ -65,6 +67,7 @@ impl Server {
         let phase = watch::Sender::new(Phase::Starting);
         let capacity = options.sequences.saturating_add(options.queue).min(tokio::sync::Semaphore::MAX_PERMITS);
         let worker = Worker::start(engine.clone(), batch, capacity, metrics.clone(), phase.clone())?;
+        let memory = Arc::new(Memory::new(options.speculate_memory));
         let (grammars, fingerprint) = (OnceLock::new(), fingerprint(&engine));
         let created = now();
         let state = State {
@@ -76,20 +79,22 @@ impl Server {
             worker,
             metrics,
             phase,
+            memory,
             grammars,
             fingerprint,
             created,
         };
         let server = Server(Arc::new(state));
-        // Hundreds of milliseconds for a large vocabulary: the first request with a schema should not wait for it.
+        // This takes hundreds of milliseconds for a large vocabulary, and the first request with a schema should not
+        // wait for it.
         let state = server.0.clone();
         thread::spawn(move || {
-            let _ = state.grammars(); // why there are none is said to who asks for one
+            let _ = state.grammars(); // an error is reported to the requests that need them
         });
         Ok(server)
     }
 
-    /// How far it is.
+    /// The phase of its life that it is in.
     pub fn phase(&self) -> Phase {
         self.0.phase.borrow().clone()
     }
@@ -107,7 +112,7 @@ impl Server {
         }
     }
 
-    /// Takes no new requests; those that are here are finished.
+    /// Refuses new requests; those that have been accepted are finished.
     pub fn drain(&self) {
         self.0.phase.send_if_modified(|phase| {
             let open = matches!(phase, Phase::Starting | Phase::Ready);
@@ -118,13 +123,13 @@ impl Server {
         });
     }
 
-    /// Ends all answers at once, with an error, and the engine's thread; nothing is answered any more.
+    /// Ends all answers at once, with an error, and then the engine's thread; nothing is answered after that.
     pub fn stop(&self) {
         self.drain();
         self.0.worker.stop();
     }
 
-    /// [`Server::stop`], and waits until the thread has let go of the device.
+    /// [`Server::stop`], then waits until the thread has released the device.
     pub fn close(&self) {
         self.stop();
         self.0.worker.join();
@@ -144,7 +149,7 @@ impl State {
         }
     }
 
-    /// What answers can be held to, made when first asked for.
+    /// The grammars that can constrain answers, made when first asked for.
     pub fn grammars(&self) -> Result<&Grammars, &str> {
         let config = self.engine.config();
         let made = self.grammars.get_or_init(|| Grammars::new(&self.tokenizer, config.vocab, &config.eos));
@@ -152,8 +157,8 @@ impl State {
     }
 }
 
-/// What a reply's numbers depend on, as far as the server knows it: the version, the model's sizes, the device. Not the
-/// weights themselves.
+/// A name for what the numbers in a response depend on, as far as the server knows: the version, the model's sizes, the
+/// device. Not the weights themselves.
 fn fingerprint(engine: &Engine) -> String {
     let mut hasher = DefaultHasher::new();
     format!("{:?} {} {}", engine.config(), engine.device(), engine.is_gpu()).hash(&mut hasher);

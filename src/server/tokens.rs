@@ -136,7 +136,7 @@ pub(super) async fn tokenizer_info(State(server): State<Server>) -> Json<Map<Str
     let mut info = state.options.tokenizer_config.clone();
     let text = |id: Option<u32>| id.and_then(|id| state.tokenizer.token(id));
     if !matches!(state.template, Template::Jinja(_)) {
-        info.remove("chat_template"); // chats here do not go through it
+        info.remove("chat_template"); // chats here do not use it
     }
     info.entry("tokenizer_class").or_insert_with(|| json!("PreTrainedTokenizerFast"));
     info.insert("bos_token".into(), json!(text(state.tokenizer.bos())));

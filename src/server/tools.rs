@@ -1,4 +1,4 @@
-//! Functions that a request offers to the model, and the grammar that an answer then follows.
+//! Functions that a request offers to the model, and the grammar that its answer follows.
 
 use super::{
     calls::{CallFormat, HEAD, quoted},
@@ -19,7 +19,7 @@ const MAX_TOOLS: usize = 128;
 pub(super) struct Tool {
     /// `function`
     #[serde(rename = "type")]
-    #[allow(dead_code)] // there is one kind
+    #[allow(dead_code)] // only one kind exists
     kind: ToolKind,
     pub function: Function,
 }
@@ -36,12 +36,12 @@ pub(super) struct Function {
     /// Up to 64 letters, digits, `_`, `-` and `.`.
     #[schema(max_length = 64)]
     pub name: String,
-    /// For the model.
+    /// What the function does, for the model.
     pub description: Option<String>,
     /// JSON schema of the arguments, an object; without one it takes none.
     #[schema(value_type = Option<Object>)]
     pub parameters: Option<Value>,
-    /// Refuse a schema of which something cannot be held to, in the place of leaving that out.
+    /// Refuse a schema with parts that cannot be enforced; otherwise these parts are left out.
     pub strict: Option<bool>,
 }
 
@@ -114,7 +114,7 @@ pub(super) struct Tools {
 }
 
 impl Tools {
-    /// What a request offers; `None` where it offers nothing or wants none of it called. `format` is the model's.
+    /// The functions that a request offers; `None` if it offers none or forbids calls. `format` is the model's.
     pub fn new(
         functions: Vec<Function>,
         choice: Option<ToolChoice>,
@@ -168,7 +168,7 @@ impl Tools {
         Ok((choice != ToolChoice::None).then_some(Tools { format, functions, choice, parallel }))
     }
 
-    /// The functions as chat templates get them.
+    /// The functions in the form that chat templates get.
     pub fn for_template(&self) -> Vec<Value> {
         let tool = |f: &Function| {
             let mut function = Map::new();
@@ -182,7 +182,7 @@ impl Tools {
         self.functions.iter().map(tool).collect()
     }
 
-    /// The functions in words, for a model whose template knows none.
+    /// The functions described in words, for a model whose template does not know tools.
     pub fn in_words(&self) -> String {
         let mut text = format!(
             "You can call functions. To call one, answer with nothing but one line of JSON: {HEAD}: \"the function's name\", \
@@ -195,17 +195,18 @@ impl Tools {
         };
         text += " The results come with the next message. These are the functions:";
         for tool in self.for_template() {
-            let _ = write!(text, "\n{}", crate::text::json_line(&tool["function"])); // to a string it cannot fail
+            let _ = write!(text, "\n{}", crate::text::json_line(&tool["function"])); // writing to a string cannot fail
         }
         text
     }
 
-    /// What an answer looks like: text or calls, the calls those of these functions with arguments by their schemas. `answer`
-    /// is what the text must look like.
+    /// The form of an answer: text, or calls of these functions with arguments that follow their schemas. `answer`
+    /// constrains the text.
     pub fn grammar(&self, tokenizer: &Tokenizer, answer: Option<&Format>) -> Result<Format, ApiError> {
         let format = &self.format;
         if !matches!(answer, None | Some(Format::JsonObject | Format::JsonSchema(_))) {
-            let message = "with tools, answers can follow a JSON schema only: leave tools out, or use response_format";
+            let message =
+                "with tools, the only format for answers is a JSON schema: leave tools out, or use response_format";
             return Err(ApiError::invalid("tools", message));
         }
         let literal = |text: &str| format.literal(tokenizer, text);
@@ -223,14 +224,15 @@ impl Tools {
         let mut text = match (format.marker, answer) {
             ("", _) if must => format!("start: {} {list}\n", quoted(HEAD)),
             (_, _) if must => format!("start: {marked}\n"),
-            // A lazy rule ends as soon as it can, and with it the text that it ends.
+            // A lazy rule ends as soon as it can, so the text ends where the marker is.
             ("", None) => format!("start: TEXT | head {list}\nhead[lazy]: {}\n", quoted(HEAD)),
-            // The beginning of a call in the lexemes of JSON, so that a lexer which takes the longest one finds either.
+            // The beginning of a call is written with JSON's lexemes, so that a lexer which takes the longest lexeme
+            // finds either.
             ("", Some(_)) => format!("start: answer | {} {} {list}\n", quoted(&HEAD[..1]), quoted(&HEAD[1..])),
             (_, Some(_)) => format!("start: answer | {marked}\n"),
             (marker, None) => {
-                // The marker in letters ends the text as its token does: a text that went on after it would be lost to who
-                // reads calls.
+                // A marker spelled in letters ends the text as the marker's token does: text after it would be lost to
+                // clients that read calls.
                 let open = open.join(" | ");
                 let token = tokenizer.token_id(marker).filter(|_| format.needs_special(tokenizer));
                 let special = token.map_or(String::new(), |id| format!(" | TEXT <[{id}]> ({open}) {list}"));
@@ -245,7 +247,7 @@ impl Tools {
             Some(_) => {} // refused above
         }
         let names: Vec<String> = chosen.iter().map(|(i, _)| format!("call_{i}")).collect();
-        let _ = writeln!(text, "call: {}", names.join(" | ")); // to a string it cannot fail
+        let _ = writeln!(text, "call: {}", names.join(" | ")); // writing to a string cannot fail
         for (i, f) in chosen {
             let before = quoted(&format.before_arguments(&f.name));
             let _ = writeln!(text, "call_{i}: {before} arguments_{i} \"}}\"\narguments_{i}: %json {}", f.arguments());
@@ -253,7 +255,7 @@ impl Tools {
         Ok(Format::Lark(text))
     }
 
-    /// The schemas of the arguments and the fields that they are from, for an error that names the one that is wrong.
+    /// The schemas of the arguments, each with the field that it came from, so that an error can name the wrong one.
     pub fn schemas(&self) -> Vec<(String, Format)> {
         let each = self.functions.iter().enumerate();
         each.map(|(i, f)| {
@@ -286,7 +288,7 @@ mod tests {
     use super::*;
     use crate::{Constraint, Device, Engine, Options, server::Grammars};
 
-    /// Whether an answer may be `text`, special tokens in it as such.
+    /// Whether an answer may be `text`, with special tokens in it read as such.
     fn takes(grammars: &Grammars, tokenizer: &Tokenizer, format: &Format, text: &str) -> bool {
         takes_ids(grammars, format, &tokenizer.encode(text, false).unwrap())
     }
@@ -342,11 +344,11 @@ mod tests {
                 check(&auto, text, true);
             }
             check(&auto, &two, format.several);
-            check(&auto, &write(&[("g", "{}"); 40]), format.several); // so many as the model likes
+            check(&auto, &write(&[("g", "{}"); 40]), format.several); // as many as the model likes
             check(&auto, &format!("네 {one}"), true); // where calls come first, this is words
             wrong.iter().for_each(|text| check(&auto, text, false));
             check(&grammar(ToolChoice::Auto, false, None), &two, false);
-            // A marker in letters is what its token is: nothing else than a call follows it.
+            // A marker in letters means the same as its token: only a call may follow it.
             let letters = |text: &str| takes_ids(&grammars, &auto, &tokenizer.encode_plain(text).unwrap());
             assert!(letters(&one) && letters(&format!("네 {one}")) && (letters(&two) || !format.several), "{format:?}");
             if !format.marker.is_empty() {

@@ -1,4 +1,4 @@
-//! Counts and times that come with every reply.
+//! Counts and times that come with every response.
 
 use super::answer::End;
 use serde::Serialize;
@@ -9,11 +9,11 @@ use utoipa::ToSchema;
 pub(super) struct Usage {
     /// Tokens of the prompts, each counted once, whatever `n` is.
     pub prompt_tokens: usize,
-    /// Tokens of all answers, with the ones that ended them.
+    /// Tokens of all answers, including those that ended them.
     pub completion_tokens: usize,
     /// Both.
     pub total_tokens: usize,
-    /// What the prompts cost.
+    /// How much of the prompts had to be computed.
     pub prompt_tokens_details: PromptDetails,
     /// How the answers were made.
     pub completion_tokens_details: CompletionDetails,
@@ -22,20 +22,20 @@ pub(super) struct Usage {
 /// How the answers were made.
 #[derive(Debug, Default, Clone, Copy, Serialize, ToSchema)]
 pub(super) struct CompletionDetails {
-    /// Tokens of ended answers that had been guessed, by `prediction` or otherwise.
+    /// Tokens of finished answers that had been guessed, by `prediction` or otherwise.
     pub accepted_prediction_tokens: usize,
     /// Guesses that were tried and were wrong.
     pub rejected_prediction_tokens: usize,
 }
 
-/// What the prompts cost.
+/// How much of the prompts had to be computed.
 #[derive(Debug, Default, Clone, Copy, Serialize, ToSchema)]
 pub(super) struct PromptDetails {
     /// Tokens that did not have to be computed.
     pub cached_tokens: usize,
 }
 
-/// Where the time went. Of several answers: the longest times, and the earliest first token.
+/// How long each phase took. For several answers: the longest times, and the earliest first token.
 #[derive(Debug, Default, Clone, Copy, Serialize, ToSchema)]
 pub(super) struct Times {
     /// Waiting for a sequence, milliseconds.
@@ -69,7 +69,7 @@ impl Tally {
         Tally { usage, n, ..Tally::default() }
     }
 
-    /// So many tokens came.
+    /// This many tokens came.
     pub fn tokens(&mut self, count: usize) {
         self.usage.completion_tokens += count;
         self.usage.total_tokens += count;
@@ -89,7 +89,7 @@ impl Tally {
         guesses.rejected_prediction_tokens += t.drafted_tokens - t.accepted_tokens;
         self.computed = self.computed.max(t.prompt_tokens - t.reused_tokens);
         if index.is_multiple_of(self.n.max(1)) {
-            // The first answer to a prompt: the others find all of it in the cache.
+            // Counts the first answer to a prompt only: the others find all of the prompt in the cache.
             self.usage.prompt_tokens_details.cached_tokens += t.reused_tokens;
         }
     }

@@ -19,20 +19,20 @@ use std::{
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
-/// How far the server is.
+/// The phase of a server's life.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Phase {
     /// The model has not generated a token yet.
     Starting,
-    /// It answers.
+    /// It answers requests.
     Ready,
-    /// It finishes what it has and takes nothing new.
+    /// It finishes what it has accepted and accepts nothing new.
     Draining,
     /// The device failed, for this reason; nothing is answered any more.
     Failed(String),
 }
 
-/// What a request is told about its jobs.
+/// What a request hears about its jobs.
 #[derive(Debug)]
 pub(super) enum Message {
     /// The prompt's own log-probabilities.
@@ -64,7 +64,7 @@ enum Command {
 
 type Events = mpsc::UnboundedSender<(usize, Message)>;
 
-/// The way to the thread.
+/// The handle by which requests reach the thread.
 pub(super) struct Worker {
     commands: Sender<Command>,
     seats: Arc<Semaphore>,
@@ -78,7 +78,7 @@ pub(super) struct Running {
     request: u64,
     commands: Sender<Command>,
     events: mpsc::UnboundedReceiver<(usize, Message)>,
-    /// Which jobs have not ended.
+    /// For each job, whether it has not ended yet.
     open: Vec<bool>,
 }
 
@@ -100,17 +100,18 @@ impl Worker {
         Ok(Worker { commands, seats, capacity, next: AtomicU64::new(0), thread })
     }
 
-    /// Whether there is room for `n` jobs: asked before the work of making them, which decides nothing yet.
+    /// Whether there is room for `n` jobs. Asked before the work of making them; nothing is reserved yet.
     pub fn admit(&self, n: usize) -> Result<(), ApiError> {
         if n > self.capacity {
             let most = self.capacity;
-            let message = format!("{n} answers at once: this server takes at most {most} (--sequences and --queue)");
+            let message =
+                format!("{n} answers are too many at once: this server takes at most {most} (--sequences and --queue)");
             return Err(ApiError::invalid("n", message));
         }
         if n > self.seats.available_permits() { Err(ApiError::queue_full(self.admitted())) } else { Ok(()) }
     }
 
-    /// Hands in the jobs of one request; their events carry the index in `jobs`.
+    /// Submits the jobs of one request; their events carry the index in `jobs`.
     pub async fn submit(&self, jobs: Vec<Job>) -> Result<Running, ApiError> {
         let n = jobs.len();
         self.admit(n)?;
@@ -122,7 +123,7 @@ impl Worker {
         let (events, receiver) = mpsc::unbounded_channel();
         let (reply, answer) = oneshot::channel();
         let request = self.next.fetch_add(1, Ordering::Relaxed);
-        // Made before the wait: when the client goes away meanwhile, its drop cancels.
+        // Made before the wait: if the client goes away meanwhile, dropping it cancels the jobs.
         let running = Running { request, commands: self.commands.clone(), events: receiver, open: vec![true; n] };
         let jobs = jobs.into_iter().zip(seats).collect();
         let sent = self.commands.send(Command::Submit { request, jobs, events, reply });
@@ -142,13 +143,13 @@ impl Worker {
 
     /// Ends all jobs and the thread.
     pub fn stop(&self) {
-        let _ = self.commands.send(Command::Stop); // a thread that is gone has none
+        let _ = self.commands.send(Command::Stop); // fails if the thread has ended, with all jobs
     }
 
     /// Waits for the thread's end.
     pub fn join(&self) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let _ = thread.map(JoinHandle::join); // of its panics it has told itself
+        let _ = thread.map(JoinHandle::join); // a panic was reported by the thread itself
     }
 }
 
@@ -181,7 +182,7 @@ impl Drop for Running {
     }
 }
 
-/// A job as the thread sees it.
+/// What the thread knows of a job.
 struct Seat {
     request: u64,
     index: usize,
@@ -196,7 +197,7 @@ struct Seat {
 
 impl Seat {
     fn send(&self, message: Message) {
-        let _ = self.events.send((self.index, message)); // who is gone cancels by its drop
+        let _ = self.events.send((self.index, message)); // a receiver that was dropped has cancelled its jobs
     }
 
     fn flush(&mut self) {
@@ -217,23 +218,23 @@ struct Loop {
 
 impl Loop {
     fn run(mut self, engine: &Engine) {
-        // The device's code may panic; the requests then hear it, and /ready says it.
+        // The device's code may panic; then the requests get an error, and /ready reports it.
         let result = catch_unwind(AssertUnwindSafe(|| {
             self.probe(engine)?;
             self.work()
         }));
         let why = match result {
-            Ok(Ok(())) => return, // nobody can ask any more
+            Ok(Ok(())) => return, // told to stop, or nobody can send commands any more
             Ok(Err(e)) => e.to_string(),
             Err(panic) => format!("the engine panicked: {}", panic_text(&*panic)),
         };
         tracing::error!("the engine has stopped: {why}");
         self.phase.send_replace(Phase::Failed(why.clone()));
         self.end_all(&format!("the engine has stopped: {why}"));
-        self.metrics.load(Load { running: 0, waiting: 0, tokens: 0, capacity: 1 }); // the batch is not to be asked any more
+        self.metrics.load(Load { running: 0, waiting: 0, tokens: 0, capacity: 1 }); // the batch must not be used any more
     }
 
-    /// Generates one token, so that ready means ready.
+    /// Generates one token, so that "ready" is true.
     fn probe(&mut self, engine: &Engine) -> Result<()> {
         let token = engine.tokenizer()?.bos().unwrap_or(0);
         let options = GenerateOptions { max_tokens: Some(1), ..GenerateOptions::default() };
@@ -252,7 +253,7 @@ impl Loop {
     fn work(&mut self) -> Result<()> {
         let mut busy = false;
         loop {
-            // Without work it sleeps until there is some; with work it only looks.
+            // Without work, it sleeps until a command comes; with work, it only checks for commands.
             loop {
                 let command = match busy {
                     true => self.commands.try_recv(),
@@ -265,7 +266,7 @@ impl Loop {
                     }
                     Ok(Command::Submit { request, jobs, events, reply }) => {
                         let accepted = self.submit(request, jobs, &events);
-                        let _ = reply.send(accepted); // who is gone cancels by its drop
+                        let _ = reply.send(accepted); // a receiver that was dropped has cancelled its jobs
                     }
                     Ok(Command::Cancel { request }) => self.cancel(request),
                     Err(TryRecvError::Empty) => break,
@@ -313,14 +314,14 @@ impl Loop {
     }
 }
 
-/// Passes an event on to whom it concerns.
+/// Passes an event on to the request that it belongs to.
 fn tell(jobs: &mut HashMap<JobId, Seat>, metrics: &Metrics, id: JobId, event: JobEvent) {
     let Some(seat) = jobs.get_mut(&id) else { return };
     match event {
         JobEvent::Prompt(logprobs) => seat.send(Message::Prompt(logprobs)),
         JobEvent::Embedding(vector) => seat.send(Message::Embedding(vector)),
         JobEvent::Token(token, logprobs) => {
-            // Its text, if it completes some, is the next event: both go as one.
+            // If the token completes some text, that is the next event, and both are sent together.
             seat.flush();
             let now = Instant::now();
             match seat.first {
@@ -348,7 +349,8 @@ fn tell(jobs: &mut HashMap<JobId, Seat>, metrics: &Metrics, id: JobId, event: Jo
     }
 }
 
-/// Says the last thing of a job. Its place is free before that: who has an answer may ask again at once.
+/// Sends the last message of a job. The job's place is freed before that, so that a client that has its answer may ask
+/// again at once.
 fn end(seat: Option<Seat>, message: Message) {
     let Some(mut seat) = seat else { return };
     seat.flush();
@@ -356,7 +358,7 @@ fn end(seat: Option<Seat>, message: Message) {
     let _ = seat.events.send((seat.index, message));
 }
 
-/// A constraint that may panic without taking the engine's thread, and all other jobs, with it.
+/// A constraint that may panic without ending the engine's thread and all other jobs.
 pub(super) struct Guarded<C>(pub C);
 
 impl<C: Constraint> Constraint for Guarded<C> {
@@ -367,6 +369,14 @@ impl<C: Constraint> Constraint for Guarded<C> {
     fn accept(&mut self, token: u32) -> Result<(), String> {
         guard(|| self.0.accept(token))
     }
+
+    fn expected(&mut self) -> Vec<u32> {
+        catch_unwind(AssertUnwindSafe(|| self.0.expected())).unwrap_or_default()
+    }
+
+    fn allows(&mut self, tokens: &[u32]) -> usize {
+        catch_unwind(AssertUnwindSafe(|| self.0.allows(tokens))).unwrap_or(0)
+    }
 }
 
 fn guard(f: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
@@ -375,7 +385,7 @@ fn guard(f: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
         .unwrap_or_else(|panic| Err(format!("the constraint panicked: {}", panic_text(&*panic))))
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message")

@@ -1,4 +1,4 @@
-//! A checkpoint's own chat template, rendered as Hugging Face's `apply_chat_template` does.
+//! Renders a checkpoint's own chat template as Hugging Face's `apply_chat_template` does.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,11 +24,12 @@ use crate::{
 /// A chat template in Jinja's language, with the special tokens of its checkpoint. Clones share it.
 ///
 /// It sees what a template sees in transformers: `messages`, `add_generation_prompt` (true), `tools`
-/// ([`Jinja::with_tools`]), `documents` (none), `bos_token` and its siblings, `raise_exception`, `strftime_now` (in local
-/// time), `tojson` as Python writes it,
-/// Python's string and dict methods, loop controls, and blocks that take their line with them.
+/// ([`Jinja::with_tools`]), `documents` (none), `bos_token` and its siblings, `raise_exception`, `strftime_now` (in
+/// local time), `tojson` as Python writes it, and Python's string and dict methods. Loops may `break` and `continue`,
+/// and the line of a block tag leaves no empty line.
 ///
-/// Where a checkpoint has several templates by name, a conversation with tools goes through the one called `tool_use`, as in
+/// If a checkpoint has several templates by name, a conversation with tools uses the one called `tool_use`, as in
+/// transformers, and any other uses `default`.
 /// transformers, and any other through `default`.
 #[derive(Debug, Clone)]
 pub struct Jinja(Arc<Compiled>, Arc<[serde_json::Value]>);
@@ -98,7 +99,7 @@ impl Jinja {
         environment.set_syntax(syntax.map_err(|e| Error::file(path, e.to_string()))?);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_unknown_method_callback(method);
-        // Python cannot iterate over None, over which minijinja can.
+        // Python cannot iterate over None, but minijinja can.
         let iterable = |v: &Value| !v.is_none() && v.try_iter().is_ok();
         environment.add_test("iterable", iterable);
         environment.add_filter("tojson", tojson);
@@ -110,7 +111,7 @@ impl Jinja {
         });
         for (name, source) in [(DEFAULT, Some(source)), (TOOL_USE, tool_use)] {
             let Some(source) = source else { continue };
-            // Jinja knows one end of a line.
+            // Jinja knows only one kind of line end.
             let source = source.replace("\r\n", "\n").replace('\r', "\n");
             let source = with_format_filter(&without_generation_tags(&source));
             environment
@@ -157,8 +158,9 @@ impl Jinja {
         let Some((last, earlier)) = messages.split_last().filter(|(last, _)| last.begun) else {
             return self.fill(messages, true);
         };
-        // The end of the message in the prompt is where a character comes out that nobody else uses. The space after it tells
-        // a template that drops spaces at the end, and with them the message's own, as transformers tells it.
+        // A character that occurs nowhere else marks the end of the last message, so that it can be found in the
+        // prompt. The space after the mark shows whether the template drops spaces at the end of a message, and with
+        // them the message's own: transformers finds that out in the same way.
         let unused = ('\u{100000}'..='\u{10FFFD}').find(|mark| messages.iter().all(|m| !m.content.contains(*mark)));
         let mark = unused.unwrap_or('\u{100000}');
         let mut marked = earlier.to_vec();
@@ -194,7 +196,7 @@ impl Jinja {
     }
 }
 
-/// Where in the template, and what.
+/// Where in the template the error is, and what it is.
 fn explain(e: &minijinja::Error) -> String {
     let line = e.line().map_or(String::new(), |line| format!("line {line}: "));
     match e.detail() {
@@ -204,8 +206,8 @@ fn explain(e: &minijinja::Error) -> String {
     }
 }
 
-/// The source with `{% generation %}` blocks, by which transformers finds what an assistant said, made blocks that
-/// do nothing; lines and whitespace control stay as they are.
+/// The source with `{% generation %}` blocks, by which transformers finds what an assistant said, turned into blocks
+/// that do nothing. Lines and whitespace control stay as they are.
 fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;

@@ -1,6 +1,6 @@
-//! Python's `'%s' % x` in chat templates, which minijinja writes as `'%s' | format(x)`.
+//! Translates Python's `'%s' % x` in chat templates to `'%s' | format(x)`, which minijinja understands.
 
-/// The template with `%` after a text as the filter `format`. Between numbers it stays what it is.
+/// The template with every `%` after a string replaced by the filter `format`. Between numbers it stays.
 pub fn with_format_filter(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
@@ -14,7 +14,7 @@ pub fn with_format_filter(source: &str) -> String {
     out + rest
 }
 
-/// Bytes before the first place outside of texts at which `ends` says so, else all.
+/// How many bytes come before the first position outside of strings at which `ends` is true; all if there is none.
 fn end_of(code: &str, ends: impl Fn(&str) -> bool) -> usize {
     let mut at = 0;
     while at < code.len() && !ends(&code[at..]) {
@@ -23,7 +23,7 @@ fn end_of(code: &str, ends: impl Fn(&str) -> bool) -> usize {
     at
 }
 
-/// Bytes of the text, or of the character, that `code` begins with.
+/// Length of the string or character that `code` begins with, in bytes.
 fn piece(code: &str) -> usize {
     let mut chars = code.char_indices();
     let Some((_, quote)) = chars.next() else { return 0 };
@@ -59,7 +59,7 @@ fn expression(code: &str) -> String {
     out
 }
 
-/// Bytes of the expression that `%` takes on its right: a value with what is called, looked up and filtered of it.
+/// Length of the expression that `%` takes on its right, in bytes: a value with its calls, lookups and filters.
 fn operand_len(code: &str) -> usize {
     let mut at = usize::from(code.starts_with('-'));
     at += match code[at..].chars().next() {
@@ -87,7 +87,7 @@ fn word(code: &str) -> usize {
     code.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(code.len())
 }
 
-/// Bytes of what `code` begins with, from a bracket to its other half.
+/// Length of what `code` begins with, from a bracket to the matching one, in bytes.
 fn brackets(code: &str) -> usize {
     let (mut depth, mut at) = (0, 0);
     while at < code.len() {

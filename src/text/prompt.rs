@@ -1,4 +1,5 @@
-//! How a conversation becomes a prompt: by one of the presets of the model's card, by a checkpoint's own template, or as it is.
+//! Turns a conversation into a prompt: by one of the presets of the model's card, by a checkpoint's own template, or as
+//! it is.
 
 use std::fmt;
 use std::path::Path;
@@ -36,10 +37,10 @@ pub struct Message {
     /// The functions that the assistant called.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,
-    /// Of a message of the role `tool`: the call whose result it is.
+    /// In a message of the role `tool`: the call whose result it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_call_id: Option<String>,
-    /// The model goes on with this message, which is the last one, where it ends.
+    /// Whether the model continues this message, which must be the last one, where it ends.
     #[serde(skip)]
     pub begun: bool,
 }
@@ -50,7 +51,7 @@ impl Message {
         Self { role: role.into(), content: content.into(), tool_calls: Vec::new(), tool_call_id: None, begun: false }
     }
 
-    /// An answer of which the model is to write the rest.
+    /// An answer that the model is to finish.
     pub fn begun(content: impl Into<String>) -> Self {
         Self { begun: true, ..Self::new("assistant", content) }
     }
@@ -88,13 +89,13 @@ pub enum Template {
     AogInstructionFirst,
     /// A checkpoint's own chat template.
     Jinja(Jinja),
-    /// No template: the contents of the messages with nothing between them.
+    /// No template: the contents of the messages, one directly after the other.
     Raw,
 }
 
 impl Template {
-    /// The template of the checkpoint in `dir`: its own if it has one, else [`Template::Aog`]; that also without a
-    /// directory.
+    /// The template of the checkpoint in `dir`: its own if it has one, else [`Template::Aog`], which is also the answer
+    /// when there is no directory.
     ///
     /// # Errors
     /// [`Error::File`] when the checkpoint's template, or the file it should be in, cannot be read.
@@ -131,20 +132,23 @@ impl Template {
     /// The prompt for the answer to the last message, or for the rest of the last message when it is
     /// [begun](Message::begun).
     ///
-    /// A system message at the beginning is the instruction. Without one it is `instruction`; without that, the
-    /// presets take [`AOG_INSTRUCTION`] (and leave the block out when it is empty), a checkpoint's template what it
-    /// takes by itself.
+    /// A system message at the beginning is the instruction. Without one it is `instruction`. Without that too, the
+    /// presets use [`AOG_INSTRUCTION`] (if the instruction is empty, they leave the block out), and a checkpoint's
+    /// template does what it does by itself.
     ///
     /// # Errors
-    /// [`Error::Input`] when the conversation does not fit the template: the presets want question and answer in
-    /// turn and a question or a begun answer at the end, [`Template::Raw`] has no place for an instruction, and a checkpoint's template
-    /// may refuse what it likes.
+    /// [`Error::Input`] when the conversation does not fit the template: the presets want question and answer in turn,
+    /// and a question or a begun answer at the end; [`Template::Raw`] has no place for an instruction; and a
+    /// checkpoint's template may refuse what it likes.
     pub fn render(&self, messages: &[Message], instruction: Option<&str>) -> Result<String> {
         if messages.is_empty() {
             return Err(no_message());
         }
         if let Some(i) = messages[..messages.len() - 1].iter().position(|m| m.begun) {
-            return Err(Error::Input(format!("message {} is begun, and only the last one can be", i + 1)));
+            return Err(Error::Input(format!(
+                "message {} is an answer to be continued, and only the last one can be",
+                i + 1
+            )));
         }
         match self {
             Self::Aog => Dialogue::of(messages, instruction)?.render("Question", |question, instruction| {
@@ -180,7 +184,8 @@ impl Template {
     /// As [`Template::render`] and [`Tokenizer::encode`].
     pub fn encode(&self, tokenizer: &Tokenizer, messages: &[Message], instruction: Option<&str>) -> Result<Vec<u32>> {
         let ids = match self {
-            // One text, encoded as one: tokens may cross from the template into a message (`.\n\n` is one).
+            // Encoded as one text: a token may span the end of the template's text and the beginning of a message
+            // (`.\n\n` is one).
             Self::Aog | Self::AogInstructionFirst => tokenizer.encode_plain(&self.render(messages, instruction)?)?,
             Self::Jinja(jinja) => return self.encode_jinja(jinja, tokenizer, messages, instruction),
             Self::Raw => tokenizer.encode(&self.render(messages, instruction)?, false)?,
@@ -203,8 +208,8 @@ impl Template {
         if typed.is_empty() {
             return tok.encode(&self.render(messages, instruction)?, false);
         }
-        // Somebody wrote special tokens: they go through the template in disguise, so that those which are in the
-        // prompt afterwards are the template's own.
+        // A message contains the text of special tokens. They go through the template in disguise, so that the special
+        // tokens that the prompt has afterwards are the template's own.
         let disguise = Disguise::new(typed, texts.iter().copied());
         let hide = |text: &str| disguise.hide(text);
         let hidden: Vec<_> = messages.iter().map(|m| m.map_texts(&hide)).collect();
@@ -225,7 +230,7 @@ impl fmt::Display for Template {
     }
 }
 
-/// A conversation as the presets see it.
+/// A conversation in the form that the presets need.
 struct Dialogue<'a> {
     turns: Vec<(&'a str, &'a str)>,
     question: &'a str,
@@ -262,8 +267,8 @@ impl<'a> Dialogue<'a> {
         Ok(Self { turns, question: &question.content, instruction, begun })
     }
 
-    /// Blocks of earlier turns, their questions titled `title`, then what `last` makes of the question and the
-    /// instruction's block.
+    /// The blocks of earlier turns, whose questions have the title `title`, and then what `last` makes of the question
+    /// and the instruction's block.
     fn render(&self, title: &str, last: impl Fn(&str, &str) -> String) -> Result<String> {
         let turn = |&(q, a): &(&str, &str)| format!("### {title}:\n{q}\n\n### Response:\n{a}\n\n");
         let mut prompt: String = self.turns.iter().map(turn).collect();
@@ -285,17 +290,17 @@ fn no_message() -> Error {
     Error::Input("there is no message to answer".into())
 }
 
-/// Writes the texts of special tokens so that they are none.
+/// Writes the texts of special tokens in such a way that they are not special.
 struct Disguise<'a> {
-    /// Special tokens, and for each a character that no message contains.
+    /// Special tokens, each with a character that no message contains.
     marks: Vec<(&'a str, char)>,
 }
 
 impl<'a> Disguise<'a> {
     fn new<'c>(mut specials: Vec<&'a str>, contents: impl Iterator<Item = &'c str> + Clone) -> Self {
-        // The longest first, for one may contain another.
+        // The longest come first, since one may contain another.
         specials.sort_by_key(|s| (std::cmp::Reverse(s.len()), *s));
-        // Private characters of plane 15, which mean nothing to anybody.
+        // Private characters of plane 15, which have no meaning of their own.
         let unused = ('\u{F0000}'..='\u{FFFFD}').filter(|mark| !contents.clone().any(|c| c.contains(*mark)));
         Self { marks: specials.into_iter().zip(unused).collect() }
     }

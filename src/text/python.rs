@@ -119,8 +119,8 @@ fn split<'a>(text: &'a str, separator: Option<&str>, most: Option<usize>, right:
     Ok(parts)
 }
 
-/// `json.dumps(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`, the filter that transformers puts in
-/// the place of Jinja's own, which would escape for HTML.
+/// `json.dumps(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`: the filter that transformers
+/// uses instead of Jinja's own, which would escape for HTML.
 pub fn tojson(value: &Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
     let args = args.into_values();
     let (rest, options): (&[Value], Kwargs) = from_args(&args)?;
@@ -159,7 +159,7 @@ pub fn tojson(value: &Value, args: Rest<ValueOrKwargs>) -> Result<String, Error>
 
 /// JSON in Python's form.
 struct Dumps {
-    /// Of each level, on lines of their own; one line without.
+    /// What one level is indented by, with lines of their own for items; `None` writes one line.
     indent: Option<String>,
     /// Between items, and between a key and its value.
     separators: [String; 2],

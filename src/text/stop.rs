@@ -1,12 +1,12 @@
-//! Stop strings: text that could be the beginning of one is held back until it is certain, so no part of a stop string is ever shown,
-//! wherever the boundaries of tokens fall.
+//! Stop strings. Text that could be the beginning of one is held back until that is decided, so no part of a stop
+//! string is ever shown, wherever the boundaries of tokens fall.
 
 use crate::error::{Error, Result};
 
 /// Looks for stop strings in a text that comes in pieces, and holds back what could still become one.
 ///
-/// The result does not depend on where the text is cut: the stop string whose last character comes first ends the
-/// text, of several that end there the longest, and the text ends where that one begins.
+/// The result does not depend on where the text is cut. The stop string whose last character comes first ends the text;
+/// of several that end there, the longest. The text ends where that stop string begins.
 ///
 /// ```
 /// let mut stops = aoji::StopStrings::new(vec!["###".into()]).unwrap();
@@ -32,7 +32,7 @@ pub struct Found {
 }
 
 impl StopStrings {
-    /// Watches for `stops`; an empty list holds nothing back.
+    /// Watches for `stops`; with an empty list nothing is held back.
     ///
     /// # Errors
     /// [`Error::Input`] when one of them is empty.
@@ -43,7 +43,7 @@ impl StopStrings {
         }
     }
 
-    /// Takes the next piece of text; what of the text may be shown now, and whether it has ended.
+    /// Takes the next piece of text. Returns the text that may be shown now, and whether the text has ended.
     pub fn push(&mut self, piece: &str) -> Found {
         if self.stopped.is_some() {
             return Found { text: String::new(), stopped: self.stopped };
@@ -60,7 +60,7 @@ impl StopStrings {
         Found { text, stopped: self.stopped }
     }
 
-    /// The text that was held back, when no more comes. The watch then begins anew.
+    /// The text that was held back, when no more comes. After that, the watch starts anew.
     pub fn finish(&mut self) -> String {
         self.stopped = None;
         std::mem::take(&mut self.held)
@@ -75,7 +75,7 @@ impl StopStrings {
         })
     }
 
-    /// Length of the longest end of `text` that a stop string begins with and goes beyond.
+    /// Length of the longest end of `text` with which a longer stop string begins.
     fn could_grow(&self, text: &str) -> usize {
         let grows = |stop: &String| {
             let longest = text.len().min(stop.len() - 1);

@@ -1,4 +1,4 @@
-//! Tokens one by one to text, never half a character.
+//! Turns tokens into text one by one, and never gives half a character.
 
 use tokenizers::{Decoder, DecoderWrapper};
 
@@ -8,15 +8,15 @@ use super::Tokenizer;
 pub(super) enum Decoding {
     /// Tokens are bytes in the alphabet of GPT-2 (Llama 3, SmolLM2).
     ByteLevel,
-    /// Tokens are words with `▁` for the space, and `<0xE5>` for a byte of a character without a token (Llama 2).
+    /// Tokens are words with `▁` for the space; `<0xE5>` is one byte of a character that has no token (Llama 2).
     Pieces {
         /// What rewrites each token on its own.
         each: Vec<DecoderWrapper>,
         byte_fallback: bool,
-        /// So many of this character are dropped where the text begins, mostly none.
+        /// How many of which character are dropped at the beginning of a text; mostly none.
         strip: (char, usize),
     },
-    /// Anything else, of which nothing is certain before the last token.
+    /// Anything else: nothing is certain before the last token.
     Whole,
 }
 
@@ -45,7 +45,7 @@ impl Decoding {
         Self::Pieces { each: each.to_vec(), byte_fallback, strip }
     }
 
-    /// Bytes of a token; of the `first` one of its text before the decoder drops what it drops there.
+    /// Bytes of a token. For the `first` token of a text, before the decoder drops what it drops at the beginning.
     pub(super) fn token_bytes(&self, hf: &tokenizers::Tokenizer, token: String, first: bool) -> Vec<u8> {
         match self {
             Self::ByteLevel => byte_level(&token),
@@ -64,10 +64,10 @@ impl Decoding {
     }
 }
 
-/// What a decoder does differently where a text begins.
+/// What a decoder does differently at the beginning of a text.
 #[derive(Debug, Clone, Copy)]
 struct Start {
-    /// Nothing was pushed that counts.
+    /// No token that counts was pushed yet.
     first: bool,
     /// Leading characters that may still have to be dropped.
     strip: usize,
@@ -82,7 +82,7 @@ impl Start {
         Self { first: true, strip }
     }
 
-    /// `text` without what the decoder drops where the whole text begins.
+    /// `text` without what the decoder drops at the beginning of the whole text.
     fn stripped(&mut self, decoding: &Decoding, text: String) -> String {
         let Decoding::Pieces { strip: (content, _), .. } = decoding else { return text };
         let mut rest = text.as_str();
@@ -99,9 +99,9 @@ impl Start {
 /// Turns the tokens of one text into pieces of it, each as soon as it is certain.
 ///
 /// All pieces together are exactly what [`Tokenizer::decode`] gives for all tokens. A character that is spread over
-/// tokens comes when it is complete; bytes that can no longer become one come as U+FFFD. With a byte-level
-/// vocabulary a push costs the length of its token. Where a vocabulary falls back to tokens for single bytes, a run
-/// of these comes when it ends, for one bad byte spoils the whole run by that decoder's rule.
+/// several tokens comes when it is complete; bytes that can no longer become one come as U+FFFD. With a byte-level
+/// vocabulary a push costs time in proportion to the length of its token. Where a vocabulary uses tokens for single
+/// bytes, a run of these comes when it ends, since by that decoder's rule one bad byte spoils the whole run.
 ///
 /// ```
 /// # let tokenizer = aoji::ModelFiles::open("demo")?.tokenizer.unwrap();
@@ -120,11 +120,11 @@ pub struct TokenStream {
     skip_special: bool,
     /// Bytes that are not certain yet.
     bytes: Vec<u8>,
-    /// Every token so far, where nothing less than all of them can be decoded, and about how many characters they are.
+    /// Every token so far, if nothing less than all of them can be decoded, and roughly how many characters they make.
     tokens: Vec<u32>,
     chars: usize,
     start: Start,
-    /// What decoding the prompt alone gives for its end, which more tokens could still change.
+    /// The text that decoding the prompt alone gives for its end, and that more tokens could still change.
     known: String,
 }
 
@@ -134,12 +134,12 @@ impl TokenStream {
         Self { tokenizer, skip_special, bytes: Vec::new(), tokens: Vec::new(), chars: 0, start, known: String::new() }
     }
 
-    /// The stream of a text that goes on after `prompt`, for a new stream: [`Tokenizer::decode`]'s text of the prompt and all
-    /// pieces together are its text of all tokens. So a space between the two is in the first piece, which the decoders of
-    /// SentencePiece's vocabularies drop only where a text begins.
+    /// Makes a new stream continue `prompt`: [`Tokenizer::decode`]'s text of the prompt, followed by all pieces, is its
+    /// text of all tokens. So a space between the two is in the first piece; decoders of SentencePiece's vocabularies
+    /// drop it only at the beginning of a text.
     ///
-    /// Where the prompt ends amid a character, decoding it alone gives U+FFFD in that place; the pieces then begin with the
-    /// whole character, once it is complete.
+    /// If the prompt ends in the middle of a character, decoding it alone gives U+FFFD there; the pieces then begin
+    /// with the whole character, once it is complete.
     pub fn after(mut self, prompt: &[u32]) -> Self {
         let mut rest = prompt;
         while let [id, tail @ ..] = rest
@@ -148,12 +148,12 @@ impl TokenStream {
             self.push(*id);
             rest = tail;
         }
-        // From here on all that counts is what the last few tokens leave open.
+        // Only what the last few tokens leave undecided matters from here on.
         let mut bytes = 0;
         let closes = |&id: &u32| match self.tokenizer.decoding() {
             Decoding::ByteLevel => {
                 bytes += self.visible(id).map_or(0, |token| byte_level(&token).len());
-                bytes > 3 // more than any beginning of a character
+                bytes > 3 // longer than an unfinished character can be
             }
             Decoding::Pieces { .. } => self.visible(id).is_some_and(|token| byte_token(&token).is_none()),
             Decoding::Whole => false,
@@ -165,7 +165,7 @@ impl TokenStream {
         self
     }
 
-    /// Takes the next token; the text that is certain now, if there is any.
+    /// Takes the next token. Returns the text that is certain now, if there is any.
     pub fn push(&mut self, id: u32) -> Option<String> {
         let token = self.visible(id)?;
         let first = std::mem::replace(&mut self.start.first, false);
@@ -194,7 +194,7 @@ impl TokenStream {
         self.unknown(text)
     }
 
-    /// The rest of the text, after the last token. The stream is then as new.
+    /// The rest of the text, after the last token. The stream is then like new.
     pub fn finish(&mut self) -> Option<String> {
         let text = self.open_text();
         let text = self.unknown(text);
@@ -202,7 +202,8 @@ impl TokenStream {
         text
     }
 
-    /// The bytes that `id` would add to the text as its next token, half a character is possible; of a special token its name.
+    /// The bytes that `id` would add to the text as its next token, possibly half a character; for a special token its
+    /// name.
     #[cfg(feature = "server")]
     pub(crate) fn bytes_of(&self, id: u32) -> Vec<u8> {
         if self.tokenizer.is_special(id) {
@@ -217,7 +218,7 @@ impl TokenStream {
         }
     }
 
-    /// Whole characters of the tokens so far that no piece has given yet, where that can be told.
+    /// How many whole characters of the tokens so far no piece has given yet, as far as that can be told.
     #[cfg(feature = "server")]
     pub(crate) fn open_chars(&self) -> usize {
         let decoding = self.tokenizer.decoding();
@@ -235,23 +236,23 @@ impl TokenStream {
         }
     }
 
-    /// The token as the vocabulary writes it, if it is to be seen.
+    /// The token as the vocabulary writes it, if the text shows it.
     fn visible(&self, id: u32) -> Option<String> {
         self.tokenizer.visible(id, self.skip_special)
     }
 
-    /// What the tokens that are not certain yet would be if none followed.
+    /// The text that the undecided tokens would give if no more followed.
     fn open_text(&self) -> String {
         let decoding = self.tokenizer.decoding();
         match decoding {
             Decoding::ByteLevel => lossy(self.bytes.clone()),
             Decoding::Pieces { .. } => { self.start }.stripped(decoding, run(self.bytes.clone())),
-            // `push` kept only tokens that are to be seen.
+            // `push` kept only tokens that the text shows.
             Decoding::Whole => self.tokenizer.decode(&self.tokens, false).unwrap_or_default(),
         }
     }
 
-    /// What of `text` is beyond what decoding the prompt alone gave.
+    /// The part of `text` that decoding the prompt alone did not give.
     fn unknown(&mut self, text: String) -> Option<String> {
         let n = common(&text, &self.known);
         match n < text.len() {
@@ -262,7 +263,7 @@ impl TokenStream {
     }
 }
 
-/// A run of byte tokens that has ended: a text, or one U+FFFD for each of its bytes.
+/// A run of byte tokens that has ended: its text, or one U+FFFD for each of its bytes.
 fn run(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap_or_else(|e| char::REPLACEMENT_CHARACTER.to_string().repeat(e.as_bytes().len()))
 }
@@ -272,7 +273,7 @@ fn common(a: &str, b: &str) -> usize {
     a.chars().zip(b.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum()
 }
 
-/// One token through decoders that look at a token and at whether it is the first.
+/// Passes one token through decoders that only need the token and whether it is the first.
 fn rewrite(each: &[DecoderWrapper], token: String, first: bool) -> String {
     let mut tokens = if first { vec![token] } else { vec![String::new(), token] };
     for decoder in each {
@@ -306,7 +307,7 @@ fn byte_of(c: char) -> Option<u8> {
     }
 }
 
-/// How much of `bytes` further bytes cannot change: all, less the beginning of a character at the end.
+/// How many of `bytes` later bytes cannot change: all except the beginning of a character at the end.
 fn certain_len(bytes: &[u8]) -> usize {
     let incomplete = |&k: &usize| {
         let tail = std::str::from_utf8(&bytes[bytes.len() - k..]);

@@ -20,14 +20,14 @@ use crate::{
 
 /// A checkpoint's tokenizer. Clones share one vocabulary.
 ///
-/// Ids are the ones Hugging Face's `tokenizers` gives for the same file, with one exception that is asked for by
-/// name: [`Tokenizer::encode_plain`].
+/// The ids are those that Hugging Face's `tokenizers` gives for the same file, with one exception that has to be asked
+/// for: [`Tokenizer::encode_plain`].
 #[derive(Clone)]
 pub struct Tokenizer(Arc<Inner>);
 
 struct Inner {
     hf: tokenizers::Tokenizer,
-    /// The added tokens of `hf`, told not to see special tokens in a text.
+    /// The added tokens of `hf`, with special tokens in a text not recognised.
     plain: AddedVocabulary,
     bos: Option<u32>,
     decoding: Decoding,
@@ -57,7 +57,7 @@ impl Tokenizer {
 
     /// Reads the content of a `tokenizer.json`; `path` is what errors call it.
     ///
-    /// Truncation and padding that the file may carry over from training are dropped: a prompt is never cut.
+    /// Truncation and padding that the file may still have from training are dropped: a prompt is never cut.
     ///
     /// # Errors
     /// [`Error::File`] when it is no tokenizer, or lists an added token under an id that the vocabulary contradicts.
@@ -70,7 +70,7 @@ impl Tokenizer {
         let mut hf = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| wrong(&e))?;
         hf.with_truncation(None).map_err(|e| wrong(&e))?.with_padding(None);
 
-        // The crate numbers added tokens by itself and only logs where it comes to another id than the file.
+        // The crate numbers added tokens itself, and only logs when its id differs from the file's.
         let listed: Listed = serde_json::from_slice(bytes).map_err(|e| wrong(&e))?;
         for token in listed.added_tokens {
             let found = hf.token_to_id(&token.content);
@@ -102,8 +102,8 @@ impl Tokenizer {
 
     /// Token ids of `text`; with `special`, also what the file's post-processor adds (for Llama 3: one BOS in front).
     ///
-    /// The text of a special token inside `text` becomes that special token, as in Hugging Face's libraries; text
-    /// from somebody else goes through [`Tokenizer::encode_plain`].
+    /// The text of a special token inside `text` becomes that special token, as in Hugging Face's libraries. For text
+    /// that other people wrote there is [`Tokenizer::encode_plain`].
     ///
     /// # Errors
     /// [`Error::Input`] when the file's rules cannot be applied to the text.
@@ -120,8 +120,8 @@ impl Tokenizer {
         self.0.encode_seeing(&self.0.plain, text, &[])
     }
 
-    /// Token ids of `text` with nothing added, in which a character of `marks` stands for the text of a special token that is
-    /// to stay text. All of it is encoded as one text, so the rest has the tokens that it has in any other text.
+    /// Token ids of `text` with nothing added. A character of `marks` stands for the text of a special token that shall
+    /// stay text. All of it is encoded as one text, so the rest gets the same tokens as in any other text.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -181,22 +181,22 @@ impl Tokenizer {
         self.added(id).is_some()
     }
 
-    /// The bytes that token `id` adds to a text, when it is not its first token. Half a character is possible;
-    /// nothing for an id that names no token.
+    /// The bytes that token `id` adds to a text when it is not the first token; possibly half a character, and nothing
+    /// for an id that names no token.
     pub fn token_bytes(&self, id: u32) -> Vec<u8> {
         self.bytes_at(id, false)
     }
 
-    /// The same, for its `first` token before the decoder drops what it drops there.
+    /// The same; for the `first` token of a text, before the decoder drops what it drops at the beginning.
     pub(super) fn bytes_at(&self, id: u32, first: bool) -> Vec<u8> {
         self.visible(id, false).map_or(Vec::new(), |token| self.0.decoding.token_bytes(&self.0.hf, token, first))
     }
 
-    /// What decoders are given for token `id`; `None` where nothing is to be seen of it.
+    /// The token as decoders get it; `None` when the text does not show it.
     pub(super) fn visible(&self, id: u32, skip_special: bool) -> Option<String> {
         match self.added(id) {
             Some(token) if token.special => (!skip_special).then(|| token.content.clone()),
-            // What the normalizer made of an added token, the decoder takes back.
+            // An added token was changed by the normalizer, and the decoder undoes that.
             _ => self.0.hf.id_to_token(id),
         }
     }
@@ -227,8 +227,9 @@ impl Inner {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The steps of the crate's `encode` with another set of added tokens: a second tokenizer would double the vocabulary.
-    /// `marks` become what they stand for when the added tokens have been found and the text is normalized.
+    /// The steps of the crate's `encode` with another set of added tokens; a second tokenizer would double the
+    /// vocabulary. `marks` are replaced by what they stand for after the added tokens have been found and the text is
+    /// normalized.
     fn encode_seeing(&self, added: &AddedVocabulary, text: &str, marks: &[(char, String)]) -> Result<Vec<u32>> {
         let mut split = added.extract_and_normalize(self.hf.get_normalizer(), text);
         let ids = (|| {
@@ -245,14 +246,14 @@ impl Inner {
         ids.map_err(cannot_encode)
     }
 
-    /// `text` as the normalizer writes it amid other text.
+    /// `text` as the normalizer writes it in the middle of other text.
     fn normalized(&self, text: &str) -> String {
         let normalize = |text: String| {
             let mut text = NormalizedString::from(text);
             let done = self.hf.get_normalizer().map_or(Ok(()), |n| n.normalize(&mut text));
             done.is_ok().then(|| text.get().to_string())
         };
-        // The letter keeps away what is put in front of a whole text.
+        // The x in front keeps the normalizer from adding what it adds at the beginning of a text.
         let amid = normalize(format!("x{text}")).zip(normalize("x".into()));
         amid.and_then(|(both, x)| Some(both.strip_prefix(&x)?.to_string())).unwrap_or_else(|| text.into())
     }

@@ -1,4 +1,4 @@
-//! `tokenizer_config.json`: chat templates, and what it says about special tokens besides `tokenizer.json`.
+//! Reads `tokenizer_config.json`: chat templates, and what it says about special tokens that `tokenizer.json` does not.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::{
 /// Names of the special tokens that every tokenizer of transformers may have.
 const TOKENS: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// The file, empty where there is none, and `special_tokens_map.json`, which older checkpoints have beside it.
+/// The file, empty if there is none, together with `special_tokens_map.json`, which older checkpoints have beside it.
 pub(crate) struct TokenizerConfig {
     pub path: PathBuf,
     pub chat_template: Option<ChatTemplate>,
@@ -64,7 +64,7 @@ struct Listed {
 }
 
 impl TokenizerConfig {
-    /// That of the checkpoint in `dir`, or what the keys say of the GGUF file that `dir` is.
+    /// Reads the file of the checkpoint in `dir`, or makes it of the keys if `dir` is a GGUF file.
     ///
     /// # Errors
     /// [`Error::File`] when a file is not what it should be.
@@ -79,7 +79,7 @@ impl TokenizerConfig {
         Ok(Self { path, chat_template, map, listed: added_tokens_decoder.unwrap_or_default() })
     }
 
-    /// What the keys of a GGUF file say.
+    /// Makes it of the keys of a GGUF file.
     pub fn of_gguf(gguf: &Gguf) -> Result<Self> {
         let file = serde_json::from_value(gguf.tokenizer_config()?);
         let File { chat_template, rest: map, .. } = file.map_err(|e| Error::file(gguf.path(), e.to_string()))?;
@@ -101,9 +101,9 @@ impl TokenizerConfig {
         lists.into_iter().flatten().filter_map(Value::as_array).flatten().filter_map(text).collect()
     }
 
-    /// What is to be added to the tokenizer of `tokenizer.json`, as transformers does: tokens that are listed here only, and
-    /// those that are special by this file. A name without an entry and without a place in the vocabulary is no token: it
-    /// is left over from another model, whose ids these are not.
+    /// The tokens to add to those of `tokenizer.json`, as transformers does: tokens that only this file lists, and
+    /// tokens that only this file calls special. A name that has no entry and is not in the vocabulary is not a token:
+    /// it was left over from another model, whose ids are not this model's.
     pub fn added_tokens(&self, hf: &tokenizers::Tokenizer) -> Vec<AddedToken> {
         let there = hf.get_added_vocabulary().get_added_tokens_decoder();
         let special: Vec<String> = self.named().into_values().chain(self.additional()).collect();
@@ -147,8 +147,8 @@ fn text(value: &Value) -> Option<String> {
     value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_string)
 }
 
-/// `tokenizer_config.json` of the checkpoint in `dir`, or what the keys of the GGUF file `dir` say in its place; empty where there is
-/// no such thing.
+/// `tokenizer_config.json` of the checkpoint in `dir`, or what the keys say if `dir` is a GGUF file; empty where there
+/// is no such thing.
 ///
 /// # Errors
 /// [`Error::File`] when it is no JSON object or a link that leads nowhere, [`Error::Io`] when it cannot be read.

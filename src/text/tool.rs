@@ -1,4 +1,4 @@
-//! Functions in a conversation, their calls and the results, in the form in which chat templates expect them.
+//! Functions in a conversation, their calls and their results, in the form that chat templates expect.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -8,12 +8,12 @@ use super::prompt::Message;
 /// A call of a function by the assistant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToolCall {
-    /// By it the result refers to the call.
+    /// The id by which the result refers to the call.
     pub id: String,
     /// `function`
     #[serde(rename = "type")]
     pub kind: String,
-    /// What is called.
+    /// The function that is called, and its arguments.
     pub function: CalledFunction,
 }
 
@@ -51,7 +51,7 @@ impl Message {
         }
     }
 
-    /// The message with `f` of each of these texts in its place.
+    /// The message with each of these texts replaced by `f` of it.
     pub(super) fn map_texts(&self, f: &dyn Fn(&str) -> String) -> Self {
         Self {
             content: f(&self.content),
@@ -75,7 +75,7 @@ pub(super) fn each_text<'a>(value: &'a Value, f: &mut dyn FnMut(&'a str)) {
     }
 }
 
-/// `value` with `f` of each of its texts in its place, names too.
+/// `value` with each of its texts, names too, replaced by `f` of it.
 pub(super) fn map_texts(value: &Value, f: &dyn Fn(&str) -> String) -> Value {
     match value {
         Value::String(text) => f(text).into(),
@@ -90,5 +90,5 @@ pub(super) fn map_texts(value: &Value, f: &dyn Fn(&str) -> String) -> Value {
 pub(crate) fn json_line(value: &Value) -> String {
     use minijinja::value::{Rest, Serde, Value as Jinja};
     let written = super::python::tojson(&Jinja::from(Serde(value)), Rest(Vec::new()));
-    written.unwrap_or_else(|_| value.to_string()) // what is JSON can be written as JSON
+    written.unwrap_or_else(|_| value.to_string()) // writing JSON cannot fail
 }

@@ -1,4 +1,5 @@
-//! The adapter that is trained: where its factors lie among the parameters, how they begin, and PEFT's files of them.
+//! The adapter that is trained: where its factors lie among the parameters, their first values, and how they are
+//! written to PEFT's files.
 
 use crate::{
     error::{Error, Result},
@@ -14,7 +15,7 @@ use safetensors::{Dtype, tensor::TensorView};
 use serde_json::json;
 use std::path::Path;
 
-/// Counter word of the draws that begin a factor; those of [`Dropout`] have another word there.
+/// A word in the counter of the draws for the first values; [`Dropout`] has another word there, so the draws differ.
 const INIT: u32 = 1;
 
 /// What kind of adapter.
@@ -47,14 +48,14 @@ pub struct Site {
     pub b: usize,
     /// Columns of the stack of matrices that it is part of (q, k and v; gate and up).
     pub stride: usize,
-    /// Its first one.
+    /// Column at which it begins there.
     pub at: usize,
 }
 
 /// The layout of an adapter.
 #[derive(Debug, Clone)]
 pub struct Adapter {
-    /// What kind.
+    /// Its rank, scale and targets.
     pub shape: Shape,
     /// For each layer its adapted matrices, in the order of [`TARGETS`].
     pub layers: Vec<[Option<Site>; 7]>,
@@ -63,7 +64,7 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// Of a model.
+    /// The adapter for a model.
     ///
     /// # Errors
     /// `Input` for a rank of 0, an unknown target, or none.
@@ -116,13 +117,13 @@ impl Adapter {
         self.layers.iter().flatten().flatten()
     }
 
-    /// The mask of a matrix's input in a micro-batch.
+    /// The dropout mask of a matrix's input in a micro-batch.
     pub fn dropout(&self, site: &Site, seed: u64, step: u32) -> Dropout {
         Dropout { p: self.shape.dropout, seed, step, site: site.id }
     }
 
-    /// Parameters as PEFT begins with them: `A` uniform in +-1 / sqrt(k) (`kaiming_uniform_` with a = sqrt 5), `B` 0. Drawn by
-    /// Philox4x32-10 of the counter `[i, 1, 0, site]` and the key `seed`, 24 bits each.
+    /// The parameters as PEFT begins with them: `A` uniform in +-1 / sqrt(k) (`kaiming_uniform_` with a = sqrt 5),
+    /// `B` 0. They are drawn with Philox4x32-10 from the counter `[i, 1, 0, site]` and the key `seed`, 24 bits each.
     pub fn init(&self, seed: u64) -> Vec<f32> {
         let mut params = vec![0f32; self.len];
         for site in self.sites() {
@@ -135,7 +136,7 @@ impl Adapter {
         params
     }
 
-    /// The parameters of an adapter in `dir`, which must be of this kind.
+    /// Reads the parameters of the adapter in `dir`, which must have the same shape.
     ///
     /// # Errors
     /// Those of [`Lora::open`]; `File` when rank, scale or targets differ from those of the run.
@@ -151,7 +152,7 @@ impl Adapter {
                 return Err(Error::file(
                     dir,
                     format!(
-                        "{} has rank {its_rank} and scale {scale}; this run has lora_r {rank} and lora_alpha {}: a run goes on with \
+                        "{} has rank {its_rank} and scale {scale}; this run has lora_r {rank} and lora_alpha {}: a run must keep \
                          the rank and alpha that the adapter has",
                         site.module, self.shape.alpha
                     ),
@@ -172,7 +173,7 @@ impl Adapter {
     /// Writes `adapter_config.json` and `adapter_model.safetensors` (f32) as PEFT does.
     ///
     /// # Errors
-    /// Of writing.
+    /// `Io` when a file cannot be written.
     pub fn save(&self, params: &[f32], base: &str, out: &mut Output) -> Result<()> {
         let rank = self.shape.rank;
         let mut targets = self.shape.targets.clone();

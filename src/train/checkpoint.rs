@@ -1,7 +1,8 @@
-//! Where a run stopped: its adapter, the optimizer's means and its place, from which it goes on with the same bits.
+//! Checkpoints: the adapter, the optimizer's means and how far the run was, so that it goes on with the same bits.
 //!
-//! `output_dir/checkpoint-STEP/` has the adapter as PEFT stores it, `optimizer.safetensors` and `trainer_state.json`, which is written last: a
-//! checkpoint that has it is whole. A disk that fills up or a process that is killed leaves the last whole one as it is.
+//! `output_dir/checkpoint-STEP/` has the adapter as PEFT stores it, `optimizer.safetensors` and `trainer_state.json`.
+//! The last is written last, so a checkpoint that has it is complete. If the disk fills up or the process is killed,
+//! the last complete checkpoint stays as it is.
 
 use super::{
     adapter::{Adapter, safetensors_of},
@@ -48,16 +49,16 @@ struct Place {
     micro: u32,
     tokens: u64,
     window: (usize, f64),
-    /// Of the data, as [`super::Data::fingerprint`].
+    /// [`super::Data::fingerprint`] of the data.
     data: String,
-    /// Keys of the configuration that must stay.
+    /// Keys of the configuration that must not change.
     config: BTreeMap<String, Value>,
 }
 
-/// Writes a checkpoint; one of the same step is replaced.
+/// Writes a checkpoint. A complete one of the same step is kept, since it has the same bits; an incomplete one is replaced.
 ///
 /// # Errors
-/// Of writing; nothing is left of the checkpoint then.
+/// Those of writing; then nothing is left of the checkpoint.
 pub fn save(adapter: &Adapter, state: &State, config: &TuneConfig, data: u64) -> Result<PathBuf> {
     let dir = config.output_dir.join(format!("checkpoint-{}", state.step));
     if dir.join(STATE).exists() {
@@ -85,7 +86,7 @@ pub fn save(adapter: &Adapter, state: &State, config: &TuneConfig, data: u64) ->
     Ok(dir)
 }
 
-/// The whole checkpoint of the most steps in a directory.
+/// The complete checkpoint with the most steps in a directory.
 ///
 /// # Errors
 /// `Io` when the directory cannot be read.
@@ -108,7 +109,8 @@ pub fn last(dir: &Path) -> Result<Option<PathBuf>> {
 /// Reads a checkpoint of this run.
 ///
 /// # Errors
-/// `Io` and `File` for what is missing or malformed; `File` when it is of another configuration or other data, by the key that differs.
+/// `Io` and `File` for what is missing or malformed; `File` when it belongs to another configuration or other data: it
+/// names the key that differs.
 pub fn load(dir: &Path, adapter: &Adapter, config: &TuneConfig, model: &Config, data: u64) -> Result<State> {
     let path = dir.join(STATE);
     let place: Place = serde_json::from_str(&json::read(&path)?)
@@ -119,7 +121,7 @@ pub fn load(dir: &Path, adapter: &Adapter, config: &TuneConfig, model: &Config, 
         if was != now {
             let show = |v: Option<&Value>| v.map_or("absent".into(), Value::to_string);
             let what = format!(
-                "{key} was {} and is now {}; a run goes on as it began: restore it, or begin a run with lora_model_dir: {}",
+                "{key} was {} and is now {}; a run must continue as it began: restore the value, or begin a new run with lora_model_dir: {}",
                 show(was),
                 show(now),
                 dir.display()
@@ -128,7 +130,7 @@ pub fn load(dir: &Path, adapter: &Adapter, config: &TuneConfig, model: &Config, 
         }
     }
     if place.data != format!("{data:016x}") {
-        let what = "is of other data: the rows of the datasets, or the tokenizer, have changed since";
+        let what = "belongs to other data: the rows of the datasets, or the tokenizer, have changed since";
         return Err(Error::file(&path, what));
     }
     let params = adapter.load(dir, model)?;

@@ -1,7 +1,8 @@
-//! What a run is told: the keys of Axolotl's YAML files that aoji knows (as of 2024-05, when the card's model was trained).
+//! The configuration of a run: the keys of Axolotl's YAML files that aoji knows (as of 2024-05, when the card's model
+//! was trained).
 //!
-//! A key that is not known, or a value that asks for what aoji does not do, is an error that names it: another run than the one asked for
-//! would be worse than none.
+//! An unknown key, or a value that asks for something that aoji does not do, is an error that names it: a run other
+//! than the requested one would be worse than none.
 
 use super::{
     adapter::Shape,
@@ -15,34 +16,34 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// How the rate goes after the warm-up.
+/// How the learning rate changes after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scheduler {
     /// Half a cosine, to 0 at the end.
     Cosine,
-    /// To 0 at the end.
+    /// In a straight line, to 0 at the end.
     Linear,
-    /// Stays.
+    /// The same in all steps.
     Constant,
 }
 
 /// What the losses of a step are divided by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LossMean {
-    /// The labels of the step.
+    /// The number of labels in the step.
     Global,
-    /// Those of each micro-batch, and the number of these.
+    /// The number of labels in each micro-batch, then the number of micro-batches.
     Micro,
 }
 
-/// Where a run goes on.
+/// Where a run begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Resume {
-    /// It begins.
+    /// At the beginning.
     No,
-    /// From the last checkpoint of `output_dir`.
+    /// At the last checkpoint of `output_dir`.
     Last,
-    /// From this checkpoint.
+    /// At this checkpoint.
     From(PathBuf),
 }
 
@@ -64,7 +65,7 @@ pub struct TuneConfig {
     pub max_steps: Option<usize>,
     pub learning_rate: f64,
     pub scheduler: Scheduler,
-    /// Steps, or a share of all of them.
+    /// A number of steps, or a share of all steps.
     pub warmup: Result<usize, f64>,
     pub weight_decay: f64,
     pub beta1: f64,
@@ -82,12 +83,13 @@ pub struct TuneConfig {
     pub output_dir: PathBuf,
     pub resume: Resume,
     pub eos_token: Option<String>,
-    /// What must be the same when the run goes on later: all keys but those of where and how often something is written.
+    /// The keys that must be the same when the run goes on later: all except those of where and how often something is
+    /// written.
     pub fixed: BTreeMap<String, Value>,
 }
 
 impl TuneConfig {
-    /// Of the content of a YAML file; `path` is named in errors.
+    /// Reads the content of a YAML file; `path` is named in errors.
     ///
     /// # Errors
     /// `Unsupported` for a key or value that asks for what aoji does not do, `File` for one that is missing or malformed. Each
@@ -189,12 +191,13 @@ impl TuneConfig {
         Ok(config)
     }
 
-    /// Tokens that a micro-batch can have.
+    /// Most tokens of a micro-batch.
     pub fn capacity(&self) -> usize {
         self.micro_batch_size * self.sequence_len
     }
 
-    /// The learning rate of step `step`, from 0, of `total`: transformers' `get_*_schedule_with_warmup`, so the first of a warm-up is 0.
+    /// The learning rate of step `step` (from 0) of `total`, as in transformers' `get_*_schedule_with_warmup`: so the
+    /// first step of a warm-up has rate 0.
     pub fn rate(&self, step: usize, total: usize) -> f64 {
         let warmup = match self.warmup {
             Ok(steps) => steps,

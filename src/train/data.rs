@@ -1,4 +1,4 @@
-//! The rows of a run, and the micro-batches that they go through the model in.
+//! The rows of a run, and how they are grouped into the micro-batches that go through the model.
 
 use super::{
     pass::MicroBatch,
@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Counter word of the draws of an order.
+/// A word in the counter of the draws for the order of rows, which other draws do not have.
 const ORDER: u32 = 2;
 
 /// A row that is left out.
@@ -29,18 +29,18 @@ pub struct Dropped {
     pub reason: String,
 }
 
-/// Rows as tokens.
+/// The rows of a run as tokens.
 #[derive(Debug, Clone, Default)]
 pub struct Data {
-    /// Those that are learned.
+    /// Rows to learn.
     pub examples: Vec<Example>,
     /// File and line of each.
     pub places: Vec<(PathBuf, usize)>,
-    /// Those that are not.
+    /// Rows that are left out.
     pub dropped: Vec<Dropped>,
 }
 
-/// `f` of each row of a JSONL file, with its line from 1.
+/// Calls `f` for each row of a JSONL file, with its line number from 1.
 ///
 /// # Errors
 /// `Io`, `File` for a line that is no JSON, and those of `f`.
@@ -61,8 +61,8 @@ pub fn rows(path: &Path, mut f: impl FnMut(usize, Value) -> Result<()>) -> Resul
 }
 
 impl Data {
-    /// Reads the files of a run. Rows that are longer than `sequence_len`, shorter than two tokens or without anything to learn are
-    /// left out, as Axolotl does.
+    /// Reads the files of a run. As in Axolotl, rows are left out that are longer than `sequence_len`, shorter than two
+    /// tokens, or without anything to learn.
     ///
     /// # Errors
     /// `File` for a row that is not of its kind, by file and line; `Input` when nothing is left.
@@ -103,7 +103,7 @@ impl Data {
         Ok(data)
     }
 
-    /// Moves some rows, drawn by `seed`, to a set of their own: a share below 1, or so many.
+    /// Moves rows drawn by `seed` to a set of their own: `size` is a share if below 1, else a number of rows.
     ///
     /// # Errors
     /// `Input` when that is all of them.
@@ -164,7 +164,7 @@ impl Data {
         }
     }
 
-    /// Some rows, one after the other.
+    /// Makes a micro-batch of some rows, one after the other.
     pub fn micro_batch(&self, rows: &[usize]) -> MicroBatch {
         let mut batch = MicroBatch::default();
         for &i in rows {
@@ -174,7 +174,7 @@ impl Data {
         batch
     }
 
-    /// A number that another set of rows hardly has (FNV-1a of ids and labels), by which a run that goes on knows its data.
+    /// A hash of ids and labels (FNV-1a), by which a run that goes on recognises its data.
     pub fn fingerprint(&self) -> u64 {
         let words = self.examples.iter().flat_map(|e| {
             let ids = e.ids.iter().zip(&e.learned).map(|(id, l)| u64::from(*id) << 1 | u64::from(*l));
@@ -184,21 +184,21 @@ impl Data {
     }
 }
 
-/// How an epoch is cut.
+/// How an epoch is divided into micro-batches.
 #[derive(Debug, Clone, Copy)]
 pub struct Packing {
-    /// Of the order.
+    /// Seed of the order.
     pub seed: u64,
-    /// Another order in each epoch.
+    /// Whether each epoch has another order.
     pub shuffle: bool,
-    /// Tokens of a micro-batch that rows are packed into; without, a micro-batch is `rows` rows.
+    /// With packing, the most tokens of a micro-batch; without, a micro-batch is `rows` rows.
     pub capacity: Option<usize>,
     /// Rows of a micro-batch that is not packed.
     pub rows: usize,
 }
 
-/// First-fit (Johnson 1973): each row goes into the first batch that has room. Rows that come by falling length make it
-/// first-fit-decreasing, as Axolotl packs.
+/// First-fit (Johnson 1973): each row goes into the first batch that has room. If rows come from longest to shortest,
+/// it is first-fit-decreasing, as Axolotl packs.
 fn first_fit(order: &[usize], len: impl Fn(usize) -> usize, capacity: usize) -> Vec<Vec<usize>> {
     let mut batches: Vec<(usize, Vec<usize>)> = Vec::new();
     let mut open = 0; // batches before it are full
@@ -218,7 +218,7 @@ fn first_fit(order: &[usize], len: impl Fn(usize) -> usize, capacity: usize) -> 
     batches.into_iter().map(|(_, rows)| rows).collect()
 }
 
-/// The numbers below `n` in an order drawn by Philox (Fisher and Yates).
+/// The numbers below `n` in an order drawn with Philox (the shuffle of Fisher and Yates).
 pub(super) fn shuffled(n: usize, seed: u64, round: u32) -> Vec<usize> {
     let mut order: Vec<usize> = (0..n).collect();
     for i in (1..n).rev() {

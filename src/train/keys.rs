@@ -1,20 +1,20 @@
-//! The keys of a configuration: which there are, and how their values are read.
+//! The keys of a configuration: which ones there are, and how their values are read.
 
 use super::prompt::{Kind, PromptFormat};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
-/// Every key with what it says.
+/// Every key with its description.
 pub const KEYS: [(&str, &str); 43] = [
     ("base_model", "the model: a directory, OWNER/NAME in the local Hugging Face cache, or demo"),
     ("adapter", "lora"),
-    ("lora_model_dir", "an adapter to go on from"),
+    ("lora_model_dir", "an adapter to begin with"),
     ("lora_r", "rank of the adapter"),
     ("lora_alpha", "the adapter is scaled by lora_alpha / lora_r"),
     ("lora_dropout", "share of an adapter's input that is dropped [0]"),
     ("lora_target_linear", "true: adapt all seven matrices of a layer"),
-    ("lora_target_modules", "or these of them"),
+    ("lora_target_modules", "or only these matrices"),
     (
         "datasets",
         "list of path (JSONL) and type: alpaca, a prompt of your own (field_instruction, field_input, field_output, field_system, \
@@ -25,41 +25,41 @@ pub const KEYS: [(&str, &str); 43] = [
     ("pad_to_sequence_len", "changes nothing: nothing is padded"),
     ("train_on_inputs", "the prompt is learned too [false]"),
     ("micro_batch_size", "rows that go through the model together [1]"),
-    ("gradient_accumulation_steps", "micro-batches of a step [1]"),
+    ("gradient_accumulation_steps", "micro-batches in a step [1]"),
     (
         "loss_mean",
         "global: mean over the labels of a step; micro: mean of the micro-batches' means, as transformers before 4.46 [global]",
     ),
-    ("num_epochs", "times that the data is gone through [1]"),
-    ("max_steps", "end after so many steps, whatever num_epochs says"),
-    ("learning_rate", "the largest one"),
+    ("num_epochs", "how often a run goes through the data [1]"),
+    ("max_steps", "end after this many steps, whatever num_epochs says"),
+    ("learning_rate", "its largest value, after the warm-up"),
     ("lr_scheduler", "cosine, linear or constant, after the warm-up [cosine]"),
     ("warmup_steps", "steps in which the rate rises from 0"),
-    ("warmup_ratio", "or their share of all steps"),
+    ("warmup_ratio", "or these as a share of all steps"),
     ("optimizer", "adamw_torch"),
     ("weight_decay", "[0]"),
     ("adam_beta1", "[0.9]"),
     ("adam_beta2", "[0.999]"),
     ("adam_epsilon", "[1e-8]"),
-    ("max_grad_norm", "longer gradients are cut to this length; 0 is off [1]"),
-    ("val_set_size", "rows, or their share, that are kept apart to measure the loss [0]"),
+    ("max_grad_norm", "longer gradients are scaled down to this length; 0 is off [1]"),
+    ("val_set_size", "rows, or a share of them, that are kept apart to measure the loss [0]"),
     ("eval_steps", "steps between measurements [only at the end]"),
     ("save_steps", "steps between checkpoints [none; one is saved on Ctrl-C]"),
-    ("logging_steps", "steps of a line of train.jsonl [1]"),
-    ("seed", "of the adapter's beginning, the order of rows and dropout [42]"),
+    ("logging_steps", "steps between lines of train.jsonl [1]"),
+    ("seed", "for the adapter's first values, the order of rows and dropout [42]"),
     ("shuffle", "another order in each epoch [true]"),
-    ("curriculum_sampling", "true: the order of the files"),
+    ("curriculum_sampling", "true: keep the order of the files"),
     ("bf16", "true: activations in bf16; false or auto: in f32"),
-    ("gradient_checkpointing", "keep less, compute it again: the same bits [false]"),
+    ("gradient_checkpointing", "keep less in memory and compute it again; the bits are the same [false]"),
     ("output_dir", "where adapter, checkpoints, train.jsonl and loss.svg go"),
     ("resume_from_checkpoint", "a checkpoint's directory, or true for the last one in output_dir"),
-    ("special_tokens", "eos_token: what ends a row, where it is not the tokenizer's"),
+    ("special_tokens", "eos_token: the token that ends a row, if not the tokenizer's"),
     ("model_type", "changes nothing"),
     ("tokenizer_type", "changes nothing"),
-    ("flash_attention", "changes nothing: attention never holds its scores"),
+    ("flash_attention", "changes nothing: attention never stores its scores"),
 ];
 
-/// Keys of Axolotl that may stand there when they ask for nothing.
+/// Keys of Axolotl that may be present as long as they ask for nothing.
 pub(super) const UNSET: [&str; 32] = [
     "load_in_8bit",
     "load_in_4bit",
@@ -95,7 +95,7 @@ pub(super) const UNSET: [&str; 32] = [
     "trust_remote_code",
 ];
 
-/// Keys that may change from one part of a run to the next.
+/// Keys that may change when a run goes on.
 pub(super) const FREE: [&str; 9] = [
     "output_dir",
     "resume_from_checkpoint",
@@ -108,11 +108,11 @@ pub(super) const FREE: [&str; 9] = [
     "dataset_prepared_path",
 ];
 
-/// The keys that are not read yet.
+/// The keys that have not been read yet.
 pub(super) struct Keys<'a> {
     pub path: &'a Path,
     pub map: Map<String, Value>,
-    /// Where in the file.
+    /// Where in the file they are.
     pub prefix: String,
 }
 
@@ -196,7 +196,7 @@ impl Keys<'_> {
             None => Ok(None),
             Some(Value::Object(mut map)) => {
                 let eos = map.remove("eos_token");
-                // What pads is never learned and never seen here.
+                // Padding is never learned here, and the model never sees any.
                 ["pad_token", "bos_token", "unk_token"].iter().for_each(|name| drop(map.remove(*name)));
                 match (map.keys().next(), eos) {
                     (Some(other), _) => Err(self.unsupported(&format!("special_tokens.{other}"), "aoji has eos_token")),
@@ -260,7 +260,7 @@ impl Keys<'_> {
         list.into_iter().enumerate().map(dataset).collect()
     }
 
-    /// Nothing is left.
+    /// Checks that no key is left.
     pub fn done(&self) -> Result<()> {
         match self.map.keys().next() {
             Some(other) => Err(self.unsupported(other, "aoji has no such key")),

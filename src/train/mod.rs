@@ -4,8 +4,8 @@
 //! TuneConfig ─► Data ─► micro-batches ─► Pass (loss, gradients) ─► AdamW ─► adapter, checkpoints, train.jsonl
 //! ```
 //!
-//! The bits of an adapter depend on the model, the configuration and the data: not on the threads or the CPU, on whether activations are
-//! kept or computed again, or on where the run was interrupted.
+//! The bits of an adapter depend on the model, the configuration and the data: not on the threads or the CPU, on
+//! whether activations are kept or recomputed, or on where the run was interrupted.
 
 mod adapter;
 mod checkpoint;

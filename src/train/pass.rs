@@ -1,9 +1,9 @@
-//! Forward and backward pass of a micro-batch, written once in terms of the ops.
+//! The forward and backward pass of a micro-batch, written once with the ops.
 //!
-//! What a layer keeps for its backward pass is its input, rotated q, k and v, attention's result and sums, the residual stream between
-//! its halves, gate and up, and the adapters' `u`: norms and SwiGLU are computed again, dropout masks come from their place. With
-//! `recompute` only the inputs of the layers are kept, and the backward pass begins each layer by its forward pass: the same ops on the
-//! same numbers, so the same bits.
+//! For its backward pass a layer keeps its input, the rotated q, k and v, attention's result and sums, the residual
+//! stream between its two halves, gate and up, and the adapters' `u`. Norms and SwiGLU are computed again, and dropout
+//! masks follow from the position. With `recompute` only the inputs of the layers are kept, and the backward pass of a
+//! layer begins with its forward pass: the same ops on the same numbers, so the same bits.
 
 use super::adapter::{Adapter, Site};
 use crate::{
@@ -37,7 +37,7 @@ pub struct MicroBatch {
 }
 
 impl MicroBatch {
-    /// Adds a document; `labels` are the places whose tokens are learned.
+    /// Adds a document; `labels` are the indices of its tokens that are learned.
     pub fn push(&mut self, tokens: &[u32], labels: impl Iterator<Item = usize>, number: usize) {
         if self.starts.is_empty() {
             self.starts.push(0);
@@ -64,9 +64,9 @@ impl MicroBatch {
 pub struct Training {
     /// Seed of the dropout masks.
     pub seed: u64,
-    /// Micro-batch of the run.
+    /// Number of the micro-batch in the run.
     pub step: u32,
-    /// Weight of a label in the loss whose gradient is added up.
+    /// Weight of each label in the loss.
     pub scale: f32,
 }
 
@@ -75,7 +75,7 @@ pub struct Training {
 pub struct Sizes {
     /// Most tokens of a micro-batch.
     pub rows: usize,
-    /// Only the layers' inputs are kept.
+    /// Whether only the layers' inputs are kept.
     pub recompute: bool,
 }
 
@@ -100,7 +100,7 @@ pub struct Pass<B: TrainBackend> {
     model: Model<B>,
     adapter: Adapter,
     sizes: Sizes,
-    /// Cosines, and sines of the other direction. [max_seq, head_dim]
+    /// Cosines, and negated sines, which rotate back. [max_seq, head_dim]
     rope_back: B::Buf<f32>,
     /// The residual stream before each layer, and after the last. [rows, dim]
     x: Vec<B::Buf<B::Act>>,
@@ -109,7 +109,7 @@ pub struct Pass<B: TrainBackend> {
     xb: B::Buf<B::Act>,
     /// [rows, ffn_dim]
     hb: B::Buf<B::Act>,
-    /// Gradients: of the residual stream, of `xb`, `hb`, `gate_up`, `att`, `qkv`, and of `u`.
+    /// Gradients: those of the residual stream, `xb`, `hb`, `gate_up`, `att`, `qkv`, and `u`.
     dx: B::Buf<B::Act>,
     dxb: B::Buf<B::Act>,
     dhb: B::Buf<B::Act>,
@@ -125,7 +125,7 @@ pub struct Pass<B: TrainBackend> {
     target: B::Buf<u32>,
 }
 
-/// Elements of the activation type, and f32 and u32 words, of a pass.
+/// How many elements of the activation type, and how many f32 and u32 words, a pass needs.
 fn elements(c: &Config, adapter: &Adapter, s: Sizes) -> (usize, usize) {
     let qkv = c.q_dim() + 2 * c.kv_dim();
     let kept = if s.recompute { 1 } else { c.n_layers };
@@ -136,7 +136,7 @@ fn elements(c: &Config, adapter: &Adapter, s: Sizes) -> (usize, usize) {
     (s.rows * acts, s.rows * (kept * (c.n_heads + u) + adapter.shape.rank + 6))
 }
 
-/// Bytes of the activations of a pass on a backend.
+/// How many bytes the activations of a pass take on a backend.
 pub fn bytes<B: TrainBackend>(c: &Config, adapter: &Adapter, s: Sizes) -> u64 {
     let (acts, words) = elements(c, adapter, s);
     (acts * size_of::<B::Act>() + words * 4) as u64
@@ -146,7 +146,7 @@ impl<B: TrainBackend> Pass<B> {
     /// Allocates all that a pass needs.
     ///
     /// # Errors
-    /// Of the backend.
+    /// When the backend fails.
     pub fn new(b: &B, model: Model<B>, adapter: Adapter, sizes: Sizes) -> Result<Self> {
         let (c, rows) = (model.config.clone(), sizes.rows);
         let qkv = c.q_dim() + 2 * c.kv_dim();
@@ -249,10 +249,10 @@ impl<B: TrainBackend> Pass<B> {
         Ok(losses)
     }
 
-    /// The first layer whose result has a number that is not finite, of the last pass.
+    /// In the last pass, the first layer whose result has a number that is not finite.
     ///
     /// # Errors
-    /// Of the backend.
+    /// When the backend fails.
     pub fn first_not_finite(&self, b: &B, rows: usize) -> Result<Option<usize>> {
         let mut x = vec![B::Act::from_f32(0.0); rows * self.model.config.dim];
         for (l, buf) in self.x.iter().enumerate() {
@@ -264,7 +264,7 @@ impl<B: TrainBackend> Pass<B> {
         Ok(None)
     }
 
-    /// `x[l + 1]` from `x[l]`, and what the backward pass needs.
+    /// Computes `x[l + 1]` from `x[l]`, and keeps what the backward pass needs.
     fn forward(&mut self, b: &B, params: &B::Buf<f32>, call: &Call, l: usize) -> Result<()> {
         let Config { dim, ffn_dim, n_heads, n_kv_heads, head_dim, norm_eps: eps, .. } = self.model.config;
         let (rows, w, sites) = (call.rows, &self.model.layers[l], &self.adapter.layers[l]);
@@ -299,7 +299,8 @@ impl<B: TrainBackend> Pass<B> {
         adapt.forward(&sites[6], &mut s.u[6], next, &self.hb)
     }
 
-    /// `dx` of `x[l]` from that of `x[l + 1]`, and the gradients of the layer's adapters. Below the first layer nothing is trained.
+    /// Computes `dx` for `x[l]` from that for `x[l + 1]`, and the gradients of the layer's adapters. Below the first
+    /// layer nothing is trained.
     fn backward(&mut self, b: &B, params: &B::Buf<f32>, grads: &mut B::Buf<f32>, call: &Call, l: usize) -> Result<()> {
         let Config { dim, ffn_dim, n_heads, n_kv_heads, head_dim, norm_eps: eps, .. } = self.model.config;
         let (q_dim, kv_dim) = (self.model.config.q_dim(), self.model.config.kv_dim());
@@ -343,7 +344,7 @@ impl<B: TrainBackend> Pass<B> {
     }
 }
 
-/// Of one pass.
+/// The arguments of one pass.
 struct Call {
     rows: usize,
     documents: usize,
@@ -377,7 +378,7 @@ impl<B: TrainBackend> Adapt<'_, B> {
         self.b.lora_up(&LoraUp { rows, n, rank, b, stride, at, scale: self.adapter.scale() }, y, u, self.params)
     }
 
-    /// Adds the gradients of its factors to `grads`, and to `dx` what its input has through it.
+    /// Adds the gradients of its factors to `grads`, and to `dx` what the input gets through the adapter.
     #[expect(clippy::too_many_arguments, reason = "those of the ops")]
     fn backward(
         &self,

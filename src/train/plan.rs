@@ -1,4 +1,4 @@
-//! What a run will take, known before it begins.
+//! Plans a run: what it will take, known before it begins.
 
 use super::{
     adapter::Adapter,
@@ -26,26 +26,26 @@ pub struct Summary {
     pub dropped: usize,
     /// Tokens of an epoch.
     pub tokens: usize,
-    /// Those that are learned.
+    /// Tokens of an epoch that are learned.
     pub labels: usize,
     /// Tokens of the longest row.
     pub longest: usize,
     /// Micro-batches of an epoch.
     pub micro_batches: usize,
-    /// Tokens of an epoch by the room of its micro-batches.
+    /// Tokens of an epoch, as a share of the room in its micro-batches.
     pub filled: f64,
     /// Steps of the run.
     pub steps: usize,
     /// Parameters of the adapter.
     pub parameters: usize,
-    /// Bytes: weights, adapter with optimizer, activations.
+    /// Bytes of the weights, of the adapter with its optimizer, and of the activations.
     pub memory: [u64; 3],
 }
 
-/// Of a run.
+/// Plans a run.
 ///
 /// # Errors
-/// `Memory` where the machine's would not do.
+/// `Memory` if the machine's memory is too small.
 pub(super) fn plan(
     config: &TuneConfig,
     files: &ModelFiles,
@@ -92,7 +92,7 @@ pub(super) fn plan(
     })
 }
 
-/// The most tokens of a micro-batch: what packing allows, or the longest rows together.
+/// The most tokens of a micro-batch: as many as packing allows, or the longest rows together.
 pub(super) fn sizes(config: &TuneConfig, data: &Data, eval: &Data, packing: Packing) -> Sizes {
     let mut lengths: Vec<usize> = data.examples.iter().chain(&eval.examples).map(|e| e.ids.len()).collect();
     lengths.sort_unstable_by(|a, b| b.cmp(a));

@@ -1,8 +1,9 @@
-//! Rows of data sets as prompt and response, as the card of Llama-3-Ko-8B-Instruct-AOG says that its own were made.
+//! Turns rows of data sets into prompt and response, by the rules that the card of Llama-3-Ko-8B-Instruct-AOG gives for
+//! its own.
 //!
-//! The prompt is rendered by the same template that answers questions later. A row has a question and an answer, sometimes an
-//! instruction of its own, and a conversation has turns before its last question. To rows without an instruction one is added with a
-//! probability; the draw is a function of the seed and the row's number alone.
+//! The prompt is rendered with the same template that later answers questions. A row has a question and an answer, and
+//! sometimes an instruction of its own; a conversation has turns before its last question. With some probability, an
+//! instruction is added to a row that has none; the draw depends on the seed and the row's number alone.
 
 use crate::{
     error::Result,
@@ -16,17 +17,17 @@ use serde_json::Value;
 /// so that the user need not search elsewhere to understand."
 pub const CARD_INSTRUCTION: &str =
     "당신은 인공지능 비서입니다. 사용자가 답을 이해하기 위해 외부에서 검색할 필요가 없도록 상세한 답변을 제공하세요.";
-/// With this probability.
+/// The probability with which it was added.
 pub const CARD_SHARE: f64 = 0.8;
 
-/// Counter word of these draws.
+/// A word in the counter of these draws, which other draws do not have.
 const PREPARE: u32 = 3;
 
-/// What the rows of a file are.
+/// What kind of rows a file has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// `instruction`, `input` and `output`: with an input, that is the question and the instruction the row's own; without, the instruction
-    /// is the question.
+    /// `instruction`, `input` and `output`. With an input, the input is the question and the instruction is the row's
+    /// own; without one, the instruction is the question.
     Alpaca,
     /// `text` of `### Human:` and `### Assistant:` turns, `messages` of `role` and `content`, or `conversations` of `from` and `value`. The last
     /// answer is the response.
@@ -36,7 +37,7 @@ pub enum Source {
 /// A row to be learned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Pair {
-    /// All that stands before the answer.
+    /// Everything before the answer.
     pub prompt: String,
     /// The answer.
     pub response: String,
@@ -49,17 +50,17 @@ pub struct Prepare {
     pub template: Template,
     /// Added to rows without an instruction.
     pub instruction: Option<String>,
-    /// With this probability.
+    /// The probability of that.
     pub share: f64,
-    /// Of the draws.
+    /// Seed of the draws.
     pub seed: u64,
 }
 
 impl Prepare {
-    /// The pair of row `number`, counted over all files; or why the row is left out.
+    /// Makes the pair of row `number`, counted over all files; or says why the row is left out.
     ///
     /// # Errors
-    /// Of the template.
+    /// When the template fails.
     pub fn row(&self, source: Source, row: &Value, number: usize) -> Result<Result<Pair, String>> {
         let read = match source {
             Source::Alpaca => alpaca(row),
@@ -84,7 +85,7 @@ impl Prepare {
         Ok(Ok(Pair { prompt, response }))
     }
 
-    /// From 0 to below 1.
+    /// A random number from 0 to below 1.
     fn draw(&self, number: usize) -> f64 {
         let key = [self.seed as u32, (self.seed >> 32) as u32];
         let [word, ..] = philox([number as u32, PREPARE, (number as u64 >> 32) as u32, 0], key);
@@ -158,7 +159,7 @@ fn chat(row: &Value) -> Result<Parts, String> {
     Ok((messages, own, response))
 }
 
-/// The turns of openassistant-guanaco's texts, where a turn begins right after the last one, on the same line.
+/// Splits a text of openassistant-guanaco into turns; a turn begins right after the one before, on the same line.
 fn guanaco(text: &str) -> Result<Vec<(String, String)>, String> {
     const MARKS: [&str; 2] = ["### Human:", "### Assistant:"];
     let mut places: Vec<(usize, usize)> =

@@ -1,7 +1,8 @@
-//! Rows of data as tokens, with what of them is learned, as Axolotl makes them (`prompt_strategies`, `prompt_tokenizers` of 2024-05).
+//! Turns rows of data into tokens, and says which of them are learned, as Axolotl does (`prompt_strategies`,
+//! `prompt_tokenizers` of 2024-05).
 //!
-//! Prompt and response are tokenized apart and put together, so no token spans both; a model that is asked for the response sees
-//! the same tokens. The response ends with EOS, which is learned.
+//! Prompt and response are tokenized separately and put together, so no token spans both; a model that is asked for the
+//! response later sees the same tokens. The response ends with EOS, which is learned too.
 
 use crate::{
     error::{Error, Result},
@@ -9,19 +10,19 @@ use crate::{
 };
 use serde_json::Value;
 
-/// What the rows of a file are.
+/// What kind of rows a file has.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Kind {
     /// `instruction`, `input` and `output`, in the prompt of Stanford Alpaca.
     Alpaca,
-    /// A prompt of the user's.
+    /// A prompt that the user describes.
     Custom(PromptFormat),
-    /// `input_ids` and `labels`, of which -100 is not learned.
+    /// `input_ids` and `labels`; labels of -100 are not learned.
     Tokens,
 }
 
-/// Fields of a row, and the prompt that is made of them: `{instruction}` and `{input}` in the formats, `{system}` in that of the system
-/// prompt, are replaced.
+/// Fields of a row, and how the prompt is made of them: `{instruction}` and `{input}` are replaced in the formats,
+/// `{system}` in the format of the system prompt.
 #[derive(Debug, Clone, PartialEq)]
 #[expect(missing_docs, reason = "Axolotl's keys")]
 pub struct PromptFormat {
@@ -29,11 +30,11 @@ pub struct PromptFormat {
     pub field_instruction: String,
     pub field_input: String,
     pub field_output: String,
-    /// Where there is no `field_system`, or the row has none.
+    /// Used if there is no `field_system`, or the row does not have it.
     pub system_prompt: String,
     pub system_format: String,
     pub format: String,
-    /// Of rows whose input is empty or absent.
+    /// Used for rows whose input is empty or absent.
     pub no_input_format: String,
 }
 
@@ -47,12 +48,12 @@ const ALPACA_NO_INPUT: &str =
 pub struct Example {
     /// Token ids.
     pub ids: Vec<u32>,
-    /// Which of them are learned.
+    /// For each token, whether it is learned.
     pub learned: Vec<bool>,
 }
 
 impl Example {
-    /// Tokens that are learned: the first of a row cannot be.
+    /// How many tokens are learned; the first of a row cannot be.
     pub fn labels(&self) -> usize {
         self.learned.iter().skip(1).filter(|l| **l).count()
     }
@@ -60,18 +61,18 @@ impl Example {
 
 /// How rows become tokens.
 pub struct Encoder<'a> {
-    /// The model's, and the token that ends a response; rows of tokens need neither.
+    /// The model's tokenizer, and the token that ends a response; rows of tokens need neither.
     pub text: Option<(&'a Tokenizer, u32)>,
     /// Rows of the vocabulary.
     pub vocab: usize,
-    /// Where prompt and response are cut, each by itself.
+    /// Longest prompt and longest response; each is cut separately.
     pub sequence_len: usize,
-    /// The prompt is learned too.
+    /// Whether the prompt is learned too.
     pub train_on_inputs: bool,
 }
 
 impl Kind {
-    /// Prompt and response of a row; none for rows of tokens.
+    /// Prompt and response of a row; `None` for rows of tokens.
     ///
     /// # Errors
     /// What is wrong with the row.
@@ -120,7 +121,8 @@ impl Kind {
     }
 }
 
-/// `text` with each name replaced, in one go: what comes in is not looked at again. `{{` and `}}` are braces, as in Python.
+/// `text` with each name replaced, all at once: inserted text is not searched again. `{{` and `}}` stand for braces, as
+/// in Python.
 fn fill(text: &str, values: &[(&str, &str)]) -> String {
     let (mut out, mut rest) = (String::with_capacity(text.len()), text);
     while let Some(at) = rest.find(['{', '}']) {
@@ -157,7 +159,7 @@ impl Encoder<'_> {
     /// The tokens of a prompt and its response.
     ///
     /// # Errors
-    /// Of the tokenizer.
+    /// When the tokenizer fails.
     pub fn pair(&self, prompt: &str, response: &str) -> Result<Example> {
         let (tokenizer, eos) = self.text.ok_or_else(|| Error::Input("there is no tokenizer for text".into()))?;
         let mut ids = if prompt.is_empty() { Vec::new() } else { tokenizer.encode(prompt, true)? };
@@ -199,7 +201,7 @@ fn tokens(row: &Value) -> Result<Example, String> {
 /// The token that ends a response.
 ///
 /// # Errors
-/// `Input` when the model has none: an answer would never end.
+/// `Input` when the model has none: then an answer would never end.
 pub fn eos(tokenizer: &Tokenizer, named: Option<&str>, model: &[u32]) -> Result<u32> {
     match named {
         Some(text) => tokenizer
@@ -207,7 +209,7 @@ pub fn eos(tokenizer: &Tokenizer, named: Option<&str>, model: &[u32]) -> Result<
             .ok_or_else(|| Error::Input(format!("special_tokens.eos_token: {text:?} is no token of the model"))),
         None => model.first().copied().ok_or_else(|| {
             Error::Input(
-                "the model's files name no token that ends a text, and what is learned would never end: name one by \
+                "the model's files name no token that ends a text, so what is learned would never end: name one with \
                  special_tokens: {eos_token: ...}"
                     .into(),
             )

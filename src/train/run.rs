@@ -1,4 +1,4 @@
-//! A run from its configuration to its adapter.
+//! A training run, from its configuration to its adapter.
 
 use super::{
     adapter::Adapter,
@@ -12,8 +12,8 @@ use super::{
 use crate::{
     backend::{cpu::Cpu, train::TrainBackend},
     error::{Error, Result},
-    files::{ModelFiles, json, output::Output},
-    model::Model,
+    files::{ModelFiles, config::Arch, json, output::Output},
+    model::{Changes, Model},
     ops::train::{AdamW, GradNorm},
     text::{Tokenizer, TokenizerConfig},
 };
@@ -37,13 +37,13 @@ pub struct Line {
     /// Mean loss of the steps since the last line, in nats a label.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss: Option<f64>,
-    /// Of the rows that are kept apart.
+    /// Loss of the rows that are kept apart.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_loss: Option<f64>,
-    /// Of the last step.
+    /// Learning rate of the last step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub learning_rate: Option<f64>,
-    /// Length of its gradient, before it is cut.
+    /// Length of the last step's gradient, before clipping.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grad_norm: Option<f64>,
     /// Tokens that went through the model since the run began.
@@ -68,15 +68,15 @@ pub enum TuneEvent<'a> {
 pub struct Outcome {
     /// Steps done.
     pub step: usize,
-    /// All steps were.
+    /// Whether all steps were done.
     pub finished: bool,
     /// The adapter, or the checkpoint to go on from.
     pub dir: PathBuf,
-    /// Tokens a second of this part of the run, of the steps alone.
+    /// Tokens a second in this part of the run, counting the time of steps only.
     pub tokens_per_second: f64,
 }
 
-/// A run that can begin.
+/// A run that is ready to begin.
 pub struct Tuner {
     config: TuneConfig,
     files: ModelFiles,
@@ -104,17 +104,29 @@ pub fn tokens_of<'a>(files: &'a ModelFiles, eos_token: Option<&str>) -> Result<(
     Ok((tokenizer, prompt::eos(tokenizer, eos_token.or(own.as_deref()), &files.config.eos)?))
 }
 
+/// What the architecture has that the backward pass has not.
+fn untrained(arch: &Arch, sequence_len: usize) -> Option<String> {
+    let window = arch.windows.iter().flatten().find(|window| **window < sequence_len);
+    match (arch.qk_norm, window) {
+        (true, _) => Some(format!("{arch}: an adapter is trained on models whose q and k heads are not normed")),
+        (_, Some(window)) => Some(format!(
+            "{arch}: an adapter is trained without windows; set sequence_len to {window} or less, where the window hides nothing"
+        )),
+        _ => None,
+    }
+}
+
 impl Tuner {
     /// Reads model and data, and plans the run.
     ///
     /// # Errors
-    /// Of the files; `Unsupported` for a quantized model; `Input` for sizes that do not fit it and for data with nothing to learn;
+    /// Of the files; `Unsupported` for a quantized model and for an architecture with parts that have no backward pass here; `Input` for sizes that do not fit it and for data with nothing to learn;
     /// `Memory` where the machine's would not do.
     pub fn open(config: TuneConfig) -> Result<Tuner> {
         let files = ModelFiles::open(&config.base_model)?;
         if let Some(t) = files.weights.tensors().find(|t| t.format().is_quantized()) {
             let what = format!(
-                "{} is {}; an adapter is trained on weights of bf16, f16 or f32, for one of quantized weights changes when it is merged into \
+                "{} is {}; an adapter is trained on weights of bf16, f16 or f32: one for quantized weights would change when it is merged into \
                  others: use the model that this one was made from",
                 t.name(),
                 t.format()
@@ -125,6 +137,10 @@ impl Tuner {
         if config.sequence_len > model.max_seq {
             let what = format!("sequence_len is {}, the model was made for {}", config.sequence_len, model.max_seq);
             return Err(Error::Input(what));
+        }
+        if let Some(what) = untrained(&model.arch, config.sequence_len) {
+            let path = files.dir.clone().unwrap_or_else(|| config.base_model.clone().into());
+            return Err(Error::Unsupported { path, what });
         }
         let adapter = Adapter::new(config.shape.clone(), model)?;
         let text = match config.datasets.iter().all(|(_, kind)| *kind == Kind::Tokens) {
@@ -150,7 +166,7 @@ impl Tuner {
         &self.summary
     }
 
-    /// The output directory is free, or this run goes on with what is there.
+    /// Checks that the output directory is free, or that this run goes on with what is there.
     ///
     /// # Errors
     /// `Input` when another run is in it.
@@ -169,7 +185,7 @@ impl Tuner {
         &self.config
     }
 
-    /// Runs to the end, or until `event` says no: then a checkpoint is written from which the run goes on.
+    /// Runs to the end, or until `event` returns `false`: then it writes a checkpoint from which the run can go on.
     ///
     /// # Errors
     /// `Input` at the first loss or gradient that is not finite, with step, layer and rows; those of writing. The last checkpoint stays.
@@ -190,7 +206,7 @@ impl Tuner {
     }
 }
 
-/// Something of a run is in the directory.
+/// Whether the directory has files of a run.
 fn in_use(dir: &Path) -> Result<bool> {
     Ok(checkpoint::last(dir)?.is_some()
         || ["train.jsonl", "adapter_model.safetensors"].iter().any(|file| dir.join(file).exists()))
@@ -213,7 +229,7 @@ struct Run<'a, B: TrainBackend> {
     log: File,
     log_path: PathBuf,
     began: Instant,
-    /// The epoch whose micro-batches are here.
+    /// The current epoch, and its micro-batches.
     epoch: Option<(usize, Vec<Vec<usize>>)>,
     fingerprint: u64,
 }
@@ -244,7 +260,8 @@ impl<'a, B: TrainBackend> Run<'a, B> {
         let log = log_until(&log_path, state.step)?;
         let sizes = sizes(config, &t.data, &t.eval, t.packing);
         let positions = t.summary.longest.max(1);
-        let model = Model::load(b, &t.files.config, &t.files.weights, &[], positions, true, &mut |_| {})?;
+        let changes = Changes { widen: true, ..Changes::default() };
+        let model = Model::load(b, &t.files.config, &t.files.weights, changes, positions, &mut |_| {})?;
         Ok(Run {
             pass: Pass::new(b, model, t.adapter.clone(), sizes)?,
             params: b.upload(&state.params)?,
@@ -409,7 +426,7 @@ impl<'a, B: TrainBackend> Run<'a, B> {
         checkpoint::save(&self.t.adapter, &state, &self.t.config, self.fingerprint)
     }
 
-    /// An error that says where; `row` is one of the micro-batch.
+    /// An error that says where it happened; `row` is a row of the micro-batch.
     fn not_finite(&self, what: &str, value: f32, batch: &MicroBatch, row: Option<u32>) -> Error {
         let layer = match self.pass.first_not_finite(self.b, batch.rows()) {
             Ok(Some(0)) => "the embedding has a number that is not finite".into(),
@@ -435,7 +452,7 @@ impl<'a, B: TrainBackend> Run<'a, B> {
     }
 }
 
-/// The log, open at its end, without the lines of steps after `step`.
+/// Opens the log for appending, without the lines of steps after `step`.
 fn log_until(path: &Path, step: usize) -> Result<File> {
     let text = json::read_optional(path)?.unwrap_or_default();
     let keep = |line: &&str| serde_json::from_str::<Line>(line).is_ok_and(|l| l.step <= step);

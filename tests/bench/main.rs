@@ -37,7 +37,7 @@ fn output(mut c: Command) -> String {
     stdout.into_owned()
 }
 
-/// Its exit code and what it says, when it fails.
+/// Its exit code and its message, when it fails.
 fn failure(mut c: Command) -> (i32, String) {
     let o = c.output().unwrap();
     assert!(!o.status.success(), "{c:?} succeeded: {}", String::from_utf8_lossy(&o.stdout));
@@ -147,7 +147,7 @@ fn bench_of_a_model_on_the_emulated_device() {
     assert!(output(emulated(&args)).contains("THE EMULATED DEVICE: these times mean nothing"));
 }
 
-/// The rates of the emulated device mean nothing, but what measures them must run.
+/// The rates of the emulated device mean nothing, but the code that measures them must run.
 #[test]
 fn peaks_are_measured() {
     if MODULES.is_empty() {
@@ -305,7 +305,7 @@ fn kernels_and_their_variants() {
     says(&["--kernels", "rms_norm", "--svg", "/nonexistent/x.svg"], "/nonexistent/x.svg");
 }
 
-/// `AOJI_LAB` puts variants in the place of shipped kernels, and says so; what `bench --kernels` calls shipped stays that.
+/// `AOJI_LAB` puts variants in the place of shipped kernels, and says so; `bench --kernels` ignores it.
 #[test]
 fn a_model_runs_with_a_variant() {
     if MODULES.is_empty() {
@@ -334,7 +334,7 @@ const TINY: &str = r#"{"model_type": "llama", "hidden_size": 64, "intermediate_s
     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64, "vocab_size": 100, "torch_dtype": "bfloat16",
     "tie_word_embeddings": false, "max_position_embeddings": 64}"#;
 
-/// A model of these sizes, while its directory lives.
+/// A model of these sizes, for as long as its directory exists.
 fn tiny() -> (tempfile::TempDir, String) {
     let dir = tempfile::tempdir().unwrap();
     let (config, out) = (dir.path().join("config.json"), dir.path().join("model"));
@@ -366,7 +366,7 @@ fn synth_writes_a_model_that_runs() {
     assert!(!out.join("model.safetensors.index.json").exists(), "the old model is gone");
     assert_eq!(parse(&String::from_utf8(read("config.json")).unwrap())["num_hidden_layers"], 3);
     fs::write(out.join("notes.txt"), "mine").unwrap();
-    assert!(failure(synth(&config, &out, &["--force"])).1.contains("none of a model's files"));
+    assert!(failure(synth(&config, &out, &["--force"])).1.contains("is not a file of a model"));
     assert!(out.join("notes.txt").exists(), "--force removes only a model's files");
 
     let like = |like: &str| failure(synth(Path::new(like), &dir.path().join("new"), &[])).1;

@@ -1,4 +1,4 @@
-//! The README says what the results say.
+//! The tables of the README are those that the stored results make.
 
 use super::{aoji, emulated, failure, output, parse, tiny};
 use ::aoji::cuda::kernels::MODULES;
@@ -39,7 +39,7 @@ fn the_readme_is_current() {
     assert!(plot(dir.path()) == plot(root), "decode.svg is not what the results say: run scripts/readme-tables");
 }
 
-/// From an output of `aoji bench` that claims to be of a GPU.
+/// The results here are output of `aoji bench` that was changed to claim that it comes from a GPU.
 #[test]
 fn tables_are_of_gpus_only() {
     if MODULES.is_empty() {

@@ -1,9 +1,9 @@
-//! How a step of decoding is recorded: with programmatic edges where the GPU has them and nobody switched them off.
+//! How a step of decoding is recorded: with programmatic edges if the GPU has them and nobody switched them off.
 
 use super::emulated;
 use ::aoji::cuda::kernels::{IMAGES, image_for};
 
-/// `(nodes, programmatic, edges)` of the step that generating three tokens records.
+/// `(nodes, programmatic, edges)` of the graph of a step, which is recorded while three tokens are generated.
 fn recorded(environment: &[(&str, &str)]) -> (usize, usize, usize) {
     let mut c = emulated(&["generate", "-vv", "--device", "cuda", "--max-tokens", "3", "--tokens", "1,2,3"]);
     c.envs(environment.iter().copied());

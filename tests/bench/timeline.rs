@@ -79,7 +79,7 @@ fn a_step_as_the_device_saw_it() {
 #[test]
 fn a_timeline_needs_a_gpu_and_a_place() {
     let (_, text) = failure(aoji(&["bench", "--timeline", "/nowhere/x", "--device", "cpu"]));
-    assert!(text.contains("a timeline is of kernels on a GPU"), "{text}");
+    assert!(text.contains("a timeline shows kernels on a GPU"), "{text}");
     if !MODULES.is_empty() {
         let (_, text) = failure(emulated(&["bench", "--timeline", "/nowhere/x", "--context", "200"]));
         assert!(text.contains("/nowhere/x.json"), "{text}");

@@ -1,10 +1,12 @@
 // What the C interface does and refuses, on the model inside the library. Ends with 0 when all is as it should be.
+#define _POSIX_C_SOURCE 200809L // mkstemp
 #include "aoji.h"
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define CHECK(condition)                                                                                               \
   do {                                                                                                                 \
@@ -234,6 +236,18 @@ static void numbers(aoji_engine *engine) {
   CHECK(reused == 0);
   OK(aoji_sync(session, prompt, prompt_count, &reused));
   CHECK(reused == prompt_count);
+  char saved[] = "/tmp/aoji-check-XXXXXX";
+  int fd = mkstemp(saved);
+  CHECK(fd >= 0);
+  close(fd);
+  FAILS(FILE, "is empty", aoji_session_load(session, saved, NULL));
+  OK(aoji_session_save(session, saved));
+  OK(aoji_session_load(session, saved, &reused));
+  CHECK(reused == prompt_count);
+  OK(aoji_sync(session, prompt, prompt_count, &reused)); // its logits are not in the file
+  CHECK(reused == prompt_count - 1);
+  FAILS(INPUT, "path is NULL", aoji_session_save(session, NULL));
+  remove(saved);
   FAILS(BUFFER, "logits has room for 2047", aoji_logits(session, logits, vocab - 1));
   FAILS(INPUT, "logits is NULL", aoji_logits(session, NULL, vocab));
   OK(aoji_logits(session, logits, vocab));

@@ -1,8 +1,9 @@
 //! The C interface: its header is current, and programs in C that are built against the library do what they should.
 #![cfg(target_os = "linux")]
 
-/// The sources once more, outside of the crate: they compile here because they use nothing but what everybody can, and their own
-/// tests run without a build of the library for them. Not where the library has them too: a symbol is there once.
+/// The sources of the C interface once more, outside of the crate: this compiles because they use only the public
+/// library, and their tests run without a special build of it. If the library contains them too, they are left out
+/// here, since a symbol may exist only once.
 #[cfg(not(feature = "capi"))]
 #[path = "../../src/capi/mod.rs"]
 mod capi;
@@ -36,7 +37,7 @@ fn ok(command: &mut Command) -> String {
     String::from_utf8(stdout).unwrap()
 }
 
-/// The directory of libaoji.so and libaoji.a, built once, without what the C interface does not need.
+/// The directory of libaoji.so and libaoji.a, which are built once, without features that the C interface does not need.
 fn library() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
@@ -53,7 +54,7 @@ fn library() -> &'static Path {
     })
 }
 
-/// A program in C, linked with what `link` says.
+/// Compiles a program in C and links it as `link` says.
 fn program(source: &str, link: &[&str]) -> PathBuf {
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(Path::new(source).file_stem().unwrap());
     let mut cc = Command::new("cc");
@@ -96,7 +97,7 @@ fn the_header_is_also_for_cpp() {
     ok(cpp.current_dir(root()).args(["-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-x", "c++", "include/aoji.h"]));
 }
 
-/// Against the shared library, as its first lines say.
+/// Built with the shared library, by the commands in its first lines.
 #[test]
 fn the_example_answers() {
     let lib = library().to_str().unwrap();
@@ -109,7 +110,7 @@ fn the_example_answers() {
     assert!(text.starts_with("error: model \"/nonexistent/model\" not found"), "{text}");
 }
 
-/// Against the static library, once by itself and once under valgrind, where there is one.
+/// Built with the static library; run once by itself and once under valgrind, if it is installed.
 #[test]
 fn use_and_misuse() {
     let check = program("tests/capi/check.c", &[library().join("libaoji.a").to_str().unwrap()]);

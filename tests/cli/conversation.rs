@@ -1,4 +1,4 @@
-//! Conversations: from lines, with settings, gone on with.
+//! Conversations: read from lines, with settings, and continued later.
 
 use super::{aoji, chat, generate, known, short};
 use serde_json::Value;
@@ -20,6 +20,26 @@ fn a_conversation_from_lines() {
     // Taken up again, the last question once more.
     let run = chat(&[], &[&load, "/undo", q2]);
     assert_eq!((run.code, run.stdout), (Some(0), format!("{a2}\n")), "{}", run.stderr);
+}
+
+#[test]
+fn a_conversation_is_kept_with_its_keys_and_values() {
+    let talks = known().into_iter().filter(|turns| turns.len() == 2);
+    let two = talks.min_by_key(|turns| turns[0].1.len() + turns[1].1.len()).expect("the list has a conversation");
+    let [(q1, a1), (q2, a2)] = [&two[0], &two[1]];
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("talk.session");
+    let with = |lines: &[&str]| chat(&["--session", file.to_str().unwrap()], lines);
+    assert_eq!(with(&[q1]).ok(), format!("{a1}\n"));
+    let run = with(&["/stats", q2]);
+    assert_eq!((run.code, run.stdout), (Some(0), format!("{a2}\n")), "{}", run.stderr);
+    assert!(run.stderr.contains("1 questions,"), "{}", run.stderr);
+    let run = with(&["/stats"]); // nothing is said: the file stays as it is
+    assert!(run.stderr.contains("2 questions,"), "{}", run.stderr);
+    let whole = fs::read(&file).unwrap();
+    fs::write(&file, &whole[..whole.len() - 9]).unwrap();
+    with(&[q2]).fails(1, &["talk.session", "truncated"]);
+    assert_eq!(fs::read(&file).unwrap().len(), whole.len() - 9, "nothing is written over what cannot be read");
 }
 
 #[test]

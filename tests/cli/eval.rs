@@ -4,7 +4,7 @@ use super::{Run, aoji, command, generate, ids, join, short};
 use serde_json::{Value, json};
 use std::{fs, path::Path, process::Command, time::Duration};
 
-/// A benchmark of `n` rows a split; two tasks, in our own words.
+/// A benchmark of two tasks with `n` rows in each split, in our own words.
 fn write_data(dir: &Path, n: usize) {
     let lines = |row: &dyn Fn(usize) -> Value| (0..n).map(|i| row(i).to_string() + "\n").collect::<String>();
     for (split, salt) in [("test", 0), ("train", 100)] {
@@ -101,16 +101,16 @@ fn a_benchmark_goes_on_where_it_was_ended() {
     assert_eq!(sample["continuations"].as_array().unwrap().len(), sample["logprobs"].as_array().unwrap().len());
 
     let other = ["--shots", "0", "--save-samples", file.to_str().unwrap()];
-    eval(dir.path(), &other).fails(1, &["samples.jsonl", "shots is 1, this run's 0", "choose another file"]);
+    eval(dir.path(), &other).fails(1, &["samples.jsonl", "shots is 1, this run's is 0", "choose another file"]);
     let note = dir.path().join("note.txt");
     fs::write(&note, "a line without an end").unwrap();
     eval(dir.path(), &["--shots", "0", "--save-samples", note.to_str().unwrap()])
-        .fails(1, &["note.txt: is no file of"]);
+        .fails(1, &["note.txt: is not a file of"]);
     assert_eq!(fs::read_to_string(&note).unwrap(), "a line without an end");
     write_data(dir.path(), 4);
     let test = dir.path().join("copa.test.jsonl");
     fs::write(&test, fs::read_to_string(&test).unwrap().replace("잔을", "컵을")).unwrap();
-    eval(dir.path(), &save).fails(1, &["samples.jsonl: line", "of kobest_copa is another than in --data"]);
+    eval(dir.path(), &save).fails(1, &["samples.jsonl: line", "of kobest_copa is not the one in --data"]);
 }
 
 #[cfg(unix)]
@@ -128,7 +128,7 @@ fn ctrl_c_keeps_the_samples() {
     let out = child.wait_with_output().unwrap();
     let (stdout, stderr) = (String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr).unwrap());
     assert_eq!((out.status.code(), stdout.as_str()), (Some(130), ""), "{stderr}");
-    assert!(stderr.contains("of 3000 documents are left") && stderr.contains("the same command goes on"), "{stderr}");
+    assert!(stderr.contains("of 3000 documents are left") && stderr.contains("the same command continues"), "{stderr}");
     let text = fs::read_to_string(&file).unwrap();
     let whole = text.lines().filter(|l| serde_json::from_str::<Value>(l).is_ok()).count();
     assert!(text.ends_with('\n') && whole == text.lines().count() && whole < 3001, "{whole}");
@@ -140,7 +140,7 @@ fn what_is_wrong_with_a_benchmark_is_named() {
     write_data(dir.path(), 2);
     eval(dir.path(), &["--shots", "3"]).fails(1, &["3 shots", "kobest_copa has 2 rows"]);
     eval(dir.path(), &["--context", "8", "--shots", "1"])
-        .fails(1, &["document 0 of kobest_copa", "the context 8", "--cut"]);
+        .fails(1, &["document 0 of kobest_copa", "the context has 8", "--cut"]);
     eval(dir.path(), &["--context", "8", "--shots", "0", "--cut"]).fails(1, &["do not fit"]); // an ending alone is longer
     eval(Path::new("/nonexistent"), &[]).fails(1, &["/nonexistent/copa.test.jsonl"]);
     fs::write(dir.path().join("copa.test.jsonl"), "{\"premise\": 1}\n").unwrap();

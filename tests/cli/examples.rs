@@ -57,7 +57,7 @@ fn answers_in_order() {
     assert!(lines.len() == 4 && lines[0].contains("파리") && lines[1].contains("런던"), "{text}");
 }
 
-/// Killed when dropped.
+/// A running server; it is killed when this is dropped.
 struct Server(Child);
 
 impl Drop for Server {

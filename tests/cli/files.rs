@@ -1,4 +1,4 @@
-//! What the command says of a model's files.
+//! What the command reports about a model's files.
 
 use super::{aoji, chat, command, feed, generate, short};
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The demo model in a directory of its own, with these files in the place of its own.
+/// The demo model in a new directory, with some of its files replaced by these.
 fn demo(files: &[(&str, &str)]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for file in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo")).unwrap() {
@@ -41,7 +41,7 @@ fn ids_of_another_vocabulary_are_named_and_ignored() {
     assert!(run.stderr.contains("eos_token_id 2 is"), "{}", run.stderr);
 }
 
-/// As with the published Llama 2, whose tokenizer has a token for padding that the model has no row for.
+/// The published Llama 2 is such a model: its tokenizer has a token for padding, for which the model has no row.
 #[test]
 fn ids_beyond_the_vocabulary_are_named_and_only_their_use_is_refused() {
     let mut tokenizer: Value =
@@ -95,7 +95,7 @@ fn the_authors_sampling_counts_where_it_is_asked_for() {
     assert_eq!(chat(&["-m", model, "--generation-config", "none"], &[&question]).ok(), plain);
 }
 
-/// As Python and Windows write them.
+/// Such files are written by Python and on Windows.
 #[test]
 fn numbers_of_python_and_byte_order_marks() {
     let dir = demo(&[("generation_config.json", r#"{"eos_token_id": 2047, "temperature": Infinity}"#)]);
@@ -161,6 +161,6 @@ fn a_forced_synth_replaces_a_model_and_nothing_else() {
     assert_eq!(aoji(&["info", to, "--json"]).json()["shards"], 1);
     fs::write(out.join("notes.txt"), "mine").unwrap();
     let before = names();
-    synth(&["--force"]).fails(1, &["notes.txt is none of a model's files"]);
+    synth(&["--force"]).fails(1, &["notes.txt is not a file of a model"]);
     assert_eq!(names(), before);
 }

@@ -1,4 +1,4 @@
-//! What the command says of itself.
+//! The help of the command.
 
 use super::aoji;
 
@@ -24,7 +24,7 @@ fn help_and_completions_know_every_command_and_flag() {
     let prompt = ["--question", "--instruction", "--prompt", "--prompt-file", "--tokens", "--template", "--json"];
     let commands = [
         ("generate", [&model[..], &sampling, &prompt].concat()),
-        ("chat", [&model[..], &sampling, &["--instruction", "--template", "/regen"]].concat()),
+        ("chat", [&model[..], &sampling, &["--instruction", "--session", "--template", "/regen"]].concat()),
         #[cfg(feature = "server")]
         (
             "serve",

@@ -20,7 +20,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// What came of one run.
+/// The result of one run.
 struct Run {
     code: Option<i32>,
     stdout: String,
@@ -40,7 +40,7 @@ impl Run {
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
     }
 
-    /// Checks that the run failed with `code`, said `all` of these, and printed no result.
+    /// Checks that the run failed with `code`, that its message contains `all` of these, and that it printed no result.
     fn fails(self, code: i32, all: &[&str]) {
         assert_eq!(self.code, Some(code), "{}", self.stderr);
         assert_eq!(self.stdout, "", "{}", self.stderr);
@@ -77,7 +77,7 @@ fn generate(args: &[&str]) -> Run {
     aoji(&[&["generate", "--device", "cpu"], args].concat())
 }
 
-/// `aoji chat` on the CPU, told these lines.
+/// `aoji chat` on the CPU, with these lines as input.
 fn chat(args: &[&str], lines: &[&str]) -> Run {
     feed(command(&[&["chat", "--device", "cpu"], args].concat()), lines.join("\n").as_bytes())
 }
@@ -396,7 +396,7 @@ fn a_model_without_tokenizer_speaks_in_ids() {
     assert_eq!(aoji(&["score", "--device", "cpu", "--model", model, "--tokens", "2046,5"]).code, Some(0));
 }
 
-/// Whoever stops reading has enough; that is no failure and no message.
+/// A reader that stops reading has enough: this is no failure, and gives no message.
 #[test]
 fn a_closed_pipe_is_silent() {
     let mut child = command(&["completions", "bash"]).spawn().unwrap();
@@ -424,7 +424,7 @@ fn ctrl_c_keeps_what_was_generated() {
     assert!(text.ends_with('\n') && text.starts_with(answer.chars().next().unwrap()), "{text}");
 }
 
-/// The whole way through kernels and driver calls, on the emulated device.
+/// From the command through driver calls and kernels, on the emulated device.
 #[cfg(feature = "cuda")]
 #[test]
 fn the_emulated_device_answers_as_the_cpu_does() {

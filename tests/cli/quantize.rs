@@ -1,4 +1,4 @@
-//! Models of fewer bits: written, run, compared with what they were made of.
+//! Models with fewer bits: written, run, and compared with the models from which they were made.
 
 use super::{aoji, generate, short};
 use std::{fs, path::Path};

@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 
 const DEMO: &str = "examples/tune/demo.yml";
 
-/// Tests run where the package is, and so are the paths of the example.
+/// Tests run in the directory of the package, and the paths of the example are relative to it.
 fn tune(args: &[&str]) -> Run {
     aoji(&[&["tune", DEMO], args].concat())
 }

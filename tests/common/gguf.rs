@@ -1,7 +1,7 @@
 //! GGUF files, made here.
 #![allow(dead_code)] // each test file uses a part of it
 
-/// The value of a key.
+/// The value of a metadata key.
 pub enum Val<'a> {
     U32(u32),
     F32(f32),

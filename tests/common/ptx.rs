@@ -4,11 +4,11 @@ use aoji::cuda::kernels::IMAGES;
 use cuda_emulator::Code;
 use std::path::{Path, PathBuf};
 
-/// Compute capabilities that the kernels are compiled for, those that find the most first.
+/// Compute capabilities that the kernels are compiled for; first those on which tests find the most.
 #[allow(dead_code)] // of one file
 pub const CAPABILITIES: [u32; 6] = [90, 80, 120, 100, 86, 89];
 
-/// `90a`
+/// The name of the architecture: `90a` for 90.
 pub fn architecture(capability: u32) -> String {
     if capability == 90 { "90a".into() } else { capability.to_string() }
 }
@@ -23,7 +23,7 @@ pub fn is_gpu() -> bool {
     std::env::var_os("AOJI_TEST_GPU").is_some_and(|v| v == "1")
 }
 
-/// Whether this build has PTX for a capability: it should where it has machine code.
+/// Whether this build has PTX for a capability; it should if it has machine code.
 pub fn is_built(capability: u32) -> bool {
     let arch = architecture(capability);
     let built = IMAGES.split(',').any(|image| image.trim_start_matches("ptx") == arch);
@@ -39,14 +39,14 @@ pub fn text(capability: u32, stem: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// Whether a kernel is one of quantized weights, which tests/packed.rs runs.
+/// Whether a kernel is one of quantized weights, which tests/device/packed.rs runs.
 #[allow(dead_code)] // of two files
 pub fn is_packed(kernel: &str) -> bool {
     kernel.split('_').any(|part| ["q8", "i8", "f8", "q4", "i4"].contains(&part))
 }
 
-/// Runs `test` on an emulated device of this compute capability that runs the kernels' PTX. With the reason printed it is
-/// skipped where the build has none (`AOJI_CUDA_ARCHS`, `AOJI_SKIP_KERNELS`) and where the tests run on a GPU.
+/// Runs `test` on an emulated device of this compute capability that runs the kernels' PTX. The test is skipped, with
+/// the reason printed, if the build has no PTX (`AOJI_CUDA_ARCHS`, `AOJI_SKIP_KERNELS`) and if the tests run on a GPU.
 pub fn with_ptx(capability: u32, test: impl FnOnce()) {
     if is_gpu() {
         return println!("skipped: a GPU runs machine code");

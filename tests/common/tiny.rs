@@ -10,13 +10,32 @@ pub const CONFIG: &str = r#"{
     "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": false
 }"#;
 
+/// A model that has everything: biases, normed heads of an odd width, and a window in one layer of two.
+#[allow(dead_code)] // each test file uses a part of this one
+pub const EVERYTHING: &str = r#"{
+    "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_act": "silu", "attention_bias": true,
+    "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 80, "vocab_size": 320, "max_position_embeddings": 256,
+    "use_sliding_window": true, "sliding_window": 10, "layer_types": ["sliding_attention", "full_attention"],
+    "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": false
+}"#;
+
+#[allow(dead_code)]
 pub fn write_model(dir: &Path) {
-    aoji::synth::write(CONFIG, 7, aoji::Dtype::Bf16, 1 << 30, dir, |_, _| {}).unwrap();
+    write_of(CONFIG, dir);
+}
+
+pub fn write_of(config: &str, dir: &Path) {
+    aoji::synth::write(config, 7, aoji::Dtype::Bf16, 1 << 30, dir, |_, _| {}).unwrap();
 }
 
 pub fn engines() -> Vec<Engine> {
+    engines_of(CONFIG)
+}
+
+pub fn engines_of(config: &str) -> Vec<Engine> {
     let dir = tempfile::tempdir().unwrap();
-    write_model(dir.path());
+    write_of(config, dir.path());
     let mut devices = vec![Device::Cpu];
     #[cfg(feature = "cuda")]
     {

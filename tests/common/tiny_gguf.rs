@@ -14,7 +14,7 @@ const HEADS: [usize; 2] = [4, 2];
 const HEAD: usize = 64;
 const LAYERS: usize = 2;
 
-/// Numbers in order of a generator (Knuth's MMIX).
+/// A generator of pseudo-random numbers (Knuth's MMIX).
 struct Random(u64);
 
 impl Random {
@@ -23,13 +23,13 @@ impl Random {
         (self.0 >> 33) as u32
     }
 
-    /// From -1 to 1.
+    /// A number from -1 to 1.
     fn unit(&mut self) -> f32 {
         self.next() as f32 / (1u64 << 30) as f32 - 1.0
     }
 }
 
-/// The bytes of `n` weights of a type by its number, and their values: near 0, as those of a trained model.
+/// The bytes of `n` weights of the type with this number, and their values, which are near 0 like those of a trained model.
 fn weights(random: &mut Random, kind: u32, n: usize) -> (Vec<u8>, Vec<f32>) {
     let plain: Vec<f32> = (0..n).map(|_| 0.1 * random.unit()).collect();
     match kind {
@@ -74,7 +74,7 @@ fn weights(random: &mut Random, kind: u32, n: usize) -> (Vec<u8>, Vec<f32>) {
     (bytes, values)
 }
 
-/// Rows of heads whose pairs are neighbours, with the halves apart.
+/// Reorders the rows of heads: pairs that are neighbours come apart into two halves.
 fn halves_apart(values: &[f32], cols: usize) -> Vec<f32> {
     let mut out = vec![0f32; values.len()];
     for (i, row) in values.chunks_exact(cols).enumerate() {
@@ -99,7 +99,7 @@ pub fn keys(file: &mut File) {
     file.set("llama.rope.dimension_count", Val::U32(HEAD as u32));
 }
 
-/// Writes `hf/`, and gives the GGUF file. The types of the matrices are those of the list, one after the other.
+/// Writes the model to `hf/`, and returns the GGUF file. The matrices take the types of the list in turn.
 pub fn model(dir: &Path, types: &[u32], tied: bool) -> File {
     let mut file = File::default();
     keys(&mut file);

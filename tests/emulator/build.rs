@@ -103,7 +103,8 @@ fn link(out: &Path, name: &str, objects: &[PathBuf], libraries: &[&Path]) {
     assert!(status.success(), "linking {name} failed");
 }
 
-/// The PTX of this crate's own kernels, in `ptx/90a`; the product's is made when the product is. Without nvcc there is none.
+/// The PTX of this crate's own kernels, in `ptx/90a`; that of aoji's kernels is made when aoji is built. Without nvcc
+/// there is none.
 fn compile_ptx(ptx: &Path, kernels: &Path, include: &Path, workspace: &Path) {
     let dir = ptx.join("90a");
     let nvcc = match nvcc::find(workspace) {

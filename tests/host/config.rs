@@ -1,8 +1,8 @@
-//! `config.json`: what is read, what is refused, and with which words.
+//! `config.json`: what is read, and what is refused with which error.
 
 use std::path::Path;
 
-use aoji::{Config, Dtype, Error, Result, RopeScaling, SamplingDefaults};
+use aoji::{Arch, Config, Dtype, Error, Result, RopeScaling, SamplingDefaults};
 use serde_json::{Value, json};
 
 const PATH: &str = "model/config.json";
@@ -56,6 +56,14 @@ fn unsupported(result: Result<Config>, words: &[&str]) {
 fn reads_every_field() {
     let config = with(json!({})).unwrap();
     let expected = Config {
+        arch: Arch {
+            name: "LlamaForCausalLM",
+            qkv_bias: false,
+            o_bias: false,
+            ffn_bias: false,
+            qk_norm: false,
+            windows: vec![None; 5],
+        },
         dim: 64,
         ffn_dim: 172,
         n_layers: 5,
@@ -171,19 +179,101 @@ fn heads_together_too_wide() {
 
 #[test]
 fn other_architectures() {
-    unsupported(with(json!({"architectures": ["MistralForCausalLM"]})), &["Mistral", "LlamaForCausalLM"]);
+    unsupported(
+        with(json!({"architectures": ["Gemma3ForCausalLM"]})),
+        &["Gemma3", "LlamaForCausalLM", "Qwen3ForCausalLM"],
+    );
     unsupported(with(json!({"architectures": []})), &["LlamaForCausalLM"]);
     unsupported(with(json!({"architectures": "LlamaForCausalLM"})), &["LlamaForCausalLM"]);
-    unsupported(with(json!({"model_type": "qwen2"})), &["qwen2", "llama"]);
+    unsupported(with(json!({"model_type": "qwen2_moe"})), &["qwen2_moe", "\"llama\""]);
+    refused(with(json!({"model_type": "qwen2"})), &["LlamaForCausalLM", "\"qwen2\"", "the same"]);
     unsupported(with(json!({"model_type": null, "architectures": null})), &["LlamaForCausalLM"]);
 }
 
 #[test]
 fn biases() {
-    unsupported(with(json!({"attention_bias": true})), &["attention_bias"]);
-    unsupported(with(json!({"mlp_bias": true})), &["mlp_bias"]);
+    let has = |changes| {
+        let arch = with(changes).unwrap().arch;
+        [arch.qkv_bias, arch.o_bias, arch.ffn_bias]
+    };
+    assert_eq!(has(json!({"attention_bias": true})), [true, true, false]);
+    assert_eq!(has(json!({"mlp_bias": true})), [false, false, true]);
+    let params = |changes| with(changes).unwrap().params();
+    assert_eq!(params(json!({"attention_bias": true, "mlp_bias": true})), 260_032 + 5 * (64 + 64 + 64 + 2 * 172 + 64));
     refused(with(json!({"mlp_bias": 1})), &["mlp_bias is 1", "true or false"]);
     assert!(with(json!({"attention_bias": false, "mlp_bias": null})).is_ok());
+}
+
+/// A config of another architecture, with `base`'s sizes.
+fn of(arch: &str, model_type: &str, changes: Value) -> Result<Config> {
+    let mut all = json!({"architectures": [arch], "model_type": model_type});
+    all.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    with(all)
+}
+
+#[test]
+fn mistral() {
+    let mistral = |changes| of("MistralForCausalLM", "mistral", changes);
+    assert_eq!(mistral(json!({})).unwrap().arch.windows, [Some(4096); 5]); // transformers' own where it is absent
+    assert_eq!(mistral(json!({"sliding_window": null})).unwrap().arch.windows, [None; 5]);
+    let config = mistral(json!({"sliding_window": 100, "attention_bias": true})).unwrap(); // a key that is none of Mistral's
+    assert_eq!((config.arch.windows.clone(), config.arch.qkv_bias), (vec![Some(100); 5], false));
+    assert_eq!((config.arch.window(0, 64), config.arch.window(0, 512)), (64, 100));
+    assert_eq!(config.arch.to_string(), "MistralForCausalLM: all layers see the last 100 tokens");
+    for value in [json!(0), json!(-1), json!("x")] {
+        refused(mistral(json!({"sliding_window": value.clone()})), &["sliding_window", &value.to_string()]);
+    }
+}
+
+#[test]
+fn qwen2() {
+    let qwen = |changes| of("Qwen2ForCausalLM", "qwen2", changes);
+    let windows = |changes| qwen(changes).unwrap().arch.windows;
+    let plain = qwen(json!({"sliding_window": 7, "max_window_layers": 0})).unwrap(); // use_sliding_window is absent
+    assert_eq!((&plain.arch.windows[..], plain.arch.qkv_bias, plain.arch.o_bias), (&[None; 5][..], true, false));
+    assert_eq!(plain.arch.to_string(), "Qwen2ForCausalLM: biases on q, k and v");
+    let used = json!({"use_sliding_window": true, "sliding_window": 7, "max_window_layers": 3});
+    assert_eq!(windows(used), [None, None, None, Some(7), Some(7)]);
+    assert_eq!(windows(json!({"use_sliding_window": true, "sliding_window": 7})), [None; 5]); // from layer 28 on
+    assert_eq!(windows(json!({"use_sliding_window": true, "max_window_layers": 0})), [Some(4096); 5]);
+    refused(qwen(json!({"max_window_layers": -1})), &["max_window_layers is -1"]);
+}
+
+#[test]
+fn qwen3() {
+    let qwen = |changes| of("Qwen3ForCausalLM", "qwen3", changes);
+    let config = qwen(json!({})).unwrap();
+    assert_eq!((config.head_dim, config.arch.qk_norm, config.arch.qkv_bias), (128, true, false));
+    assert_eq!(config.params(), of("LlamaForCausalLM", "llama", json!({"head_dim": 128})).unwrap().params() + 5 * 256);
+    let types = json!(["full_attention", "sliding_attention", "full_attention", "sliding_attention", "full_attention"]);
+    let all = json!({"attention_bias": true, "use_sliding_window": true, "sliding_window": 9, "layer_types": types});
+    let config = qwen(all).unwrap();
+    assert_eq!(config.arch.windows, [None, Some(9), None, Some(9), None]);
+    let text = "Qwen3ForCausalLM: biases on q, k and v, o; q and k heads normed; 2 of 5 layers see the last 9 tokens";
+    assert_eq!(config.arch.to_string(), text);
+    refused(qwen(json!({"layer_types": types})), &["sliding_attention", "use_sliding_window"]);
+    for wrong in
+        [json!(["full_attention"]), json!("full_attention"), json!(["a", "b", "c", "d", "e"]), json!([1, 2, 3, 4, 5])]
+    {
+        refused(qwen(json!({"layer_types": wrong})), &["layer_types", "each of 5 layers"]);
+    }
+}
+
+#[test]
+fn absent_heads_of_keys_are_those_of_the_architecture() {
+    let heads = |arch: &str, model_type: &str, null: bool| {
+        let mut config = base();
+        let map = config.as_object_mut().unwrap();
+        map.extend([("architectures".into(), json!([arch])), ("model_type".into(), json!(model_type))]);
+        map.extend([("num_attention_heads".into(), json!(64)), ("head_dim".into(), json!(2))]);
+        map.remove("num_key_value_heads");
+        if null {
+            map.insert("num_key_value_heads".into(), Value::Null);
+        }
+        Config::from_json(Path::new(PATH), &config.to_string(), None).unwrap().n_kv_heads
+    };
+    assert_eq!([false, true].map(|null| heads("MistralForCausalLM", "mistral", null)), [8, 64]);
+    assert_eq!([false, true].map(|null| heads("Qwen3ForCausalLM", "qwen3", null)), [32, 64]);
 }
 
 #[test]
@@ -332,8 +422,8 @@ fn rope_scaling_wrong() {
     refused(with(json!({"rope_scaling": "llama3"})), &["rope_scaling is \"llama3\"", "object"]);
 }
 
-/// Bit patterns of transformers' `inv_freq`, computed with PyTorch from the formulas of its
-/// `modeling_rope_utils.py`; at most two units in the last place apart (the two `powf` differ by one).
+/// Bit patterns of transformers' `inv_freq`, computed with PyTorch by the formulas of its `modeling_rope_utils.py`.
+/// Ours may be two units in the last place apart (the two `powf` differ by one).
 #[test]
 fn rotary_frequencies_equal_pytorch() {
     let check = |changes: Value, every: usize, expected: &[u32]| {

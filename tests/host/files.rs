@@ -1,4 +1,4 @@
-//! Checkpoints on disk: every way in which one can be wrong is refused with file, tensor, expected and found.
+//! Checkpoints on disk: every fault is refused with an error that names the file, the tensor, what was expected and what was found.
 
 mod shards;
 
@@ -238,7 +238,10 @@ fn extra_tensor() {
         let checkpoint = Checkpoint::new(true);
         let mut items = checkpoint.items();
         items.push(Item::f32(name, &[8]));
-        refused(checkpoint.open_items(&items), &["model.safetensors", name, "2 layers without biases", "F32 [8]"]);
+        refused(
+            checkpoint.open_items(&items),
+            &["model.safetensors", name, "2 layers of LlamaForCausalLM, without biases", "F32 [8]"],
+        );
     }
 }
 
@@ -264,7 +267,7 @@ fn config_contradicts_weights() {
     checkpoint.config.n_layers = 3;
     refused(checkpoint.open_items(&items), &["model.layers.2.", "no such tensor"]);
     checkpoint.config.n_layers = 1;
-    refused(checkpoint.open_items(&items), &["model.layers.1.", "Llama of 1 layers"]);
+    refused(checkpoint.open_items(&items), &["model.layers.1.", "1 layers of LlamaForCausalLM"]);
     checkpoint.config.n_layers = 2;
     checkpoint.config.tied = false;
     refused(checkpoint.open_items(&items), &["lm_head.weight", "[16, 8]", "no such tensor"]);
@@ -423,7 +426,7 @@ proptest! {
         prop_assert!(read_header(Path::new("f"), &bytes).is_err() || safetensors::SafeTensors::deserialize(&bytes).is_ok());
     }
 
-    /// So do arbitrary tables, of which many are nearly right; and the two readers agree on them.
+    /// The same for arbitrary tables, of which many are nearly right; and the two readers agree on them.
     #[test]
     fn arbitrary_tables(
         tensors in prop::collection::vec((0..4usize, prop::collection::vec(0..5usize, 0..3), -2..3i64, -2..3i64), 0..4),

@@ -1,4 +1,4 @@
-//! GGUF files: what their keys mean, and every way in which one can be wrong.
+//! GGUF files: what their keys mean, and every fault that they can have.
 
 use crate::{
     gguf_file::{File, Val},
@@ -104,7 +104,7 @@ fn what_is_no_llama_is_refused_by_name() {
         file.set(key, value);
         refused(&file, words);
     };
-    with("general.architecture", Val::Str("qwen2"), &["\"qwen2\"", "supported: \"llama\""]);
+    with("general.architecture", Val::Str("gemma3"), &["\"gemma3\"", "supported: \"llama\", \"qwen2\", \"qwen3\""]);
     with("llama.expert_count", Val::U32(8), &["llama.expert_count is 8"]);
     with("llama.rope.dimension_count", Val::U32(32), &["llama.rope.dimension_count is 32", "64"]);
     with("llama.attention.value_length", Val::U32(32), &["value_length is 32"]);
@@ -142,11 +142,10 @@ fn tensors_that_are_wrong() {
     spoil(&|f| f.tensors[3].1 = vec![128, 250], &["blk.0.attn_k.weight", "whole blocks of Q4_0"]);
     spoil(&|f| f.tensors[1].2 = 8, &["blk.0.attn_norm.weight", "a vector of type F32", "Q8_0"]);
     spoil(&|f| f.tensors[3].0 = "blk.0.attn_q.weight".into(), &["blk.0.attn_q.weight", "each tensor once"]);
-    spoil(&|f| f.tensors[3].0 = "blk.0.attn_q.bias".into(), &["blk.0.attn_k.weight", "no such tensor"]);
-    spoil(
-        &|f| f.tensors.push(("blk.0.attn_q.bias".into(), vec![256], 0, vec![0; 1024])),
-        &["attn_q.bias", "without biases"],
-    );
+    spoil(&|f| f.tensors[3].0 = "blk.0.attn_x.weight".into(), &["blk.0.attn_k.weight", "no such tensor"]);
+    let bias = |name: &str| (name.to_string(), vec![256], 0, vec![0; 1024]);
+    spoil(&|f| f.tensors.push(bias("blk.0.attn_q.bias")), &["blk.0.attn_k.bias", "no such tensor"]);
+    spoil(&|f| f.tensors.push(bias("blk.1.ffn_down.bias")), &["ffn_down.bias", "without biases"]);
     spoil(&|f| f.tensors.last_mut().unwrap().3.truncate(100), &["output_norm.weight", "truncated"]);
 }
 
@@ -218,7 +217,7 @@ fn keys_of_every_type() {
     assert!(read_header(Path::new("x"), &twice).unwrap_err().to_string().contains("\"u8\" twice"));
 }
 
-/// Other types for other scalings: each is what the same scaling is in a `config.json`.
+/// Each type of scaling means the same as that scaling in a `config.json`.
 #[test]
 fn scaling_keys_reach_the_configuration() {
     let hugging_face = |scaling: Value| {
@@ -288,7 +287,8 @@ fn one_of_several_must_be_named() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
 
-    /// Bytes changed anywhere in the header, and the file cut anywhere: an error, or a model whose every value can be read.
+    /// With bytes changed anywhere in the header, or the file cut anywhere, there is an error, or a model of which
+    /// every value can be read.
     #[test]
     fn no_file_panics(changes in prop::collection::vec((0usize..4000, any::<u8>()), 0..6), cut in prop::option::of(0usize..5000)) {
         static FILE: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| with_tokenizer().bytes());

@@ -1,4 +1,4 @@
-//! Vocabularies of GGUF files: their tokens, how they cut a text, what begins and ends one.
+//! Vocabularies of GGUF files: their tokens, how they cut a text, and which tokens begin and end one.
 
 use crate::{
     common::data,
@@ -178,7 +178,7 @@ fn ids_that_no_token_has_are_ignored() {
     }
 }
 
-/// Converters disagree on the type of what ends a turn: control, a user's token, or a word.
+/// Converters disagree on the type of the token that ends a turn: control, a user's token, or a word.
 #[test]
 fn what_ends_an_answer_ends_it_whatever_its_type() {
     for kind in [1, 3, 4] {
@@ -196,7 +196,8 @@ fn what_ends_an_answer_ends_it_whatever_its_type() {
     }
 }
 
-/// The splits as `tokenizer.json` of a published model has them, on a vocabulary whose merges cross all that a split may cut.
+/// Splits as in the `tokenizer.json` of a published model, with a vocabulary whose merges go across every place at
+/// which a split may cut.
 #[test]
 fn splits_are_those_of_the_published_tokenizers() {
     let level =

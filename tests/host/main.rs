@@ -1,4 +1,4 @@
-//! What needs no device: files, text, downloads.
+//! Tests that need no device: files, text, downloads.
 
 #[path = "../common/mod.rs"]
 mod common;

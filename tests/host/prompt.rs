@@ -97,7 +97,7 @@ fn error(result: aoji::Result<impl std::fmt::Debug>) -> String {
     result.unwrap_err().to_string()
 }
 
-/// Bytes, and some of Llama 3's special tokens after them.
+/// A vocabulary of the bytes, and some of Llama 3's special tokens after them.
 fn llama3() -> Tokenizer {
     let specials = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"];
     let file = tokenizers::byte_level(&[], &specials).to_string();
@@ -357,7 +357,7 @@ fn sentence_pieces() -> Vec<Tokenizer> {
         .into()
 }
 
-/// Whoever types a special token changes the tokens of that text, and of nothing else of the prompt.
+/// A special token that a user types changes the tokens of the user's text, and nothing else in the prompt.
 #[test]
 fn a_typed_special_token_changes_nothing_around_it() {
     let source = "{% for m in messages %}{{ '<s>[Q] ' + m['content'] + ' [/Q]</s>\n' }}{% endfor %}<s> [A] ";
@@ -393,8 +393,8 @@ fn all_tokenizers() -> Vec<Tokenizer> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..Default::default() })]
 
-    /// Wherever special tokens are typed, the prompt has those of the template alone, and its text is what it is with other
-    /// letters in their place.
+    /// Wherever special tokens are typed, the prompt has only the special tokens of the template, and its text is the
+    /// same as with other letters in their place.
     #[test]
     fn typed_special_tokens_stay_text(
         parts in prop::collection::vec(prop_oneof![Just(None), "(hi|a| |한국|\\n|<|\\|){0,4}".prop_map(Some)], 1..6), pick in 0usize..9
@@ -461,7 +461,7 @@ fn an_answer_goes_on_where_it_was_begun() {
     let refused = error(own("{{ messages[0].content }}").render(&talk("b"), None));
     assert!(refused.contains("does not show the last message"), "{refused}");
     let early = [Message::begun("b"), Message::new("user", "a")];
-    assert!(error(own(LLAMA3).render(&early, None)).contains("message 1 is begun"));
+    assert!(error(own(LLAMA3).render(&early, None)).contains("message 1 is an answer to be continued"));
     for template in [Template::Aog, Template::Raw, own(LLAMA3), own("x")] {
         assert!(error(template.render(&[], None)).contains("no message"));
     }

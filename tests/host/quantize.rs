@@ -1,4 +1,4 @@
-//! Quantized checkpoints that are written: what is read of them is what they were made of, as far as their bits allow.
+//! Writing quantized checkpoints: read again, they have the values from which they were made, as far as their bits allow.
 
 use aoji::{
     Error, Message, ModelFiles, Result,
@@ -34,7 +34,7 @@ fn options(format: &str) -> Options {
     Options { target: format.parse().unwrap(), group: None, ignore: Vec::new() }
 }
 
-/// Writes `out` in a directory of its own.
+/// Writes `out` in a new directory.
 fn write(files: &ModelFiles, options: &Options, out: &Path) -> Result<(PathBuf, Report)> {
     let (path, output) = match options.target.is_file() {
         true => (out.join("m.gguf"), Output::file(&out.join("m.gguf"), false)?),
@@ -49,7 +49,7 @@ fn write(files: &ModelFiles, options: &Options, out: &Path) -> Result<(PathBuf, 
     Ok((path, report))
 }
 
-/// Largest part of a matrix that its error may be: the square root of the sum of squares.
+/// Largest error of a matrix as a share of the matrix, both measured as the square root of the sum of squares.
 fn limit(format: Format) -> f64 {
     match format {
         Format::Plain(_) => 0.0,
@@ -158,7 +158,7 @@ fn formats_of_the_matrices() {
     }
 }
 
-/// Keys of rotary scaling go to the file and come back.
+/// The keys of rotary scaling are written to the file and read back.
 #[test]
 fn rotary_scalings_are_kept() {
     for scaling in [

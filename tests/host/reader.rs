@@ -1,5 +1,4 @@
-//! The host's side of bringing weights to a device: every byte arrives, through few buffers, and what goes wrong is
-//! said.
+//! The host's side of bringing weights to a device: every byte arrives, through few buffers, and faults are reported.
 
 use aoji::{
     Config, Dtype, Error, Result, Tensor, Weights,
@@ -63,7 +62,7 @@ fn write(dir: &Path, config: &Config, files: usize, shift: usize, dtype: impl Fn
     Weights::open(dir, config).unwrap()
 }
 
-/// What the device must have of a tensor.
+/// The bytes that the device must have for a tensor.
 fn expected(t: &Tensor) -> Vec<u8> {
     let bf16s: Vec<bf16> = match t.dtype() {
         Dtype::Bf16 => return t.bytes().to_vec(),
@@ -73,7 +72,7 @@ fn expected(t: &Tensor) -> Vec<u8> {
     bf16s.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
 
-/// A device that is a `Vec`, and fails when so many chunks were sent.
+/// A device that is a `Vec`, and fails after this many chunks.
 struct Memory {
     bytes: Mutex<Vec<u8>>,
     fails_after: usize,
@@ -109,7 +108,7 @@ impl Sink for Memory {
     }
 }
 
-/// Each tensor with a place of its own, three bytes after the last; and how many bytes that takes.
+/// Gives each tensor a place, three bytes after the one before; also returns how many bytes all need.
 fn places(weights: &Weights) -> (Vec<(&Tensor, u64)>, usize) {
     let mut end = 3;
     let place = |t| {

@@ -1,4 +1,4 @@
-//! Rotary frequencies of every kind of scaling against transformers.
+//! Rotary frequencies of every kind of scaling, compared with those of transformers.
 
 use aoji::{Config, RopeScaling, ops::Rope};
 use serde_json::{Value, json};
@@ -13,9 +13,9 @@ fn config(keys: &Value) -> Config {
     Config::from_json(Path::new("config.json"), &all.to_string(), None).unwrap_or_else(|e| panic!("{keys}: {e}"))
 }
 
-/// `rope.json` has what the functions of transformers 5.2's `modeling_rope_utils.py` give for the keys of a config.json: the bits
-/// of the frequencies at some positions, and the attention factor. At most four units in the last place apart: a `powf` of
-/// theirs is off by one or two, and YaRN blends two of them.
+/// `rope.json` has the results of transformers 5.2's `modeling_rope_utils.py` for the keys of a config.json: the bits
+/// of the frequencies at some positions, and the attention factor. Ours may be four units in the last place apart:
+/// their `powf` is off by one or two, and YaRN blends two of its results.
 #[test]
 fn frequencies_are_those_of_transformers() {
     let cases: Value = serde_json::from_str(include_str!("rope.json")).unwrap();

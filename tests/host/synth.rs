@@ -61,6 +61,12 @@ fn presets_are_the_published_models() {
     assert_eq!((one.params(), one.head_dim), (1_235_814_400, 64)); // the count on its card
     assert!(matches!(one.rope_scaling, Some(RopeScaling::Llama3 { factor: 32.0, .. })));
     assert_eq!(synth::preset("llama4"), None);
+    // the counts on their cards
+    for (name, params) in [("mistral-7b", 7_241_732_096), ("qwen2.5-7b", 7_615_616_512), ("qwen3-8b", 8_190_735_360u64)]
+    {
+        assert_eq!(parse(&synth::preset(name).unwrap()).params(), params, "{name}");
+    }
+    assert!(synth::PRESETS.iter().all(|name| synth::preset(name).is_some()));
     let eight = parse(&synth::preset("llama3-8b").unwrap());
     assert_eq!(eight.params(), 8_030_261_248);
     let Some(dir) = crate::common::data("llama3-8b-published") else { return };

@@ -24,7 +24,7 @@ fn tokenizer(file: &Value) -> Tokenizer {
     Tokenizer::from_bytes("tokenizer.json", file.to_string().as_bytes()).unwrap()
 }
 
-/// One of each kind that a stream treats in its own way.
+/// One tokenizer of each kind that a stream treats differently.
 static SMALL: LazyLock<Vec<Tokenizer>> = LazyLock::new(|| {
     let metaspace = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true});
     let word_piece = json!({"type": "WordPiece", "prefix": "##", "cleanup": true});
@@ -37,7 +37,7 @@ static SMALL: LazyLock<Vec<Tokenizer>> = LazyLock::new(|| {
 static LLAMA3: LazyLock<Option<Tokenizer>> = LazyLock::new(|| Tokenizer::from_dir(&data("llama3-tokenizer")?).unwrap());
 static STORIES: LazyLock<Option<Tokenizer>> = LazyLock::new(|| Tokenizer::from_dir(&data("stories260K")?).unwrap());
 
-/// Pieces of `ids`, the rest last.
+/// The pieces of text of `ids`; the rest, which `finish` gives, is last.
 fn stream(mut stream: TokenStream, ids: &[u32]) -> Vec<String> {
     let mut pieces: Vec<String> = ids.iter().filter_map(|&id| stream.push(id)).collect();
     pieces.extend(stream.finish());
@@ -247,8 +247,8 @@ fn megabytes_without_a_word_are_no_panic() {
     }
 }
 
-/// A text that goes on after a prompt, in pieces: with the prompt's text it is the text of all tokens, as far as more tokens do not
-/// change what decoding the prompt alone gives.
+/// A text that continues a prompt, in pieces. Together with the prompt's text it is the text of all tokens, as far as
+/// the tokens that follow do not change what the prompt alone decodes to.
 fn assert_goes_on(tokenizer: &Tokenizer, ids: &[u32], cut: usize) {
     let (prompt, rest) = ids.split_at(cut.min(ids.len()));
     for skip in [true, false] {
@@ -332,7 +332,7 @@ proptest! {
         }
     }
 
-    /// Valid text in single bytes: every piece is whole characters and comes as soon as its last byte has.
+    /// Valid text, one token for each byte: every piece is whole characters, and comes as soon as its last byte has come.
     #[test]
     fn a_character_comes_with_its_last_byte(text in "(\\PC|[가-힣]|👩‍👩‍👧){0,20}") {
         let mut stream = SMALL[0].stream();
@@ -345,7 +345,7 @@ proptest! {
         prop_assert_eq!((shown, stream.finish()), (text, None));
     }
 
-    /// Against the definition, on an alphabet where stop strings overlap each other and themselves.
+    /// Compared with the definition, on an alphabet where stop strings overlap each other and themselves.
     #[test]
     fn stop_strings_do_not_depend_on_the_cuts(
         text in "[ab가]{0,30}", cuts in prop::collection::vec(0usize..40, 0..12), stops in prop::collection::vec("[ab가]{1,4}", 0..4),
@@ -399,7 +399,7 @@ fn stop_strings_hold_back_and_let_go() {
     assert!(StopStrings::new(vec!["a".into(), String::new()]).unwrap_err().to_string().contains("stop string 2"));
 }
 
-/// Stop strings behind a stream whose tokens cut everywhere, as in generation.
+/// Stop strings in the text of a stream whose tokens cut it anywhere, as in generation.
 #[test]
 fn stop_strings_over_bytes_of_characters() {
     let mut stream = SMALL[0].stream();

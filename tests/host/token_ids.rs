@@ -1,4 +1,4 @@
-//! Which tokens begin and end a text, where a checkpoint's files disagree.
+//! Which tokens begin and end a text when the files of a checkpoint disagree.
 
 use std::{fs, path::Path};
 
@@ -30,7 +30,7 @@ fn tokenizer() -> String {
     byte_level(&[], &["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]).to_string()
 }
 
-/// What the files alone and what a whole engine come to; they must agree.
+/// The result from the files alone and from a whole engine, which must agree.
 fn ids(dir: &Path) -> (Option<u32>, Vec<u32>) {
     let name = dir.to_str().unwrap();
     let files = ModelFiles::open(name).unwrap().config;
@@ -43,7 +43,7 @@ fn cpu() -> Options {
     Options { device: Device::Cpu, ..Options::default() }
 }
 
-/// How a text ends in which `token` is the most likely one everywhere.
+/// How a text ends when `token` is the most likely one at every position.
 fn end(engine: &Engine, token: u32) -> (FinishReason, usize) {
     let sampling = Sampling { logit_bias: vec![(token, 1000.0)], ..Sampling::default() };
     let options = GenerateOptions { sampling, max_tokens: Some(3), ..GenerateOptions::default() };
@@ -79,7 +79,7 @@ fn ids_of_another_vocabulary_do_not_count() {
     assert_eq!(ids(dir.path()), (Some(256), vec![257]));
 }
 
-/// An added token ends a text whatever its flag says; a word of the vocabulary does not.
+/// An added token ends a text even if its flag says that it is not special; a word of the vocabulary does not.
 #[test]
 fn an_added_token_ends_a_text_though_it_is_not_special() {
     let mut file: Value = serde_json::from_str(&tokenizer()).unwrap();

@@ -1,5 +1,5 @@
-//! From PTX, which the emulated device executes in the tests, to machine code, which only a GPU does: what ptxas must not have
-//! dropped, counted in each kernel for each architecture. (It may copy: for sm_100 it peels a round off a loop.)
+//! Compares PTX, which the emulated device executes in the tests, with machine code, which only a GPU can execute: instructions that
+//! ptxas must not drop are counted in each kernel for each architecture. (It may copy some: for sm_100 it peels a round off a loop.)
 
 use super::machine_code::{self, Instruction};
 use aoji::cuda::{
@@ -11,10 +11,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// How often each instruction stands in a kernel's text, by its name.
+/// How often each instruction is in a kernel's code, by its name.
 type Counts = BTreeMap<String, usize>;
 
-/// Of a PTX file, by kernel.
+/// The counts of a PTX file, for each kernel.
 fn ptx(text: &str) -> BTreeMap<String, Counts> {
     let mut all = BTreeMap::new();
     for kernel in text.split(".entry ").skip(1) {
@@ -33,7 +33,7 @@ fn ptx(text: &str) -> BTreeMap<String, Counts> {
     all
 }
 
-/// Of a kernel's machine code: `HMMA.16816.F32.BF16` and so on.
+/// The counts of a kernel's machine code: `HMMA.16816.F32.BF16` and so on.
 fn sass(code: &[Instruction]) -> Counts {
     let mut counts = Counts::new();
     for i in code {
@@ -42,12 +42,12 @@ fn sass(code: &[Instruction]) -> Counts {
     counts
 }
 
-/// How many of the counted names `fits` fits.
+/// How many instructions have names for which `fits` is true.
 fn count(counts: &Counts, fits: impl Fn(&str) -> bool) -> usize {
     counts.iter().filter(|(name, _)| fits(name)).map(|(_, n)| n).sum()
 }
 
-/// What of a kernel's PTX is not in its machine code.
+/// Instructions of a kernel's PTX that are missing in its machine code.
 fn lost(ptx: &Counts, sass: &Counts) -> Vec<String> {
     let starts = |counts: &Counts, names: &[&str]| {
         count(counts, |i| {
@@ -89,7 +89,7 @@ fn lost(ptx: &Counts, sass: &Counts) -> Vec<String> {
     wrong
 }
 
-/// The PTX that the build has kept: of each file for each architecture, also where there is only one.
+/// The build has kept the PTX of each file for each architecture, even if there is only one architecture.
 fn kept() -> Vec<PathBuf> {
     let modules = MODULES.iter().chain(LAB.iter().map(|v| &v.module));
     let of = |stem: &'static str| {
@@ -168,7 +168,7 @@ fn a_name_is_of_what_its_test_goes_through() {
     }
 }
 
-/// The interpreter's instructions have tests of their own, written from the PTX ISA: those that kernels have, all of them.
+/// The interpreter's instructions have tests of their own, written from the PTX ISA: all that occur in kernels.
 #[test]
 fn each_instruction_of_a_kernel_has_its_own_test() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emulator/tests/ptx");
@@ -193,7 +193,7 @@ fn each_instruction_of_a_kernel_has_its_own_test() {
     assert!(seen > 1000 || MODULES.is_empty(), "only {seen} instructions were looked at");
 }
 
-/// The counting itself.
+/// Tests the counting itself.
 #[test]
 fn what_is_lost_is_named() {
     let text = ".visible .entry a(\n.param .u64 p\n)\n{\n\t.reg .b32 %r<3>;\n$L:\n\t@%p1 bra $L;\n\tbar.sync \t0;\n\t// begin inline asm\n\

@@ -1,4 +1,4 @@
-//! What a program may rely on that has the library inside it.
+//! What a program that contains the library may rely on.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ fn code(dir: &str) -> Vec<(PathBuf, String)> {
     files
 }
 
-/// As the crate's documentation says.
+/// Checks what the crate's documentation promises.
 #[test]
 fn the_library_leaves_the_process_alone() {
     let forbidden = [

@@ -28,7 +28,7 @@ impl Instruction {
         self.name().split('.').any(|part| part == "128")
     }
 
-    /// Where a branch goes.
+    /// The address to which a branch goes.
     pub fn target(&self) -> Option<u32> {
         let address = self.text.rsplit_once(" 0x").filter(|_| self.is("BRA"))?.1;
         u32::from_str_radix(address, 16).ok()
@@ -62,8 +62,8 @@ pub fn cuobjdump() -> Option<PathBuf> {
     there
 }
 
-/// The code of a file's kernels for an architecture (`90a`). Each is disassembled once, whichever tests ask: the programs take
-/// half a second.
+/// The code of a file's kernels for an architecture (`90a`). Each file is disassembled once for all tests, as that
+/// takes half a second.
 pub fn of(module: &Module, arch: &str) -> Option<Arc<Code>> {
     type Cell = Arc<OnceLock<Arc<Code>>>;
     static KNOWN: Mutex<BTreeMap<String, Cell>> = Mutex::new(BTreeMap::new());

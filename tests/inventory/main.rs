@@ -1,4 +1,4 @@
-//! What must fit together fits: kernel sources, ops, loaded kernels, and what ptxas said of them.
+//! Checks that things which must fit together do: kernel sources, ops, loaded kernels, and what ptxas reported about them.
 
 mod compiled;
 mod library;
@@ -68,7 +68,7 @@ fn each_kernel_says_what_it_is() {
     }
 }
 
-/// Kernels that note when they ran do so as `aoji bench --timeline` expects, and they are those of a decode step.
+/// The kernels of a decode step, and only they, note when they ran, in the way that `aoji bench --timeline` expects.
 #[test]
 fn kernels_of_a_decode_step_note_when_they_ran() {
     let without = ["attn_prefill", "gemm", "stream_read"]; // of prompts, or of none
@@ -115,7 +115,7 @@ fn each_kernel_is_loaded_under_its_stem() {
     assert_eq!(loaded, BTreeSet::new(), "loaded, of no module");
 }
 
-/// Kernels that want different divisions of a multiprocessor's memory would wait for each other.
+/// Kernels that ask for different divisions of a multiprocessor's memory would wait for each other.
 #[test]
 fn all_kernels_ask_for_the_same_shared_memory() {
     cuda_emulator::install();
@@ -124,7 +124,7 @@ fn all_kernels_ask_for_the_same_shared_memory() {
     assert!(asked.len() >= MODULES.len() && asked.iter().all(|(_, percent)| *percent == 100), "{asked:?}");
 }
 
-/// Each file of the lab is in the binary; that its kernels are right is for `tests/ops`.
+/// Each file of the lab is in the binary. Whether its kernels are right is tested by `tests/ops`.
 #[test]
 fn each_variant_is_in_the_binary() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/lab");
@@ -133,7 +133,7 @@ fn each_variant_is_in_the_binary() {
     assert_eq!(files, LAB.iter().map(|v| format!("{}_{}.cu", v.op, v.name)).collect());
 }
 
-/// The page's worked example is the file of the lab, to the letter.
+/// The worked example in docs/kernel-lab.md is the file of the lab, to the letter.
 #[test]
 fn the_page_of_the_lab_shows_its_example() {
     let page = include_str!("../../docs/kernel-lab.md");
@@ -141,14 +141,15 @@ fn the_page_of_the_lab_shows_its_example() {
     assert_eq!(shown, include_str!("../../kernels/lab/rms_norm_onepass.cu"));
 }
 
-/// The kernels of a decode step of one row by the beginnings of their names, their launch for a token of Llama-3-8B, and the
-/// blocks of them that a multiprocessor of an H100 or H200 must hold at once.
+/// The kernels of a decode step of one row, by the beginnings of their names, with their launch for a token of
+/// Llama-3-8B, and the number of blocks that a multiprocessor of an H100 or H200 must hold at once.
 fn decode_chain(ring: Ring) -> [(&'static str, Grid, u32); 5] {
     let blocks = if ring == Ring::Deep { tiles::GEMV_DEEP_BLOCKS } else { tiles::GEMV_BLOCKS };
     let (rows, dim, eps) = (1, 4096, 1e-5);
     let (n_heads, n_kv_heads, head_dim, max_seq, positions) = (32, 8, 128, 8192, 8192);
-    let qkv = ops::NormQkvRopeAppend { rows, dim, n_heads, n_kv_heads, head_dim, max_seq, positions, eps };
-    let attention = ops::AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len: 8192 };
+    let qkv =
+        ops::NormQkvRopeAppend { rows, dim, n_heads, n_kv_heads, head_dim, max_seq, positions, eps, head_norm: true };
+    let attention = ops::AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len: 8192, window: max_seq };
     [
         ("norm_qkv_rope_append_", qkv.grid(ring), blocks),
         ("attn_decode_", attention.grid(), 3),
@@ -187,7 +188,8 @@ fn blocks_of_a_prompt_share_a_multiprocessor() {
     let gemm = ops::Gemm { rows, n: dim, k: dim };
     let attention = |head_dim| {
         let (n_heads, n_kv_heads, max_seq, kv_len) = (32, 8, 8192, 8192);
-        ops::AttnPrefill { rows, first: 0, shared: 0, n_heads, n_kv_heads, head_dim, max_seq, kv_len }.grid()
+        ops::AttnPrefill { rows, first: 0, shared: 0, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window: max_seq }
+            .grid()
     };
     let [large, small] = [1, u32::MAX].map(|sm_count| gemm.grid(gemm.tile(sm_count)));
     let mut found = 0;
@@ -196,6 +198,8 @@ fn blocks_of_a_prompt_share_a_multiprocessor() {
             k if k.starts_with("gemm_bf16_large_") => (large, 2),
             k if k.starts_with("gemm_bf16_small_") => (small, 2),
             "attn_prefill_bf16_d64" => (attention(64), 3),
+            "attn_prefill_bf16_d80" => (attention(80), 2),
+            "attn_prefill_bf16_d96" => (attention(96), 2),
             "attn_prefill_bf16_d128" => (attention(128), 2),
             _ => continue,
         };
@@ -207,11 +211,12 @@ fn blocks_of_a_prompt_share_a_multiprocessor() {
         assert!(fits.blocks_per_sm >= blocks, "expected {blocks} blocks of {u:?} with {grid:?}: {fits:?}");
         found += 1;
     }
-    assert_eq!(found, 8 * IMAGES.split(',').filter(|i| !i.starts_with("ptx")).count());
+    assert_eq!(found, 10 * IMAGES.split(',').filter(|i| !i.starts_with("ptx")).count());
 }
 
-/// What may start before its predecessor is done waits for it, and lets the next one start only after that: so two kernels
-/// overlap and never three, on which the reads before a wait rely. A product lets it start on its way, in `Product::run`.
+/// A kernel that may start before its predecessor is done waits for it, and only then lets the next one start. So two
+/// kernels overlap and never three; reads before a wait rely on that. A product lets the next kernel start while it
+/// works, in `Product::run`.
 #[test]
 fn dependent_kernels_wait_and_then_let_the_next_start() {
     let (wait, start) = ("grid_dependency_wait();\n  traced.ready();\n", "grid_launch_dependents();");

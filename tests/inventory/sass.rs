@@ -1,11 +1,12 @@
-//! What the compiler made of kernels, read in their machine code.
+//! What the compiler made of the kernels, read in their machine code.
 
 use super::machine_code::{self, Instruction};
 use aoji::cuda::kernels::{IMAGES, MODULES, Usage};
 use std::{collections::BTreeSet, path::Path, process::Command};
 
-/// The loops, from the target of a branch back to the branch, that hold `name`, and no smaller loop that does. A branch from
-/// behind a loop back into it, from where the rare case of one of its instructions was put (BRA.DIV), is no loop.
+/// The innermost loops that contain `name`; a loop goes from the target of a backward branch to the branch. Code for
+/// the rare case of an instruction (BRA.DIV) is put behind the loop, and a branch from there back into it makes no
+/// loop.
 fn innermost<'a>(code: &'a [Instruction], name: &str) -> Vec<Vec<&'a Instruction>> {
     let spans: Vec<_> =
         code.iter().filter_map(|i| Some((i.target()?, i.address))).filter(|(first, last)| first < last).collect();
@@ -23,7 +24,7 @@ fn is_product(stem: &str) -> bool {
     stem.starts_with("gemv") || std::fs::read_to_string(file).unwrap().contains("#include \"common/gemv.cuh\"")
 }
 
-/// Weights are what decoding reads: 16 bytes at a time (or by bulk copies), and nothing goes through local memory.
+/// Decoding mostly reads weights: they are read 16 bytes at a time (or by bulk copies), and nothing goes through local memory.
 #[test]
 fn the_inner_loops_of_gemv_load_16_bytes_at_a_time() {
     let archs: Vec<&str> = ["90a", "80"].into_iter().filter(|a| IMAGES.split(',').any(|i| i == *a)).collect();
@@ -52,9 +53,9 @@ fn the_inner_loops_of_gemv_load_16_bytes_at_a_time() {
     assert!(read >= archs.len(), "no kernel of a gemv for {archs:?}");
 }
 
-/// On Hopper a decode kernel asks for weights, or for keys and values, before it waits for its predecessor (ACQBULK), and lets
-/// the next kernel start (PREEXIT) after that: in this order the compiler must leave them. (That nothing is written before the
-/// wait, but for the spans of a trace, is what the emulated device sees.)
+/// On Hopper a decode kernel asks for weights, or for keys and values, before it waits for its predecessor (ACQBULK),
+/// and lets the next kernel start (PREEXIT) after that. The compiler must keep this order. (The emulated device checks
+/// that nothing is written before the wait, except for the spans of a trace.)
 #[test]
 fn decode_kernels_load_before_they_wait() {
     if !IMAGES.split(',').any(|i| i == "90a") {
@@ -76,11 +77,12 @@ fn decode_kernels_load_before_they_wait() {
     }
 }
 
-/// Instructions of a stage of packed weights with one row, in `gemv`; with a norm 50 more.
+/// Most instructions for a stage of packed weights with one row, in `gemv`; with a norm 50 more.
 const PACKED_STAGE: usize = 145;
 
-/// What the inner loop of a product with one row executes for a stage, which its warps' share of the issue slots bounds: 75% of
-/// 430 an SM while the stage's bytes arrive (kernels/common/gemv.cuh). And its registers, that blocks of two kernels fit an SM.
+/// How many instructions the inner loop of a product with one row executes for a stage. The limit is its warps' share
+/// of the issue slots: 75% of 430 on each SM while the stage's bytes arrive (kernels/common/gemv.cuh). Its registers
+/// are limited too, so that blocks of two kernels fit an SM.
 #[test]
 fn the_inner_loops_of_one_row_are_short() {
     if !IMAGES.split(',').any(|i| i == "90a") {
@@ -130,7 +132,7 @@ fn the_script_prints_a_kernel() {
     assert_eq!(printed, code["rms_norm_bf16"].iter().map(|i| i.text.as_str()).collect::<Vec<_>>());
 }
 
-/// The reading itself.
+/// Tests the reading itself.
 #[test]
 fn loops_are_found() {
     let code = |lines: &[&str]| -> Vec<Instruction> {

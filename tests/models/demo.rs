@@ -1,7 +1,7 @@
 //! The embedded demo model answers its list of questions, token for token.
 //!
-//! Teacher-forced: if each token of the listed answer is the most likely one after those before it, greedy decoding gives the
-//! answer, and all of it is computed at once.
+//! The test is teacher-forced: if each token of the listed answer is the most likely one after the tokens before it, greedy decoding
+//! gives that answer. So the whole answer can be computed in one pass.
 
 use aoji::{Activations, Device, Engine, Event, GenerateOptions, Message, Options, Turn};
 use rayon::prelude::*;

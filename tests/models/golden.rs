@@ -1,7 +1,8 @@
-//! Real models against Hugging Face transformers in float32.
+//! Real models, compared with Hugging Face transformers in float32.
 //!
-//! Oracle: `golden.json` of the test data, made by HF in float32. Why teacher forcing: HF's own bf16 and f32 texts differ on half
-//! of the prompts within 64 tokens, so free-running text proves nothing. Each limit states its floor in `aoji::verify::Limits`.
+//! The expected values are in `golden.json` of the test data, made by HF in float32. The comparison is teacher-forced (each step gets HF's
+//! token): HF's own bf16 and f32 texts differ on half of the prompts within 64 tokens, so free-running text proves nothing.
+//! `aoji::verify::Limits` says how each limit was found.
 
 use aoji::{
     Activations, Device, Engine, GenerateOptions, Options,
@@ -45,7 +46,7 @@ fn smollm2_in_bf16() {
     compare("smollm2-135m", Activations::Bf16, Limits::BF16);
 }
 
-/// Free-running greedy text in f32 is HF's, token for token.
+/// Free-running greedy text in f32 equals HF's, token for token.
 #[test]
 fn greedy_tokens_are_those_of_hf() {
     for model in ["stories260K", "smollm2-135m"] {

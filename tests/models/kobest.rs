@@ -101,13 +101,13 @@ fn run(engine: &Engine, documents: &[Document], cut: bool) -> Vec<eval::Sample> 
     samples
 }
 
-/// SmolLM2 without examples: every log-probability of HF in float32 and the picks.
+/// SmolLM2 without examples: every log-probability and pick is that of HF in float32.
 #[test]
 fn smollm2_scores_as_hf() {
     smollm2(15);
 }
 
-/// The same for all documents, and so accuracies, standard errors and F1.
+/// The same for all documents, and therefore for accuracies, standard errors and F1.
 #[test]
 #[ignore = "takes minutes"]
 fn smollm2_is_as_accurate_as_hf() {

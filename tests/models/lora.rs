@@ -81,7 +81,7 @@ fn write_base(dir: &Path, dtype: aoji::Dtype) {
     aoji::synth::write(CONFIG, 7, dtype, 200_000, dir, |_, _| {}).unwrap(); // several files
 }
 
-/// `(name, rows, cols)` of what the adapters here change.
+/// `(name, rows, cols)` of the matrices that the adapters here change.
 fn modules() -> Vec<(String, usize, usize)> {
     let of = |l: usize| {
         [
@@ -112,7 +112,7 @@ fn tensors(seed: u64) -> Tensors {
     all
 }
 
-/// Writes an adapter; `changes` go over a plain configuration.
+/// Writes an adapter; `changes` override a plain configuration.
 fn write_adapter(dir: &Path, tensors: &Tensors, changes: Value) {
     let mut config = json!({
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": 2, "bias": "none", "use_rslora": false,
@@ -223,7 +223,7 @@ fn loading_with_an_adapter_is_loading_the_merged_checkpoint() {
     }
 }
 
-/// Trainers write several ranks and a part of the layers; each matrix has its own rank and scale.
+/// Adapters of trainers may have several ranks and only some of the layers; each matrix has its own rank and scale.
 #[test]
 fn ranks_and_layers_of_their_own() {
     let changes = json!({
@@ -271,7 +271,7 @@ fn files(dir: &Path) -> Vec<String> {
     names
 }
 
-/// The layout of the output is that through which the base was opened, also where an index lists one file, or what is not there.
+/// The output has the layout of the base as it was opened, also if its index lists only one file, or files that do not exist.
 #[test]
 fn a_merged_checkpoint_has_the_layout_of_its_base() {
     let (single, lora) = (tempfile::tempdir().unwrap(), adapter(5, json!({})));
@@ -326,7 +326,7 @@ fn what_does_not_fit_is_named() {
     let error = |tensors: &Tensors, changes: Value| -> String {
         let dir = tempfile::tempdir().unwrap();
         write_adapter(dir.path(), tensors, changes);
-        let error = open(base.path(), &[dir.path()], Activations::Bf16).err().expect("an adapter that is refused");
+        let error = open(base.path(), &[dir.path()], Activations::Bf16).expect_err("an adapter that is refused");
         assert!(!matches!(error, Error::Input(_)), "{error}");
         error.to_string()
     };

@@ -1,5 +1,6 @@
 //! Real models: against Hugging Face, and the embedded one against its list of answers.
 
+mod arch;
 #[path = "../common/mod.rs"]
 mod common;
 mod demo;

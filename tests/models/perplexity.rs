@@ -23,8 +23,8 @@ fn score(engine: &Engine, tokens: &[u32], windows: &[Window]) -> (f64, usize) {
     (windows.iter().map(one).sum(), windows.iter().map(|w| w.end - w.from).sum())
 }
 
-/// Expected: lm-eval 0.4.13 (`HFLM.loglikelihood_rolling` with this `max_length`) and the loop of Hugging Face's guide to
-/// perplexity, on transformers 4.57.3 in float32, without BOS in the text.
+/// The expected numbers are from lm-eval 0.4.13 (`HFLM.loglikelihood_rolling` with this `max_length`) and from the loop
+/// of Hugging Face's guide to perplexity, on transformers 4.57.3 in float32, without BOS in the text.
 #[test]
 fn windows_score_as_hf_and_the_harness() {
     for (model, max, stride, rolling, strided) in [

@@ -1,6 +1,6 @@
-//! Every op, every case: the kernel against the reference; and so each variant of the lab.
+//! Compares the kernel of every op with the reference in every case, and each variant of the kernel lab likewise.
 //!
-//! Without a GPU the kernels run on the emulated device with its checks on, and the cases too large for it are left to a GPU.
+//! Without a GPU the kernels run on the emulated device with its checks on, and cases that are too large for it are left out.
 //! `AOJI_TEST_GPU=1` runs all cases on the GPU instead.
 
 mod compiled;
@@ -28,12 +28,12 @@ fn device() -> (Cuda, bool) {
         cuda_emulator::install();
     }
     let mut cuda = Cuda::open(0).expect("a device");
-    cuda.set_gemm(GemmBy::Own); // our kernels are what is tested here; tests/prefill.rs runs cuBLAS
+    cuda.set_gemm(GemmBy::Own); // our kernels are what is tested here; tests/device/prefill.rs runs cuBLAS
     (cuda, real)
 }
 
-/// Runs all cases of an op on both backends, twice on the device: the same input gives the same bits. The kernels that ran, or
-/// what is wrong.
+/// Runs all cases of an op on both backends, twice on the device: the same input must give the same bits. Returns the
+/// kernels that ran, or what is wrong.
 fn check<O: Op>(cuda: &Cuda, real: bool) -> Result<BTreeSet<String>, String> {
     let cpu = Cpu::<bf16>::new().unwrap();
     let cases: Vec<O> = O::cases().into_iter().filter(|c| real || c.is_small()).collect();
@@ -67,7 +67,7 @@ fn check<O: Op>(cuda: &Cuda, real: bool) -> Result<BTreeSet<String>, String> {
     Ok(kernels)
 }
 
-/// What an op gives on a device.
+/// The results of an op on a device.
 fn outputs<O: Op>(cuda: &Cuda, op: &O, seed: u64) -> Result<Vec<f32>, String> {
     let run = || -> Result<_> {
         let mut io = op.setup(cuda, seed)?;
@@ -77,8 +77,8 @@ fn outputs<O: Op>(cuda: &Cuda, op: &O, seed: u64) -> Result<Vec<f32>, String> {
     run().map_err(|e| format!("{op:?}: {e}\n{:?}", cuda_emulator::last_fault()))
 }
 
-/// As [`check`] for the op of a variant, with the variant in the place of shipped kernels. Those of its kernels that no case
-/// runs, or what is wrong.
+/// As [`check`] for the op of a variant, with the variant in the place of shipped kernels. Returns those of its kernels
+/// that no case runs, or what is wrong.
 fn check_variant(variant: &'static Variant) -> Result<Vec<String>, String> {
     struct OfOp<'a>(&'a Variant, Cuda, bool, Option<Result<BTreeSet<String>, String>>);
     impl Visitor for OfOp<'_> {
@@ -113,7 +113,7 @@ fn lab() {
     }
 }
 
-/// What build.rs makes of a file of the lab; the emulated device does not look at the image.
+/// A variant as build.rs makes it from a file of the lab; the emulated device does not look at the image.
 fn variant(name: &'static str, launch: &'static str, kernels: &[&str]) -> &'static Variant {
     cuda_emulator::clear_faults(); // of the one before
     let entry = |k: &&str| format!("ptxas info    : Compiling entry function '{k}' for 'sm_90a'\n");
@@ -122,7 +122,7 @@ fn variant(name: &'static str, launch: &'static str, kernels: &[&str]) -> &'stat
     Box::leak(Box::new(Variant { op: "rms_norm", name, launch, module }))
 }
 
-/// What is said of variants that are planted in tests/emulator/tests/kernels/lab.cu.
+/// The reports on variants that are planted in tests/emulator/tests/kernels/lab.cu.
 #[test]
 fn a_wrong_variant_is_found() {
     let (_, real) = device();
@@ -150,7 +150,10 @@ fn a_wrong_variant_is_found() {
     let warp = variant("warp", "threads 32", &["rms_norm_bf16__warp"]);
     let biased = variant("biased", "", &["rms_norm_bf16__biased"]);
     let error = Cuda::open_with(0, &[warp, biased]).err().expect("a place taken twice").to_string();
-    assert!(error.contains("rms_norm_biased.cu: rms_norm_bf16__biased: rms_norm_bf16__warp has taken"), "{error}");
+    assert!(
+        error.contains("rms_norm_biased.cu: rms_norm_bf16__biased: rms_norm_bf16__warp already replaces"),
+        "{error}"
+    );
 
     // the same said by the bench, of each case
     let variants = vec![warp, biased, variant("idle", "", &["swiglu_bf16__idle"])];
@@ -221,8 +224,8 @@ fn a_trace_shows_each_block() {
     op.tolerance().compare(&op.outputs(&cuda, &io).unwrap(), &want).unwrap();
 }
 
-/// A variant of the lab may have another grid than the op says: its blocks have their own spans all the same, and one that
-/// has no room does not run.
+/// A variant of the lab may have another grid than the op says: its blocks still have spans of their own, and a launch
+/// that has no room for them does not run.
 #[test]
 fn a_trace_of_a_variant_has_its_blocks() {
     let (_, real) = device();
@@ -285,6 +288,7 @@ op_tests! {
     add_rms_norm: aoji::ops::AddRmsNorm,
     gemm: aoji::ops::Gemm,
     gemv: aoji::ops::Gemv,
+    head_norm: aoji::ops::HeadNorm,
     rope: aoji::ops::Rope,
     kv_append: aoji::ops::KvAppend,
     attn_prefill: aoji::ops::AttnPrefill,

@@ -85,7 +85,7 @@ async fn assembled(site: &Site, body: Value) -> Value {
     message
 }
 
-/// What is the same whole and as a stream: all but ids, and how much was in the cache.
+/// The part of a response that is the same whole and as a stream: all except ids, and how much was in the cache.
 fn comparable(mut message: Value) -> Value {
     message["id"].take();
     let usage = &message["usage"];

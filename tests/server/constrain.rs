@@ -1,4 +1,4 @@
-//! Constraints by themselves: what they allow on the demo model's vocabulary.
+//! Constraints alone: what they allow with the demo model's vocabulary.
 
 use super::{Site, common, engine, question, tokenizers};
 use aoji::{
@@ -26,7 +26,7 @@ fn allowed(grammar: &mut Grammar) -> Vec<u32> {
     (0..engine().config().vocab as u32).filter(|t| mask[*t as usize / 32] >> (t % 32) & 1 == 1).collect()
 }
 
-/// Whether a text may be written, and may end there. Each way to write it byte by byte is tried where `each_byte`.
+/// Whether a text may be written, and may end there.
 fn takes(format: &Format, text: &str) -> bool {
     let tokenizer = engine().tokenizer().unwrap();
     let mut grammar = compile(format.clone());
@@ -58,6 +58,30 @@ fn choices() {
     };
     let expected: Vec<u32> = (0..engine().config().vocab as u32).filter(goes_on).collect();
     assert_eq!(allowed(&mut compile(format)), expected);
+}
+
+/// Names of fields and constants are expected tokens; asking for these does not change what is allowed.
+#[test]
+fn what_must_follow_is_expected() {
+    let schema = json!({
+        "type": "object", "required": ["temperature", "description"], "additionalProperties": false,
+        "properties": {"temperature": {"type": "integer"}, "description": {"const": "오늘은 맑음"}}
+    });
+    let tokens =
+        engine().tokenizer().unwrap().encode_plain(r#"{"temperature":21,"description":"오늘은 맑음"}"#).unwrap();
+    let (mut asked, mut plain) = (compile(Format::JsonSchema(schema.clone())), compile(Format::JsonSchema(schema)));
+    let mut expected_right = 0;
+    for (i, &id) in tokens.iter().enumerate() {
+        let expected = asked.expected();
+        assert_eq!(asked.allows(&expected), expected.len());
+        expected_right += expected.iter().zip(&tokens[i..]).take(1).filter(|(a, b)| a == b).count();
+        assert_eq!(allowed(&mut asked), allowed(&mut plain), "before token {i}");
+        asked.accept(id).unwrap();
+        plain.accept(id).unwrap();
+    }
+    assert!(expected_right * 2 > tokens.len(), "{expected_right} of {}", tokens.len());
+    assert!(allowed(&mut asked).contains(&EOS) && asked.expected().is_empty());
+    assert_eq!(compile(Format::Regex("[a-z]+".into())).allows(&[tokens[0]]), 0);
 }
 
 #[test]
@@ -128,7 +152,7 @@ fn wrong_formats() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever is chosen of what is allowed, a JSON object comes out, or the beginning of one.
+    /// Whichever of the allowed tokens are chosen, the result is a JSON object, or the beginning of one.
     #[test]
     fn any_walk_is_json(picks in proptest::collection::vec(any::<u32>(), 1..40)) {
         let schema = json!({

@@ -12,7 +12,7 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// What the library makes of a prompt, with the length 1.
+/// The vector that the library computes for a prompt, scaled to length 1.
 fn expected(prompt: Vec<u32>, pooling: Pooling) -> Vec<f32> {
     let mut batch = engine().batch(&aoji::BatchOptions { sequences: 1, max_tokens: 512, chunk: 64 }).unwrap();
     let options = GenerateOptions { max_tokens: Some(0), ..GenerateOptions::default() };
@@ -70,7 +70,7 @@ async fn texts_and_ids() {
     assert_eq!(floats, short);
 }
 
-/// A vector does not depend on what else is computed, nor on what the cache holds, nor on how a long text is cut.
+/// A vector does not depend on other work, on what the cache holds, or on how a long text is cut.
 #[tokio::test]
 async fn bits_depend_on_the_text_alone() {
     let site = Site::new().await;

@@ -1,4 +1,4 @@
-//! Each way to be wrong has its status and names its field; nothing is a fault of the server's.
+//! Each wrong request gets its status and an error that names the field; none of them is a fault of the server.
 
 use super::{Site, http, question, stream::each};
 use aoji::server::{Phase, ServerOptions};
@@ -237,7 +237,7 @@ async fn bodies() {
     assert_eq!(site.server.phase(), Phase::Ready);
 }
 
-/// A connection that goes on can be used again, and one that does not says so.
+/// A connection that stays open can be used again; one that will be closed says so.
 #[tokio::test]
 async fn kept_connections() {
     let site = Site::with(ServerOptions { body_limit: 1000, keys: vec!["k".into()], ..ServerOptions::default() }).await;
@@ -268,7 +268,7 @@ async fn kept_connections() {
     }
 }
 
-/// What is not even HTTP gets an answer or is cut off, and the server goes on.
+/// Bytes that are no HTTP get an answer or are cut off, and the server goes on.
 #[tokio::test]
 async fn no_http() {
     let site = Site::new().await;
@@ -318,7 +318,7 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Whatever the fields are, the reply is an answer or an error of the client's, and the engine goes on.
+/// Whatever is in the fields, the reply is an answer or an error that blames the client, and the engine goes on.
 #[test]
 fn any_values() {
     const FIELDS: &[&str] = &[

@@ -2,7 +2,7 @@
 
 use super::{QUESTION, Site, answer, engine, http, question};
 use aoji::{
-    SamplingDefaults, Template,
+    SamplingDefaults, Speculate, Template,
     server::{ServerOptions, UnknownFields},
 };
 use serde_json::{Value, json};
@@ -57,10 +57,16 @@ async fn guesses_change_no_answer() {
         (json!({"prediction": prediction}), Some(true)),
         (json!({"prediction": prediction, "speculate": false}), Some(false)),
     ] {
-        let reply = ask(more.clone()).await;
-        assert_eq!(reply["choices"], plain["choices"], "{more}");
-        let [accepted, rejected] = guesses(&reply);
-        assert!(wanted.is_none_or(|wanted| wanted == (accepted + rejected > 0)), "{more}: {accepted}, {rejected}");
+        // Whether a guess is worth its row goes by what steps have cost: on a busy machine it may take a few answers.
+        for tries in 1.. {
+            let reply = ask(more.clone()).await;
+            assert_eq!(reply["choices"], plain["choices"], "{more}");
+            let [accepted, rejected] = guesses(&reply);
+            if wanted.is_none_or(|wanted| wanted == (accepted + rejected > 0)) {
+                break;
+            }
+            assert!(wanted == Some(true) && tries < 20, "{more}: {accepted}, {rejected}");
+        }
     }
     let of_metric = |name: &str, text: &str| -> u64 {
         let line = text.lines().find(|l| l.starts_with(&format!("aoji:{name} "))).unwrap();
@@ -70,6 +76,36 @@ async fn guesses_change_no_answer() {
     let [drafted, accepted] =
         ["draft", "accepted"].map(|n| of_metric(&format!("spec_decode_num_{n}_tokens_total"), &text));
     assert!(drafted >= accepted && drafted > 0, "{text}");
+}
+
+/// An earlier answer is used for guesses, but only for requests with the same key.
+#[tokio::test]
+async fn earlier_answers_are_guessed() {
+    let options = ServerOptions {
+        speculate: Speculate::Ngram,
+        speculate_memory: 200,
+        keys: vec!["a".into(), "b".into()],
+        ..ServerOptions::default()
+    };
+    let site = Site::with(options).await;
+    let ask = async |key: &str| {
+        let key = format!("Bearer {key}");
+        let headers = [("Content-Type", "application/json"), ("Authorization", key.as_str())];
+        let body = question(json!({"temperature": 0, "max_tokens": 40}));
+        let reply = http::post(&site.target(), "/v1/chat/completions", &headers, &body).await.json();
+        let accepted = reply["usage"]["completion_tokens_details"]["accepted_prediction_tokens"].as_u64().unwrap();
+        (content(&reply).to_string(), accepted)
+    };
+    let (first, _) = ask("a").await;
+    let mut most = 0;
+    for _ in 0..20 {
+        let (text, accepted) = ask("a").await;
+        assert_eq!(text, first);
+        most = most.max(accepted);
+    }
+    let (text, of_other) = ask("b").await;
+    assert_eq!(text, first);
+    assert!(most > 5 && of_other < most, "{most} of the same key, {of_other} of another");
 }
 
 #[tokio::test]
@@ -146,7 +182,7 @@ async fn lengths() {
     assert_eq!(reply["usage"]["completion_tokens"], 4, "as much as there is room for");
 }
 
-/// Where a request is silent the model's author counts, and where it speaks the request.
+/// Where a request says nothing, the recommendation of the model's author counts, else the request.
 #[tokio::test]
 async fn what_the_author_recommends() {
     let sampling = SamplingDefaults { temperature: Some(0.0), max_new_tokens: Some(3), ..SamplingDefaults::default() };
@@ -289,7 +325,7 @@ async fn echo() {
     assert_eq!(text(&of_ids), text(&echo));
 }
 
-/// As lm-evaluation-harness asks for the log-likelihood of a continuation.
+/// Requests as lm-evaluation-harness makes them, for the log-likelihood of a continuation.
 #[tokio::test]
 async fn log_likelihoods() {
     let site = Site::new().await;
@@ -380,8 +416,8 @@ async fn ignored_and_unknown() {
     assert_eq!(reply.status, 200);
 }
 
-/// Every field of OpenAI's two requests, and those of other servers that clients are known to send, are somebody's business:
-/// each is honoured, refused for a reason of its own, or listed as ignored.
+/// Every field of OpenAI's two requests, and of other servers if clients are known to send it, is dealt with: each is
+/// honoured, refused with its own reason, or listed as ignored.
 #[tokio::test]
 async fn no_field_of_the_specification_is_unknown() {
     let options = ServerOptions { unknown_fields: UnknownFields::Reject, ..ServerOptions::default() };

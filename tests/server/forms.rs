@@ -23,7 +23,7 @@ async fn a_byte_order_mark_and_slashes_too_many() {
     http::request(&site.target(), "POST", "/v1/completions", &headers, &twice).await.error(400);
 }
 
-/// Every field that is a whole number, by the description of the routes, may be written as clients do that know floats alone.
+/// Every field that is a whole number in the description of the routes may be written as a float, as some clients do.
 #[tokio::test]
 async fn whole_numbers_may_be_written_as_floats() {
     let site = Site::new().await;

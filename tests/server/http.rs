@@ -1,4 +1,4 @@
-//! HTTP by hand, so that it can also be done wrongly.
+//! A small HTTP client, written by hand so that it can also break the rules.
 
 use serde_json::Value;
 use std::{collections::HashMap, net::SocketAddr, path::PathBuf};
@@ -89,7 +89,7 @@ pub async fn bytes(target: &Target, method: &str, path: &str, headers: &[(&str, 
     finish(stream).await
 }
 
-/// All bytes that still come.
+/// Reads all bytes that still come.
 pub async fn rest(mut stream: Box<dyn Stream>) -> Vec<u8> {
     let mut bytes = Vec::new();
     let _ = stream.read_to_end(&mut bytes).await; // a reset is an end too

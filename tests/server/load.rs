@@ -1,4 +1,4 @@
-//! More requests than there is room for, clients that go away, the end of the server.
+//! More requests than there is room for, clients that go away, and the shutdown of the server.
 
 use super::{Site, http, question};
 use aoji::server::{Phase, ServerOptions};
@@ -114,7 +114,7 @@ async fn a_long_answer_does_not_hold_up_a_short_one() {
     assert_eq!(http::finish(first).await.status, 200);
 }
 
-/// A client that does not read holds up nobody.
+/// A client that does not read does not hold up others.
 #[tokio::test]
 async fn a_slow_reader() {
     let site = Site::new().await;
@@ -127,7 +127,7 @@ async fn a_slow_reader() {
     assert_eq!(tokens.count(), 300, "it still gets everything");
 }
 
-/// A client that sends one byte at a time is understood, and holds up nobody.
+/// A client that sends one byte at a time is understood, and does not hold up others.
 #[tokio::test]
 async fn a_slow_writer() {
     let site = Site::new().await;

@@ -14,7 +14,6 @@ mod fields;
 mod forms;
 mod http;
 mod load;
-mod openai;
 mod pieces;
 mod responses;
 mod routes;
@@ -104,14 +103,14 @@ impl Site {
         http::post(&self.target(), path, &[], body).await
     }
 
-    /// The answer to a request that is right.
+    /// Sends a request that is right; returns the answer.
     async fn ok(&self, path: &str, body: Value) -> Value {
         let reply = self.post(path, &body).await;
         assert_eq!(reply.status, 200, "{body}: {}", reply.body);
         reply.json()
     }
 
-    /// The error of a request that is wrong, checked for its shape.
+    /// Sends a request that is wrong; returns the error, whose shape is checked.
     async fn error(&self, path: &str, body: Value, status: u16) -> Value {
         let reply = self.post(path, &body).await;
         reply.error(status)
@@ -125,7 +124,7 @@ impl Site {
         self.ok("/v1/chat/completions", body).await
     }
 
-    /// A number of `/metrics`; 0 for one that has not been counted yet.
+    /// A number of `/metrics`; 0 if nothing was counted yet.
     async fn metric(&self, name: &str) -> f64 {
         let text = self.get("/metrics").await.body;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -145,7 +144,7 @@ impl Site {
         panic!("{name} is not {value} in {all:#?}");
     }
 
-    /// Waits until so many answers run or wait.
+    /// Waits until this many answers run or wait.
     async fn busy(&self, answers: f64) {
         let admitted =
             async || self.metric("aoji:num_requests_running").await + self.metric("aoji:num_requests_waiting").await;
@@ -154,7 +153,7 @@ impl Site {
         }
     }
 
-    /// Tells it to stop; whether all requests were finished.
+    /// Tells it to stop; returns whether all requests were finished.
     async fn stop(mut self) -> bool {
         drop(self.shutdown.take());
         self.serving.await.unwrap()

@@ -1,4 +1,4 @@
-//! A model whose tokenizer writes spaces as SentencePiece does: what is continued keeps its first space, in every shape of a reply.
+//! A model whose tokenizer writes spaces as SentencePiece does: a continuation keeps its first space, in every shape of a reply.
 
 use super::{Site, tokenizers};
 use aoji::{
@@ -46,7 +46,7 @@ fn bytes(name: &str) -> Vec<u8> {
     }
 }
 
-/// Tokens, their names and their offsets fit the text that they stand in.
+/// Tokens, their names and their offsets fit the text that contains them.
 fn check(before: &[u32], choice: &Value, skip: bool) {
     let tokenizer = engine().tokenizer().unwrap();
     let decode = |ids: &[u32]| tokenizer.decode(ids, skip).unwrap();

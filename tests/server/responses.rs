@@ -15,7 +15,7 @@ fn tools() -> Value {
     }}])
 }
 
-/// The response at the end of a stream; everything that came before must add up to it.
+/// The response at the end of a stream; the events before must add up to it.
 async fn assembled(site: &Site, mut body: Value) -> Value {
     body["stream"] = true.into();
     let reply = site.post("/v1/responses", &body).await;
@@ -61,7 +61,7 @@ async fn assembled(site: &Site, mut body: Value) -> Value {
     last
 }
 
-/// What is the same whole and as a stream.
+/// The part of a response that is the same whole and as a stream.
 fn comparable(mut response: Value) -> Value {
     for field in ["id", "created_at"] {
         response[field].take();

@@ -1,4 +1,4 @@
-//! Every route, when all is well.
+//! Every route, with requests that succeed.
 
 use super::{QUESTION, Site, answer, engine, http};
 use aoji::server::ServerOptions;
@@ -32,6 +32,17 @@ async fn state() {
     assert_eq!((page.status, page.header("content-type")), (200, "text/html; charset=utf-8"));
     assert!(page.body.contains("보내기") && !page.body.contains("//cdn") && !page.body.contains("https://"));
     assert!(page.header("content-security-policy").starts_with("default-src 'none'"));
+    // It loads files of its own only, each of which is there.
+    let loaded: Vec<&str> = page.body.split("=\"page/").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
+    assert_eq!(loaded, ["page.css", "marked.umd.js", "purify.min.js", "page.js"]);
+    for file in loaded.into_iter().chain(["markdown.js", "store.js"]) {
+        let reply = site.get(&format!("/page/{file}")).await;
+        let kind = if file.ends_with(".css") { "text/css; charset=utf-8" } else { "text/javascript; charset=utf-8" };
+        assert_eq!((reply.status, reply.header("content-type")), (200, kind), "{file}");
+    }
+    for none in ["/page/none.js", "/page/..%2Findex.html", "/page/%ff"] {
+        assert_eq!(site.get(none).await.error(404)["code"], "unknown_url");
+    }
     site.server.drain();
     assert_eq!(site.get("/health").await.status, 200);
     let reply = site.get("/ready").await;
@@ -81,6 +92,7 @@ async fn description() {
     let paths = openapi["paths"].as_object().unwrap();
     for path in [
         "/",
+        "/page/{file}",
         "/health",
         "/ready",
         "/metrics",

@@ -1,4 +1,4 @@
-//! Streams: their events, and that they say what the whole reply says, wherever tokens cut a text.
+//! Streams: their events, and that together they give the same as a whole reply, wherever tokens cut a text.
 
 use super::{Site, answer, engine, http, question};
 use proptest::{
@@ -112,7 +112,7 @@ async fn logprobs() {
     assert_eq!(json!(parts.collect::<Vec<_>>()), whole);
 }
 
-/// Runs `test` on `cases` values, which it gets with a server.
+/// Runs `test` on `cases` random values; it also gets a server.
 pub fn each<S: Strategy>(cases: u32, strategy: S, test: impl AsyncFn(&Site, S::Value)) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let site = runtime.block_on(Site::new());
@@ -149,7 +149,7 @@ fn streams_say_what_replies_say() {
     });
 }
 
-/// Any text survives the way there and back, with what SSE itself is made of.
+/// Any text survives the way there and back, also if it contains what SSE itself is made of.
 #[test]
 fn texts_survive() {
     let text = proptest::collection::vec(
@@ -170,7 +170,7 @@ fn texts_survive() {
     });
 }
 
-/// A stop string is never seen, whichever part of the answer it is.
+/// A stop string is never seen, wherever in the answer it is.
 #[test]
 fn stop_strings_are_never_seen() {
     let expected = answer().1;

@@ -32,7 +32,7 @@ fn tools() -> Value {
     ])
 }
 
-/// The calls of an answer, each checked against what was offered.
+/// The calls of an answer; each is checked against the functions that were offered.
 fn calls(message: &Value) -> Vec<(String, Value)> {
     let call = |call: &Value| {
         assert_eq!(call["type"], "function");
@@ -54,7 +54,7 @@ fn calls(message: &Value) -> Vec<(String, Value)> {
     message["tool_calls"].as_array().map_or(Vec::new(), |list| list.iter().map(call).collect())
 }
 
-/// A stream's deltas put together as clients do it.
+/// The deltas of a stream, put together as clients do it.
 fn assembled(events: &[Value]) -> (Value, Value) {
     let (mut content, mut calls, mut reason) = (String::new(), Vec::<Value>::new(), Value::Null);
     for choice in events.iter().map(|e| &e["choices"][0]) {
@@ -109,7 +109,7 @@ async fn calls_that_must_be() {
     }
 }
 
-/// A call that was cut off is no call to make: the reason says what cut it.
+/// A call that was cut off is not reported as a call, and the reason says what cut it off.
 #[tokio::test]
 async fn calls_that_are_cut_off() {
     let site = site("hermes.jinja").await;
@@ -147,7 +147,7 @@ async fn calls_that_are_cut_off() {
     }
 }
 
-/// At this temperature calls of all kinds come, several in an answer.
+/// At this temperature all kinds of calls come, several in an answer.
 #[tokio::test]
 async fn several_calls_and_answers() {
     let site = site("hermes.jinja").await;
@@ -272,7 +272,7 @@ async fn prompts() {
     assert!(!prompt(&card, json!([])).await.contains("functions"));
 }
 
-/// Nobody ends a prompt by a description, an argument or an id that reads like a special token.
+/// A description, an argument or an id that reads like a special token cannot end the prompt.
 #[tokio::test]
 async fn special_tokens_stay_text() {
     let site = site("mistral.jinja").await;

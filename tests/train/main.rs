@@ -1,4 +1,4 @@
-//! Training against torch and PEFT, and against itself.
+//! Training, compared with torch and PEFT, and with itself.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -18,7 +18,7 @@ fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/train/golden").join(name)
 }
 
-/// A run on the tiny model of the goldens, with its rows in their order.
+/// A run on the tiny model of the goldens, with the rows in their order.
 fn tiny(out: &Path, change: &Value) -> Value {
     let mut config = json!({
         "base_model": golden("tiny"), "adapter": "lora", "lora_model_dir": golden("begin"), "lora_r": 4, "lora_alpha": 8,
@@ -33,7 +33,7 @@ fn open(config: &Value) -> Result<Tuner> {
     Tuner::open(TuneConfig::new(Path::new("run.yml"), config.as_object().unwrap().clone())?)
 }
 
-/// A run on so many threads, to the end; the lines of its log without what it took, and the bytes of its adapter.
+/// A run on this many threads, to the end; returns the lines of its log without times, and the bytes of its adapter.
 fn run(config: &Value, threads: usize) -> Result<(Vec<Line>, Vec<u8>)> {
     let outcome = open(config)?.run(NonZeroUsize::new(threads), &mut |_| true)?;
     assert!(outcome.finished);
@@ -55,7 +55,7 @@ fn close(name: &str, got: Option<f64>, want: &Value, relative: f64) {
     assert!((got - want).abs() <= relative * want.abs(), "{name}: {got}, torch has {want}");
 }
 
-/// Loss within 1e-5, length of the gradient within 1e-4, as torch has them.
+/// Checks that the loss is within 1e-5 of torch's, and the length of the gradient within 1e-4.
 fn against(steps: &Value, lines: &[Line], name: &str) {
     assert_eq!(lines.len(), steps.as_array().unwrap().len(), "{name}");
     for (i, (line, want)) in lines.iter().zip(steps.as_array().unwrap()).enumerate() {
@@ -145,7 +145,7 @@ fn bf16_is_near_f32() {
     }
 }
 
-/// One step of twelve rows: in micro-batches of one, of two, all in one, packed.
+/// One step of twelve rows: in micro-batches of one row, of two, of all, and packed.
 #[test]
 fn accumulated_together_and_packed_are_the_same_step() {
     let dir = tempfile::tempdir().unwrap();
@@ -208,7 +208,7 @@ fn a_run_that_stops_and_goes_on_has_the_bits_of_one_that_does_not() {
     assert!(other.contains("learning_rate was 0.01 and is now 0.02"), "{other}");
 }
 
-/// A model with the adapter added to its weights says what the adapter beside them was trained to say.
+/// A model with the adapter added to its weights says what the adapter was trained to say beside them.
 #[test]
 fn merged_is_the_adapter() {
     let dir = tempfile::tempdir().unwrap();
@@ -228,7 +228,7 @@ fn merged_is_the_adapter() {
     assert!((merged / loss - 1.0).abs() < 1e-5, "merged {merged}, beside the weights {loss}");
 }
 
-/// What follows the last label changes nothing, and what is learned goes down.
+/// Tokens after the last label change nothing, and the loss of learned rows goes down.
 #[test]
 fn only_what_leads_to_a_label_counts() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,13 +1,15 @@
-//! Attention of prompts and of single tokens, by the same sums.
+//! Attention of prompts and of single tokens, which both use the same sums.
 //!
-//! The keys of a sequence are cut into parts of [`PART`], at positions that are multiples of it. For each row and head a part is
-//! computed by itself (scores, their largest `m`, `p = exp(s - m)`, the sum of `p`, the values weighted by `p`), and the parts are
-//! merged in their order (online softmax, Milakov & Gimelshein 2018). So the bits of a row depend on its position, its query and the
-//! keys and values up to it; not on the rows beside it, on how the prompt was cut, or on the threads.
+//! The keys of a sequence are cut into parts of [`PART`], at positions that are multiples of it. For each row and head
+//! a part is computed by itself: scores, their largest `m`, `p = exp(s - m)`, the sum of `p`, and the values weighted
+//! by `p`. Then the parts are merged in their order (online softmax, Milakov & Gimelshein 2018). So the bits of a row
+//! depend on its position, its query and the keys and values up to it; not on the other rows, on how the prompt was
+//! cut, or on the threads.
 //!
 //! A thread takes a tile of rows with all query heads of one key head, which read each key and value together. Where there are
 //! fewer tiles than threads have use for, it takes one part of one instead, and the parts are merged after as many as that takes.
-//! What a row does not see, keys and values of later tokens, has no part in its sums.
+//! What a row does not see, keys and values of later tokens and of those before its window, has no part in its sums: its parts begin
+//! with the one that its window begins in.
 
 use super::{
     Cpu, rows as each, scratch,
@@ -15,18 +17,26 @@ use super::{
     weight::Elements,
 };
 use crate::ops::Act;
+use std::ops::Range;
 
 /// Keys of a part: their scores of a tile of queries, and keys and values of 64 columns, fit the first-level cache.
 const PART: usize = 128;
-/// Query heads of a tile of rows, where there are as many.
+/// Query heads in a tile of rows, if there are that many.
 const QUERIES: usize = 32;
 
 /// Where the keys of a row are.
 #[derive(Clone, Copy)]
 pub(super) struct Row {
     pub sequence: usize,
-    /// Keys that it sees.
+    /// Keys up to it.
     pub len: usize,
+}
+
+impl Row {
+    /// The row of a place.
+    pub(super) fn of(place: u32, max_seq: usize) -> Row {
+        Row { sequence: place as usize / max_seq, len: place as usize % max_seq + 1 }
+    }
 }
 
 /// Sizes of a call.
@@ -37,11 +47,13 @@ pub(super) struct Attention {
     pub n_kv_heads: usize,
     pub head_dim: usize,
     pub max_seq: usize,
-    /// Positions that are those of sequence 0.
+    /// Positions below this are read from sequence 0.
     pub shared: usize,
+    /// Keys that a row sees at most: the last ones.
+    pub window: usize,
 }
 
-/// A tile: rows, and a key head with its query heads.
+/// A tile: some rows, and a key head with its query heads.
 struct Queries<'a, R> {
     op: &'a Attention,
     first: usize,
@@ -55,16 +67,17 @@ impl Attention {
         self.n_heads / self.n_kv_heads
     }
 
-    /// Columns of sums: whole 16 of them.
+    /// Columns of a sum, rounded up to a multiple of 16.
     fn width(&self) -> usize {
         self.head_dim.next_multiple_of(16)
     }
 
-    /// The keys `from..from + n` of a sequence and key head, in one or two pieces: `(keys before, keys, first element)`.
-    fn pieces(&self, sequence: usize, kv_head: usize, from: usize, n: usize) -> [(usize, usize, usize); 2] {
-        let at = |s: usize, t: usize| ((s * self.n_kv_heads + kv_head) * self.max_seq + t) * self.head_dim;
-        let of_base = self.shared.saturating_sub(from).min(n);
-        [(0, of_base, at(0, from)), (of_base, n - of_base, at(sequence, from + of_base))]
+    /// The `keys` from `from` on of a sequence and key head, in one or two pieces: `(keys before, keys, first element)`.
+    fn pieces(&self, sequence: usize, kv_head: usize, from: usize, keys: Range<usize>) -> [(usize, usize, usize); 2] {
+        let at = |s: usize, t: usize| ((s * self.n_kv_heads + kv_head) * self.max_seq + from + t) * self.head_dim;
+        let Range { start, end } = keys;
+        let own = self.shared.saturating_sub(from).clamp(start, end);
+        [(start, own - start, at(0, start)), (own, end - own, at(sequence, own))]
     }
 }
 
@@ -74,25 +87,35 @@ impl<R: Fn(usize) -> Row> Queries<'_, R> {
         self.rows * self.op.group()
     }
 
-    /// Elements of the sums of all its queries: weighted values, `m` and the sum of weights of each.
+    /// Elements of the sums of all its queries: for each the weighted values, `m` and the sum of the weights.
     fn unit(&self) -> usize {
         self.len() * (self.op.width() + 2)
     }
 
-    /// Keys that a query sees.
-    fn sees(&self, query: usize) -> usize {
-        (self.row)(self.first + query / self.op.group()).len
+    /// The keys that a row sees.
+    fn keys(&self, row: usize) -> Range<usize> {
+        let len = (self.row)(self.first + row).len;
+        len.saturating_sub(self.op.window)..len
     }
 
-    /// Parts of the keys that its last query sees.
-    fn parts(&self) -> usize {
-        (0..self.rows).map(|r| (self.row)(self.first + r).len).max().unwrap_or(0).div_ceil(PART)
+    /// The keys that a query sees of `PART` from `from` on, counted from there.
+    fn sees(&self, query: usize, from: usize) -> Range<usize> {
+        let Range { start, end } = self.keys(query / self.op.group());
+        let end = end.saturating_sub(from).min(PART);
+        start.saturating_sub(from).min(end)..end
+    }
+
+    /// The parts of the keys that its queries see.
+    fn parts(&self) -> Range<usize> {
+        let keys = || (0..self.rows).map(|r| self.keys(r));
+        let (first, last) = (keys().map(|k| k.start).min(), keys().map(|k| k.end).max());
+        first.unwrap_or(0) / PART..last.unwrap_or(0).div_ceil(PART)
     }
 }
 
 impl<A: Act> Cpu<A> {
-    /// `out` [rows, n_heads * head_dim] of `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim] and the cache. Rows of a tile have one
-    /// sequence: with `consecutive` all have.
+    /// Computes `out` [rows, n_heads * head_dim] from `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim] and the cache.
+    /// The rows of a tile belong to one sequence; with `consecutive`, all rows do.
     pub(super) fn attention(
         &self,
         op: &Attention,
@@ -109,11 +132,11 @@ impl<A: Act> Cpu<A> {
         let tile = |first: usize, kv_head| Queries { op, first, rows: height.min(rows - first), kv_head, row };
         let (unit, tiles) = (tile(0, 0).unit(), down * n_kv_heads);
         let parts = Queries { rows, ..tile(0, 0) }.parts();
-        if tiles >= 2 * self.pool.threads() || parts == 1 {
+        if tiles >= 2 * self.pool.threads() || parts.len() == 1 {
             return self.pool.tiles(out, sizes, [height, group * d], |first, col, mut out| {
                 let tile = tile(first, col / (group * d));
                 scratch::with(&scratch::SUMS, unit, |sums| {
-                    for part in 0..tile.parts() {
+                    for part in tile.parts() {
                         scratch::with(&scratch::PARTS, unit, |of_part| {
                             self.part(&tile, part, of_part, qkv, kv);
                             self.merge(&tile, part, sums, of_part);
@@ -124,24 +147,25 @@ impl<A: Act> Cpu<A> {
             });
         }
         let wave = (8 * self.pool.threads()).div_ceil(tiles);
-        let sums_of_tiles = if parts > wave { tiles * unit } else { 0 };
+        let sums_of_tiles = if parts.len() > wave { tiles * unit } else { 0 };
         scratch::with(&scratch::SUMS_OF_TILES, sums_of_tiles, |sums| {
             scratch::with(&scratch::PARTS, tiles * wave * unit, |of_parts| {
-                for begin in (0..parts).step_by(wave) {
-                    let end = (begin + wave).min(parts);
+                for begin in parts.clone().step_by(wave) {
+                    let end = (begin + wave).min(parts.end);
                     let n = end - begin;
                     self.pool.tiles(of_parts, [tiles * n, unit], [1, unit], |i, _, mut to| {
                         let (tile, part) = (tile(i / n / n_kv_heads * height, i / n % n_kv_heads), begin + i % n);
-                        if part < tile.parts() {
+                        if tile.parts().contains(&part) {
                             self.part(&tile, part, to.row(0), qkv, kv);
                         }
                     });
                     let merge = |tile: &Queries<'_, _>, i: usize, sums: &mut [f32]| {
-                        for part in begin..end.min(tile.parts()) {
+                        let own = tile.parts();
+                        for part in begin.max(own.start)..end.min(own.end) {
                             self.merge(tile, part, sums, &of_parts[(i * n + part - begin) * unit..][..unit]);
                         }
                     };
-                    if end < parts {
+                    if end < parts.end {
                         self.pool.tiles(sums, [tiles, unit], [1, unit], |i, _, mut sums| {
                             merge(&tile(i / n_kv_heads * height, i % n_kv_heads), i, sums.row(0));
                         });
@@ -151,7 +175,7 @@ impl<A: Act> Cpu<A> {
                         let kv_head = col / (group * d);
                         let (tile, i) = (tile(first, kv_head), first / height * n_kv_heads + kv_head);
                         scratch::with(&scratch::SUMS, unit, |all| {
-                            if begin > 0 {
+                            if begin > parts.start {
                                 all.copy_from_slice(&sums[i * unit..][..unit]);
                             }
                             merge(&tile, i, all);
@@ -176,9 +200,9 @@ impl<A: Act> Cpu<A> {
         let (d, group, from, line) = (op.head_dim, op.group(), part * PART, lines(level, op.head_dim));
         let qkv_dim = (op.n_heads + 2 * op.n_kv_heads) * d;
         let o_stride = op.width() + 2;
-        let sees = |i| tile.sees(i).saturating_sub(from).min(PART);
-        let keys = (0..n).map(sees).max().unwrap_or(0);
-        let pieces = op.pieces((tile.row)(tile.first).sequence, tile.kv_head, from, keys);
+        let sees = |i| tile.sees(i, from);
+        let (begin, end) = (0..n).map(sees).fold((PART, 0), |(a, b), keys| (a.min(keys.start), b.max(keys.end)));
+        let pieces = op.pieces((tile.row)(tile.first).sequence, tile.kv_head, from, begin..end);
         scratch::with(&scratch::SCORES, n * PART, |s| {
             scratch::with(&scratch::X, n * line, |x: &mut [Line]| {
                 for (i, to) in x.chunks_exact_mut(line).enumerate() {
@@ -186,7 +210,7 @@ impl<A: Act> Cpu<A> {
                     each::prepare(level, &qkv[at..][..d], to);
                 }
                 for (before, cols, at) in pieces {
-                    let (w, room) = (Elements::of(&kv.0[at..][..cols * d]), cols * line);
+                    let (w, room) = (Elements::of(&kv.0[at..][..cols * d]).into(), cols * line);
                     scratch::with(&scratch::PACKED, room, |packed| {
                         let y = &mut s[before..];
                         Product { x, rows: n, w, cols, k: d, y, y_stride: PART, packed }.run(level);
@@ -195,25 +219,29 @@ impl<A: Act> Cpu<A> {
             });
             let scale = 1.0 / (d as f32).sqrt();
             for (i, (s, to)) in s.chunks_exact_mut(PART).zip(to.chunks_exact_mut(o_stride)).enumerate() {
-                let (m, sum) = each::softmax(level, &mut s[..sees(i)], scale);
+                let (m, sum) = each::softmax(level, &mut s[sees(i)], scale);
                 let (o, of_all) = to.split_at_mut(op.width());
                 o.fill(0.0);
                 of_all.copy_from_slice(&[m, sum]);
             }
             for (before, n_keys, at) in pieces {
                 let (p, v) = (&s[before..], Elements::of(&kv.1[at..][..n_keys * d]));
-                let seen = &|i| sees(i).saturating_sub(before).min(n_keys);
+                let seen = &|i| {
+                    let Range { start, end } = sees(i);
+                    let end = end.saturating_sub(before).min(n_keys);
+                    start.saturating_sub(before).min(end)..end
+                };
                 Weighted { p, p_stride: PART, rows: n, v, d, seen, o: to, o_stride }.run(level);
             }
         });
     }
 
-    /// `sums` with a part more, for the queries that see some of it.
+    /// Adds one part to `sums`, for the queries that see some of it.
     fn merge<R: Fn(usize) -> Row>(&self, tile: &Queries<'_, R>, part: usize, sums: &mut [f32], of_part: &[f32]) {
         let width = tile.op.width();
         let queries = sums.chunks_exact_mut(width + 2).zip(of_part.chunks_exact(width + 2)).enumerate();
-        for (_, (all, one)) in queries.take(tile.len()).filter(|(i, _)| part * PART < tile.sees(*i)) {
-            if part == 0 {
+        for (i, (all, one)) in queries.take(tile.len()).filter(|(i, _)| !tile.sees(*i, part * PART).is_empty()) {
+            if part == tile.keys(i / tile.op.group()).start / PART {
                 all.copy_from_slice(one);
                 continue;
             }
@@ -252,10 +280,10 @@ mod tests {
         noise(len, seed).into_iter().map(|x| A::from_f32(x * scale)).collect()
     }
 
-    /// `rows` rows of the second sequence that end at `kv_len`, in chunks of `chunk`, from caches that are NaN where nothing is to
-    /// be read; against the definition.
+    /// `rows` rows of the second sequence that end at `kv_len`, in chunks of `chunk`, checked against the definition.
+    /// The caches are NaN wherever nothing may be read.
     fn run<A: Act>(cpu: &Cpu<A>, op: &AttnPrefill, chunk: usize) -> Vec<u32> {
-        let AttnPrefill { rows, shared, n_heads, n_kv_heads, head_dim: d, max_seq, kv_len, .. } = *op;
+        let AttnPrefill { rows, shared, n_heads, n_kv_heads, head_dim: d, max_seq, kv_len, window, .. } = *op;
         let qkv = values::<A>(rows * op.qkv_dim(), 1, 6.0);
         let cache = |seed| {
             let mut cache = values::<A>(2 * n_kv_heads * max_seq * d, seed, 1.0);
@@ -265,6 +293,8 @@ mod tests {
                 if i >= n_kv_heads {
                     head[..shared * d].fill(A::from_f32(f32::NAN));
                 }
+                let unseen = (kv_len + 1 - rows).saturating_sub(window);
+                head[..unseen * d].fill(A::from_f32(f32::NAN));
             }
             cache
         };
@@ -284,7 +314,7 @@ mod tests {
             assert!((got - want).abs() <= limit * (want.abs() + 0.1), "{got} is not {want}, output {i} of {op:?}");
         }
         if shared == 0 {
-            let single = AttnDecode { rows: 1, n_heads, n_kv_heads, head_dim: d, max_seq, kv_len };
+            let single = AttnDecode { rows: 1, n_heads, n_kv_heads, head_dim: d, max_seq, kv_len, window };
             let (last, mut decoded) = (rows - 1, vec![A::from_f32(f32::NAN); n_heads * d]);
             let qkv = qkv[last * op.qkv_dim()..].to_vec();
             cpu.attn_decode(&single, &mut decoded, &mut vec![], &mut vec![], &qkv, &k, &v, &vec![pos[last]]).unwrap();
@@ -298,8 +328,9 @@ mod tests {
     fn the_definition_and_the_same_bits_however_it_is_cut() {
         let case = |rows, kv_len, (n_heads, n_kv_heads, head_dim), shared| {
             let max_seq = kv_len + 5;
-            AttnPrefill { rows, first: 0, shared, n_heads, n_kv_heads, head_dim, max_seq, kv_len }
+            AttnPrefill { rows, first: 0, shared, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window: max_seq }
         };
+        let windowed = |window, op| AttnPrefill { window, ..op };
         let cases = [
             case(1, 1, (1, 1, 8), 0),
             case(9, 9, (4, 2, 24), 0),
@@ -307,6 +338,10 @@ mod tests {
             case(70, 193, (2, 1, 128), 0),  // rows across the end of a part
             case(20, 290, (8, 2, 64), 150), // a part of which some keys are of sequence 0
             case(131, 131, (2, 2, 16), 0),
+            windowed(1, case(9, 140, (2, 1, 16), 0)),
+            windowed(50, case(70, 300, (4, 2, 24), 0)), // rows whose windows begin in another part, and inside one
+            windowed(128, case(3, 700, (9, 3, 64), 0)),
+            windowed(130, case(20, 290, (8, 2, 64), 170)), // a window that begins in what is shared
         ];
         for op in cases {
             let best = Cpu::<bf16>::new().unwrap();
@@ -333,6 +368,7 @@ mod tests {
             head_dim: d,
             max_seq: 80,
             kv_len: rows,
+            window: 80,
         };
         let (qkv, pos) = (values::<bf16>(rows * op.qkv_dim(), 1, 6.0), (0..rows as u32).collect());
         let cache = |seed, fill: Option<f32>| {

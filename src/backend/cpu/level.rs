@@ -1,4 +1,4 @@
-//! Sets of instructions, and which of them this CPU has.
+//! Sets of vector instructions, and which of them this CPU has.
 
 use crate::error::{Error, Result};
 use std::{fmt, sync::OnceLock};
@@ -8,7 +8,7 @@ use std::{fmt, sync::OnceLock};
 pub enum Level {
     /// What every CPU has.
     Portable,
-    /// AVX2 and FMA.
+    /// AVX2, FMA and F16C.
     Avx2,
     /// AVX-512 F and BW.
     Avx512,
@@ -25,12 +25,14 @@ impl Level {
         ["portable", "avx2", "avx512", "avx512bf16"][self as usize]
     }
 
-    /// The CPU has it.
+    /// Whether this CPU has it.
     pub fn is_here(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         let here = match self {
             Level::Portable => true,
-            Level::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Level::Avx2 => {
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+            }
             Level::Avx512 => {
                 Level::Avx2.is_here() && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw")
             }
@@ -74,7 +76,7 @@ impl Level {
         })
     }
 
-    /// The level whose products are those of f32 activations: there is no instruction of more.
+    /// The level for products of f32 activations: there are no better instructions for them.
     pub fn of_f32(self) -> Level {
         self.min(Level::Avx512)
     }

@@ -1,8 +1,8 @@
-//! Matrix products: blocks of weight rows on whatever thread is free, each by [`Product`].
+//! Matrix products: threads take blocks of weight rows, and compute each with [`Product`].
 
 use super::{
     Cpu, rows as each, scratch,
-    simd::{PACK_ROWS, Product, lines},
+    simd::{DIRECT, Product, lines, room},
     weight::Weight,
 };
 use crate::{
@@ -23,16 +23,17 @@ impl<A: Act> Out<'_, Cpu<A>> {
 }
 
 impl<A: Act> Cpu<A> {
-    /// Weight rows that a thread takes at a time: long runs of memory for few rows, what the second-level cache holds for many.
+    /// Weight rows that a thread takes at a time: for few rows of `x`, long runs of memory; for many, what fits the
+    /// second-level cache.
     fn block(&self, rows: usize, n: usize, k: usize) -> usize {
-        let (shares, most) = match rows <= PACK_ROWS {
+        let (shares, most) = match rows <= DIRECT {
             true => (4, 4096),
             false => (8, (PACKED / lines(self.level, k)).max(16)),
         };
         n.div_ceil(shares * self.pool.threads()).clamp(16, most).next_multiple_of(4)
     }
 
-    /// `out (+)= x w^T` for the first `rows` rows; sizes were checked.
+    /// `out (+)= x w^T`, and the bias of w, for the first `rows` rows; sizes were checked.
     pub(super) fn product(&self, rows: usize, out: Out<'_, Self>, x: &[A], w: &Weight) {
         match out {
             Out::Store(out) => self.product_to(rows, out, x, w, |out, y| each::store(self.level, out, y)),
@@ -41,7 +42,7 @@ impl<A: Act> Cpu<A> {
         }
     }
 
-    /// `finish` brings a part of a row of the product to its place.
+    /// `finish` stores a part of a row of the product.
     pub(super) fn product_to<T: Send + Sync>(
         &self,
         rows: usize,
@@ -50,7 +51,8 @@ impl<A: Act> Cpu<A> {
         w: &Weight,
         finish: impl Fn(&mut [T], &[f32]) + Sync,
     ) {
-        let ((n, k), level) = (w.shape(), self.level);
+        let (n, k) = w.shape();
+        let level = if rows == 1 && w.has_bytes() { self.level.of_f32() } else { self.level };
         let row = lines(level, k);
         scratch::with(&scratch::X, rows * row, |prepared| {
             let height = Self::height(rows, k);
@@ -64,12 +66,15 @@ impl<A: Act> Cpu<A> {
                 let width = tile.width();
                 scratch::with(&scratch::Y, rows * width, |y| {
                     for (at, cols, w) in w.rows(first, width) {
-                        let room = if rows > PACK_ROWS { cols * row } else { 0 };
+                        let room = room(level, &w, [rows, cols, k]);
                         scratch::with(&scratch::PACKED, room, |packed| {
                             Product { x, rows, w, cols, k, y: &mut y[at..], y_stride: width, packed }.run(level);
                         });
                     }
                     for r in 0..rows {
+                        if let Some(bias) = w.bias() {
+                            each::add_bias(level, &mut y[r * width..][..width], &bias[first..][..width]);
+                        }
                         finish(tile.row(r), &y[r * width..][..width]);
                     }
                 });

@@ -1,13 +1,15 @@
-//! The CPU: every op at the speed of its memory, with the same bits on every CPU.
+//! The CPU backend: every op as fast as memory allows, with the same bits on every CPU.
 //!
-//! `Cpu<f32>` keeps activations in f32 and is what Hugging Face's float32 goldens are compared with. `Cpu<bf16>` rounds where
-//! the kernels round and is what they are compared with. Products and attention are `matmul.rs` and `attention.rs`, on the
-//! instructions and threads of `simd/`; an op that is a few microseconds of a step runs as its definition.
+//! `Cpu<f32>` keeps activations in f32; Hugging Face's float32 goldens are compared with it. `Cpu<bf16>` rounds where
+//! the kernels round; the kernels are compared with it. Products and attention are in `matmul.rs` and `attention.rs`,
+//! built on the instructions and threads of `simd/`. An op that takes only a few microseconds of a step runs as its
+//! definition.
 
 mod attention;
 mod level;
 mod matmul;
 mod packed;
+mod quantized;
 mod rows;
 mod sample;
 mod scratch;
@@ -26,13 +28,14 @@ use crate::{
     error::{Error, Result},
     files::weights::Tensor,
     ops::{
-        Act, AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, LogProb, RmsNorm, Rope,
-        Sample, StreamRead, Swiglu, sample::Lengths,
+        Act, AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, HeadNorm, KvAppend, LogProb,
+        RmsNorm, Rope, Sample, StreamRead, Swiglu, sample::Lengths,
     },
 };
 use attention::{Attention, Row};
 use half::bf16;
 use level::Level;
+use quantized::Quantized;
 use rows as each;
 use simd::pool::Pool;
 use std::{collections::VecDeque, marker::PhantomData, num::NonZeroUsize, sync::Arc};
@@ -63,8 +66,8 @@ impl<A: Act> Cpu<A> {
         Cpu::open(None)
     }
 
-    /// With the best instructions of the CPU, or those that `AOJI_CPU` names, and so many threads of its own, or those of the
-    /// process: one a physical core.
+    /// With the best instructions of the CPU, or those that `AOJI_CPU` names; and with this many threads of its own, or
+    /// the process's threads: one for each physical core.
     ///
     /// # Errors
     /// `Input` when `AOJI_CPU` names no instructions that the CPU has, or for more than 1024 threads.
@@ -96,7 +99,7 @@ impl<A: Act> Cpu<A> {
         self.pool.threads()
     }
 
-    /// `f(at, part)` of each `len` elements of `out`, from element `at` on, on its threads.
+    /// Calls `f(at, part)` for every `len` elements of `out`, which begin at element `at`, on its threads.
     ///
     /// # Panics
     /// If `len` is 0.
@@ -104,13 +107,13 @@ impl<A: Act> Cpu<A> {
         self.pool.tiles(out, [1, out.len()], [1, len], |_, at, mut tile| f(at, tile.row(0)));
     }
 
-    /// Rows for one thread at a time: as many as are worth its while.
+    /// How many rows one thread takes at a time, so that the work is worth a thread.
     fn height(rows: usize, cols: usize) -> usize {
         if rows * cols < MANY { rows } else { (MANY / 4).div_ceil(cols) }
     }
 }
 
-/// So many elements and more are shared by the threads.
+/// From this many elements on, work is shared by the threads.
 const MANY: usize = 1 << 14;
 
 /// Runs `$body` with `$w` bound to the elements of a weight that is one matrix, bf16 or f32.
@@ -133,7 +136,7 @@ impl<A: Act> Cpu<A> {
         });
     }
 
-    /// The place of the largest, the first of equals; NaN is the least.
+    /// Index of the largest, the first of several equals; NaN counts as the least.
     fn best(&self, x: &[f32]) -> usize {
         let max = each::max_of(self.level, x);
         x.iter().position(|x| *x == max).unwrap_or(0)
@@ -149,6 +152,7 @@ impl<A: Act> Backend for Cpu<A> {
     const LOOKAHEAD: usize = 0;
     const CHUNK: usize = 128;
     const IS_GPU: bool = false;
+    const KEEPS_EMBED: bool = true;
 
     fn name(&self) -> String {
         format!("CPU ({} activations, {}, {} threads)", A::NAME, self.level, self.pool.threads())
@@ -171,16 +175,24 @@ impl<A: Act> Backend for Cpu<A> {
         dst.copy_from_slice(&src[at..at + dst.len()]);
         Ok(())
     }
+    fn keeps(stack: &[Tensor]) -> Option<u64> {
+        let taken = stack.iter().all(|t| t.is_plain() || Quantized::takes(t));
+        let bytes = |t: &Tensor| if t.is_plain() { (2 * t.rows() * t.cols()) as u64 } else { Quantized::bytes(t) };
+        taken.then(|| stack.iter().map(bytes).sum())
+    }
     fn weights(&self, stacks: &[Vec<Tensor>], progress: &mut dyn FnMut(u64)) -> Result<Vec<Weight>> {
         let weight = |parts: &Vec<Tensor>| {
             let weight = Weight::new::<A>(parts);
-            progress(parts.iter().map(|t| t.bytes().len() as u64).sum());
+            progress(parts.iter().map(Tensor::file_bytes).sum());
             weight
         };
         Ok(stacks.iter().map(weight).collect())
     }
     fn weight_from(&self, rows: usize, cols: usize, data: &[bf16]) -> Result<Weight> {
         Ok(Weight::from_values(rows, cols, data))
+    }
+    fn set_bias(&self, w: &mut Weight, bias: &[f32]) -> Result<()> {
+        w.set_bias::<A>(bias)
     }
     fn synchronize(&self) -> Result<()> {
         Ok(())
@@ -198,7 +210,15 @@ impl<A: Act> Backend for Cpu<A> {
 
     fn embed(&self, op: &Embed, x: &mut Vec<A>, tokens: &Vec<u32>, table: &Weight) -> Result<()> {
         op.check(x.len(), tokens.len(), crate::backend::Shaped::shape(table))?;
-        with_elements!(table, |w| op.reference(x, tokens, w));
+        let Some(table) = table.quantized() else {
+            with_elements!(table, |w| op.reference(x, tokens, w));
+            return Ok(());
+        };
+        let mut values = vec![0f32; op.dim];
+        for (x, t) in x.chunks_exact_mut(op.dim).zip(&tokens[..op.rows]) {
+            table.values(*t as usize, &mut values);
+            x.iter_mut().zip(&values).for_each(|(x, w)| *x = A::from_f32(*w));
+        }
         Ok(())
     }
     fn rms_norm(&self, op: &RmsNorm, out: &mut Vec<A>, x: &Vec<A>, w: &Weight) -> Result<()> {
@@ -233,6 +253,20 @@ impl<A: Act> Backend for Cpu<A> {
         });
         Ok(())
     }
+    fn head_norm(&self, op: &HeadNorm, qkv: &mut Vec<A>, gains: &Weight) -> Result<()> {
+        op.check(qkv.len(), crate::backend::Shaped::shape(gains))?;
+        let (dim, d, gains) = (op.qkv_dim(), op.head_dim, gains.to_f32());
+        let (of_q, of_k) = gains.split_at(d);
+        self.pool.tiles(qkv, [op.rows, dim], [Self::height(op.rows, dim), dim], |_, _, mut tile| {
+            for r in 0..tile.rows() {
+                let (q, k) = tile.row(r).split_at_mut(op.n_heads * d);
+                q.chunks_exact_mut(d).for_each(|head| each::norm_in_place(self.level, head, of_q, op.eps));
+                let k = k.chunks_exact_mut(d).take(op.n_kv_heads);
+                k.for_each(|head| each::norm_in_place(self.level, head, of_k, op.eps));
+            }
+        });
+        Ok(())
+    }
     fn kv_append(&self, op: &KvAppend, k: &mut Vec<A>, v: &mut Vec<A>, qkv: &Vec<A>, pos: &Vec<u32>) -> Result<()> {
         op.check(k.len(), v.len(), qkv.len(), pos.len())?;
         op.reference(k, v, qkv, pos);
@@ -248,10 +282,9 @@ impl<A: Act> Backend for Cpu<A> {
         pos: &Vec<u32>,
     ) -> Result<()> {
         op.check(out.len(), qkv.len(), k.len(), v.len(), pos.len())?;
-        let AttnPrefill { rows, first, shared, n_heads, n_kv_heads, head_dim, max_seq, .. } = *op;
-        let sizes = Attention { rows, n_heads, n_kv_heads, head_dim, max_seq, shared };
-        let place = |r: usize| pos[first + r] as usize;
-        let row = |r| Row { sequence: place(r) / max_seq, len: place(r) % max_seq + 1 };
+        let AttnPrefill { rows, first, shared, n_heads, n_kv_heads, head_dim, max_seq, window, .. } = *op;
+        let sizes = Attention { rows, n_heads, n_kv_heads, head_dim, max_seq, shared, window };
+        let row = |r: usize| Row::of(pos[first + r], max_seq);
         let (out, qkv) = (&mut out[first * n_heads * head_dim..], &qkv[first * op.qkv_dim()..]);
         self.attention(&sizes, true, out, qkv, (k, v), row);
         Ok(())
@@ -268,9 +301,9 @@ impl<A: Act> Backend for Cpu<A> {
         pos: &Vec<u32>,
     ) -> Result<()> {
         op.check(out.len(), qkv.len(), k.len(), v.len(), pos.len())?;
-        let AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, .. } = *op;
-        let sizes = Attention { rows, n_heads, n_kv_heads, head_dim, max_seq, shared: 0 };
-        let row = |r: usize| Row { sequence: pos[r] as usize / max_seq, len: pos[r] as usize % max_seq + 1 };
+        let AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, window, .. } = *op;
+        let sizes = Attention { rows, n_heads, n_kv_heads, head_dim, max_seq, shared: 0, window };
+        let row = |r: usize| Row::of(pos[r], max_seq);
         self.attention(&sizes, false, out, qkv, (k, v), row);
         Ok(())
     }

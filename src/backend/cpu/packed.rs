@@ -1,8 +1,8 @@
-//! Attention of training and its backward pass: one document and key head at a time, whose query heads and keys are brought
-//! together in f32.
+//! Attention for training, and its backward pass: one document and key head at a time, whose queries and keys are first
+//! collected in f32.
 //!
-//! [`QUERIES`] rows at a time go over all keys that one of them sees, so the scores are never there as a whole. The sums of a
-//! document are its own: the same alone as beside others.
+//! [`QUERIES`] rows at a time go over all keys that one of them sees, so the scores never exist as a whole. The sums of
+//! a document have the same bits alone and beside others.
 
 use super::{
     Cpu,
@@ -36,7 +36,7 @@ struct Gradients {
     v: Vec<f32>,
 }
 
-/// Room for the scores of a block of queries and their like.
+/// Memory for the scores of a block of queries, and the like.
 struct Room {
     x: Vec<Line>,
     packed: Vec<Line>,
@@ -47,7 +47,7 @@ struct Room {
 }
 
 impl<A: Act> Cpu<A> {
-    /// `f` of each document and key head, on whatever threads are free; the results in their order.
+    /// Calls `f` for each document and key head, on whatever threads are free; gives the results in order.
     fn parts<T: Send>(
         &self,
         op: &AttnPacked,
@@ -103,7 +103,7 @@ impl<A: Act> Cpu<A> {
                     }
                     room.o[..n * width].fill(0.0);
                     let (p, v, o) = (&room.s[..], Elements::F32(&part.v[..keys * d]), &mut room.o[..]);
-                    Weighted { p, p_stride: keys, rows: n, v, seen: &|i| first + i + 1, d, o, o_stride: width }
+                    Weighted { p, p_stride: keys, rows: n, v, seen: &|i| 0..first + i + 1, d, o, o_stride: width }
                         .run(level);
                     for (i, sum) in sums[..n].iter().enumerate() {
                         each::divide(level, &mut out[(first + i) * d..][..d], &room.o[i * width..][..d], *sum);
@@ -197,7 +197,7 @@ impl<A: Act> Cpu<A> {
             }
             room.o[..n * width].fill(0.0);
             let (p, o) = (&room.ds[..], &mut room.o[..]);
-            let (v, seen) = (Elements::F32(k), &|i| first + i + 1);
+            let (v, seen) = (Elements::F32(k), &|i| 0..first + i + 1);
             Weighted { p, p_stride: keys, rows: n, v, seen, d, o, o_stride: width }.run(level);
             for i in 0..n {
                 dq[(first + i) * d..][..d].copy_from_slice(&room.o[i * width..][..d]);
@@ -205,7 +205,7 @@ impl<A: Act> Cpu<A> {
             for (weights, of, o) in [(&room.s, dout, &mut to.v), (&room.ds, q, &mut to.k)] {
                 turn(&mut room.turned, weights, n, keys);
                 let (p, v) = (&room.turned[..], Elements::F32(of));
-                Weighted { p, p_stride: n, rows: keys, v, seen: &|_| n, d, o, o_stride: width }.run(level);
+                Weighted { p, p_stride: n, rows: keys, v, seen: &|_| 0..n, d, o, o_stride: width }.run(level);
             }
         }
         to.q.push(dq);
@@ -232,7 +232,7 @@ impl Room {
         for (q, x) in q.chunks_exact(d).zip(self.x.chunks_exact_mut(line)) {
             each::prepare(level, q, x);
         }
-        let (x, w, packed) = (&self.x[..], Elements::F32(k), &mut self.packed[..]);
+        let (x, w, packed) = (&self.x[..], Elements::F32(k).into(), &mut self.packed[..]);
         let y = if second { &mut self.ds } else { &mut self.s };
         Product { x, rows: q.len() / d, w, cols: keys, k: d, y, y_stride: keys, packed }.run(level);
     }

@@ -1,6 +1,6 @@
-//! Loops over the elements of rows, as plain Rust that is compiled once for each level ([`each_level`]): what does the same to
-//! neighbouring elements becomes vectors. Rust neither reorders nor fuses floating-point operations, so every level computes the
-//! same bits.
+//! Loops over the elements of rows, in plain Rust that is compiled once for each level ([`each_level`]). The compiler
+//! turns operations on neighbouring elements into vector instructions. Rust neither reorders nor fuses floating-point
+//! operations, so every level computes the same bits.
 
 use super::{
     level::Level,
@@ -53,7 +53,7 @@ pub(super) fn sum<T: Copy>(x: &[T], f: impl Fn(T) -> f32) -> f32 {
     tree(lanes)
 }
 
-/// The largest; NaN is none.
+/// The largest number; NaN is skipped.
 #[inline(always)]
 fn max(x: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; 16];
@@ -94,7 +94,7 @@ each_level! {
 }
 
 each_level! {
-    /// Of each 32 values the even ones, then the odd ones.
+    /// The even elements of each 32 values, then the odd ones.
     pub fn in_pairs<A: Act>(x: &[A], to: &mut [f32]) {
         let (chunks, rest) = x.as_chunks::<32>();
         let (to, last) = to.split_at_mut(32 * chunks.len());
@@ -141,6 +141,26 @@ each_level! {
 }
 
 each_level! {
+    /// A head of [`crate::ops::HeadNorm`].
+    pub fn norm_in_place<A: Act>(x: &mut [A], w: &[f32], eps: f32) {
+        let mean = sum(x, |x| x.to_f32() * x.to_f32()) / x.len() as f32;
+        let scale = 1.0 / (mean + eps).sqrt();
+        for (x, w) in x.iter_mut().zip(w) {
+            *x = A::from_f32(x.to_f32() * scale * w);
+        }
+    }
+}
+
+each_level! {
+    /// `y += bias`
+    pub fn add_bias<>(y: &mut [f32], bias: &[f32]) {
+        for (y, bias) in y.iter_mut().zip(bias) {
+            *y += bias;
+        }
+    }
+}
+
+each_level! {
     /// A row of [`crate::ops::Swiglu`].
     pub fn swiglu<A: Act>(hb: &mut [A], gate_up: &[A]) {
         let (gate, up) = gate_up.split_at(hb.len());
@@ -165,7 +185,7 @@ each_level! {
 }
 
 each_level! {
-    /// `s = exp(scale s - m)`, where `m` is the largest `scale s`; the sum of it. `(m, sum)`.
+    /// `s = exp(scale s - m)`, where `m` is the largest `scale s`. Returns `m` and the sum of the new `s`.
     pub fn softmax<>(s: &mut [f32], scale: f32) -> (f32, f32) {
         let m = max(s) * scale;
         for s in s.iter_mut() {
@@ -201,7 +221,7 @@ each_level! {
 }
 
 each_level! {
-    /// The largest; NaN is none.
+    /// The largest number; NaN is skipped.
     pub fn max_of<>(x: &[f32]) -> f32 {
         max(x)
     }

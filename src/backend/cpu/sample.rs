@@ -1,8 +1,9 @@
-//! [`Sample`]'s choice without sorting the vocabulary, in memory that is kept.
+//! Makes [`Sample`]'s choice without sorting the vocabulary, in memory that is kept.
 //!
-//! `top_k` and `top_p` each keep a prefix in the order of falling `y`, along which weights do not rise. So a histogram of their highest
-//! bits, 41 bins, tells in which bin a prefix ends, and the tokens of that bin alone are sorted. What has no weight cannot be drawn
-//! and is left out from the beginning; what a filter drops gets none.
+//! `top_k` and `top_p` each keep the first tokens in the order of falling `y`, along which weights do not rise. So a
+//! histogram of the highest bits of the weights, with 41 bins, tells in which bin such a prefix ends, and only the
+//! tokens of that bin are sorted. A token without weight cannot be drawn, and is left out from the beginning; a filter
+//! drops a token by making its weight 0.
 
 use super::{Cpu, scratch};
 use crate::ops::{
@@ -79,8 +80,9 @@ impl<A: Act> Cpu<A> {
     }
 }
 
-/// Moves to the front of `ids`, whose weights are not 0, the shortest prefix in the order of falling `y`, rising id of equals, whose
-/// measures sum up to `target`, which is not 0, or all of them; the weights of the others become 0. How many there are.
+/// Finds the shortest prefix of `ids`, in the order of falling `y` (equals by rising id), whose measures add up to
+/// `target`, or all ids. It moves these ids to the front, makes the weights of the others 0, and returns how many there
+/// are. No weight of `ids` is 0 before, and neither is `target`.
 fn shortest_prefix(ids: &mut [u32], w: &mut [u64], y: &[f32], target: u64, measure: impl Fn(u64) -> u64) -> usize {
     let bin = |w: u64| w.leading_zeros() as usize; // rises as weights fall
     let mut bins = [0; 64];
@@ -104,7 +106,7 @@ fn shortest_prefix(ids: &mut [u32], w: &mut [u64], y: &[f32], target: u64, measu
     kept
 }
 
-/// Moves to the front what is to be `first`; how many there are.
+/// Moves the ids that shall be `first` to the front. Returns how many there are.
 fn partition(ids: &mut [u32], first: impl Fn(usize) -> bool) -> usize {
     let mut n = 0;
     for i in 0..ids.len() {

@@ -1,4 +1,4 @@
-//! Memory that a thread works in and keeps: an op allocates nothing after the first of its size.
+//! Working memory of each thread, which is kept: an op allocates nothing after the first call of its size.
 
 use super::simd::Line;
 use std::{cell::Cell, thread::LocalKey};
@@ -14,9 +14,9 @@ thread_local! {
     pub(super) static SCORES: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
     /// Parts of attention before they are merged.
     pub(super) static PARTS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-    /// What those of a tile are merged to.
+    /// The merged parts of a tile.
     pub(super) static SUMS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-    /// The same of all tiles, between two waves of parts.
+    /// The same for all tiles, between two waves of parts.
     pub(super) static SUMS_OF_TILES: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
     /// The sampler's weights of tokens.
     pub(super) static WEIGHTS: Cell<Vec<u64>> = const { Cell::new(Vec::new()) };
@@ -32,7 +32,7 @@ thread_local! {
     pub(super) static BEST: Cell<Vec<(usize, f64)>> = const { Cell::new(Vec::new()) };
 }
 
-/// `f` of at least `len` elements of this thread's memory, which hold anything.
+/// Calls `f` with at least `len` elements of this thread's memory, which contain anything.
 pub(super) fn with<T: Clone + Default, R>(
     slot: &'static LocalKey<Cell<Vec<T>>>,
     len: usize,

@@ -1,8 +1,8 @@
 //! The products of the backward pass: `sum_t p[i, t] v[t, j]`, where neither factor has to be transposed.
 //!
-//! A block of `v`, [`TERMS`] rows of [`WIDTH`] columns, is brought to f32 in the first-level cache, and the rows of `p` go over it by
-//! [`Weighted`]. bits: an element is summed in the order of `t`, each term with one rounding; so it depends on its row of `p` and its
-//! column of `v` alone, not on the blocks, the threads or the CPU.
+//! A block of `v`, [`TERMS`] rows of [`WIDTH`] columns, is converted to f32 in the first-level cache, and the rows of
+//! `p` go over it with [`Weighted`]. An element is summed in the order of `t`, each term with one rounding; so its bits
+//! depend on its row of `p` and its column of `v` alone, not on the blocks, the threads or the CPU.
 
 use super::{
     Cpu,
@@ -37,8 +37,9 @@ impl<A: Act> Cpu<A> {
         self.level.of_f32()
     }
 
-    /// For each row `i` of `out` [m, n] and each block of its columns `finish(i, first column, part of the row, sums)`, where the sums are
-    /// of `p` and of what `fill(first row, rows, first column, columns, to)` makes of `v`.
+    /// Calls `finish(i, first column, part of the row, sums)` for each row `i` of `out` [m, n] and each block of its
+    /// columns. The sums are products of `p` with `v`, of which `fill(first row, rows, first column, columns, to)`
+    /// makes a block.
     pub(super) fn sums<T: Send + Sync>(
         &self,
         out: &mut [T],
@@ -73,7 +74,7 @@ impl<A: Act> Cpu<A> {
                     let panel = &mut panel[..n * width];
                     fill(t, n, panel);
                     let (p, v) = (&p[first * stride + t..], Elements::F32(panel));
-                    Weighted { p, p_stride: stride, rows, v, seen: &|_| n, d: width, o: &mut *o, o_stride: WIDTH }
+                    Weighted { p, p_stride: stride, rows, v, seen: &|_| 0..n, d: width, o: &mut *o, o_stride: WIDTH }
                         .run(level);
                 }
             });
@@ -86,7 +87,7 @@ impl<A: Act> Cpu<A> {
     /// Some rows and columns of a weight, in f32.
     pub(super) fn fill_from(&self, w: &Weight, [t, n]: [usize; 2], [j, width]: [usize; 2], to: &mut [f32]) {
         let (_, cols) = w.shape();
-        for (at, rows, part) in w.rows(t, n) {
+        for (at, rows, part) in w.elements(t, n) {
             for r in 0..rows {
                 let to = &mut to[(at + r) * width..][..width];
                 match part.part(r * cols + j, width) {
@@ -134,7 +135,7 @@ impl<A: Act> Cpu<A> {
                 });
                 scratch::with(&scratch::Y, n * cols, |y| {
                     scratch::with(&scratch::PACKED, cols * line, |packed| {
-                        Product { x, rows: n, w: Elements::F32(w), cols, k, y: &mut *y, y_stride: cols, packed }
+                        Product { x, rows: n, w: Elements::F32(w).into(), cols, k, y: &mut *y, y_stride: cols, packed }
                             .run(level);
                     });
                     rows::scale(level, y, scale);

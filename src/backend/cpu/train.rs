@@ -1,4 +1,5 @@
-//! The ops of training on the CPU: rows on whatever thread is free, products by [`super::sums`], attention by [`super::packed`].
+//! The ops of training on the CPU: threads take rows, products are in [`super::sums`], attention is in
+//! [`super::packed`].
 
 use super::{
     Cpu, Weight,

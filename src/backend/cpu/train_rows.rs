@@ -1,4 +1,4 @@
-//! Rows of the ops of training, as [`super::rows`] has those of the others.
+//! Loops over rows for the ops of training, as [`super::rows`] has them for the others.
 
 use super::{
     level::Level,

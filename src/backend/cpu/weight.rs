@@ -1,5 +1,6 @@
-//! Weights as the CPU reads them: straight from the mapped file where its dtype and alignment allow.
+//! Weights as the CPU reads them: straight from the mapped file where their format and alignment allow.
 
+use super::{quantized::Quantized, simd::Rows};
 use crate::{
     backend::Shaped,
     error::Result,
@@ -12,6 +13,8 @@ use half::{bf16, f16};
 pub struct Weight {
     parts: Vec<Part>,
     cols: usize,
+    /// What products add to each column of their result.
+    bias: Option<Vec<f32>>,
 }
 
 struct Part {
@@ -24,10 +27,11 @@ enum Data {
     Mapped(Tensor),
     Bf16(Vec<bf16>),
     F32(Vec<f32>),
+    Quantized(Quantized),
 }
 
-/// Rows of weights, or of keys and values, by their format.
-#[derive(Clone, Copy)]
+/// Rows of weights, or of keys and values, one after the other.
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Elements<'a> {
     /// bf16
     Bf16(&'a [bf16]),
@@ -62,10 +66,13 @@ impl<'a> Elements<'a> {
 }
 
 impl Weight {
-    /// Stacks `parts`. f32 activations keep f32 and f16 weights exact; bf16 activations round weights to bf16, as the GPU does.
+    /// Stacks `parts`; quantized ones are those that products [take](Quantized::takes). f32 activations keep f32 and f16 weights exact; bf16 activations round weights to bf16, as the GPU does.
     pub(super) fn new<A: Act>(parts: &[Tensor]) -> Weight {
         let exact = size_of::<A>() == 4;
         let data = |t: &Tensor| {
+            if !t.is_plain() {
+                return Data::Quantized(Quantized::new(t));
+            }
             let bytes = t.bytes();
             let f32s: Vec<f32> = match t.dtype() {
                 Dtype::Bf16 if bytemuck::try_cast_slice::<u8, bf16>(bytes).is_ok() => return Data::Mapped(t.clone()),
@@ -79,12 +86,25 @@ impl Weight {
             if exact { Data::F32(f32s) } else { Data::Bf16(f32s.into_iter().map(bf16::from_f32).collect()) }
         };
         let cols = parts.first().map_or(0, Tensor::cols);
-        Weight { parts: parts.iter().map(|t| Part { rows: t.rows(), data: data(t) }).collect(), cols }
+        Weight { parts: parts.iter().map(|t| Part { rows: t.rows(), data: data(t) }).collect(), cols, bias: None }
     }
 
     /// A matrix of given values.
     pub(super) fn from_values(rows: usize, cols: usize, data: &[bf16]) -> Weight {
-        Weight { parts: vec![Part { rows, data: Data::Bf16(data.to_vec()) }], cols }
+        Weight { parts: vec![Part { rows, data: Data::Bf16(data.to_vec()) }], cols, bias: None }
+    }
+
+    /// Gives it a bias for each row. bf16 activations round it to bf16, as the GPU does.
+    pub(super) fn set_bias<A: Act>(&mut self, bias: &[f32]) -> Result<()> {
+        let rows = self.shape().0;
+        expect("weight", bias.len() == rows, || format!("a bias of {} values for {rows} rows", bias.len()))?;
+        self.bias = Some(bias.iter().map(|x| A::from_f32(*x).to_f32()).collect());
+        Ok(())
+    }
+
+    /// The bias of each row.
+    pub(super) fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
     }
 
     /// Elements.
@@ -99,40 +119,80 @@ impl Weight {
 
     /// Its elements, rows of one part after the other.
     pub fn to_f32(&self) -> Vec<f32> {
-        let of = |part: &Part| match part.elements() {
-            Elements::Bf16(w) => w.iter().map(|w| w.to_f32()).collect::<Vec<_>>(),
-            Elements::F32(w) => w.to_vec(),
+        let of = |part: &Part| match &part.data {
+            Data::Quantized(q) => q.tensor().to_f32(),
+            data => match data.elements() {
+                Elements::Bf16(w) => w.iter().map(|w| w.to_f32()).collect::<Vec<_>>(),
+                Elements::F32(w) => w.to_vec(),
+            },
         };
         self.parts.iter().flat_map(of).collect()
     }
 
-    /// The rows `first..first + rows` where they lie: `(rows before, rows, their elements)` of each part that has some.
-    pub(super) fn rows(&self, first: usize, rows: usize) -> impl Iterator<Item = (usize, usize, Elements<'_>)> {
-        let cols = self.cols;
+    /// The rows `first..first + rows` where they lie: `(rows before, rows, they)` of each part that has some.
+    pub(super) fn rows(&self, first: usize, rows: usize) -> impl Iterator<Item = (usize, usize, Rows<'_>)> {
         let mut start = 0;
-        self.parts.iter().filter_map(move |part| {
+        self.parts.iter().flat_map(move |part| {
             let (from, to) = (first.max(start), (first + rows).min(start + part.rows));
-            let at = from.saturating_sub(start);
+            let before = start;
             start += part.rows;
-            (from < to).then(|| (from - first, to - from, part.elements().part(at * cols, (to - from) * cols)))
+            let (from, to) = (from.saturating_sub(before), to.saturating_sub(before));
+            part.rows(from, to, self.cols).map(move |(from, to, w)| (before + from - first, to - from, w))
         })
     }
 
-    /// The elements of a weight of one part.
+    /// The rows `first..first + rows` of a weight that is not quantized, as [`Weight::rows`].
+    pub(super) fn elements(&self, first: usize, rows: usize) -> impl Iterator<Item = (usize, usize, Elements<'_>)> {
+        self.rows(first, rows).map(|(at, rows, w)| match w {
+            Rows::Plain(w) => (at, rows, w),
+            other => unreachable!("{other:?} in training, which widens"),
+        })
+    }
+
+    /// The elements of a weight of one part that is not quantized.
     pub(super) fn single(&self) -> Result<Elements<'_>> {
-        expect("weight", self.parts.len() == 1, || format!("stacked of {} parts, expected one", self.parts.len()))?;
-        Ok(self.parts[0].elements())
+        let plain = |part: &&Part| !matches!(part.data, Data::Quantized(_));
+        let one = self.parts.first().filter(|_| self.parts.len() == 1).filter(plain);
+        expect("weight", one.is_some(), || format!("stacked of {} parts, expected one of numbers", self.parts.len()))?;
+        Ok(self.parts[0].data.elements())
+    }
+
+    /// Some of it are codes of 8 bits. A row alone is multiplied by them in f32: to make bf16 of them costs more than it saves.
+    pub(super) fn has_bytes(&self) -> bool {
+        self.parts.iter().any(|part| matches!(&part.data, Data::Quantized(q) if q.tensor().format().bits() == 8))
+    }
+
+    /// The tensor of a weight that is one quantized matrix.
+    pub(super) fn quantized(&self) -> Option<&Tensor> {
+        match &self.parts[..] {
+            [Part { data: Data::Quantized(q), .. }] => Some(q.tensor()),
+            _ => None,
+        }
     }
 }
 
 impl Part {
+    /// Rows `from..to`: `(first, last + 1, they)` of each run.
+    fn rows(&self, from: usize, to: usize, cols: usize) -> impl Iterator<Item = (usize, usize, Rows<'_>)> {
+        let (plain, quantized) = match &self.data {
+            Data::Quantized(q) => (None, Some(q.rows(from, to))),
+            data if from < to => (Some(Rows::Plain(data.elements().part(from * cols, (to - from) * cols))), None),
+            _ => (None, None),
+        };
+        plain.map(|w| (from, to, w)).into_iter().chain(quantized.into_iter().flatten())
+    }
+}
+
+impl Data {
+    /// Of what is not quantized.
     fn elements(&self) -> Elements<'_> {
-        match &self.data {
+        match self {
             // alignment was checked when it was made
             Data::Mapped(t) if t.dtype() == Dtype::F32 => Elements::F32(bytemuck::cast_slice(t.bytes())),
             Data::Mapped(t) => Elements::Bf16(bytemuck::cast_slice(t.bytes())),
             Data::Bf16(v) => Elements::Bf16(v),
             Data::F32(v) => Elements::F32(v),
+            Data::Quantized(q) => unreachable!("{:?} has no elements", q.tensor()),
         }
     }
 }

@@ -6,8 +6,8 @@ use crate::{
     error::{Error, Result},
     files::{config::Config, weights::Tensor},
     ops::{
-        AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, LogProb, NormGateUp,
-        NormHead, NormHeadArgmax, NormQkvRopeAppend, RmsNorm, Rope, Sample, StreamRead, Swiglu,
+        AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, HeadNorm, KvAppend, LogProb,
+        NormGateUp, NormHead, NormHeadArgmax, NormQkvRopeAppend, RmsNorm, Rope, Sample, StreamRead, Swiglu,
     },
 };
 use cudarc::driver::{CudaSlice, DevicePtr, DriverError, sys};
@@ -56,9 +56,11 @@ impl Backend for Cuda {
     fn supports(&self, c: &Config) -> Result<()> {
         let &Config { dim, ffn_dim, vocab, n_heads, n_kv_heads, head_dim, max_seq, norm_eps: eps, .. } = c;
         let (rows, positions, any) = (DECODE_ROWS, max_seq, usize::MAX);
-        AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len: max_seq }.check_kernel(any, any)?;
-        let qkv = NormQkvRopeAppend { rows, dim, n_heads, n_kv_heads, head_dim, max_seq, positions, eps };
-        qkv.check(any, any, any, any, any, dim, (qkv.qkv_dim(), dim), any)?;
+        let (kv_len, window, head_norm) = (max_seq, max_seq, c.arch.qk_norm);
+        AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window }.check_kernel(any, any)?;
+        let qkv = NormQkvRopeAppend { rows, dim, n_heads, n_kv_heads, head_dim, max_seq, positions, eps, head_norm };
+        let gains = head_norm.then_some((2, head_dim));
+        qkv.check(any, any, any, any, any, any, dim, (qkv.qkv_dim(), dim), gains, any)?;
         NormGateUp { rows, dim, ffn_dim, eps }.check(any, any, dim, (2 * ffn_dim, dim))?;
         NormHead { rows, first: 0, dim, vocab, eps }.check(any, any, dim, (vocab, dim))
     }
@@ -90,7 +92,7 @@ impl Backend for Cuda {
 
     fn copy<T: Element>(&self, buf: &mut Buffer<T>, to: usize, from: usize, len: usize) -> Result<()> {
         let [to, from, len] = [to, from, len].map(|n| n * size_of::<T>());
-        // of two parts of one buffer, the one that is read and the one that is written
+        // two parts of one buffer: one is read, the other written
         let split = to.max(from);
         let fits = to.min(from) + len <= split && split + len <= buf.bytes.len();
         if !fits {
@@ -141,7 +143,18 @@ impl Backend for Cuda {
     }
 
     fn weight_from(&self, rows: usize, cols: usize, data: &[bf16]) -> Result<Weight> {
-        Ok(Weight { data: self.upload(data)?, rows, cols, kind: Kind::Bf16 })
+        Ok(Weight { data: self.upload(data)?, rows, cols, kind: Kind::Bf16, bias: None })
+    }
+
+    fn set_bias(&self, w: &mut Weight, bias: &[f32]) -> Result<()> {
+        if bias.len() != w.rows {
+            return Err(Error::Op {
+                op: "weights",
+                what: format!("a bias of {} values for {} rows", bias.len(), w.rows),
+            });
+        }
+        w.bias = Some(self.upload(&bias.iter().copied().map(bf16::from_f32).collect::<Vec<_>>())?);
+        Ok(())
     }
 
     fn synchronize(&self) -> Result<()> {
@@ -185,7 +198,10 @@ impl Backend for Cuda {
         op.launch(self, out, x, w)
     }
     fn gemm(&self, op: &Gemm, out: Out<'_, Self>, x: &Buffer<bf16>, w: &Weight) -> Result<()> {
-        self.with_bf16(w, |w| op.launch(self, out, x, w))
+        self.with_bf16(w, |plain| op.launch(self, out, x, plain, w.bias.as_ref()))
+    }
+    fn head_norm(&self, op: &HeadNorm, qkv: &mut Buffer<bf16>, gains: &Weight) -> Result<()> {
+        op.launch(self, qkv, gains)
     }
     fn rope(&self, op: &Rope, qkv: &mut Buffer<bf16>, pos: &Buffer<u32>, table: &Buffer<f32>) -> Result<()> {
         op.launch(self, qkv, pos, table)
@@ -261,15 +277,17 @@ impl Backend for Cuda {
         k: &mut Buffer<bf16>,
         v: &mut Buffer<bf16>,
         xb: &mut Buffer<bf16>,
+        arrived: &mut Buffer<u32>,
         x: &Buffer<bf16>,
         pos: &Buffer<u32>,
         gain: &Weight,
         w: &Weight,
+        heads: Option<&Weight>,
         table: &Buffer<f32>,
     ) -> Result<()> {
         match op.rows <= DECODE_ROWS {
-            true => op.launch(self, qkv, k, v, x, pos, gain, w, table),
-            false => definition::norm_qkv_rope_append(self, op, qkv, k, v, xb, x, pos, gain, w, table),
+            true => op.launch(self, qkv, k, v, arrived, x, pos, gain, w, heads, table),
+            false => definition::norm_qkv_rope_append(self, op, qkv, k, v, xb, x, pos, gain, w, heads, table),
         }
     }
     fn norm_gate_up(

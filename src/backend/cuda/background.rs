@@ -1,4 +1,4 @@
-//! What a thread of its own makes while the caller does something else.
+//! A value that a thread of its own makes while the caller does something else.
 
 use std::{
     panic,
@@ -9,7 +9,7 @@ use std::{
 /// A value that may be on its way.
 pub(super) struct Background<T> {
     value: OnceLock<T>,
-    /// Taken by who waits for it.
+    /// Taken by whoever waits for it.
     thread: Mutex<Option<JoinHandle<T>>>,
 }
 
@@ -20,7 +20,7 @@ impl<T> Default for Background<T> {
 }
 
 impl<T: Send + 'static> Background<T> {
-    /// Begins to make it, unless that was begun before.
+    /// Begins to make it, unless that has begun already.
     pub fn begin(&self, make: impl FnOnce() -> T + Send + 'static) {
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if thread.is_none() && self.value.get().is_none() {
@@ -28,7 +28,7 @@ impl<T: Send + 'static> Background<T> {
         }
     }
 
-    /// When it is there; `make` makes it if nobody began to.
+    /// Waits for the value; if nobody has begun, `make` makes it now.
     pub fn get_or(&self, make: impl FnOnce() -> T) -> &T {
         self.value.get_or_init(|| self.wait().unwrap_or_else(make))
     }
@@ -43,7 +43,7 @@ impl<T> Background<T> {
 
 impl<T> Drop for Background<T> {
     fn drop(&mut self) {
-        self.wait(); // the thread must not call a driver that the end of the process closes
+        self.wait(); // the thread must not use the driver while the process ends
     }
 }
 

@@ -1,5 +1,5 @@
-//! cuBLAS, where it is installed: an alternative to our matrix product for many rows. Opened at run time: by a thread while
-//! weights are copied where a prompt of its size can come, else when first needed.
+//! cuBLAS, if it is installed: an alternative to our matrix product for many rows. It is opened at run time: if prompts
+//! of that size can come, by a thread while weights are copied, else when first needed.
 //!
 //! It is looked for in `$AOJI_CUBLAS_DIR` (and then nowhere else), where the loader looks, in the Python wheels of
 //! `$VIRTUAL_ENV` and `./.venv`, and in `/usr/local/cuda`.
@@ -25,7 +25,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-/// Who computes matrix products of more rows than the gemv takes: the variable `AOJI_GEMM`.
+/// Which code computes matrix products with more rows than the gemv takes: the variable `AOJI_GEMM`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum GemmBy {
     /// cuBLAS for [`MANY_ROWS`] and more where it can be opened, else our kernel.
@@ -37,11 +37,12 @@ pub enum GemmBy {
     Cublas,
 }
 
-/// Rows from which `auto` takes cuBLAS. Below, the weights' bytes are most of the time, and the library's 200 MB of host memory
-/// cost more than it brings. An estimate: the crossing has not been measured yet.
+/// From this many rows on, `auto` uses cuBLAS. With fewer rows, reading the weights takes most of the time, and the
+/// library's 200 MB of host memory cost more than it brings. This is an estimate: where cuBLAS begins to win has not
+/// been measured yet.
 pub const MANY_ROWS: usize = 512;
 
-/// Of the device; what NVIDIA advises for sm_90. With its own workspace a handle allocates nothing later.
+/// Bytes on the device; what NVIDIA advises for sm_90. With a workspace of its own a handle allocates nothing later.
 const WORKSPACE_BYTES: usize = 32 << 20;
 
 impl FromStr for GemmBy {
@@ -62,7 +63,7 @@ impl GemmBy {
     }
 }
 
-/// Version of the cuBLAS that would be used and where it is; needs no GPU.
+/// Version of the cuBLAS that would be used, and its path; needs no GPU.
 ///
 /// # Errors
 /// [`Error::Cuda`] with the places that were tried.
@@ -83,7 +84,7 @@ fn failed(what: &str) -> impl FnOnce(result::CublasError) -> Error {
     move |e| Error::Cuda { what: what.into(), cause: format!("cuBLAS says {e}") }
 }
 
-/// Loads the library into the process, once; where it was found.
+/// Loads the library into the process, once. Returns where it was found.
 fn load() -> Result<&'static str> {
     static FOUND: OnceLock<Result<String, String>> = OnceLock::new();
     let found = FOUND.get_or_init(|| {
@@ -112,8 +113,8 @@ fn directories(own: Option<OsString>, virtual_env: Option<OsString>) -> Vec<Path
     found
 }
 
-/// Loads both libraries from the first directory that has them. They stay loaded, so that what opens them by name later finds
-/// these: the loader knows a loaded library by its SONAME.
+/// Loads both libraries from the first directory that has them. They stay loaded, so that code which opens them by name
+/// later finds these: the loader knows a loaded library by its SONAME.
 fn load_from(directories: &[PathBuf]) -> Result<String, String> {
     let open = |path: &Path| {
         // SAFETY: as in load().
@@ -243,8 +244,8 @@ impl Cuda {
         }
     }
 
-    /// If cuBLAS may be asked for products of as many as `rows` rows, a thread begins to open it: half a second, which the
-    /// first prompt would wait for.
+    /// Begins to open cuBLAS in a thread, if it may be used for products of up to `rows` rows: this takes half a
+    /// second, for which the first prompt would have to wait.
     pub(super) fn begin_blas(&self, rows: usize) {
         if self.wants_blas(rows) {
             let stream = self.stream.clone();

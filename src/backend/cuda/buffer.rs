@@ -34,14 +34,16 @@ impl<T: Element> backend::Buffer for Buffer<T> {
 
 /// A matrix [rows, cols] on the device.
 pub struct Weight {
-    /// Its elements; of a packed one its records, as words of 16 bits.
+    /// Its elements; for a packed (quantized) matrix its records, as words of 16 bits.
     pub data: Buffer<half::bf16>,
     /// `n` of a matrix product.
     pub rows: usize,
     /// `k` of a matrix product.
     pub cols: usize,
-    /// What its data is.
+    /// How its data is encoded.
     pub kind: Kind,
+    /// What products add to each column of their result. `[rows]`
+    pub bias: Option<Buffer<half::bf16>>,
 }
 
 impl backend::Shaped for Weight {

@@ -28,7 +28,7 @@ pub struct Info {
 }
 
 impl Info {
-    /// Of GPU `ordinal`; nothing is loaded and no memory taken.
+    /// Asks about GPU `ordinal`; nothing is loaded and no memory is taken.
     pub(super) fn of(ordinal: usize, driver: i32) -> Result<Info, DriverError> {
         use sys::CUdevice_attribute as A;
         let device = device::get(ordinal as i32)?;
@@ -56,7 +56,7 @@ impl Info {
         })
     }
 
-    /// It is not a GPU but runs the kernels on the CPU: its times mean nothing.
+    /// Whether it is not a GPU but the emulator that runs the kernels on the CPU: its times mean nothing.
     pub fn is_emulated(&self) -> bool {
         self.name == "CUDA emulator"
     }

@@ -1,4 +1,4 @@
-//! The line of a variant of the lab that changes how its kernels are launched:
+//! Reads the line of a variant of the kernel lab that changes how its kernels are launched:
 //!
 //! ```text
 //! // launch: threads 512, blocks x/2, shared 16384
@@ -9,8 +9,8 @@
 //! factor = NUMBER | "x" | "y" | "z" | "threads" | "shared" | "sms"
 //! ```
 //!
-//! Names are of the shipped launch: its blocks in x, y and z, its threads, its dynamic shared memory in bytes; `sms` is the
-//! number of multiprocessors. What is not named stays as shipped.
+//! Names stand for numbers of the shipped launch: its blocks in x, y and z, its threads, its dynamic shared memory in
+//! bytes; `sms` is the number of multiprocessors. What the line does not name stays as shipped.
 
 use crate::ops::Grid;
 

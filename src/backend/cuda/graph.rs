@@ -1,9 +1,10 @@
 //! Decode steps recorded as CUDA graphs: the host enqueues one graph instead of hundreds of kernels.
 //!
-//! What is recorded must not allocate, synchronise or read back; `Backend` promises that for its ops. Everything that changes from
-//! step to step (token, position, length) is read from device buffers. A graph holds the addresses of those buffers, so each
-//! session has graphs of its own. The first run of a step is not recorded, because it loads the kernels. A recording uses a
-//! stream of its own: work that other sessions enqueue at the same time does not get into it.
+//! What is recorded must not allocate, synchronise or read back; `Backend` promises that for its ops. Everything that
+//! changes from step to step (token, position, length) is read from device buffers. A graph contains the addresses of
+//! these buffers, so each session has graphs of its own. The first run of a step is not recorded, because it loads the
+//! kernels. Recording uses a stream of its own, so that work which other sessions enqueue at the same time does not get
+//! into it.
 
 use super::{Cuda, failed};
 use crate::error::{Error, Result};
@@ -33,7 +34,7 @@ impl Drop for Recording {
 pub struct Edges {
     /// All of them.
     pub all: usize,
-    /// Those across which a kernel may start before the one before it is done.
+    /// Those across which a kernel may start before the one before it has ended.
     pub programmatic: usize,
     /// Nodes of the step.
     pub nodes: usize,

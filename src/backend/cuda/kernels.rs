@@ -1,10 +1,10 @@
-//! The embedded kernels, shipped and of the lab, and what ptxas said of them.
+//! The embedded kernels, both shipped ones and variants of the lab, and what ptxas reported about them.
 
 /// One `kernels/<stem>.cu`.
 pub struct Module {
     /// Its file's name.
     pub stem: &'static str,
-    /// Of its source and of the common headers, in hexadecimal; says which version a result of a GPU speaks of.
+    /// Hash of its source and of the common headers, in hexadecimal: it tells to which version a result belongs.
     pub hash: &'static str,
     /// The fatbin.
     pub image: &'static [u8],
@@ -43,8 +43,9 @@ pub const NVCC: &str = match option_env!("AOJI_NVCC_VERSION") {
     None => "",
 };
 
-/// Which of `images` a GPU of this compute capability runs: machine code of its own generation if there is any (`a` only on
-/// exactly its own capability), else PTX that the driver compiles. `None`: it cannot run them.
+/// Which of `images` a GPU of this compute capability runs: machine code for its own generation, if there is any (code
+/// for `90a` and the like runs only on exactly that capability), else PTX that the driver compiles. `None`: it cannot
+/// run them.
 pub fn image_for(images: &str, (major, minor): (i32, i32)) -> Option<&str> {
     let capability = |digits: &str| digits.parse::<i32>().ok().map(|n| (n / 10, n % 10));
     let code = |image: &&str| match image.strip_suffix('a') {
@@ -58,7 +59,8 @@ pub fn image_for(images: &str, (major, minor): (i32, i32)) -> Option<&str> {
     newest(&code).or_else(|| newest(&ptx))
 }
 
-/// Whether the code that a GPU of this capability runs has `griddepcontrol.wait`: what is compiled for 9.0 and newer has it.
+/// Whether the code for a GPU of this capability has the instruction `griddepcontrol.wait`: code compiled for 9.0 and
+/// newer has it.
 pub(super) fn waits_for_predecessor(capability: (i32, i32)) -> bool {
     let digits = |image: &str| image.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap_or(0u32);
     capability.0 >= 9 && image_for(IMAGES, capability).is_some_and(|image| digits(image) >= 90)

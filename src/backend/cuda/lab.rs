@@ -1,8 +1,8 @@
-//! The lab: `kernels/lab/<op>_<name>.cu`, variants of shipped kernels to be compared with them.
+//! The kernel lab: files `kernels/lab/<op>_<name>.cu` with variants of shipped kernels, to be compared with them.
 //!
-//! A variant has, for each shipped kernel that it replaces, a kernel `<shipped>__<name>` with the same parameters. It is in the
-//! binary and loaded only where it is asked for. A line `// launch:` of its file may change the launch; `geometry.rs` has its
-//! grammar.
+//! For each shipped kernel that it replaces, a variant has a kernel `<shipped>__<name>` with the same parameters.
+//! Variants are in the binary, and are loaded only when asked for. A line `// launch:` of the file may change the
+//! launch; its grammar is in `geometry.rs`.
 
 pub use super::kernels::{LAB, Variant};
 use super::{geometry::Geometry, launch::Kernel};
@@ -14,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-/// The variants of one op (`None`: of all), or of those the one with this name or stem.
+/// The variants of one op (with `None`, of all ops); with `name`, only the one with this name or stem.
 ///
 /// # Errors
 /// `Input` when there is none.
@@ -66,7 +66,7 @@ impl Variant {
                 return Err(wrong(format!("{name} is no <shipped kernel>__{}; {} has {ours}", self.name, self.op)));
             };
             if Some(place.name.as_str()) != shipped {
-                return Err(wrong(format!("{name}: {} has taken that place already", place.name)));
+                return Err(wrong(format!("{name}: {} already replaces that kernel", place.name)));
             }
             let kernel = Kernel::load(&module, &name).map_err(wrong)?;
             *place = Kernel { geometry: geometry.clone(), ..kernel };

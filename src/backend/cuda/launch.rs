@@ -15,15 +15,15 @@ use std::{
     },
 };
 
-/// More dynamic shared memory has to be asked for, once per function.
+/// A kernel that needs more dynamic shared memory than this must ask for it, once per function.
 const DEFAULT_SHARED: u32 = 48 << 10;
-/// Percent of a multiprocessor's memory that is to be shared memory and not L1.
+/// How many percent of a multiprocessor's memory are to be shared memory rather than L1 cache.
 const CARVEOUT: i32 = 100;
 
 /// A loaded kernel.
 pub(super) struct Kernel {
     pub function: CudaFunction,
-    /// Of the function: another name than the op calls, for a variant of the lab.
+    /// Name of the function: for a variant of the lab it differs from the name that the op calls.
     pub name: String,
     /// A variant's changes of the launch.
     pub geometry: Geometry,
@@ -45,8 +45,8 @@ impl Kernel {
     pub fn load(module: &Arc<CudaModule>, name: &str) -> Result<Kernel, String> {
         let load = || -> Result<CudaFunction, DriverError> {
             let function = module.load_function(name)?;
-            // All ask for the same: before a multiprocessor divides its memory anew between L1 and shared memory, all of its
-            // blocks must have ended, so kernels that differ would not overlap.
+            // All kernels ask for the same division. Before a multiprocessor can change the division between L1 and
+            // shared memory, all of its blocks must have ended, so kernels that differ could not overlap.
             let carveout = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
             function.set_attribute(carveout, CARVEOUT)?;
             // SAFETY: a function of a loaded module, in the context that load_module made this thread's. Left to itself the
@@ -88,6 +88,12 @@ impl<T: Element> From<&mut &mut Buffer<T>> for Arg {
         Arg(b.address)
     }
 }
+/// Null for none.
+impl<T: Element> From<Option<&Buffer<T>>> for Arg {
+    fn from(b: Option<&Buffer<T>>) -> Arg {
+        Arg(b.map_or(0, |b| b.address))
+    }
+}
 impl Arg {
     /// A pointer `bytes` further.
     pub(crate) fn after(self, bytes: usize) -> Arg {
@@ -108,7 +114,8 @@ impl From<f32> for Arg {
 }
 
 impl Cuda {
-    /// Enqueues a kernel; `op` is for error messages. With `AOJI_SYNC=1` it is waited for, so that an error names its op.
+    /// Enqueues a kernel; `op` is for error messages. With `AOJI_SYNC=1` it also waits for it, so that an error names
+    /// its op.
     ///
     /// # Safety
     /// `args` must be the kernel's parameters in order and of their types, and what the kernel reads and writes through them
@@ -118,10 +125,10 @@ impl Cuda {
         unsafe { self.enqueue(kernel, op, grid, args, &mut []) }
     }
 
-    /// As [`Cuda::launch`], for a kernel of a decode step: where the GPU can, it starts when every block of the one before has
-    /// waited for *its* predecessor (all kernels of the chain say `grid_dependency_wait`, then `grid_launch_dependents`). So
-    /// two kernels overlap and never three, and what a kernel may read before it waits is what the one before it does not
-    /// write.
+    /// As [`Cuda::launch`], for a kernel of a decode step. If the GPU can, the kernel starts when every block of the
+    /// kernel before has waited for *its* predecessor (all kernels of the chain call `grid_dependency_wait`, and then
+    /// `grid_launch_dependents`). So two kernels overlap and never three, and before it waits, a kernel may read what
+    /// the one before it does not write.
     ///
     /// # Safety
     /// That of [`Cuda::launch`]; and the kernel must call `grid_dependency_wait` before it reads what the kernel before it
@@ -190,7 +197,7 @@ impl Cuda {
         run().map_err(failed(|| format!("{} for {op:?} with {grid:?}", k.name)))
     }
 
-    /// Percent of a multiprocessor's memory that each kernel wants as shared memory, by name.
+    /// How many percent of a multiprocessor's memory each kernel asks to be shared memory, by name.
     pub fn carveouts(&self) -> Result<Vec<(String, i32)>> {
         let carveout = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
         let of = |k: &Kernel| k.function.get_attribute(carveout).map(|percent| (k.name.clone(), percent));
@@ -198,7 +205,7 @@ impl Cuda {
         all.map_err(failed(|| "asking for the division of shared memory".into()))
     }
 
-    /// What `ops` launches, in order. Not of two threads at once.
+    /// What `ops` launches, in order. Not for two threads at once.
     pub fn launches(&self, ops: impl FnOnce() -> Result<()>) -> Result<Vec<Launched>> {
         let record = |to| std::mem::replace(&mut *self.launches.lock().unwrap_or_else(PoisonError::into_inner), to);
         record(Some(Vec::new()));

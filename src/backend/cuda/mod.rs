@@ -1,7 +1,7 @@
-//! The GPU: context, one stream, kernels, memory, captured graphs.
+//! The GPU backend: context, one stream, kernels, memory, captured graphs.
 //!
-//! Everything goes to one stream, so order between ops needs no events. Nothing here is linked: the driver is opened at run
-//! time, and its absence is an error, not a panic.
+//! Everything goes to one stream, so no events are needed to keep the order of ops. Nothing here is linked: the driver
+//! is opened at run time, and its absence is an error, not a panic.
 
 mod backend;
 mod background;
@@ -46,7 +46,7 @@ const NEEDED: i32 = 13000;
 
 /// One GPU.
 pub struct Cuda {
-    /// Opened when first needed. Before stream and context, so that it is dropped while they are alive.
+    /// Opened when first needed. Declared before stream and context, so that it is dropped while they are alive.
     blas: background::Background<Result<blas::Blas, String>>,
     gemm_by: GemmBy,
     context: Arc<CudaContext>,
@@ -54,19 +54,20 @@ pub struct Cuda {
     kernels: modules::Modules,
     info: Info,
     startup: Startup,
-    /// Kernels of a step may start before the one before them is done: programmatic dependent launch, which GPUs have from
-    /// Hopper on. `AOJI_PDL=0` switches it off, to measure what it is worth.
+    /// Whether kernels of a step may start before the one before them has ended: programmatic dependent launch, which
+    /// GPUs have from Hopper on. `AOJI_PDL=0` switches it off, to measure what it is worth.
     pdl: bool,
-    /// Of products of one row. `AOJI_RING=short` or `deep` sets it, to measure what it is worth.
+    /// Depth of the ring of weights in products of one row. `AOJI_RING=short` or `deep` sets it, to measure what it is
+    /// worth.
     ring: Ring,
-    /// `AOJI_SYNC=1`: wait for each launch.
+    /// `AOJI_SYNC=1`: whether each launch is waited for.
     sync: bool,
-    /// What is launched, while somebody wants to know.
+    /// The launches so far, while they are being recorded.
     launches: Mutex<Option<Vec<Launched>>>,
     trace: trace::Tracer,
-    /// Of matrix products for many rows.
+    /// Scratch memory of matrix products for many rows.
     workspace: Mutex<workspace::Workspace>,
-    /// The last packed matrix that such a product needed in bf16.
+    /// Memory in which such a product converts a packed (quantized) matrix to bf16.
     widened: Mutex<Option<Weight>>,
 }
 
@@ -90,21 +91,22 @@ pub fn driver_version() -> Result<i32> {
 }
 
 impl Cuda {
-    /// Opens GPU `ordinal` and loads the kernels, with the variants that `AOJI_LAB` names in the place of shipped ones.
+    /// Opens GPU `ordinal` and loads the kernels; variants that `AOJI_LAB` names replace shipped ones.
     pub fn open(ordinal: usize) -> Result<Cuda> {
         let cuda = Cuda::begin(ordinal, Startup::begin())?;
         cuda.kernels.get()?;
         Ok(cuda)
     }
 
-    /// As [`Cuda::open`], with these variants and without a look at `AOJI_LAB`.
+    /// As [`Cuda::open`], with these variants; `AOJI_LAB` is ignored.
     pub fn open_with(ordinal: usize, variants: &[&'static lab::Variant]) -> Result<Cuda> {
         let cuda = Cuda::begin_with(ordinal, variants, Startup::begin())?;
         cuda.kernels.get()?;
         Ok(cuda)
     }
 
-    /// As [`Cuda::open`], but a thread goes on to load the kernels: the first launch, or `synchronize`, waits for them.
+    /// As [`Cuda::open`], but it returns while a thread still loads the kernels: the first launch, or `synchronize`,
+    /// waits for them.
     pub(crate) fn begin(ordinal: usize, startup: Startup) -> Result<Cuda> {
         let variants = lab::from_env()?;
         for v in &variants {
@@ -120,7 +122,7 @@ impl Cuda {
             .map_err(|e| Error::Cuda { what: format!("opening GPU {ordinal}"), cause: e.to_string() })
     }
 
-    /// The same GPU again, with a variant in the place of shipped kernels.
+    /// The same GPU again, with a variant that replaces shipped kernels.
     pub fn with_variant(&self, variant: &'static lab::Variant) -> Result<Cuda> {
         let (gpu, driver) = (self.context.ordinal(), self.info.driver);
         let cuda = Self::start(gpu, driver, self.gemm_by, Some(self.ring), &[variant], Startup::begin());
@@ -150,7 +152,7 @@ impl Cuda {
         let info = Info::of(ordinal, driver)?;
         let kernels = modules::Modules::load(&context, &info, variants, &startup);
         let sync = std::env::var_os("AOJI_SYNC").is_some_and(|v| v == "1");
-        // Kernels overlap only where their code can wait: it is compiled into what is made for 9.0 and newer, not into PTX of 8.0.
+        // Kernels overlap only if their code can wait: code compiled for 9.0 and newer can, PTX of 8.0 cannot.
         let pdl =
             kernels::waits_for_predecessor(info.capability) && std::env::var_os("AOJI_PDL").is_none_or(|v| v != "0");
         let ring = ring.unwrap_or_else(|| occupancy::ring(info.shared_per_sm));
@@ -184,7 +186,7 @@ impl Cuda {
         self.ring
     }
 
-    /// Another ring; steps that are recorded keep theirs.
+    /// Sets another ring; steps that are recorded already keep theirs.
     pub fn set_ring(&mut self, ring: Ring) {
         self.ring = ring;
     }
@@ -194,14 +196,14 @@ impl Cuda {
         Ok(self.kernels.get()?.keys().map(String::as_str))
     }
 
-    /// Bytes a second that the device's memory moves, in GB/s: the median of ten copies of `bytes` from one place to another,
-    /// counting what is read and what is written.
+    /// The device's memory bandwidth in GB/s: the median of ten copies of `bytes` from one buffer to another, counting
+    /// both what is read and what is written.
     pub fn copy_bandwidth(&self, bytes: usize) -> Result<f64> {
         use crate::backend::Backend;
         let what = || failed(move || format!("copying {bytes} bytes on the device"));
         let words = bytes.div_ceil(4);
         let (mut src, mut dst) = (self.alloc::<u32>(words)?, self.alloc::<u32>(words)?);
-        // not zeros, which a memory system may treat better
+        // not zeros, which memory may handle faster
         let block: Vec<u32> = (0..words.min(1 << 24) as u32).map(|i| i.wrapping_mul(0x9E37_79B9)).collect();
         for at in (0..words).step_by(block.len()) {
             self.write(&mut src, at, &block[..block.len().min(words - at)])?;
@@ -237,7 +239,7 @@ fn ring_from_env() -> Result<Option<Ring>> {
     }
 }
 
-/// The driver's version, when it, GPU `ordinal` and this binary's kernels can be used.
+/// The driver's version, if it can be used together with GPU `ordinal` and the kernels of this binary.
 fn usable(ordinal: usize) -> Result<i32> {
     let driver = driver_version()?;
     if driver < NEEDED {
@@ -251,7 +253,7 @@ fn usable(ordinal: usize) -> Result<i32> {
     let gpus = devices()?;
     let Some(gpu) = gpus.get(ordinal) else {
         return Err(Error::NoGpu(format!(
-            "GPU {ordinal} was asked for and the driver shows {} (see nvidia-smi and CUDA_VISIBLE_DEVICES)",
+            "GPU {ordinal} was asked for, but the driver shows {} (see nvidia-smi and CUDA_VISIBLE_DEVICES)",
             gpus.len()
         )));
     };

@@ -1,4 +1,4 @@
-//! The kernels, loaded by a thread of their own while weights are on their way.
+//! The kernels, which a thread of their own loads while weights are copied.
 
 use super::{Info, background::Background, kernels::MODULES, lab::Variant, launch::Kernel};
 use crate::{
@@ -14,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-/// All kernels of this binary, or soon.
+/// All kernels of this binary, loaded or being loaded.
 pub(super) struct Modules(Background<Result<Loaded, String>>);
 
 struct Loaded {
@@ -34,7 +34,7 @@ impl Modules {
         Modules(loading)
     }
 
-    /// By name, when they are loaded.
+    /// The kernels by name; waits until they are loaded.
     pub fn get(&self) -> Result<&HashMap<String, Kernel>> {
         match self.0.get_or(|| Err("nobody loads them".into())) {
             Ok(loaded) => Ok(&loaded.kernels),

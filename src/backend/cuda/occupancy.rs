@@ -1,7 +1,7 @@
-//! How many blocks of a kernel a streaming multiprocessor (SM) holds at once.
+//! Computes how many blocks of a kernel a streaming multiprocessor (SM) holds at once.
 //!
-//! Limits of each compute capability: CUDA C++ programming guide, "Technical Specifications per Compute Capability". How
-//! registers and shared memory are handed out: `cuda_occupancy.h` of the CUDA toolkit.
+//! The limits of each compute capability are from the CUDA C++ programming guide, "Technical Specifications per Compute
+//! Capability". How registers and shared memory are handed out is from `cuda_occupancy.h` of the CUDA toolkit.
 
 use crate::{
     ops::{Ring, product},
@@ -10,18 +10,18 @@ use crate::{
 
 /// Registers of an SM, of every capability here.
 const REGISTERS: u32 = 64 << 10;
-/// A warp gets registers in units of so many.
+/// A warp gets registers in units of this many.
 const REGISTER_UNIT: u32 = 256;
-/// Parts of an SM with registers and a scheduler of their own; a warp lives in one of them.
+/// An SM has this many parts, each with registers and a scheduler of its own; a warp lives in one of them.
 const PARTS: u32 = 4;
-/// A block gets shared memory in units of so many bytes, with what the system keeps for itself.
+/// A block gets shared memory in units of this many bytes, including what the system keeps for itself.
 const SHARED_UNIT: u32 = 128;
 const SHARED_OF_SYSTEM: u32 = 1 << 10;
 /// Most threads of a block.
 const BLOCK_THREADS: u32 = 1024;
 
-/// The ring for products of one row on a device whose multiprocessors have so much shared memory: the deep one where
-/// `GEMV_DEEP_BLOCKS` blocks of it fit.
+/// The ring (see `kernels/common/gemv.cuh`) for products of one row, on a device whose multiprocessors have this much
+/// shared memory: the deep one if `GEMV_DEEP_BLOCKS` blocks with it fit.
 pub fn ring(shared_per_sm: u32) -> Ring {
     let (largest, _) = product(tiles::GEMV_TILE as usize, 1, true, Ring::Deep);
     match blocks_by_shared(shared_per_sm, largest.shared) >= tiles::GEMV_DEEP_BLOCKS {
@@ -30,7 +30,7 @@ pub fn ring(shared_per_sm: u32) -> Ring {
     }
 }
 
-/// Blocks of `shared` bytes that fit a multiprocessor's.
+/// How many blocks of `shared` bytes fit the shared memory of a multiprocessor.
 fn blocks_by_shared(shared_per_sm: u32, shared: u32) -> u32 {
     shared_per_sm / (shared + SHARED_OF_SYSTEM).next_multiple_of(SHARED_UNIT)
 }
@@ -47,7 +47,7 @@ pub struct Sm {
 }
 
 impl Sm {
-    /// Of a compute capability; `None` for one that is not known.
+    /// The SM of a compute capability; `None` for one that is not known.
     pub fn of((major, minor): (i32, i32)) -> Option<Sm> {
         let (threads, blocks, kilobytes) = match (major, minor) {
             (8, 0) => (2048, 32, 164),
@@ -66,21 +66,22 @@ impl Sm {
 /// What an SM holds of one kernel.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Occupancy {
-    /// Blocks at once; 0: it cannot be launched so.
+    /// Blocks at once; 0 if it cannot be launched like this.
     pub blocks_per_sm: u32,
     /// Their warps, as a share of the most that an SM holds.
     pub occupancy: f64,
-    /// What there would have to be more of for another block: `registers`, `shared memory`, `threads` or `blocks`.
+    /// What there would have to be more of to hold another block: `registers`, `shared memory`, `threads` or `blocks`.
     pub limit: &'static str,
 }
 
-/// Of blocks of `threads`, with `registers` a thread and `shared` bytes a block, static and dynamic together; with as much of the
-/// SM's memory used as shared memory as can be. `None` for a capability that is not known.
+/// The occupancy of blocks of `threads` threads, with `registers` for each thread and `shared` bytes (static and
+/// dynamic) for each block, when as much of the SM's memory as possible is shared memory. `None` for a capability that
+/// is not known.
 pub fn occupancy(capability: (i32, i32), threads: u32, registers: u32, shared: u32) -> Option<Occupancy> {
     let sm = Sm::of(capability)?;
     let warps = threads.div_ceil(32).max(1);
     let of_warp = (registers * 32).next_multiple_of(REGISTER_UNIT).max(1);
-    // whether a block fits at all is checked as if its warps were spread evenly over the parts
+    // whether a single block fits is checked as if its warps were spread evenly over the parts
     let fits = threads <= BLOCK_THREADS && of_warp * warps.next_multiple_of(PARTS) <= REGISTERS;
     let limits = [
         ("registers", REGISTERS / PARTS / of_warp * PARTS / warps),

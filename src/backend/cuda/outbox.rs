@@ -1,5 +1,5 @@
-//! The outbox: chosen tokens on their way to the host, one queue for each sequence. A kernel writes a token to page-locked memory,
-//! and the host polls that memory; there is no copy and no event in the stream.
+//! The outbox: chosen tokens on their way to the host, in one queue for each sequence. A kernel writes a token to
+//! page-locked memory, and the host polls that memory; so the stream has neither a copy nor an event.
 
 use super::{Arg, Buffer, Cuda, failed};
 use crate::{
@@ -16,18 +16,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often the driver is asked whether the device still works, while a token is waited for.
+/// How often the driver is asked whether the device still works, while the host waits for a token.
 const LOOK_AGAIN: Duration = Duration::from_micros(50);
 
 /// See `kernels/common/outbox.cuh`.
 pub struct Outbox {
-    /// Words of each sequence: token in the low half, its number from 1 on in the high half. [sequences, OUTBOX]
+    /// For each sequence a queue of words: the token in the low half, its number (from 1 on) in the high half.
+    /// [sequences, OUTBOX]
     ring: PinnedHostSlice<u64>,
-    /// Of the ring, for the device and for this process.
+    /// Address of the ring, for both the device and this process.
     address: *mut u64,
-    /// Tokens of each sequence posted so far.
+    /// How many tokens each sequence has posted.
     serial: Buffer<u32>,
-    /// Tokens of each sequence taken and skipped so far.
+    /// How many tokens of each sequence were taken or skipped.
     next: Vec<u32>,
     stream: Arc<CudaStream>,
 }

@@ -1,5 +1,5 @@
-//! Quantized weights on the device: the kinds that the products of a decode step take as they are, and how tensors become
-//! records of `kernels/common/packed.cuh`, which has their layout.
+//! Quantized weights on the device: which kinds the products of a decode step read directly, and how tensors are turned
+//! into the records that `kernels/common/packed.cuh` describes.
 
 use super::{Cuda, Weight};
 use crate::{
@@ -21,7 +21,7 @@ const COLUMNS: usize = 64;
 /// Bytes of a record beside its codes: 4 for each row.
 const SCALES: usize = 4 * ROWS;
 
-/// What the weights of a matrix on the device are.
+/// How the weights of a matrix are stored on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Kind {
     /// bf16, row by row.
@@ -40,7 +40,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// In the names of kernels.
+    /// Its name in the names of kernels.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Bf16 => "bf16",
@@ -52,7 +52,7 @@ impl Kind {
         }
     }
 
-    /// Bytes of a record; `None` of bf16, which has none.
+    /// Bytes of a record; `None` for bf16, which has no records.
     pub fn record(self) -> Option<usize> {
         match self {
             Kind::Bf16 => None,
@@ -95,7 +95,8 @@ impl Kind {
         (whole && kind.holds(t)?).then_some(kind)
     }
 
-    /// Scales and zero points are exact in it; `None` where columns have groups of their own.
+    /// Whether this kind holds the tensor's scales and zero points exactly; `None` if columns are not in the order of
+    /// their groups.
     fn holds(self, t: &Tensor) -> Option<bool> {
         if matches!(t.format(), Format::Block(_)) || self == Kind::F8 {
             return t.scales(0).map(|_| true);
@@ -113,7 +114,8 @@ impl Kind {
         rows.try_reduce(|| true, |a, b| Some(a && b))
     }
 
-    /// Of 8 bits, what codes without sign are above those with: their zero point. Of 4 bits, what is added to codes with sign.
+    /// For 8 bits: the difference between codes without sign and codes with sign, which is their zero point. For 4
+    /// bits: what is added to codes with sign.
     fn bias(self, t: &Tensor) -> u8 {
         match (self, t.format()) {
             (Kind::I4, Format::Grouped(g)) if matches!(g.layout, Layout::Packed { .. }) => 8,
@@ -173,7 +175,7 @@ impl Kind {
     }
 }
 
-/// The kind of a stack of tensors that all have one.
+/// The kind of a stack of tensors, if all have the same.
 pub(super) fn kind(stack: &[Tensor]) -> Option<Kind> {
     let mut kinds = stack.iter().map(Kind::of);
     let first = kinds.next()??;
@@ -182,7 +184,8 @@ pub(super) fn kind(stack: &[Tensor]) -> Option<Kind> {
 }
 
 impl Weight {
-    /// Launch and end of the kernel's name of a product of up to [`DECODE_ROWS`](crate::backend::DECODE_ROWS) rows with it.
+    /// For a product of up to [`DECODE_ROWS`](crate::backend::DECODE_ROWS) rows with this matrix: the launch, and the
+    /// end of the kernel's name.
     pub(crate) fn product(&self, rows: usize, norm: bool, ring: Ring) -> (Grid, &'static str) {
         let Some(record) = self.kind.record() else { return product(self.rows, rows, norm, ring) };
         let (kernel, stages) = match rows {
@@ -198,11 +201,11 @@ impl Weight {
 }
 
 impl Cuda {
-    /// The records of a stack of tensors of a kind.
+    /// Uploads a stack of tensors as records of a kind.
     pub(super) fn packed(&self, stack: &[Tensor], kind: Kind) -> Result<Weight> {
         let (rows, cols) = (stack.iter().map(Tensor::rows).sum(), stack[0].cols());
         if let Some(t) = stack.iter().find(|t| t.cols() != cols) {
-            return Err(Error::Op { op: "weights", what: format!("{t:?} is below a tensor of {cols} columns") });
+            return Err(Error::Op { op: "weights", what: format!("{t:?} is stacked on a tensor of {cols} columns") });
         }
         let mut words = vec![bf16::ZERO; kind.bytes(rows, cols) / size_of::<bf16>()];
         let mut rest: &mut [u8] = bytemuck::cast_slice_mut(&mut words);
@@ -212,10 +215,10 @@ impl Cuda {
             own.par_chunks_mut(of_rows).enumerate().for_each(|(i, out)| kind.pack(t, i * ROWS, out));
             rest = after;
         }
-        Ok(Weight { data: self.upload(&words)?, rows, cols, kind })
+        Ok(Weight { data: self.upload(&words)?, rows, cols, kind, bias: None })
     }
 
-    /// Enqueues something with a matrix in bf16: packed ones are made so in memory that all share.
+    /// Enqueues work with a matrix in bf16. A packed matrix is first converted, in memory that all of them share.
     pub(super) fn with_bf16(&self, w: &Weight, enqueue: impl FnOnce(&Weight) -> Result<()>) -> Result<()> {
         if w.kind == Kind::Bf16 {
             return enqueue(w);
@@ -223,7 +226,7 @@ impl Cuda {
         let mut widened = self.widened.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let room = match widened.take().filter(|room| room.data.len() >= w.rows * w.cols) {
             Some(enough) => enough,
-            None => Weight { data: self.alloc(w.rows * w.cols)?, rows: 0, cols: 0, kind: Kind::Bf16 },
+            None => Weight { data: self.alloc(w.rows * w.cols)?, rows: 0, cols: 0, kind: Kind::Bf16, bias: None },
         };
         let room = widened.insert(Weight { rows: w.rows, cols: w.cols, ..room });
         let records = (w.rows / ROWS * w.cols.div_ceil(COLUMNS)) as u32;

@@ -1,8 +1,9 @@
-//! When and where each block of each launch ran, by the clock of the device: what `kernels/common/trace.cuh` notes.
+//! Records when and on which multiprocessor each block of each launch ran, by the device's clock, as
+//! `kernels/common/trace.cuh` notes it.
 //!
-//! A launch passes [`Cuda::trace`] as its last argument: the address of its own spans while a trace runs, null otherwise.
-//! A recorded step has that address baked in, so a trace has a number that is part of the key of recorded steps: a traced
-//! step is recorded for itself, and a trace sees its last replay.
+//! A launch passes [`Cuda::trace`] as its last argument: while a trace runs, the address of its own spans (a span is
+//! the run of one block), else null. A recorded step contains that address, so a trace has a number that is a part of
+//! the key of recorded steps: a traced step is recorded separately, and the trace shows its last replay.
 
 use super::{Arg, Buffer, Cuda};
 use crate::{
@@ -25,9 +26,9 @@ use std::{
 pub struct Span {
     /// Its first thread started.
     pub begin: u64,
-    /// What the kernel depends on was done; `begin` where it does not wait for that itself.
+    /// When the work that the kernel depends on was done; `begin` if the kernel does not wait for that itself.
     pub ready: u64,
-    /// Its first thread was done: a lower bound, see `kernels/common/trace.cuh`.
+    /// When its first thread was done: a lower bound, see `kernels/common/trace.cuh`.
     pub end: u64,
     /// The multiprocessor.
     pub sm: u32,
@@ -50,7 +51,7 @@ pub struct Launch {
     pub kernel: String,
     /// The op with its sizes.
     pub case: String,
-    /// What the op must move and compute; of its several kernels, their shares.
+    /// What the op must move and compute; for one of several kernels of an op, its share.
     pub cost: Cost,
     /// One for each block, in the order of their linear index. Empty for a kernel that notes nothing.
     pub spans: Vec<Span>,
@@ -59,7 +60,7 @@ pub struct Launch {
 /// The trace that is running, if any.
 #[derive(Default)]
 pub(super) struct Tracer {
-    /// Its number, 0 for none; read at each launch.
+    /// The number of the trace, 0 for none; read at each launch.
     id: AtomicU64,
     trace: Mutex<Option<Trace>>,
     started: AtomicU64,
@@ -71,7 +72,7 @@ struct Trace {
     given: usize,
     /// In the order of the launches.
     launches: Vec<(Launch, Range<usize>)>,
-    /// What was given its spans and is not yet enqueued.
+    /// A launch that has got its spans and is not enqueued yet.
     open: Option<(Launch, Range<usize>)>,
 }
 
@@ -90,13 +91,13 @@ impl Tracer {
         if self.id() == 0 { None } else { self.lock().as_mut().map(f) }
     }
 
-    /// The launches so far belong to another step than those to come, and are forgotten.
+    /// Forgets the launches so far: they belong to an earlier step.
     pub fn step(&self) {
         self.with(|t| t.launches.clear());
     }
 
-    /// A kernel is about to be enqueued with this grid: that of a variant of the lab may differ from what [`Cuda::trace`] was
-    /// told.
+    /// A kernel is about to be enqueued with this grid, which for a variant of the lab may differ from the one that
+    /// [`Cuda::trace`] was given.
     pub fn launching(&self, kernel: &str, op: &dyn Debug, grid: Grid) -> Result<(), String> {
         let noted = self.with(|t| {
             let (mut launch, given) = t.open.take().unwrap_or_default();
@@ -123,7 +124,7 @@ impl Cuda {
         self.trace_part(op.cost(), grid)
     }
 
-    /// As [`Cuda::trace`], for one of an op's several kernels, whose share of the op's cost this is.
+    /// As [`Cuda::trace`], for one of several kernels of an op; `cost` is its share of the op's cost.
     pub fn trace_part(&self, cost: Cost, grid: Grid) -> Arg {
         let address = self.trace.with(|t| {
             let range = t.given..t.given + blocks(grid);
@@ -136,9 +137,9 @@ impl Cuda {
         Arg(address.unwrap_or(0))
     }
 
-    /// Begins a trace with room for `blocks` blocks. Of a session's steps it shows the last one that was recorded or run
-    /// operation by operation, at its last replay; of other launches, all. Whatever runs on this GPU meanwhile is in it, so
-    /// that should be one session of one thread.
+    /// Begins a trace with room for `blocks` blocks. For the steps of a session it shows the last one that was recorded
+    /// or run op by op, at its last replay; for other launches, all of them. Everything that runs on this GPU meanwhile
+    /// is traced, so that should be one session of one thread.
     ///
     /// # Errors
     /// `Input` when one is running; `Memory` when the room is not there.

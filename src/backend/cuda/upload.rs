@@ -17,7 +17,7 @@ use half::bf16;
 use std::{slice, sync::Arc};
 
 impl Cuda {
-    /// A matrix for each stack of tensors. All memory is allocated before anything is read.
+    /// Uploads each stack of tensors as one matrix. All memory is allocated before anything is read.
     pub(super) fn upload_weights(&self, stacks: &[Vec<Tensor>], progress: &mut dyn FnMut(u64)) -> Result<Vec<Weight>> {
         let bytes = stacks.iter().flatten().map(|t| (t.rows() * t.cols() * size_of::<bf16>()) as u64).sum();
         let room = || stacks.iter().map(|parts| self.room_for(parts)).collect::<Result<Vec<_>>>();
@@ -31,12 +31,12 @@ impl Cuda {
                 to += (t.rows() * t.cols() * size_of::<bf16>()) as u64;
             }
         }
-        // In the stream of all work: what is asked of the device later comes after the copies.
+        // In the stream that all work uses, so that whatever is asked of the device later comes after the copies.
         self.startup.time("copies", read, || reader::read_all(targets, &Ring(self), progress))?;
         Ok(weights)
     }
 
-    /// A matrix of tensors stacked by rows, not written yet: zeroing it would write every byte twice.
+    /// Memory for a matrix of tensors stacked by rows. It is not zeroed, as that would write every byte twice.
     fn room_for(&self, parts: &[Tensor]) -> Result<Weight> {
         let (rows, cols) = (parts.iter().map(Tensor::rows).sum(), parts.first().map_or(0, Tensor::cols));
         if let Some(t) = parts.iter().find(|t| t.cols() != cols) {
@@ -45,18 +45,18 @@ impl Cuda {
         // SAFETY: upload_weights gives it out when the readers have written every byte of every part, and drops it when
         // not.
         let data = self.buffer(rows * cols, |bytes| unsafe { self.stream.alloc(bytes) })?;
-        Ok(Weight { data, rows, cols, kind: Kind::Bf16 })
+        Ok(Weight { data, rows, cols, kind: Kind::Bf16, bias: None })
     }
 }
 
-/// Buffers of readers on their way to this GPU.
+/// The readers' buffers on their way to this GPU.
 struct Ring<'a>(&'a Cuda);
 
 /// Page-locked memory.
 struct Pinned {
     memory: *mut u8,
     len: usize,
-    /// What was copied from it last.
+    /// Marks the end of the last copy from it.
     sent: CudaEvent,
     stream: Arc<CudaStream>,
 }
@@ -66,7 +66,7 @@ unsafe impl Send for Pinned {}
 
 impl Pinned {
     fn new(cuda: &Cuda, len: usize) -> Result<Pinned, DriverError> {
-        // who waits sleeps: there is a tokenizer to read, and a CPU for each reader
+        // waiting threads sleep: there is a tokenizer to read, and there may be a reader for each CPU
         let sent = cuda.context.new_event(Some(sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC))?;
         // SAFETY: `new_event` made the context current in this thread. Flags 0 is cached memory: write-combined memory
         // would be read slowly where elements are converted in place. It is written once, so that it is a slice of u8
@@ -97,7 +97,7 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // the stream and not only the event, which is behind when `send` failed half-way
+        // waits for the stream and not only for the event, which is out of date if `send` failed half-way
         let _ = self.stream.synchronize();
         // SAFETY: from malloc_host, and nothing that was enqueued reads it any more. `synchronize` made the context
         // current.

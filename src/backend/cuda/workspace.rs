@@ -1,10 +1,11 @@
-//! Scratch of the matrix product for many rows, which all its calls share: the stream runs them one after the other.
+//! Scratch memory for the matrix product for many rows. All calls share it, since the stream runs them one after the
+//! other.
 
 use super::{Buffer, Cuda};
 use crate::{backend::Backend, error::Result, files::config::Config, ops::Gemm};
 use std::sync::PoisonError;
 
-/// Sums and counters for all products of a model, of up to `rows` rows.
+/// The sums and counters that all products of a model with up to `rows` rows need at most.
 pub(super) fn most(c: &Config, rows: usize) -> (usize, usize) {
     let Config { dim, ffn_dim, vocab, .. } = *c;
     let products =
@@ -13,7 +14,7 @@ pub(super) fn most(c: &Config, rows: usize) -> (usize, usize) {
     sizes.into_iter().fold((0, 0), |most, size| (most.0.max(size.0), most.1.max(size.1)))
 }
 
-/// What is there so far; see `kernels/gemm.cu`.
+/// The memory so far; see `kernels/gemm.cu`.
 #[derive(Default)]
 pub(super) struct Workspace {
     sums: Option<Buffer<f32>>,
@@ -22,8 +23,8 @@ pub(super) struct Workspace {
 }
 
 impl Cuda {
-    /// Enqueues something with at least so many sums and counters. They are allocated when a model is loaded, by
-    /// [`Backend::expect_rows`], and here where nothing was expected.
+    /// Enqueues work with at least this many sums and counters. They are allocated when a model is loaded, by
+    /// [`Backend::expect_rows`], or here if nothing was expected.
     pub(crate) fn with_workspace(
         &self,
         sums: usize,

@@ -1,4 +1,4 @@
-//! `aoji chat`: a conversation, on a terminal or from lines of standard input.
+//! `aoji chat`: a conversation, on a terminal or from the lines of standard input.
 
 use crate::common::{self, Answer, GenerationConfig, ModelArgs, SamplingArgs};
 use aoji::{Engine, Error, FinishReason, Message, Result, SamplingDefaults, Session, Template, Turn};
@@ -14,12 +14,12 @@ use std::{
 const COMMANDS: &str = "\
 /reset           begin a new conversation
 /undo            take back the last question and its answer
-/continue        go on with the last answer, where it was cut off
+/continue        continue the last answer where it was cut off
 /regen           answer the last question again; with a temperature, with the next seed
-/set KEY VALUE   change a setting, named as the flag is: /set temperature 0.7
+/set KEY VALUE   change a setting; keys are the names of flags: /set temperature 0.7
 /stats           speed of the last answer, size of the conversation
 /save FILE       write the conversation to a file
-/load FILE       go on with a conversation from a file
+/load FILE       continue a conversation from a file
 /help            this list
 /quit            end, as Ctrl-D does
 Ctrl-C stops an answer, Alt-Enter begins a new line. A question that begins with / needs a space before it.";
@@ -27,8 +27,8 @@ Ctrl-C stops an answer, Alt-Enter begins a new line. A question that begins with
 /// Arguments of `aoji chat`.
 #[derive(clap::Args)]
 #[command(after_help = format!(
-    "Commands:\n{COMMANDS}\n\nWhen standard input is no terminal, each of its lines is a question or a command, and \
-     the first error ends the conversation. Answers go to standard output, all else to standard error."
+    "Commands:\n{COMMANDS}\n\nWhen standard input is not a terminal, each of its lines is a question or a command, and \
+     the first error ends the conversation. Answers go to standard output, everything else to standard error."
 ))]
 pub struct Args {
     #[command(flatten)]
@@ -36,9 +36,13 @@ pub struct Args {
     /// aog, aog-instruction-first, raw or a .jinja file [default: the model's own, else aog]
     #[arg(long, value_name = "NAME")]
     template: Option<String>,
-    /// Whether sampling that the model's author recommends counts where no flag does
+    /// Whether sampling as the model's author recommends it is the default for flags that are not given
     #[arg(long, value_name = "auto|none", default_value = "auto")]
     generation_config: GenerationConfig,
+    /// Go on with the conversation in FILE, if it is there, and write it there at the end: with its keys and values, so that nothing
+    /// is computed again
+    #[arg(long, value_name = "FILE")]
+    session: Option<PathBuf>,
     #[command(flatten)]
     settings: Settings,
 }
@@ -46,7 +50,7 @@ pub struct Args {
 /// What `/set` can change.
 #[derive(clap::Args, Clone)]
 struct Settings {
-    /// What the model is told besides the question [default: the template's own]
+    /// What the model is told in addition to the question [default: the template's own]
     #[arg(long, value_name = "TEXT")]
     instruction: Option<String>,
     #[command(flatten)]
@@ -67,7 +71,7 @@ struct Chat {
     session: Session,
     template: Template,
     settings: Settings,
-    /// What counts where no setting does.
+    /// What is used for settings that were not made.
     defaults: SamplingDefaults,
     turns: Vec<Turn>,
     last: Option<Answer>,
@@ -75,7 +79,7 @@ struct Chat {
 
 /// Talks until the user ends it.
 pub fn run(args: Args) -> Result<()> {
-    let engine = args.model.open()?;
+    let engine = args.model.open_with(&args.settings.sampling.guesses())?;
     engine.tokenizer()?;
     let template = args.model.template(&engine, args.template.as_deref())?;
     let session = engine.session(engine.max_context())?;
@@ -84,8 +88,14 @@ pub fn run(args: Args) -> Result<()> {
     let (model, settings, turns) = (args.model.model, args.settings, Vec::new());
     let mut chat = Chat { model, engine, session, template, settings, defaults, turns, last: None };
     chat.check(&chat.settings)?;
+    if let Some(path) = args.session.as_deref().filter(|path| path.exists()) {
+        chat.resume(path)?;
+    }
     common::catch_interrupt()?;
-    if io::stdin().is_terminal() { chat.on_terminal() } else { chat.on_lines() }
+    let ended = if io::stdin().is_terminal() { chat.on_terminal() } else { chat.on_lines() };
+    // what was said is kept, however it ended
+    let kept = args.session.as_deref().map_or(Ok(()), |path| chat.keep(path));
+    ended.and(kept)
 }
 
 impl Chat {
@@ -96,7 +106,7 @@ impl Chat {
         editor.bind_sequence(KeyEvent(KeyCode::Enter, Modifiers::ALT), Cmd::Newline);
         let history = history_file();
         if let Some(path) = &history {
-            // Absent the first time; without it the arrow keys know less, and that is all.
+            // The file is absent the first time. Without it the arrow keys have no history, and nothing else is lost.
             editor.load_history(path).unwrap_or_else(|e| tracing::info!("{}: {e}", path.display()));
         }
         eprintln!("/help lists the commands, Ctrl-D ends.");
@@ -175,10 +185,10 @@ impl Chat {
         self.answer(Turn { question: question.into(), answer: String::new() })
     }
 
-    /// Writes the answer of a turn, or the rest of it.
+    /// Writes the answer of a turn, or continues it.
     fn answer(&mut self, mut turn: Turn) -> Result<()> {
         let mut messages = Message::conversation(&self.turns, &turn.question);
-        // Where an answer was cut amid a character, the model writes the whole of it.
+        // If an answer was cut in the middle of a character, the model writes the whole character.
         turn.answer.truncate(turn.answer.trim_end_matches(char::REPLACEMENT_CHARACTER).len());
         messages.extend(Some(&turn.answer).filter(|begun| !begun.is_empty()).map(Message::begun));
         let prompt = self.template.encode(self.engine.tokenizer()?, &messages, self.settings.instruction.as_deref())?;
@@ -206,7 +216,7 @@ impl Chat {
         self.turns.pop().ok_or_else(|| Error::Input("there is no question yet".into()))
     }
 
-    /// A setting is what the flag of this name is, so the flag's own parser reads it.
+    /// A setting is written like the flag of this name, so the flag's own parser reads it.
     fn set(&mut self, rest: &str) -> Result<()> {
         let command = clap::Command::new("set").no_binary_name(true).disable_help_flag(true);
         let command = Settings::augment_args_for_update(command);
@@ -242,17 +252,43 @@ impl Chat {
         eprintln!("{} questions, {used} of {room} tokens of context", self.turns.len());
     }
 
-    fn save(&self, path: &Path) -> Result<()> {
+    /// The conversation as JSON.
+    fn saved(&self) -> String {
         let (model, instruction) = (self.model.clone(), self.settings.instruction.clone());
         let saved = Saved { model, instruction, turns: self.turns.clone() };
-        let mut text = serde_json::to_string_pretty(&saved).expect("strings can be written as JSON");
-        text.push('\n');
-        fs::write(path, text).map_err(|source| Error::Io { path: path.into(), source })
+        serde_json::to_string_pretty(&saved).expect("strings can be written as JSON") + "\n"
+    }
+
+    fn save(&self, path: &Path) -> Result<()> {
+        fs::write(path, self.saved()).map_err(|source| Error::Io { path: path.into(), source })
     }
 
     fn load(&mut self, path: &Path) -> Result<()> {
+        self.go_on(path, &common::read_file(path)?)
+    }
+
+    /// Writes conversation, keys and values, when something was said.
+    fn keep(&mut self, path: &Path) -> Result<()> {
+        if self.last.is_none() {
+            return Ok(());
+        }
+        let saved = self.saved();
+        self.session.save(path, &saved)
+    }
+
+    /// The way back.
+    fn resume(&mut self, path: &Path) -> Result<()> {
+        let saved = self.session.load(path)?;
+        self.go_on(path, &saved)?;
+        let (questions, tokens) = (self.turns.len(), self.session.tokens().len());
+        common::note(format_args!("{}: {questions} questions, {tokens} tokens are computed", path.display()));
+        Ok(())
+    }
+
+    /// The conversation that `text`, of a file, is.
+    fn go_on(&mut self, path: &Path, text: &str) -> Result<()> {
         let wrong = |e| Error::File { path: path.into(), what: format!("not a saved conversation: {e}") };
-        let saved: Saved = serde_json::from_str(&common::read_file(path)?).map_err(wrong)?;
+        let saved: Saved = serde_json::from_str(text).map_err(wrong)?;
         if saved.model != self.model {
             eprintln!("This conversation was with {}.", saved.model);
         }
@@ -268,7 +304,7 @@ fn file(name: &str) -> Result<&Path> {
     }
 }
 
-/// `$XDG_STATE_HOME/aoji/history`, with its directory; `None` where there is no place for it.
+/// `$XDG_STATE_HOME/aoji/history`; makes its directory. `None` if there is no such directory.
 fn history_file() -> Option<PathBuf> {
     let state = env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|p| p.is_absolute());
     let dir = state.or_else(|| Some(Path::new(&env::var_os("HOME")?).join(".local/state")))?.join("aoji");

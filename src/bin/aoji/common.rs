@@ -1,9 +1,9 @@
-//! What the commands share: the model's arguments, sampling arguments, input, output, interruption.
+//! What the commands share: arguments for the model and for sampling, input, output, interruption.
 
 use crate::Cli;
 use aoji::{
     Activations, Device, Engine, Error, Event, FinishReason, GenerateOptions, ModelFiles, Options, Result, Sampling,
-    SamplingDefaults, Session, Speculate, Template, Timings, Tokenizer, hub, lora::LoraSpec, output::Output,
+    SamplingDefaults, Session, Speculate, Template, Timings, Tokenizer, hub, lora::LoraSpec, output::Output, quantize,
 };
 use clap::{CommandFactory, ValueEnum, builder::RangedU64ValueParser, error::ErrorKind};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -15,28 +15,29 @@ use std::{
     num::NonZeroUsize,
     ops::RangeInclusive,
     path::Path,
+    str::FromStr,
     sync::atomic::{AtomicBool, Ordering},
 };
 
-/// The path that errors of writing to standard output carry.
+/// The path in errors of writing to standard output.
 pub const STDOUT: &str = "standard output";
-/// What errors of reading standard input call it.
+/// The path in errors of reading standard input.
 pub const STDIN: &str = "standard input";
-/// What some editors begin a text with.
+/// The mark with which some editors begin a text.
 pub const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// Takes numbers of a range.
+/// Parses a number of a range.
 pub fn within(range: RangeInclusive<usize>) -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(*range.start() as u64..=*range.end() as u64)
 }
 
-/// The model of a command that was given none: what AOJI_MODEL names, else the demo. A default and not clap's `env`, which
-/// would count as given beside a model without a flag.
+/// The model of a command that was given none: what AOJI_MODEL names, else the demo. This is a default, since clap's
+/// `env` would count as a flag that is given, and conflict with a model that is named without the flag.
 pub fn default_model() -> String {
     std::env::var("AOJI_MODEL").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| "demo".into())
 }
 
-/// The model of a command that is about nothing else: `aoji info demo` or `aoji info -m demo`.
+/// The model of a command that needs nothing else: `aoji info demo` or `aoji info -m demo`.
 #[derive(clap::Args)]
 pub struct OneModel {
     /// A directory in Hugging Face layout, a GGUF file, OWNER/NAME in the local Hugging Face cache, or demo
@@ -57,8 +58,8 @@ impl OneModel {
 /// Which model, and where it runs.
 #[derive(clap::Args)]
 pub struct ModelArgs {
-    /// A directory in Hugging Face layout, a GGUF file, OWNER/NAME in the local Hugging Face cache, or demo; AOJI_MODEL in the
-    /// environment names another default
+    /// A directory in Hugging Face layout, a GGUF file, OWNER/NAME in the local Hugging Face cache, or demo; the
+    /// environment variable AOJI_MODEL sets another default
     #[arg(short, long, value_name = "NAME", default_value_t = default_model())]
     pub model: String,
     /// Where it runs: auto (a GPU where there is one), cpu, cuda or cuda:N
@@ -70,15 +71,53 @@ pub struct ModelArgs {
     /// Threads that compute on the CPU [default: one a physical core]
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
-    /// A LoRA adapter as PEFT stores it, added to the weights; DIR:SCALE for more or less of it; repeatable
+    /// A LoRA adapter as PEFT stores it, added to the weights; DIR:SCALE adds more or less of it; repeatable
     #[arg(long, value_name = "DIR[:SCALE]")]
     pub lora: Vec<LoraSpec>,
-    /// Quantized weights become bf16 when they are loaded, on a GPU too
+    /// Convert quantized weights to bf16 when they are loaded; otherwise they stay quantized where that is supported
     #[arg(long)]
     pub widen: bool,
+    /// Quantize the weights while they are loaded, adapters added: q8_0, q6_k, q4_k, q4_0, fp8, int8 or int4; int4:64 for groups of
+    /// 64 columns in place of 128
+    #[arg(long, value_name = "FORMAT[:GROUP]", conflicts_with = "widen")]
+    pub quantize: Option<quantize::Options>,
     /// Most tokens of prompt and answer together [default: the model's maximum, or as much of it as fits the GPU]
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<usize>,
+}
+
+/// Where guesses of the next tokens come from, as given to `--speculate`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum Guesses {
+    #[default]
+    Off,
+    Ngram,
+    /// A model of this name.
+    Model(String),
+}
+
+impl Guesses {
+    /// The library's value for it.
+    pub fn speculate(&self) -> Speculate {
+        match self {
+            Guesses::Off => Speculate::Off,
+            Guesses::Ngram => Speculate::Ngram,
+            Guesses::Model(_) => Speculate::Model,
+        }
+    }
+}
+
+impl FromStr for Guesses {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Guesses, String> {
+        match (text, text.strip_prefix("model=")) {
+            ("off", _) => Ok(Guesses::Off),
+            ("ngram", _) => Ok(Guesses::Ngram),
+            (_, Some(name)) if !name.is_empty() => Ok(Guesses::Model(name.into())),
+            _ => Err("expected ngram, model=NAME or off".into()),
+        }
+    }
 }
 
 impl ModelArgs {
@@ -89,16 +128,20 @@ impl ModelArgs {
         Ok(files)
     }
 
-    /// Opens the model, with a progress bar on a terminal, and says what it is.
+    /// Opens the model, with a progress bar on a terminal, and reports what it is.
     pub fn open(&self) -> Result<Engine> {
-        let engine = self.load(1)?;
+        self.open_with(&Guesses::Off)
+    }
+
+    /// The same, also with the model that guesses, if there is one.
+    pub fn open_with(&self, guesses: &Guesses) -> Result<Engine> {
+        let engine = self.load(1, guesses)?;
         note(format_args!("{}", self.describe(&engine)));
         Ok(engine)
     }
 
-    /// Opens the model with room for so many sequences, with a progress bar on a terminal.
-    pub fn load(&self, sequences: usize) -> Result<Engine> {
-        let bar = bar(0, "loading", "{bytes}/{total_bytes} {bytes_per_sec}");
+    /// Opens the model with room for this many sequences, and the model that guesses, with a progress bar on a terminal.
+    pub fn load(&self, sequences: usize, guesses: &Guesses) -> Result<Engine> {
         let options = Options {
             device: self.device,
             activations: self.dtype,
@@ -106,7 +149,14 @@ impl ModelArgs {
             sequences,
             threads: self.threads,
             widen: self.widen,
+            draft: None,
+            quantize: self.quantize.clone(),
         };
+        let options = match guesses {
+            Guesses::Model(name) => options.with_draft(name, &self.model)?,
+            _ => options,
+        };
+        let bar = bar(0, "loading", "{bytes}/{total_bytes} {bytes_per_sec}");
         let progress = &mut |done, total| {
             bar.set_length(total);
             bar.set_position(done);
@@ -135,7 +185,7 @@ impl ModelArgs {
         )
     }
 
-    /// The template that `name` names, without one the model's own.
+    /// The template of this name; without a name, the model's own.
     pub fn template(&self, engine: &Engine, name: Option<&str>) -> Result<Template> {
         let Some(name) = name else { return Ok(engine.template().clone()) };
         let dir = if self.model == "demo" { None } else { Some(hub::resolve(&self.model)?) };
@@ -143,17 +193,17 @@ impl ModelArgs {
     }
 }
 
-/// Whether the sampling counts that the model's author recommends.
+/// Whether sampling as the model's author recommends it is the default.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum GenerationConfig {
-    /// What generation_config.json says, where a flag or a request does not say otherwise
+    /// What generation_config.json says, unless a flag or a request says otherwise
     Auto,
     /// The defaults of this program
     None,
 }
 
 impl GenerationConfig {
-    /// What counts where nothing else is said.
+    /// The sampling that is used unless something else is said.
     pub fn sampling(self, engine: &Engine) -> SamplingDefaults {
         match self {
             GenerationConfig::Auto => engine.config().sampling.clone(),
@@ -161,7 +211,7 @@ impl GenerationConfig {
         }
     }
 
-    /// Says what counts, if anything does.
+    /// Reports the recommended sampling, if it is used and there is any.
     pub fn announce(self, engine: &Engine, say: impl FnOnce(Arguments)) {
         let found = &engine.config().sampling;
         if self == GenerationConfig::Auto && *found != SamplingDefaults::default() {
@@ -170,8 +220,8 @@ impl GenerationConfig {
     }
 }
 
-/// How tokens are chosen and when an answer ends. No flag has a default of clap's, so that `/set` of `aoji chat` can
-/// change one and leave the others.
+/// How tokens are chosen and when an answer ends. No flag has a default in clap, so that `/set` of `aoji chat` can
+/// change one flag and leave the others.
 #[derive(clap::Args, Clone)]
 pub struct SamplingArgs {
     /// Most tokens of the answer [default: until the text ends or the context is full]
@@ -198,7 +248,7 @@ pub struct SamplingArgs {
     /// Taken from the logits of tokens in the answer; 0 is off [default: 0]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     presence_penalty: Option<f32>,
-    /// Add BIAS to the logit of token ID, -inf forbids it; repeatable
+    /// Add BIAS to the logit of the token ID; -inf forbids it; repeatable
     #[arg(long, value_name = "ID=BIAS", value_parser = parse_bias)]
     logit_bias: Vec<(u32, f32)>,
     /// The same seed and prompt give the same text [default: 0]
@@ -210,22 +260,27 @@ pub struct SamplingArgs {
     /// End the text before TEXT; repeatable
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// Go on after the model's end-of-text tokens
+    /// Continue after the model's end-of-text tokens
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     ignore_eos: Option<bool>,
-    /// Guess the next tokens: ngram, by what followed in prompt and answer where the text was the same before. The answer is the
-    /// same and comes faster where it repeats [default: off]
-    #[arg(long, value_name = "ngram|off")]
-    speculate: Option<Speculate>,
+    /// Guess the next tokens: ngram takes what came next where prompt or answer had the same text before; model=NAME asks a
+    /// smaller model with the same vocabulary. The answer is the same and comes faster where guesses are right [default: off]
+    #[arg(long, value_name = "ngram|model=NAME|off")]
+    speculate: Option<Guesses>,
 }
 
 impl SamplingArgs {
-    /// Another text for the same prompt.
+    /// Changes the seed, for another text from the same prompt.
     pub fn next_seed(&mut self) {
         self.seed = Some(self.seed.unwrap_or(0).wrapping_add(1));
     }
 
-    /// What the library calls them; `by` counts where no flag does.
+    /// Where guesses come from.
+    pub fn guesses(&self) -> Guesses {
+        self.speculate.clone().unwrap_or_default()
+    }
+
+    /// The library's options; `by` is the default for flags that were not given.
     pub fn options(&self, by: &SamplingDefaults) -> GenerateOptions {
         let default = Sampling::recommended(by);
         GenerateOptions {
@@ -247,8 +302,9 @@ impl SamplingArgs {
             keep_special: false,
             stop_ids: Vec::new(),
             ignore_eos: self.ignore_eos.unwrap_or(false),
-            speculate: self.speculate.unwrap_or_default(),
+            speculate: self.guesses().speculate(),
             prediction: Vec::new(),
+            earlier: Vec::new(),
         }
     }
 }
@@ -261,11 +317,11 @@ fn parse_bias(text: &str) -> Result<(u32, f32), String> {
 /// One answer, as `aoji generate --json` prints it.
 #[derive(Serialize)]
 pub struct Answer {
-    /// Everything that was shown.
+    /// All text that was shown.
     pub text: String,
     /// Ids of the prompt.
     pub prompt_tokens: Vec<u32>,
-    /// Ids that were generated, with the one that ended the text.
+    /// Ids that were generated, including the one that ended the text.
     pub token_ids: Vec<u32>,
     /// `None` when Ctrl-C ended it.
     pub finish_reason: Option<FinishReason>,
@@ -274,7 +330,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Speeds and the reason of the end, in one line.
+    /// Speeds, and why the answer ended, in one line.
     pub fn summary(&self) -> String {
         let reason = match self.finish_reason {
             Some(FinishReason::Stop) => "the text ended",
@@ -299,7 +355,7 @@ impl Answer {
     }
 }
 
-/// Continues `prompt` until the text ends or Ctrl-C is pressed; `show` gets the text as it comes.
+/// Continues `prompt` until the text ends or Ctrl-C is pressed; `show` gets each piece of the text.
 pub fn answer(
     session: &mut Session,
     prompt: &[u32],
@@ -354,7 +410,7 @@ pub fn read_file(path: &Path) -> Result<String> {
     })
 }
 
-/// The text of a file of lines; the byte order mark that some editors begin it with belongs to no line.
+/// The text of a file of lines, without the byte order mark with which some editors begin a file.
 #[cfg(feature = "server")]
 pub fn read_lines(path: &Path) -> Result<String> {
     let mut text = read_file(path)?;
@@ -382,7 +438,7 @@ pub fn print_json(value: &impl Serialize) -> Result<()> {
     print(&format!("{text}\n"))
 }
 
-/// Says something about the work on standard error, where somebody reads it: on a terminal, or with -v.
+/// Reports something about the work on standard error, if somebody reads it: on a terminal, or with -v.
 pub fn note(text: Arguments) {
     if io::stderr().is_terminal() || tracing::enabled!(tracing::Level::INFO) {
         eprintln!("{text}");
@@ -397,7 +453,7 @@ pub fn print_error(error: &Error) {
     }
 }
 
-/// Ends the program as clap does when an argument is wrong; for what clap cannot see by itself.
+/// Ends the program as clap does when an argument is wrong; for faults that clap cannot see.
 pub fn usage_error(command: &str, message: &str) -> ! {
     let mut cli = Cli::command();
     cli.build(); // so that the usage names the command in full
@@ -435,7 +491,7 @@ pub fn catch_interrupt() -> Result<()> {
     ctrlc::set_handler(handler).map_err(|e| Error::Input(format!("cannot watch for Ctrl-C: {e}")))
 }
 
-/// From now on Ctrl-C, before it ends the program, removes what is unfinished of `output`.
+/// From now on Ctrl-C removes the unfinished files of `output` before it ends the program.
 pub fn abandon_on_interrupt(output: &Output) -> Result<()> {
     let abandon = output.abandon();
     let handler = move || {

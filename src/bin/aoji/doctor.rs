@@ -7,7 +7,7 @@ use std::fmt::Write;
 
 /// Arguments of `aoji doctor`.
 #[derive(clap::Args)]
-#[command(after_help = "It ends with 0 whenever something can run; the CPU always can.")]
+#[command(after_help = "The exit code is 0 whenever something can run, and the CPU always can.")]
 pub struct Args {
     /// One JSON object instead of text
     #[arg(long)]

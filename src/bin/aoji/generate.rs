@@ -15,14 +15,14 @@ use std::{
 const EXAMPLE: &str = "aoji generate \"피보나치 수열이 무엇인가요?\"";
 
 const AFTER_HELP: &str = "\
-The text goes to standard output as it is made. Tokens are chosen greedily unless --temperature or \
+The text goes to standard output while it is generated. Tokens are chosen greedily unless --temperature or \
 --generation-config auto is given.
 
 --json prints one object: {\"text\", \"prompt_tokens\": [ids], \"token_ids\": [ids], \"finish_reason\", \"timings\", \
 \"startup\"}. finish_reason is \"stop\" (end-of-text token or --stop), \"length\" (--max-tokens, or the context is full) \
-or null (Ctrl-C); token_ids has the token that ended the text. \
-startup is what happened up to the first token: {\"seconds\", \"disk_bytes\", \"phases\": [{\"name\", \"begin\", \
-\"seconds\", \"bytes\"}]}, which -v prints as a table; disk_bytes is 0 when the page cache had all, and null where the \
+or null (Ctrl-C); token_ids includes the token that ended the text. \
+startup tells what happened up to the first token: {\"seconds\", \"disk_bytes\", \"phases\": [{\"name\", \"begin\", \
+\"seconds\", \"bytes\"}]}, which -v prints as a table; disk_bytes is 0 when the page cache had everything, and null if the \
 system does not say.
 
 Example: aoji generate \"피보나치 수열이 무엇인가요?\"";
@@ -38,10 +38,10 @@ pub struct Args {
     /// The same as QUESTION
     #[arg(short, long, value_name = "TEXT")]
     question: Option<String>,
-    /// What the model is told besides the question [default: the template's own]
+    /// What the model is told in addition to the question [default: the template's own]
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["prompt", "prompt_file", "tokens"])]
     instruction: Option<String>,
-    /// Begin the answer with this text: the model writes what comes after it, and that is printed
+    /// Begin the answer with this text: the model continues it, and only what it writes is printed
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["prompt", "prompt_file", "tokens"])]
     answer_start: Option<String>,
     /// Continue this text as it is, without a template; - reads it from standard input
@@ -60,7 +60,7 @@ pub struct Args {
     model: ModelArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
-    /// Whether sampling that the model's author recommends counts where no flag does
+    /// Whether sampling as the model's author recommends it is the default for flags that are not given
     #[arg(long, value_name = "auto|none", default_value = "none")]
     generation_config: GenerationConfig,
     /// Print one JSON object with text, token ids, finish reason and timings
@@ -77,11 +77,11 @@ enum Input {
 
 /// Streams the answer.
 pub fn run(args: Args) -> Result<()> {
-    // Read before the model is loaded: who mistyped a file's name hears it at once.
+    // Read before the model is loaded, so that a mistyped file name is reported at once.
     let input = args.input()?;
-    let engine = args.model.open()?;
+    let engine = args.model.open_with(&args.sampling.guesses())?;
     if !args.json {
-        engine.tokenizer()?; // ids alone are no text
+        engine.tokenizer()?; // without a tokenizer there is no text to print
     }
     let prompt = args.prompt(&engine, input)?;
     args.generation_config.announce(&engine, common::note);

@@ -1,11 +1,11 @@
-//! `aoji info`: what a model is and what memory it needs; opens no device.
+//! `aoji info`: describes a model and the memory that it needs; opens no device.
 
 use crate::common::{self, OneModel};
 #[cfg(not(feature = "cuda"))]
 use aoji::cpu::Cpu;
 #[cfg(feature = "cuda")]
 use aoji::cuda::Cuda;
-use aoji::{Config, Format, ModelFiles, Plan, Result, Tensor, Tokenizer, model::Kept};
+use aoji::{Config, Format, ModelFiles, Plan, Result, Tensor, Tokenizer, model::Kept, quantize};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 use std::{
@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The backend whose scratch the plans count.
+/// The backend whose scratch memory the plans count.
 #[cfg(feature = "cuda")]
 type Backend = Cuda;
 #[cfg(not(feature = "cuda"))]
@@ -22,10 +22,13 @@ type Backend = Cpu<half::bf16>;
 
 /// Arguments of `aoji info`.
 #[derive(clap::Args)]
-#[command(after_help = "Example: aoji info demo")]
+#[command(after_help = "Examples: aoji info demo\n          aoji info -m OWNER/NAME --quantize q4_k")]
 pub struct Args {
     #[command(flatten)]
     model: OneModel,
+    /// The memory with weights that are quantized while they are loaded, as other commands do with --quantize
+    #[arg(long, value_name = "FORMAT[:GROUP]")]
+    quantize: Option<quantize::Options>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -33,7 +36,7 @@ pub struct Args {
 
 /// Prints what the files say.
 pub fn run(args: Args) -> Result<()> {
-    let info = Info::new(ModelFiles::open(args.model.name())?);
+    let info = Info::new(ModelFiles::open(args.model.name())?, args.quantize.as_ref())?;
     if args.json { common::print_json(&info.json()) } else { common::print(&info.text()) }
 }
 
@@ -50,8 +53,11 @@ struct Info {
 }
 
 impl Info {
-    fn new(files: ModelFiles) -> Info {
-        let ModelFiles { dir, config, weights, tokenizer, template, .. } = files;
+    fn new(files: ModelFiles, quantize: Option<&quantize::Options>) -> Result<Info> {
+        let ModelFiles { dir, config, mut weights, tokenizer, template, .. } = files;
+        if let Some(quantize) = quantize {
+            weights = quantize.planned(&weights)?;
+        }
         let shards: BTreeSet<&Path> = weights.tensors().map(|t| t.file()).collect();
         let dtype = |t: &Tensor| match t.format() {
             Format::Plain(dtype) => dtype.hf_name().to_string(),
@@ -63,7 +69,7 @@ impl Info {
         let plan = |context| Plan::new::<Backend>(&config, held, context, 1, None);
         let plans = shorter.chain([config.max_seq]).map(plan).collect();
         let (tensors, bytes, shards) = (weights.tensors().count(), weights.bytes(), shards.len());
-        Info { dir, config, tokenizer, template: template.to_string(), dtypes, tensors, bytes, shards, plans }
+        Ok(Info { dir, config, tokenizer, template: template.to_string(), dtypes, tensors, bytes, shards, plans })
     }
 
     fn bos(&self) -> Option<u32> {
@@ -78,7 +84,8 @@ impl Info {
             })
         };
         json!({
-            "dir": self.dir, "architecture": "LlamaForCausalLM",
+            "dir": self.dir, "architecture": c.arch.name, "qkv_bias": c.arch.qkv_bias,
+            "o_bias": c.arch.o_bias, "ffn_bias": c.arch.ffn_bias, "qk_norm": c.arch.qk_norm, "windows": c.arch.windows,
             "dim": c.dim, "ffn_dim": c.ffn_dim, "n_layers": c.n_layers, "n_heads": c.n_heads,
             "n_kv_heads": c.n_kv_heads, "head_dim": c.head_dim, "vocab": c.vocab, "max_seq": c.max_seq,
             "norm_eps": c.norm_eps, "tied": c.tied, "rope_theta": c.rope_theta, "rope_scaling": c.rope_scaling,
@@ -102,7 +109,7 @@ impl Info {
         let tokenizer = self.tokenizer.as_ref().map_or_else(none, |t| format!("{} tokens", t.vocab()));
         let lines = [
             ("model", dir),
-            ("architecture", "LlamaForCausalLM".into()),
+            ("architecture", c.arch.to_string()),
             ("parameters", format!("{:.1} million", c.params() as f64 / 1e6)),
             ("layers", format!("{}, dim {}, ffn_dim {}", c.n_layers, c.dim, c.ffn_dim)),
             ("heads", format!("{} over {} of keys and values, head_dim {}", c.n_heads, c.n_kv_heads, c.head_dim)),

@@ -35,30 +35,30 @@ use std::{
 
 const AFTER_HELP: &str = "\
 Models: --model takes a directory in Hugging Face layout, a GGUF file, the name OWNER/NAME of a model in the local Hugging Face \
-cache (see `aoji pull`; OWNER/NAME@REVISION for another revision than main), or `demo`, the small model inside this program.
+cache (see `aoji pull`; OWNER/NAME@REVISION for a revision other than main), or `demo`, the small model inside this program.
 
-Environment, for measuring and for finding faults: AOJI_GEMM=own|cublas (who multiplies the matrices of a prompt), \
-AOJI_PDL=0 (kernels of a step do not overlap), AOJI_RING=short|deep (stages of weights on their way), \
-AOJI_LAB=NAMES (variants of kernels/lab in the place of shipped kernels), \
+Environment, for measuring and for finding faults: AOJI_GEMM=own|cublas (which code multiplies the matrices of a prompt), \
+AOJI_PDL=0 (kernels of a step do not overlap), AOJI_RING=short|deep (how many stages of weights a kernel has on their way), \
+AOJI_LAB=NAMES (variants of kernels/lab replace shipped kernels), \
 AOJI_SYNC=1 (wait for each kernel, so that an error names its op), AOJI_CPU=portable|avx2|avx512|avx512bf16 (instructions of the \
-CPU, of which the best are taken; the results are the same).
+CPU, by default the best; the results are the same).
 
-AOJI_MODEL names the model of commands that are given none; without it that is `demo`.
+AOJI_MODEL names the model for commands that are given none; without it, that is `demo`.
 
 Exit codes: 0 success, 1 failure, 2 wrong usage, 3 a verification found a difference, 130 ended by Ctrl-C.";
 
-/// What somebody types first: shown to who typed only `aoji`.
+/// What to type first: shown to somebody who typed only `aoji`.
 const FIRST: &str =
     "  aoji generate --question \"피보나치 수열이 뭐야?\"      an answer of the small model inside this program
   aoji pull werty1248/Llama-3-Ko-8B-Instruct-AOG       the 8B model, downloaded
   aoji chat -m werty1248/Llama-3-Ko-8B-Instruct-AOG    a conversation with it
 ";
 
-/// Llama-architecture language models on one GPU, with the least latency.
+/// Llama-like language models on one GPU, with the least latency.
 #[derive(Parser)]
 #[command(version, after_help = AFTER_HELP)]
 struct Cli {
-    /// Say what happens on standard error; -vv says more
+    /// Report progress on standard error; -vv reports more
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
     #[command(subcommand)]
@@ -83,7 +83,7 @@ enum Command {
     Ppl(ppl::Args),
     /// Turn text into token ids, and back
     Tokenize(tokenize::Args),
-    /// Say what a model is and what memory it needs
+    /// Describe a model and the memory that it needs
     Info(info::Args),
     /// Download a model into the Hugging Face cache
     Pull(pull::Args),
@@ -142,7 +142,7 @@ fn main() -> ExitCode {
     exit_code(result)
 }
 
-/// Sends the library's log to standard error: warnings, with -v what happens, with -vv each detail.
+/// Sends the library's log to standard error: warnings; with -v also what happens; with -vv every detail.
 fn start_log(verbose: u8) {
     let level = match verbose {
         0 => tracing::Level::WARN,
@@ -166,7 +166,7 @@ fn exit_code(result: aoji::Result<()>) -> ExitCode {
         Ok(()) => return ExitCode::SUCCESS,
         Err(error) => error,
     };
-    // Who reads our output has enough, as `head` has: that is no failure.
+    // If the reader of our output has enough, as `head` has, that is no failure.
     if let Error::Io { path, source } = &error
         && path.as_os_str() == common::STDOUT
         && source.kind() == ErrorKind::BrokenPipe

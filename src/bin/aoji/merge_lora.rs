@@ -1,4 +1,4 @@
-//! `aoji merge-lora`: a checkpoint with adapters added to its weights.
+//! `aoji merge-lora`: writes a checkpoint with adapters added to its weights.
 
 use crate::common;
 use aoji::{
@@ -17,8 +17,8 @@ adds an adapter without writing anything.
 Example: aoji merge-lora beomi/Llama-3-Open-Ko-8B adapter merged, or
          aoji merge-lora -m beomi/Llama-3-Open-Ko-8B adapter merged")]
 pub struct Args {
-    /// The model that the adapter was trained on, where --model does not name it; directory of a PEFT adapter, as DIR:SCALE
-    /// for more or less of it; the directory to write, which must be absent or empty
+    /// The model that the adapter was trained on, unless --model names it; the directory of a PEFT adapter, as
+    /// DIR:SCALE to add more or less of it; the directory to write, which must be absent or empty
     #[arg(value_names = ["BASE] ADAPTER[:SCALE", "OUT"], num_args = 2..=3, required = true)]
     words: Vec<String>,
     /// The model that the adapter was trained on: a directory, or OWNER/NAME in the local Hugging Face cache
@@ -27,7 +27,7 @@ pub struct Args {
     /// Another adapter to add; repeatable
     #[arg(long, value_name = "DIR[:SCALE]")]
     lora: Vec<LoraSpec>,
-    /// Replace the model that is in OUT, once the new one is whole
+    /// Replace the model that is in OUT, once the new one is complete
     #[arg(long)]
     force: bool,
 }

@@ -14,8 +14,8 @@ use std::{
 
 const AFTER_HELP: &str = "\
 Without --stride the text is scored as lm-evaluation-harness does (loglikelihood_rolling): every token once, the first one \
-after BOS, in blocks of the window. With --stride as in Hugging Face's guide: windows that begin every N tokens, each \
-scoring what the one before did not; the first token of the text is not scored.
+after BOS, in blocks of the window. With --stride it is scored as in Hugging Face's guide: windows begin every N tokens, and \
+each scores the tokens that the one before did not; the first token of the text is not scored.
 
 Perplexity is exp(-log-probability / n), where n counts tokens, words (runs of white space, plus one) or bytes of UTF-8. With --jsonl \
 each text has windows of its own, and all are added up.
@@ -28,7 +28,7 @@ Example: aoji ppl README.md --window 1024 --stride 512";
 pub struct Args {
     /// The text; - is standard input
     file: PathBuf,
-    /// The file has a JSON object a line, each with a text of its own under "text"
+    /// The file has one JSON object a line, each with a separate text under "text"
     #[arg(long)]
     jsonl: bool,
     /// Tokens that the model sees at once [default: the context]
@@ -50,12 +50,12 @@ struct Report {
     stride: Option<usize>,
     texts: usize,
     windows: usize,
-    /// Scored.
+    /// Tokens that were scored.
     tokens: usize,
     words: usize,
     bytes: usize,
     sum_logprob: f64,
-    /// Of a token, mean.
+    /// Mean over the tokens.
     nll: f64,
     token_perplexity: f64,
     word_perplexity: f64,
@@ -102,7 +102,7 @@ pub fn run(args: Args) -> Result<()> {
     if args.json { common::print_json(&report) } else { common::print(&report.text()) }
 }
 
-/// A text and what is scored of it.
+/// A text, and which tokens of it are scored.
 struct Part {
     text: String,
     tokens: Vec<u32>,

@@ -1,4 +1,4 @@
-//! `aoji quantize`: a checkpoint with weights of fewer bits.
+//! `aoji quantize`: writes a checkpoint with weights of fewer bits.
 
 use crate::common;
 use aoji::{
@@ -10,10 +10,10 @@ use aoji::{
 use std::{num::NonZeroUsize, path::PathBuf};
 
 const AFTER_HELP: &str = "\
-q8_0, q4_0, q4_k and q6_k make a GGUF file, which llama.cpp reads too; int8, int4 and fp8 a directory of compressed-tensors, which \
+q8_0, q4_0, q4_k and q6_k make a GGUF file, which llama.cpp reads too; int8, int4 and fp8 make a directory of compressed-tensors, which \
 vLLM and transformers read too. Scales are fitted to the weights by least squares. In GGUF files of 4 bits the matrix that makes the \
-logits is Q6_K, and a matrix whose rows are no whole blocks of 256 weights is Q5_0 in place of Q4_K and Q8_0 in place of Q6_K; a \
-compressed-tensors directory keeps the embedding and the head as they are. docs/formats.md says what each costs in quality.
+logits is Q6_K, and a matrix whose rows are not whole blocks of 256 weights becomes Q5_0 instead of Q4_K, or Q8_0 instead of Q6_K. A \
+compressed-tensors directory keeps the embedding and the head as they are. docs/formats.md shows what each costs in quality.
 
 Example: aoji quantize werty1248/Llama-3-Ko-8B-Instruct-AOG model-q4_k.gguf --format q4_k";
 
@@ -30,19 +30,19 @@ pub struct Args {
     /// q8_0, q4_0, q4_k, q6_k, int8, int4 or fp8
     #[arg(long, value_name = "FORMAT")]
     format: Target,
-    /// Columns that share a scale, of int4 and int8 [default: 128 for int4, the whole row for int8]
+    /// Columns that share a scale, for int4 and int8 [default: 128 for int4, the whole row for int8]
     #[arg(long, value_name = "N")]
     group: Option<NonZeroUsize>,
-    /// Leave a matrix as it is: lm_head, down_proj (that of each layer), model.layers.0.mlp.down_proj; repeatable
+    /// Leave a matrix as it is: lm_head, down_proj (in every layer), model.layers.0.mlp.down_proj; repeatable
     #[arg(long, value_name = "NAME")]
     ignore: Vec<String>,
     /// Add a LoRA adapter before quantizing; repeatable
     #[arg(long, value_name = "DIR[:SCALE]")]
     lora: Vec<LoraSpec>,
-    /// Replace OUT, once the new one is whole
+    /// Replace OUT, once the new one is complete
     #[arg(long)]
     force: bool,
-    /// Print one JSON object in place of the path
+    /// Print one JSON object instead of the path
     #[arg(long)]
     json: bool,
 }

@@ -8,8 +8,8 @@ use std::{fmt::Write, path::PathBuf};
 
 const AFTER_HELP: &str = "\
 Natural logarithms, summed in f64. --json prints one object: {\"tokens\": [ids], \"logprobs\": [null, ...], \
-\"sum_logprob\", \"top\": [[], [[id, logprob], ...], ...]}; entry i speaks of token i given those before it, so the \
-first has none. \"top\" is there with --top only.
+\"sum_logprob\", \"top\": [[], [[id, logprob], ...], ...]}; entry i is about token i given those before it, so the \
+first is null. \"top\" comes only with --top.
 
 Example: aoji score \"피보나치 수열은 앞의 두 수를 더한 것입니다.\" --top 3";
 
@@ -29,7 +29,7 @@ pub struct Args {
     /// Add no BOS to the text
     #[arg(long, conflicts_with = "tokens")]
     no_special: bool,
-    /// Also the K most likely tokens at each place
+    /// Also print the K most likely tokens at each position
     #[arg(long, value_name = "K", default_value_t = 0)]
     top: usize,
     #[command(flatten)]
@@ -87,7 +87,7 @@ fn score(engine: &Engine, tokens: Vec<u32>, k: usize) -> Result<Score> {
     Ok(Score { tokens, logprobs, sum_logprob, top: (k > 0).then_some(top) })
 }
 
-/// The `k` most likely tokens with their log-probabilities, of equals the lower id first.
+/// The `k` most likely tokens with their log-probabilities; of equal ones, the lower id first.
 fn most_likely(logits: &[f32], k: usize) -> Vec<(u32, f64)> {
     let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
     let better = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
@@ -99,7 +99,7 @@ fn most_likely(logits: &[f32], k: usize) -> Vec<(u32, f64)> {
         ids.truncate(k);
     }
     ids.sort_unstable_by(better);
-    // The best one's is the normaliser: its distance from the maximum is 0.
+    // The first log-probability is that of the largest logit, so it also gives the normaliser.
     let (best, norm) = (logits[ids[0] as usize], verify::log_softmax(logits, ids[0]));
     ids.into_iter().map(|id| (id, f64::from(logits[id as usize] - best) + norm)).collect()
 }

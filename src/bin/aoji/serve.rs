@@ -1,8 +1,8 @@
-//! `aoji serve`: OpenAI's APIs and Anthropic's over HTTP.
+//! `aoji serve`: serves OpenAI's APIs and Anthropic's over HTTP.
 
-use crate::common::{self, GenerationConfig, ModelArgs};
+use crate::common::{self, GenerationConfig, Guesses, ModelArgs};
 use aoji::{
-    BatchOptions, Engine, Error, Result, Speculate, Template, hub,
+    BatchOptions, Engine, Error, Result, Template, hub,
     server::{Server, ServerOptions, ToolParser, UnknownFields, tokenizer_config},
 };
 use axum::serve::ListenerExt;
@@ -21,12 +21,12 @@ use tokio::{
 };
 
 const AFTER_HELP: &str = "\
-Routes: /v1/models, /v1/completions, /v1/chat/completions, /v1/responses, /v1/embeddings, /v1/messages (Anthropic's), /tokenize, /detokenize, /tokenizer_info, /health (it lives), \
-/ready (it answers), /metrics (Prometheus), /version, /openapi.json (all routes and fields), / (a page to talk to the \
-model). docs/server.md says what becomes of each field of a request.
+Routes: /v1/models, /v1/completions, /v1/chat/completions, /v1/responses, /v1/embeddings, /v1/messages (Anthropic's), /tokenize, /detokenize, /tokenizer_info, /health (the process lives), \
+/ready (the model answers), /metrics (Prometheus), /version, /openapi.json (all routes and fields), / (a page to talk to the \
+model). docs/server.md says what happens to each field of a request.
 
-SIGTERM and Ctrl-C end it in order: no new requests, the running answers are finished for --drain-seconds, then ended; \
-a second one ends it at once.
+SIGTERM and Ctrl-C end it in order: it accepts no new requests, gives running answers --drain-seconds to finish, and then ends them; \
+a second signal ends it at once.
 
 Example: aoji serve -m werty1248/Llama-3-Ko-8B-Instruct-AOG --served-model-name aog
          curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' \\
@@ -38,13 +38,13 @@ Example: aoji serve -m werty1248/Llama-3-Ko-8B-Instruct-AOG --served-model-name 
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Address to listen on; 0.0.0.0 for all of this machine
+    /// Address to listen on; 0.0.0.0 for all addresses of this machine
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     host: String,
-    /// Port to listen on; 0 for any that is free
+    /// Port to listen on; 0 for any free one
     #[arg(long, default_value_t = 8080)]
     port: u16,
-    /// Listen on a Unix socket in the place of address and port
+    /// Listen on a Unix socket instead of address and port
     #[arg(long, value_name = "PATH", conflicts_with_all = ["host", "port"])]
     unix_socket: Option<PathBuf>,
     /// Name of the model in requests and replies; repeatable [default: as --model]
@@ -53,20 +53,24 @@ pub struct Args {
     /// Answers that are generated at the same time, 1 to 16
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = common::within(BatchOptions::SEQUENCES))]
     sequences: usize,
-    /// Most tokens of a prompt that are computed between two tokens of the other answers, 34 to 511
+    /// Most tokens of a prompt that are computed between two tokens of other answers, 34 to 511
     #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = common::within(BatchOptions::CHUNK))]
     prefill_chunk: usize,
-    /// Guess the next tokens: ngram, by what followed in prompt and answer where the text was the same before. Answers are the
-    /// same and come faster where they repeat; a request's field speculate decides otherwise
-    #[arg(long, value_name = "ngram|off", default_value = "off")]
-    speculate: Speculate,
+    /// Guess the next tokens: ngram takes what came next where prompt or answer had the same text before; model=NAME asks a
+    /// smaller model with the same vocabulary. Answers are the same, and come faster where guesses are right; the field
+    /// speculate of a request overrides this
+    #[arg(long, value_name = "ngram|model=NAME|off", default_value = "off")]
+    speculate: Guesses,
+    /// With ngram: guess also from the last TOKENS tokens of earlier answers to the same API key
+    #[arg(long, value_name = "TOKENS", default_value_t = 0, value_parser = common::within(0..=1 << 16))]
+    speculate_memory: usize,
     /// Answers that may wait besides the ones that run; more are refused with 429
     #[arg(long, value_name = "N", default_value_t = 64)]
     queue: usize,
-    /// A key that requests must have; repeatable; without any key everybody is let in
+    /// A key that requests must have; repeatable; without any key, every request is accepted
     #[arg(long, value_name = "KEY", env = "AOJI_API_KEY", hide_env_values = true)]
     api_key: Vec<String>,
-    /// A file with more keys, one a line
+    /// A file with more keys, one per line
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
     /// A web origin whose pages may use the server, or *; repeatable
@@ -75,7 +79,7 @@ pub struct Args {
     /// Most bytes of a request
     #[arg(long, value_name = "BYTES", default_value_t = 16 << 20)]
     body_limit: usize,
-    /// Seconds that running answers may take to finish after SIGTERM
+    /// Seconds that running answers have to finish after SIGTERM
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     drain_seconds: u64,
     /// aog, aog-instruction-first, raw or a .jinja file [default: the model's own, else aog]
@@ -84,10 +88,10 @@ pub struct Args {
     /// How the model writes calls of functions: auto, by its template; llama3, hermes, mistral, json; none refuses tools
     #[arg(long, value_name = "FORMAT", default_value = "auto")]
     tool_parser: ToolParser,
-    /// Whether sampling that the model's author recommends counts where a request says nothing
+    /// Whether sampling as the model's author recommends it is the default for requests that do not set it
     #[arg(long, value_name = "auto|none", default_value = "auto")]
     generation_config: GenerationConfig,
-    /// What becomes of fields that aoji does not know: warn names them in the header x-aoji-ignored-params
+    /// What happens to fields that aoji does not know: warn names them in the header x-aoji-ignored-params
     #[arg(long, value_name = "warn|reject|ignore", default_value = "warn")]
     unknown_fields: UnknownFields,
     /// How the log on standard error is written
@@ -99,7 +103,7 @@ pub struct Args {
 enum LogFormat {
     /// For people
     Text,
-    /// One object a line
+    /// One object per line
     Json,
 }
 
@@ -120,7 +124,7 @@ impl Args {
             let text = common::read_lines(path)?;
             keys.extend(text.lines().map(str::trim).filter(|key| !key.is_empty()).map(String::from));
             if keys.is_empty() {
-                return Err(Error::File { path: path.clone(), what: "no key is in it, expected one a line".into() });
+                return Err(Error::File { path: path.clone(), what: "has no key, expected one per line".into() });
             }
         }
         let names = match self.served_model_name.is_empty() {
@@ -150,7 +154,8 @@ impl Args {
             tool_parser: self.tool_parser,
             unknown_fields: self.unknown_fields,
             sampling: self.generation_config.sampling(engine),
-            speculate: self.speculate,
+            speculate: self.speculate.speculate(),
+            speculate_memory: self.speculate_memory,
             tokenizer_config,
         })
     }
@@ -158,19 +163,19 @@ impl Args {
 
 /// Serves until a signal ends it.
 pub fn run(args: Args) -> Result<()> {
-    // Few threads: they carry bytes, the engine has its own.
+    // Few threads are enough: they only move bytes, and the engine has its own threads.
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(8).enable_all().build();
     let runtime = runtime.map_err(|source| Error::Io { path: "threads of the server".into(), source })?;
     let result = runtime.block_on(serve(&args));
-    runtime.shutdown_timeout(Duration::from_secs(1)); // what was cut off is not waited for
+    runtime.shutdown_timeout(Duration::from_secs(1)); // do not wait for requests that were cut off
     result
 }
 
 async fn serve(args: &Args) -> Result<()> {
-    // The socket first: who wants a port that is taken hears it before the model is loaded.
+    // The socket comes first, so that a port that is taken is reported before the model is loaded.
     let socket = Socket::open(args).await?;
-    let engine = tokio::task::block_in_place(|| args.model.load(args.sequences))?;
+    let engine = tokio::task::block_in_place(|| args.model.load(args.sequences, &args.speculate))?;
     tracing::info!("{}", args.model.describe(&engine));
     args.generation_config.announce(&engine, |text| tracing::info!("{text}"));
     let options = args.options(&engine)?;
@@ -178,7 +183,7 @@ async fn serve(args: &Args) -> Result<()> {
         && options.keys.is_empty()
         && !address.ip().is_loopback()
     {
-        tracing::warn!("everybody who reaches {address} can use the model: --api-key keeps others out");
+        tracing::warn!("everybody who can reach {address} can use the model; --api-key keeps others out");
     }
     let server = Server::start(engine, options)?;
     server.ready().await?;
@@ -187,7 +192,7 @@ async fn serve(args: &Args) -> Result<()> {
     let finished = match socket {
         Socket::Tcp(listener, address) => {
             tracing::info!("listening on http://{address}");
-            // A token is a small packet, and the next one must not wait for its confirmation.
+            // A token is a small packet, and the next one must not wait until it is confirmed.
             let listener = listener.tap_io(|io| {
                 let _ = io.set_nodelay(true);
             });
@@ -200,7 +205,7 @@ async fn serve(args: &Args) -> Result<()> {
             finished
         }
     };
-    // The device is let go of before the program ends.
+    // The device is released before the program ends.
     tokio::task::block_in_place(|| server.close());
     if !finished {
         tracing::warn!("answers were cut off after {} s", args.drain_seconds);
@@ -230,7 +235,7 @@ impl Socket {
     }
 }
 
-/// Removes a socket that a server left behind which is no more.
+/// Removes a socket that a server which no longer runs has left behind.
 fn remove_stale(path: &Path) -> Result<()> {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket());
     if is_socket && UnixStream::connect(path).is_err() {
@@ -239,7 +244,7 @@ fn remove_stale(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Ready when a signal says that it is to end; the next one ends it at once.
+/// Ready when a signal asks the server to end; a second signal ends the process at once.
 fn signals() -> Result<impl Future<Output = ()>> {
     let watch = |kind| signal(kind).map_err(|source| Error::Io { path: "signals".into(), source });
     let (mut terminate, mut interrupt) = (watch(SignalKind::terminate())?, watch(SignalKind::interrupt())?);
@@ -255,7 +260,7 @@ fn signals() -> Result<impl Future<Output = ()>> {
                 Some(ended) => drop(ended.send(())), // the receiver lives as long as the server
                 None => process::exit(130),
             }
-            tracing::info!("finishing what is running; once more ends it at once");
+            tracing::info!("finishing the running answers; a second signal ends them at once");
         }
     });
     Ok(async move {

@@ -2,14 +2,14 @@
 
 use std::fmt::Write as _;
 
-/// Colours that stay apart for most eyes (Okabe and Ito 2008), for things of different kinds.
+/// Colours for things of different kinds that most eyes can tell apart (Okabe and Ito 2008).
 pub const PALETTE: [&str; 7] = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442"];
-/// Of text and axes.
+/// Colour of text and axes.
 pub const INK: &str = "#222";
-/// Of grid lines.
+/// Colour of grid lines.
 pub const FAINT: &str = "#ddd";
 
-/// Where a text stands at its point.
+/// Where a text is relative to its point.
 #[derive(Clone, Copy)]
 pub enum Anchor {
     /// It begins there.
@@ -92,7 +92,7 @@ impl Svg {
     }
 }
 
-/// For text and for attributes; what XML has no place for is left out.
+/// Escapes a text for use in text and attributes; characters that XML does not allow are left out.
 fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

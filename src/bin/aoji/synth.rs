@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 #[derive(clap::Args)]
 #[command(after_help = "Example: aoji synth --like llama3-8b --seed 1 random-8b   (16 GB)")]
 pub struct Args {
-    /// Whose sizes: llama3-8b, llama3.2-1b, a model directory, or a config.json
+    /// The model whose sizes to take: llama3-8b, llama3.2-1b, mistral-7b, qwen2.5-7b, qwen3-8b, a model directory, or a
+    /// config.json
     #[arg(long, value_name = "NAME|DIR|FILE")]
     like: String,
     /// The same seed gives the same bytes
@@ -20,10 +21,10 @@ pub struct Args {
     /// Largest size of a file, with K, M or G for powers of 1000
     #[arg(long, value_name = "BYTES", default_value_t = Size(synth::SHARD_BYTES), value_parser = parse_size)]
     shard_size: Size,
-    /// Another number of layers than the original has
+    /// Number of layers, if not the original's
     #[arg(long, value_name = "N")]
     layers: Option<std::num::NonZeroUsize>,
-    /// Replace the model that is in OUT, once the new one is whole
+    /// Replace the model that is in OUT, once the new one is complete
     #[arg(long)]
     force: bool,
     /// The directory to write; it must be absent or empty

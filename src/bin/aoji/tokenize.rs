@@ -18,7 +18,7 @@ Examples: aoji tokenize demo \"안녕하세요\"
 #[command(after_help = AFTER_HELP)]
 #[command(group = ArgGroup::new("input").args(["decode", "jsonl"]))]
 pub struct Args {
-    /// The model, where --model does not name it, and the text; - reads it from standard input, to the last byte
+    /// The model, unless --model names it, and the text; - reads it from standard input, to the last byte
     #[arg(value_name = "MODEL] [TEXT", num_args = 0..=2)]
     words: Vec<String>,
     /// A directory in Hugging Face layout, a GGUF file, OWNER/NAME in the local Hugging Face cache, or demo
@@ -39,7 +39,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// Which words are what: with --model, with --decode or with --jsonl there is one less.
+    /// Which word is which: with --model, --decode or --jsonl there is one word less.
     fn model_and_text(&self) -> Result<(String, Option<String>), &'static str> {
         let text_is_given = self.decode.is_empty() && !self.jsonl;
         let mut words = self.words.iter().cloned();

@@ -1,6 +1,6 @@
-//! `aoji verify`: does this engine compute what it should, or a model what another one does?
+//! `aoji verify`: checks whether this engine computes what it should, or compares a model with another one.
 
-use crate::common::{self, ModelArgs};
+use crate::common::{self, Guesses, ModelArgs};
 use aoji::{
     Activations, Error, Result, divergence, hub, invariance,
     verify::{self, Limits},
@@ -12,7 +12,7 @@ use std::{num::NonZeroUsize, path::PathBuf};
 /// Arguments of `aoji verify`.
 #[derive(clap::Args)]
 #[command(group = ArgGroup::new("experiment").args(["lockstep", "invariance"]))]
-#[command(after_help = "It ends with 3 when a number is outside its limit, or when bits depend on what they must not.")]
+#[command(after_help = "The exit code is 3 when a number is outside its limit, or bits depend on what they must not.")]
 pub struct Args {
     /// The model, as with --model
     #[arg(value_name = "MODEL", conflicts_with = "model")]
@@ -38,10 +38,13 @@ pub struct Args {
     /// With --lockstep: steps of decoding, greedy and then drawn
     #[arg(long, value_name = "N", default_value_t = 8, requires = "lockstep")]
     tokens: usize,
-    /// Test one by one on what the bits of the logits depend: on the division of a prompt, on what is cached, on what runs
+    /// Test what the bits of the logits depend on, one thing at a time: the division of a prompt, the cache, what runs
     /// beside it or ran before
     #[arg(long, conflicts_with = "golden")]
     invariance: bool,
+    /// With --invariance: a smaller model also guesses the next tokens
+    #[arg(long, value_name = "model=NAME", requires = "invariance")]
+    speculate: Option<Guesses>,
     /// With --lockstep or --invariance: tokens of the prompt, which are random [default: 20 or 100]
     #[arg(long, value_name = "N", requires = "experiment")]
     prompt: Option<usize>,
@@ -108,11 +111,12 @@ fn against(mut args: Args) -> Result<()> {
     let text = common::read_file(&text)?;
     let model = args.model.open()?;
     args.model.lora.clear();
+    args.model.quantize = None;
     let name = std::mem::replace(&mut args.model.model, base);
     let base = args.model.open()?;
     let tokens = model.tokenizer()?.encode(&text, true)?;
     if base.tokenizer()?.encode(&text, true)? != tokens {
-        return Err(Error::Input("the models cut the text into other tokens: they cannot be compared".into()));
+        return Err(Error::Input("the two models tokenize the text differently: they cannot be compared".into()));
     }
     common::catch_interrupt()?;
     let window = args.window.get().min(model.max_context()).min(base.max_context());
@@ -137,7 +141,8 @@ fn against(mut args: Args) -> Result<()> {
 
 /// Runs the experiments, prints, and fails when something that must hold does not.
 fn invariance(args: &Args) -> Result<()> {
-    let report = invariance::invariance(&args.model.open()?, args.prompt.unwrap_or(100))?;
+    let engine = args.model.open_with(args.speculate.as_ref().unwrap_or(&Guesses::Off))?;
+    let report = invariance::invariance(&engine, args.prompt.unwrap_or(100))?;
     let failure = report.verdict().err();
     if args.json {
         common::print_json(&serde_json::json!({

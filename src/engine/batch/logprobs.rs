@@ -1,15 +1,16 @@
-//! Log-probabilities of generated tokens, computed on the host from logits that are read back; only for requests that ask for them.
+//! Log-probabilities of generated tokens, computed on the host from logits that are read back from the device; only for
+//! requests that ask for them.
 
 use super::TokenLogprobs;
 
-/// What `logits` say of `token`, and of the `top` most likely tokens. NaN is impossible.
+/// What `logits` say of `token` and of the `top` most likely tokens. A logit that is NaN counts as impossible.
 pub fn token_logprobs(logits: &[f32], token: u32, top: usize) -> TokenLogprobs {
     let value = |x: f32| if x.is_nan() { f32::NEG_INFINITY } else { x };
     let largest = logits.iter().copied().map(value).fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|&x| f64::from((value(x) - largest).exp())).sum();
     let norm = f64::from(largest) + sum.ln();
     let logprob = |id: u32| (f64::from(value(logits[id as usize])) - norm) as f32;
-    // falling value, rising id of equals
+    // Highest value first; equal values in the order of their ids.
     let order = |a: &u32, b: &u32| {
         let [x, y] = [a, b].map(|id| value(logits[*id as usize]));
         y.total_cmp(&x).then(a.cmp(b))

@@ -1,14 +1,16 @@
-//! Several sequences on one device at once: what a server does with a model.
+//! Runs several sequences on one device at once, as a server does.
 //!
-//! Jobs wait in the order in which they came until one of the batch's sequences is free. [`Batch::step`] then does the next
-//! piece of work, a part of one prompt and one token of every running sequence, and reports what happened. A step of several
-//! sequences reads the weights once, so it takes little longer than that of one.
+//! Jobs (requests for an answer) wait in the order in which they came until one of the batch's sequences is free. Each
+//! call of [`Batch::step`] does the next piece of work, which is a part of one prompt and one token of every running
+//! sequence, and reports what happened. A step of several sequences reads the weights once, so it takes little longer
+//! than a step of one.
 //!
-//! **What a job gets does not depend on the others, bit for bit.** A row of a step has the same bits beside any other rows.
-//! A prompt is computed in parts of more than [`DECODE_ROWS`] tokens, so that all of it goes through the kernels for many
-//! rows, whose bits of a row do not depend on where the parts begin; and parts stay below the rows from which cuBLAS may take
-//! over, which orders its sums as it likes. What a sequence keeps for later prompts are the keys and values of its prompt
-//! and not of its answer, which were computed by the kernels for few rows.
+//! **What a job gets does not depend on the other jobs, bit for bit.** A row of a step (one token of one sequence) has
+//! the same bits whatever the other rows are. A prompt is computed in parts of more than [`DECODE_ROWS`] tokens, so
+//! that all of it goes through the kernels for many rows, where a row's bits do not depend on where the parts begin.
+//! Parts are also smaller than the number of rows from which cuBLAS may take over, which adds in an order of its own. A
+//! sequence keeps the keys and values of its prompt for later prompts, but not those of its answer, since the kernels
+//! for few rows computed them.
 //!
 //! ```
 //! use aoji::{BatchOptions, Device, Engine, GenerateOptions, Job, JobEvent, Options};
@@ -42,7 +44,7 @@ use crate::{
     engine::{
         generate::{FinishReason, GenerateOptions, StoppedBy, Timings, Writer},
         load::Engine,
-        speculate::Costs,
+        speculate::{Companion, Costs},
         timeline::AnyTimeline,
     },
     error::{Error, Result},
@@ -51,9 +53,9 @@ use prefix::Held;
 use schedule::{Filling, Text, Waiting};
 use std::{collections::VecDeque, ops::RangeInclusive, time::Instant};
 
-/// Most tokens of a part of a prompt: fewer than cuBLAS would be asked for.
+/// Most tokens of a part of a prompt: fewer than would be given to cuBLAS.
 const MAX_CHUNK: usize = 511;
-/// Fewest: so that a prompt can be cut into parts that all have more than [`DECODE_ROWS`].
+/// Fewest tokens: so that a prompt can be cut into parts that all have more than [`DECODE_ROWS`].
 const MIN_CHUNK: usize = 2 * (DECODE_ROWS + 1);
 
 /// Sizes of a batch.
@@ -63,19 +65,21 @@ pub struct BatchOptions {
     pub sequences: usize,
     /// Most tokens of each, prompt and answer together.
     pub max_tokens: usize,
-    /// Most tokens of a prompt that are computed between two steps of the running sequences, 34 to 511. While none runs, 511.
+    /// Most tokens of a prompt that are computed between two steps of the running sequences, 34 to 511. While no
+    /// sequence runs, it is 511.
     pub chunk: usize,
 }
 
 impl BatchOptions {
-    /// Sequences that are allowed.
+    /// How many sequences are allowed.
     pub const SEQUENCES: RangeInclusive<usize> = 1..=DECODE_ROWS;
-    /// Tokens of a part that are allowed.
+    /// How many tokens a part of a prompt may have.
     pub const CHUNK: RangeInclusive<usize> = MIN_CHUNK..=MAX_CHUNK;
 }
 
 impl Default for BatchOptions {
-    /// Eight sequences of 2048 tokens; a stream waits for 256 tokens of another's prompt at most.
+    /// Eight sequences of 2048 tokens; while one answers, at most 256 tokens of another's prompt are computed between
+    /// two of its tokens.
     fn default() -> Self {
         BatchOptions { sequences: 8, max_tokens: 2048, chunk: 256 }
     }
@@ -93,31 +97,41 @@ pub trait Constraint: Send {
     /// # Errors
     /// As [`Constraint::allowed`].
     fn accept(&mut self, token: u32) -> Result<(), String>;
+    /// Tokens that probably follow, because little else is allowed. They are guesses like those of
+    /// [`GenerateOptions::speculate`], used only with speculation; wrong ones do not change an answer.
+    fn expected(&mut self) -> Vec<u32> {
+        Vec::new()
+    }
+    /// How many of these tokens are allowed, one after the other. Guesses after them are not tried.
+    fn allows(&mut self, tokens: &[u32]) -> usize {
+        tokens.len()
+    }
 }
 
-/// How the hidden states of a text, one for each of its tokens, become one vector.
+/// How a text becomes one vector, from the hidden states that the model has for each of its tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pooling {
-    /// Their mean.
+    /// The mean of all hidden states.
     Mean,
-    /// That of the last token, which has seen all others.
+    /// The hidden state of the last token, which has seen all others.
     Last,
 }
 
-/// What is asked of a batch.
+/// One request to a batch.
 #[derive(Default)]
 pub struct Job {
     /// Token ids, at least one.
     pub prompt: Vec<u32>,
-    /// How it goes on and when it stops. `max_tokens` may be 0 where the prompt's own log-probabilities or its vector are wanted.
+    /// How the text goes on and when it stops. `max_tokens` may be 0 when only the prompt's log-probabilities or its
+    /// vector are wanted.
     pub options: GenerateOptions,
-    /// With each token its log-probability, and this many of the most likely ones.
+    /// Asks for the log-probability of each token, and of this many of the most likely ones.
     pub logprobs: Option<usize>,
     /// The same for the tokens of the prompt.
     pub prompt_logprobs: Option<usize>,
-    /// The prompt as one vector.
+    /// Asks for the prompt as one vector.
     pub embed: Option<Pooling>,
-    /// What the answer must look like.
+    /// Decides which tokens are allowed.
     pub constraint: Option<Box<dyn Constraint>>,
 }
 
@@ -141,7 +155,7 @@ pub struct TokenLogprobs {
 pub struct Finish {
     /// Why.
     pub reason: FinishReason,
-    /// What it was, with [`FinishReason::Stop`].
+    /// What ended it, with [`FinishReason::Stop`].
     pub by: Option<StoppedBy>,
     /// Times and counts.
     pub timings: Timings,
@@ -191,16 +205,19 @@ pub struct Batch {
     filling: Option<Filling>,
     /// The jobs that decode.
     running: Vec<Text>,
-    /// The jobs of the rows that the device decodes, of which some may have ended, and whether their logits are kept.
+    /// The jobs of the rows that the device decodes (some of these jobs may have ended), and whether their logits are
+    /// kept.
     rows: (Vec<JobId>, bool),
     /// Tokens of a step.
     tokens: Vec<u32>,
-    /// What steps take.
+    /// How long steps take.
     costs: Costs,
-    /// Guesses that the next step takes, of each running text.
+    /// A smaller model that guesses, if the engine has one.
+    companion: Option<Companion>,
+    /// For each running text, the number of guesses that the next step tries.
     taken: Vec<usize>,
     next_id: u64,
-    /// Counts the uses of sequences.
+    /// Counts how often sequences were used.
     clock: u64,
 }
 
@@ -221,6 +238,7 @@ impl Engine {
         range("sequences", sequences, BatchOptions::SEQUENCES)?;
         range("chunk", chunk, BatchOptions::CHUNK)?;
         let timeline = self.timeline(sequences, max_tokens)?;
+        let companion = self.draft().map(|draft| Companion::new(draft, sequences, max_tokens)).transpose()?;
         Ok(Batch {
             engine: self.clone(),
             options: *options,
@@ -232,6 +250,7 @@ impl Engine {
             rows: (Vec::new(), false),
             tokens: Vec::new(),
             costs: Costs::default(),
+            companion,
             taken: Vec::new(),
             next_id: 0,
             clock: 0,
@@ -291,10 +310,10 @@ impl Batch {
         }
     }
 
-    /// Does the next piece of work and gives `each` what happened. `false` when there was nothing to do.
+    /// Does the next piece of work and passes the events to `each`. `false` when there was nothing to do.
     ///
     /// # Errors
-    /// When the device fails; all jobs have ended then, without an event.
+    /// When the device fails. All jobs have ended then, without an event.
     pub fn step(&mut self, each: &mut dyn FnMut(JobId, JobEvent)) -> Result<bool> {
         let result = self.advance(each);
         if result.is_err() {

@@ -1,8 +1,8 @@
-//! The prefix cache: which keys and values of earlier prompts each sequence still holds, and which sequence a new prompt takes so that
-//! the most of it is already computed.
+//! The prefix cache: which keys and values of earlier prompts each sequence still holds, and which sequence a new
+//! prompt should take so that most of it is already computed.
 
-/// From this many tokens on, copying a beginning from another sequence is worth it: a copy is two transfers a layer and head,
-/// and a pass over the weights takes no longer for a few tokens more.
+/// Copying the beginning of a prompt from another sequence is worth it from this many tokens on: a copy is two
+/// transfers a layer and head, while computing a few tokens more hardly lengthens a pass over the weights.
 const WORTH_COPYING: usize = 32;
 
 /// What the cache of a sequence holds.
@@ -12,7 +12,7 @@ pub struct Held {
     pub tokens: Vec<u32>,
     /// When it was last used, by the batch's clock.
     pub used: u64,
-    /// A job has it.
+    /// A job uses it.
     pub busy: bool,
 }
 
@@ -23,13 +23,14 @@ pub struct Choice {
     pub sequence: usize,
     /// Tokens that need not be computed.
     pub reused: usize,
-    /// The sequence that they are copied from, if it is another.
+    /// The other sequence that they are copied from, if any.
     pub from: Option<usize>,
 }
 
-/// The sequence for a prompt of which up to `most` tokens may be reused: the free one that holds most of it. A copy of the
-/// beginning in another one, if a busy sequence holds more, or if taking the free one would lose a cache that is mostly
-/// something else while another has been idle for longer. `None` when all are busy.
+/// Chooses the sequence for a prompt of which up to `most` tokens may be reused: the free one that holds most of it. If
+/// a busy sequence holds more, the beginning is copied from there. It is also copied if taking the free one would
+/// destroy a cache that is mostly something else, while another sequence has been idle for longer. `None` when all are
+/// busy.
 pub fn choose(held: &[Held], prompt: &[u32], most: usize) -> Option<Choice> {
     let common = |i: usize| held[i].tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count().min(most);
     let free = || (0..held.len()).filter(|&i| !held[i].busy);

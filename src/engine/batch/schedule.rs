@@ -8,7 +8,7 @@ use crate::{
     backend::DECODE_ROWS,
     engine::{
         generate::{FinishReason, GenerateOptions, StoppedBy, Timings, Writer},
-        speculate::Drafter,
+        speculate::{Draft, Guesser},
         timeline::Row,
     },
     error::Result,
@@ -30,7 +30,7 @@ pub struct Filling {
     state: Vec<f32>,
 }
 
-/// A job.
+/// A job that is being answered.
 pub struct Text {
     pub id: JobId,
     pub sequence: usize,
@@ -40,13 +40,15 @@ pub struct Text {
     prompt_logprobs: Option<usize>,
     embed: Option<Pooling>,
     pub constraint: Option<Box<dyn Constraint>>,
-    /// Guesses its next tokens; has read what is computed of the prompt, and the answer.
-    pub drafter: Option<Drafter>,
+    /// Guesses the next tokens. It has read the computed part of the prompt, and the answer.
+    pub guesser: Option<Guesser>,
+    /// Tokens that the constraint makes likely; they are tried before those of the guesser.
+    pub expected: Vec<Draft>,
     pub writer: Writer,
     begin: Instant,
     pub timings: Timings,
     queue_seconds: f64,
-    /// Tokens that are computed, or are about to be: the position of `last`.
+    /// How many tokens are computed, or about to be: the position of `last`.
     pub pos: usize,
     /// The last token chosen.
     pub last: u32,
@@ -66,7 +68,8 @@ impl Text {
             prompt_logprobs: job.prompt_logprobs,
             embed: job.embed,
             constraint: job.constraint,
-            drafter: None,
+            guesser: None,
+            expected: Vec::new(),
             writer,
             begin: Instant::now(),
             queue_seconds: 0.0,
@@ -75,19 +78,19 @@ impl Text {
         }
     }
 
-    /// The drafter reads the prompt from a position on, as far as it is computed.
+    /// Lets the guesser read the prompt from a position on, as far as it is computed.
     fn read(&mut self, from: usize) {
-        if let Some(drafter) = &mut self.drafter {
-            drafter.read(&self.prompt[from..self.pos]);
+        if let Some(guesser) = &mut self.guesser {
+            guesser.read(&self.prompt[from..self.pos]);
         }
     }
 
-    /// Tells of a token; whether the text goes on.
+    /// Reports a token. Returns whether the text goes on.
     pub fn tell(&mut self, token: u32, logprobs: Option<TokenLogprobs>, each: Each<'_>) -> bool {
         self.timings.count(self.begin);
         self.last = token;
-        if let Some(drafter) = &mut self.drafter {
-            drafter.push(token);
+        if let Some(guesser) = &mut self.guesser {
+            guesser.push(token);
         }
         each(self.id, JobEvent::Token(token, logprobs));
         let written = self.writer.push(token);
@@ -112,7 +115,8 @@ impl Text {
         each(self.id, JobEvent::Finish(Finish { reason, by, timings, queue_seconds }));
     }
 
-    /// The tokens that its constraint allows; `None` without one. A failure is told, and the text ends.
+    /// The tokens that its constraint allows; `None` without one. If the constraint fails, that is reported and the
+    /// text ends.
     pub fn mask(&mut self, vocab: usize, each: Each<'_>) -> Result<Option<Vec<u32>>, ()> {
         let Some(constraint) = &mut self.constraint else { return Ok(None) };
         let mut mask = vec![0; vocab.div_ceil(32)];
@@ -126,8 +130,8 @@ impl Text {
     }
 }
 
-/// Tokens of the next part of a prompt of which `left` are to be computed: at most `chunk`, and never so that a part of
-/// [`DECODE_ROWS`] or fewer is left.
+/// How many tokens the next part of a prompt has, when `left` are still to be computed: at most `chunk`, and never so
+/// many that [`DECODE_ROWS`] or fewer would be left.
 fn part(left: usize, chunk: usize) -> usize {
     match left {
         _ if left <= chunk => left,
@@ -139,8 +143,8 @@ fn part(left: usize, chunk: usize) -> usize {
 impl Batch {
     pub(super) fn advance(&mut self, each: Each<'_>) -> Result<bool> {
         self.admit()?;
-        // A prompt ends with a choice of its own. Steps under way could still choose for the sequence's last owner: first they
-        // are taken.
+        // The first token after a prompt is chosen separately. Steps that were enqueued earlier could still choose a
+        // token for the previous owner of this sequence, so their tokens are taken first.
         let fills = self.filling.is_some() && self.timeline.ahead() == 0;
         if fills {
             self.fill(each)?;
@@ -150,7 +154,7 @@ impl Batch {
         Ok(fills || decodes || self.filling.is_some())
     }
 
-    /// Frees the sequences that no job has any more.
+    /// Frees the sequences that no job uses any more.
     pub(super) fn release(&mut self) {
         let texts = || self.running.iter().chain(self.filling.as_ref().map(|f| &f.text));
         for i in 0..self.held.len() {
@@ -158,14 +162,14 @@ impl Batch {
         }
     }
 
-    /// Gives the next job a sequence, if none is being filled.
+    /// Gives the next job a sequence, if no other prompt is being computed.
     fn admit(&mut self) -> Result<()> {
         if self.filling.is_some() {
             return Ok(());
         }
         let Some(text) = self.queue.front().map(|w| &w.text) else { return Ok(()) };
-        // The last part of a prompt has more than DECODE_ROWS tokens; so short a prompt is computed as a whole, and one of which
-        // each token is to be scored, or its hidden state is wanted, too.
+        // The last part of a prompt must have more than DECODE_ROWS tokens, so a shorter prompt is computed as a whole.
+        // So is a prompt of which each token is scored or each hidden state is wanted.
         let each = text.prompt_logprobs.is_some() || text.embed == Some(Pooling::Mean);
         let most = if each { 0 } else { text.prompt.len().saturating_sub(DECODE_ROWS + 1) };
         let Some(choice) = prefix::choose(&self.held, &text.prompt, most) else { return Ok(()) };
@@ -182,18 +186,19 @@ impl Batch {
         text.queue_seconds = (text.begin - since).as_secs_f64();
         text.timings.reused_tokens = choice.reused;
         (text.sequence, text.pos) = (choice.sequence, choice.reused);
-        text.drafter = text.options.drafter(&text.prompt, self.options.max_tokens - text.prompt.len());
+        let room = self.options.max_tokens - text.prompt.len();
+        text.guesser = text.options.guesser(&text.prompt, room, self.companion.as_ref());
         text.read(0);
         self.filling = Some(Filling { text, scores: Vec::new(), state: Vec::new() });
         Ok(())
     }
 
-    /// Computes the next part of the prompt; after the last, chooses the first token.
+    /// Computes the next part of the prompt; after the last part it chooses the first token.
     fn fill(&mut self, each: Each<'_>) -> Result<()> {
         let Some(mut filling) = self.filling.take() else { return Ok(()) };
         let Filling { text, scores, state } = &mut filling;
         let (from, left) = (text.pos, text.prompt.len() - text.pos);
-        // nobody waits for a part while no text is running
+        // while no text is running, nobody waits for the end of this part
         let chunk = if self.running.is_empty() { MAX_CHUNK } else { self.options.chunk };
         let n = part(left, chunk.min(self.timeline.chunk().max(MIN_CHUNK)));
         let (tokens, is_last) = (&text.prompt[from..from + n], n == left);
@@ -209,7 +214,7 @@ impl Batch {
             }
         }
         match text.embed {
-            // Token by token: the sum does not depend on where the parts begin.
+            // Added token by token, so that the sum does not depend on where the parts begin.
             Some(Pooling::Mean) => self.timeline.hidden(0, n, &mut |row| {
                 state.resize(row.len(), 0.0);
                 state.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
@@ -239,9 +244,9 @@ impl Batch {
         Ok(())
     }
 
-    /// The first token of a text whose prompt is computed; whether it goes on.
+    /// Chooses the first token of a text whose prompt is computed. Returns whether the text goes on.
     fn first(&mut self, text: &mut Text, scores: Vec<TokenLogprobs>, each: Each<'_>) -> Result<bool> {
-        self.timeline.wait()?; // a device computes behind the host's back, and the time is the prompt's
+        self.timeline.wait()?; // a device may still be computing the prompt, and this is part of its time
         text.timings.prompt_seconds = text.begin.elapsed().as_secs_f64();
         if text.prompt_logprobs.is_some() {
             each(text.id, JobEvent::Prompt(scores));
@@ -284,21 +289,18 @@ impl Batch {
         }
         let drafts = self.plan();
         if none_ahead && drafts > 0 {
-            let rows = self.running.len() + drafts;
-            self.speculate(each)?;
-            self.observe(rows, begin);
-            return Ok(());
+            return self.speculate(each);
         }
         if none_ahead {
             self.set_rows()?;
         }
         if self.running.is_empty() {
-            // whoever steps under way were for has ended
+            // the jobs for which the remaining steps were enqueued have ended
             self.timeline.run(&[], false)?;
             self.rows.0.clear();
             return Ok(());
         }
-        // Steps are enqueued ahead while nothing is to happen between them.
+        // While nothing has to happen between two steps, more are enqueued ahead.
         let ahead = self.filling.is_none()
             && drafts == 0
             && self.rows.0.iter().copied().eq(self.running.iter().map(|t| t.id))
@@ -321,14 +323,14 @@ impl Batch {
         Ok(())
     }
 
-    /// Remembers what a step of so many rows took, where nothing else was done meanwhile.
-    fn observe(&mut self, rows: usize, begin: Instant) {
+    /// Remembers how long a step of this many rows took, if nothing else was done meanwhile.
+    pub(super) fn observe(&mut self, rows: usize, begin: Instant) {
         if self.filling.is_none() {
             self.costs.observe(rows, begin.elapsed().as_secs_f64());
         }
     }
 
-    /// Tells the device what each constrained text may go on with.
+    /// Tells the device which tokens are allowed for each constrained text.
     fn set_masks(&mut self, each: Each<'_>) -> Result<()> {
         let vocab = self.engine.config().vocab;
         let mut i = 0;
@@ -347,7 +349,7 @@ impl Batch {
         Ok(())
     }
 
-    /// Makes the rows that the device decodes the running texts.
+    /// Makes the device decode the texts that run now.
     fn set_rows(&mut self) -> Result<()> {
         let keeps_logits = self.running.iter().any(|t| t.logprobs.is_some());
         let ids = self.running.iter().map(|t| t.id);

@@ -1,44 +1,97 @@
-//! Steps of a batch with guesses: they take rows that no sequence needs.
+//! Steps of a batch that also compute guesses of the next tokens, in rows that no sequence needs.
 
-use super::{Batch, JobId, schedule::Each};
+use super::{
+    Batch, JobId,
+    schedule::{Each, Text},
+};
 use crate::{
     backend::DECODE_ROWS,
     engine::{
-        speculate::{Costs, Draft, share},
+        speculate::{Companion, Costs, Draft, Guesser, Offer, share},
         timeline::Row,
     },
     error::Result,
 };
+use std::time::Instant;
+
+/// How likely a token is when little else is allowed: it is not certain, since the same text may be made of other tokens.
+const EXPECTED: f32 = 0.9;
+
+impl Text {
+    /// The guesses that the next step may try.
+    fn offer(&mut self, vocab: usize, companion: Option<&Companion>) -> Offer<'_> {
+        let most = self.writer.left().saturating_sub(1).min(DECODE_ROWS - 1);
+        self.expected.clear();
+        let Some(guesser) = &mut self.guesser else { return Offer::default() };
+        let Some(constraint) = &mut self.constraint else { return guesser.offer(most, companion) };
+        let mut chance = 1.0;
+        self.expected.extend(constraint.expected().into_iter().take_while(|t| (*t as usize) < vocab).take(most).map(
+            |token| {
+                chance *= EXPECTED;
+                Draft { token, chance }
+            },
+        ));
+        if !self.expected.is_empty() {
+            return Offer { drafts: &self.expected, seconds: 0.0 };
+        }
+        let mut offer = guesser.offer(most, companion);
+        if offer.seconds == 0.0 {
+            let tokens: Vec<u32> = offer.drafts.iter().map(|d| d.token).collect();
+            offer.drafts = &offer.drafts[..constraint.allows(&tokens).min(tokens.len())];
+        }
+        offer
+    }
+
+    /// The first guesses of those that it offered, this many.
+    fn guesses(&mut self, count: usize) -> impl Iterator<Item = u32> {
+        let guesser = self.guesser.as_mut().filter(|_| self.expected.is_empty());
+        let expected = self.expected.iter().take(count).map(|d| d.token);
+        expected.chain(guesser.into_iter().flat_map(move |g| g.guesses(count)))
+    }
+}
 
 impl Batch {
-    /// From here on steps take as many guesses as chance will have, whatever they cost.
+    /// To verify speculation: from now on the number of guesses in a step is random, whatever they cost.
     pub(crate) fn try_drafts(&mut self, seed: u64) {
         self.costs = Costs::trial(seed);
     }
 
-    /// How many guesses are worth their rows in the next step; of each running text, in `taken`.
+    /// Decides how many guesses are worth computing in the next step, for each running text: they go to `taken`.
+    /// Returns their sum.
     pub(super) fn plan(&mut self) -> usize {
         self.taken.clear();
-        if self.running.iter().all(|t| t.drafter.is_none()) {
+        if self.running.iter().all(|t| t.guesser.is_none()) {
             return 0;
         }
-        let drafts = self.running.iter_mut().map(|t| {
-            let most = t.writer.left().saturating_sub(1).min(DECODE_ROWS - 1);
-            t.drafter.as_mut().map_or(&[][..], |d| d.drafts(most))
-        });
-        let drafts: Vec<&[Draft]> = drafts.collect();
-        share(&mut self.costs, &drafts, &mut self.taken);
+        let (vocab, companion) = (self.engine.config().vocab, self.companion.as_ref());
+        let offers: Vec<Offer> = self.running.iter_mut().map(|t| t.offer(vocab, companion)).collect();
+        share(&mut self.costs, &offers, &mut self.taken);
         self.taken.iter().sum()
     }
 
-    /// One token of every running text, and one more for each of its guesses that is right.
+    /// The smaller model makes its guesses.
+    fn guess(&mut self) -> Result<()> {
+        let Some(companion) = &mut self.companion else { return Ok(()) };
+        let texts = self.running.iter_mut().zip(&self.taken).filter(|(_, count)| **count > 0);
+        let mut texts: Vec<_> = texts
+            .filter_map(|(t, &count)| match &mut t.guesser {
+                Some(Guesser::Model(model)) if t.expected.is_empty() => Some((t.sequence, count, model)),
+                _ => None,
+            })
+            .collect();
+        companion.guess(&mut texts)
+    }
+
+    /// Computes one token of every running text, and one more for each guess that is right.
     pub(super) fn speculate(&mut self, each: Each<'_>) -> Result<()> {
-        let mut rows = Vec::with_capacity(DECODE_ROWS);
+        self.guess()?;
+        let (begin, mut rows) = (Instant::now(), Vec::with_capacity(DECODE_ROWS));
         let mut texts: Vec<(JobId, usize)> = Vec::with_capacity(self.running.len());
-        for (text, &drafts) in self.running.iter_mut().zip(&self.taken) {
-            let guessed = text.drafter.as_mut().map_or(&[][..], |d| d.drafts(drafts)).iter().map(|d| d.token);
-            let tokens = std::iter::once(text.last).chain(guessed).zip(text.pos..);
-            rows.extend(tokens.map(|(token, pos)| Row { sequence: text.sequence, token, pos }));
+        for (text, &most) in self.running.iter_mut().zip(&self.taken) {
+            let (first, last, sequence, pos) = (rows.len(), text.last, text.sequence, text.pos);
+            let tokens = std::iter::once(last).chain(text.guesses(most)).zip(pos..);
+            rows.extend(tokens.map(|(token, pos)| Row { sequence, token, pos }));
+            let drafts = rows.len() - first - 1;
             text.timings.drafted_tokens += drafts;
             texts.push((text.id, drafts));
         }
@@ -50,11 +103,12 @@ impl Batch {
             self.choose_while_right(id, first, guessed, each)?;
             first += 1 + drafts;
         }
+        self.observe(rows.len(), begin);
         self.release();
         Ok(())
     }
 
-    /// Tells of a text's tokens by the rows from `first` on, until one is not what was guessed.
+    /// Reports a text's tokens, by the rows from `first` on, until one differs from the guess.
     fn choose_while_right(&mut self, id: JobId, first: usize, guessed: &[Row], each: Each<'_>) -> Result<()> {
         let Some(i) = self.running.iter().position(|t| t.id == id) else { return Ok(()) };
         let vocab = self.engine.config().vocab;
@@ -80,6 +134,10 @@ impl Batch {
                 return Ok(());
             }
             if guessed.get(row).is_none_or(|next| next.token != token) {
+                let text = &mut self.running[i];
+                if let Some(guesser) = text.guesser.as_mut().filter(|_| text.expected.is_empty()) {
+                    guesser.tried(guessed.len(), row);
+                }
                 return Ok(());
             }
         }

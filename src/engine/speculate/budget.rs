@@ -1,64 +1,75 @@
-//! How many guesses a step takes: as many as are worth their rows, by what steps of so many rows have cost.
+//! Decides how many guesses a step tries: as many as are worth their rows, judged by how long steps with that many rows
+//! have taken.
 
 use super::Draft;
 use crate::backend::DECODE_ROWS;
 
-/// Steps after which a time counts no more: texts grow, and a time may have been another program's.
+/// After this many steps a measured time no longer counts: texts grow, and another program may have slowed the step
+/// down.
 const STALE: u64 = 256;
-/// Least that a row is taken to cost where nothing was measured, as a share of the step.
+/// A cost is known after this many measurements. The shortest time counts, since another program may have slowed down the others.
+const FIRST: u64 = 3;
+/// Where nothing was measured, a row is assumed to cost at least this share of the step.
 const ROW: f64 = 0.03;
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Time {
     seconds: f64,
-    /// Number of the step that was measured last.
+    /// Number of the step at which it was measured last.
     at: u64,
-    /// How many were.
+    /// How many steps were counted since the time was last forgotten.
     count: u64,
 }
 
-/// What steps cost by their rows, measured.
+/// How long steps take, by their number of rows, as measured.
 #[derive(Debug, Default)]
 pub(crate) struct Costs {
     times: [Time; DECODE_ROWS + 1],
     steps: u64,
-    /// In a trial nothing is measured, and chance says how many guesses a step takes: the state of its generator.
+    /// Only while speculation is being verified: the state of a generator that chooses the number of guesses at random.
+    /// Nothing is measured then.
     trial: Option<u64>,
 }
 
 impl Costs {
-    /// Of a trial.
+    /// For verifying speculation, with random numbers of guesses.
     pub fn trial(seed: u64) -> Costs {
         Costs { trial: Some(seed), ..Costs::default() }
     }
 
-    /// A step of so many rows took so long.
+    /// Records how long a step of this many rows took.
     pub fn observe(&mut self, rows: usize, seconds: f64) {
         self.steps += 1;
         let (steps, time) = (self.steps, &mut self.times[rows]);
+        if time.count > 1 && steps - time.at > STALE {
+            time.count = 1;
+        }
         time.count += 1;
-        // of the first of its kind a device makes a recording
-        if time.count == 2 || steps - time.at > STALE {
-            (time.seconds, time.at) = (seconds, steps);
-        } else if time.count > 2 {
-            // an outlier is too slow, never too fast
-            let weight = if seconds < time.seconds { 0.5 } else { 0.125 };
-            time.seconds += weight * (seconds - time.seconds);
-            time.at = steps;
+        time.at = steps;
+        match time.count {
+            1 => {} // the first step of its kind also records the CUDA graph, so it does not count
+            2 => time.seconds = seconds,
+            n if n <= 1 + FIRST => time.seconds = time.seconds.min(seconds),
+            _ => {
+                // an unusual time is too long, never too short
+                let weight = if seconds < time.seconds { 0.5 } else { 0.125 };
+                time.seconds += weight * (seconds - time.seconds);
+            }
         }
     }
 
-    /// What was measured, however long ago: rows and seconds.
+    /// All measurements, however old: rows and seconds.
     pub fn measured(&self) -> impl Iterator<Item = (usize, f64)> {
         self.times.iter().enumerate().filter(|(_, t)| t.count > 1).map(|(rows, t)| (rows, t.seconds))
     }
 
     fn known(&self, rows: usize) -> Option<f64> {
         let time = self.times[rows];
-        (time.count > 1 && self.steps - time.at <= STALE).then_some(time.seconds)
+        (time.count > FIRST && self.steps - time.at <= STALE).then_some(time.seconds)
     }
 
-    /// What a step of so many rows costs; measured, or by its neighbours. `None` when nothing is known.
+    /// How long a step of this many rows takes: measured, or estimated from its neighbours. `None` when nothing is
+    /// known.
     fn of(&self, rows: usize) -> Option<f64> {
         if let Some(seconds) = self.known(rows) {
             return Some(seconds);
@@ -68,7 +79,7 @@ impl Costs {
         match (below.next(), (rows + 1..=DECODE_ROWS).find_map(at)) {
             (Some((r0, t0)), Some((r1, t1))) => Some(t0 + (t1 - t0) * (rows - r0) as f64 / (r1 - r0) as f64),
             (Some((r0, t0)), None) => {
-                // as steep as it was so far
+                // assume the same slope as so far
                 let slope = below.next_back().map_or(0.0, |(r, t)| (t0 - t) / (r0 - r) as f64).max(ROW * t0);
                 Some(t0 + slope * (rows - r0) as f64)
             }
@@ -77,16 +88,25 @@ impl Costs {
     }
 }
 
-/// How many of each sequence's drafts a step takes, into `taken`, so that the tokens to be expected a second are the most.
-/// Every sequence has a row of its own besides.
-pub(crate) fn share(costs: &mut Costs, drafts: &[&[Draft]], taken: &mut Vec<usize>) {
-    let own = drafts.len();
+/// The guesses that a step may try for one sequence.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Offer<'a> {
+    /// The likeliest first.
+    pub drafts: &'a [Draft],
+    /// Seconds that it takes to make each of them; several sequences make theirs together in the same time.
+    pub seconds: f64,
+}
+
+/// Decides how many of each sequence's drafts a step tries, so that the expected number of tokens a second is the largest; the
+/// numbers go to `taken`. Every sequence also has a row for its last token.
+pub(crate) fn share(costs: &mut Costs, offers: &[Offer<'_>], taken: &mut Vec<usize>) {
+    let own = offers.len();
     let mut counts = [0; DECODE_ROWS];
     taken.clear();
     taken.resize(own, 0);
     if let Some(state) = &mut costs.trial {
         let mut left = DECODE_ROWS - own;
-        for (taken, drafts) in taken.iter_mut().zip(drafts) {
+        for (taken, Offer { drafts, .. }) in taken.iter_mut().zip(offers) {
             // Knuth's linear congruential generator
             *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             *taken = (*state >> 33) as usize % (drafts.len().min(left) + 1);
@@ -95,19 +115,20 @@ pub(crate) fn share(costs: &mut Costs, drafts: &[&[Draft]], taken: &mut Vec<usiz
         return;
     }
     let Some(alone) = costs.of(own).filter(|t| *t > 0.0) else { return };
-    let (mut expected, mut best) = (own as f64, own as f64 / alone);
+    let (mut expected, mut best, mut making) = (own as f64, own as f64 / alone, 0.0f64);
     for rows in own + 1..=DECODE_ROWS {
-        // the likeliest of all that are left: those of a sequence become less likely one by one
-        let next = |i: &usize| drafts[*i].get(counts[*i]).map_or(0.0, |d| d.chance);
+        // the most likely guess of all that remain; within a sequence they become less likely one by one
+        let next = |i: &usize| offers[*i].drafts.get(counts[*i]).map_or(0.0, |d| d.chance);
         let Some(i) = (0..own).max_by(|a, b| next(a).total_cmp(&next(b))) else { return };
         let (chance, Some(cost)) = (next(&i), costs.of(rows)) else { return };
         if chance <= 0.0 {
             return;
         }
         counts[i] += 1;
+        making = making.max(counts[i] as f64 * offers[i].seconds);
         expected += f64::from(chance);
-        if expected / cost > best {
-            best = expected / cost;
+        if expected / (cost + making) > best {
+            best = expected / (cost + making);
             taken.copy_from_slice(&counts[..own]);
         }
     }
@@ -133,8 +154,21 @@ mod tests {
     fn taken(costs: &mut Costs, offers: &[&[f32]]) -> Vec<usize> {
         let offers: Vec<Vec<Draft>> = offers.iter().map(|chances| drafts(chances)).collect();
         let mut taken = Vec::new();
-        share(costs, &offers.iter().map(Vec::as_slice).collect::<Vec<_>>(), &mut taken);
+        let offers: Vec<Offer> = offers.iter().map(|drafts| Offer { drafts, seconds: 0.0 }).collect();
+        share(costs, &offers, &mut taken);
         taken
+    }
+
+    #[test]
+    fn what_takes_long_to_be_made_is_not_tried() {
+        let mut c = costs(&[(1, 1.0), (16, 1.5)]);
+        let drafts = drafts(&[0.8, 0.64, 0.51]);
+        let mut taken = |seconds| {
+            let mut taken = Vec::new();
+            share(&mut c, &[Offer { drafts: &drafts, seconds }], &mut taken);
+            taken[0]
+        };
+        assert_eq!([taken(0.0), taken(0.1), taken(0.6), taken(0.9)], [3, 3, 1, 0]);
     }
 
     #[test]
@@ -166,7 +200,10 @@ mod tests {
         }
         assert_eq!(c.known(5), None, "forgotten");
         assert!(c.of(1).unwrap() > 1.99);
-        c.observe(5, 1.0);
+        for seconds in [1.0, 9.0, 1.1] {
+            assert_eq!(c.known(5), None, "not yet");
+            c.observe(5, seconds);
+        }
         close(c.of(5), 1.0);
     }
 }

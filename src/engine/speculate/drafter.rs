@@ -1,13 +1,13 @@
-//! The guesses for one text, and how far to trust them.
+//! Makes the guesses for one text, and estimates how far to trust them.
 
 use super::suffixes::Suffixes;
 use crate::backend::DECODE_ROWS;
 
-/// Longer suffixes count as this one.
+/// Longer suffixes count as suffixes of this length.
 const LONGEST: usize = 12;
-/// Weight of what is assumed of a length of suffix before anything was seen of it, in tokens.
+/// Weight, in tokens, of what is assumed about a length of suffix before anything was observed.
 const PRIOR: f32 = 4.0;
-/// What a token takes away from the weight of those before it.
+/// Each new token multiplies the weight of earlier observations by this.
 const FORGET: f32 = 0.97;
 
 /// A guess.
@@ -15,18 +15,26 @@ const FORGET: f32 = 0.97;
 pub struct Draft {
     /// The token.
     pub token: u32,
-    /// How likely it and all guesses before it are right.
+    /// How likely this guess and all guesses before it are right.
     pub chance: f32,
 }
 
-/// How often guesses after a suffix of one length were right.
+/// How often guesses of one kind were right, and how often they were made; older observations count less.
 #[derive(Debug, Clone, Copy)]
-struct Trust {
-    right: f32,
-    tried: f32,
+pub(super) struct Trust {
+    pub right: f32,
+    pub tried: f32,
 }
 
-/// The guesses for one text, by what followed where it was the same before.
+impl Trust {
+    /// Counts one more guess.
+    pub fn count(&mut self, right: bool) {
+        self.right = self.right * FORGET + f32::from(u8::from(right));
+        self.tried = self.tried * FORGET + 1.0;
+    }
+}
+
+/// The guesses for one text: what came next where the text was the same before.
 ///
 /// ```
 /// let mut drafter = aoji::Drafter::new(4, &[], 100);
@@ -39,19 +47,19 @@ struct Trust {
 pub struct Drafter {
     suffixes: Suffixes,
     prediction: Vec<u32>,
-    /// Tokens of the prediction that the answer began with; `None` once it went on otherwise.
+    /// How many tokens of the prediction the answer has followed; `None` once it has left the prediction.
     followed: Option<usize>,
-    /// By the length of the suffix.
+    /// By the length of the suffix that led to a guess.
     trust: [Trust; LONGEST + 1],
-    /// The next tokens, and the length of the suffix that they were found by.
+    /// The next tokens as guessed, and the length of the suffix that they were found by.
     next: Vec<u32>,
     suffix: usize,
     drafts: Vec<Draft>,
 }
 
 impl Drafter {
-    /// For a text that goes on after a prompt of `prompt` tokens, which are still to be read, with up to `room` tokens;
-    /// `prediction` is what may come, or nothing.
+    /// For a text that continues a prompt of `prompt` tokens, which are still to be read, with up to `room` tokens;
+    /// `prediction` is what may come, or empty.
     pub fn new(prompt: usize, prediction: &[u32], room: usize) -> Drafter {
         let mut suffixes = Suffixes::new(prompt + prediction.len() + room.min(4096) + 1);
         if !prediction.is_empty() {
@@ -66,13 +74,19 @@ impl Drafter {
         Drafter { suffixes, prediction: prediction.to_vec(), followed: Some(0), trust, next, suffix: 0, drafts }
     }
 
+    /// Reads another text, of which this one may repeat a part. It must come before anything of the prompt.
+    pub fn remember(&mut self, text: &[u32]) {
+        text.iter().for_each(|&t| self.suffixes.push(t));
+        self.suffixes.cut();
+    }
+
     /// Reads more of the prompt.
     pub fn read(&mut self, prompt: &[u32]) {
         prompt.iter().for_each(|&t| self.suffixes.push(t));
         self.look();
     }
 
-    /// Looks for the next tokens.
+    /// Looks up the next tokens.
     fn look(&mut self) {
         if let Some(rest) = self.followed.and_then(|n| self.prediction.get(n..)).filter(|rest| !rest.is_empty()) {
             self.next.clear();
@@ -83,24 +97,22 @@ impl Drafter {
         self.suffix = self.suffixes.guess(DECODE_ROWS - 1, &mut self.next);
     }
 
-    /// The text goes on with a token. Whether it was foreseen counts, whether or not it was tried.
+    /// The text goes on with this token. Trust changes by whether it was guessed, even if the guess was not tried.
     pub fn push(&mut self, token: u32) {
         if let Some(next) = self.next.first() {
-            let trust = &mut self.trust[self.suffix.min(LONGEST)];
-            trust.right = trust.right * FORGET + f32::from(u8::from(*next == token));
-            trust.tried = trust.tried * FORGET + 1.0;
+            self.trust[self.suffix.min(LONGEST)].count(*next == token);
         }
         self.followed = self.followed.filter(|&n| self.prediction.get(n) == Some(&token)).map(|n| n + 1);
         self.suffixes.push(token);
         self.look();
     }
 
-    /// The next tokens, at most `most`.
+    /// The guesses of the next tokens, at most `most`.
     pub fn drafts(&mut self, most: usize) -> &[Draft] {
         self.drafts.clear();
         let mut chance = 1.0;
         for (i, &token) in self.next.iter().take(most).enumerate() {
-            // a guess that is right makes the suffix longer by one
+            // if this guess is right, the next one comes after a suffix that is longer by one
             let Trust { right, tried } = self.trust[(self.suffix + i).min(LONGEST)];
             chance *= right / tried;
             self.drafts.push(Draft { token, chance });
@@ -128,6 +140,17 @@ mod tests {
         drafter.push(9); // another word in its place
         drafter.push(102);
         assert_eq!(tokens(&mut drafter, 15), [103]);
+    }
+
+    #[test]
+    fn other_texts_are_remembered_and_do_not_run_into_this_one() {
+        let mut drafter = Drafter::new(20, &[], 50);
+        drafter.remember(&[50, 51, 52, 53]);
+        drafter.remember(&[1]);
+        drafter.read(&[2, 3, 50, 51]);
+        assert_eq!(tokens(&mut drafter, 15), [52, 53]);
+        drafter.push(1);
+        assert!(tokens(&mut drafter, 15).is_empty(), "after 1 came the end of a text");
     }
 
     #[test]

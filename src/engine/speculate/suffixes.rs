@@ -1,32 +1,33 @@
-//! Where a text was the same before: a suffix automaton (Blumer et al. 1985), which grows by a token in constant amortised time.
+//! Finds where a text was the same before, with a suffix automaton (Blumer et al. 1985): adding a token takes constant
+//! amortised time.
 //!
-//! A state stands for the substrings that end at the same places. The suffix link of the whole text's state is the longest suffix
-//! that is also somewhere earlier; what came after it there is the guess. Each state remembers two such places with how often what
-//! came after them was right, so that of several the better one is taken.
+//! A state stands for all substrings that end at the same positions. The suffix link of the state of the whole text
+//! leads to the longest suffix that also occurs earlier; the guess is what came after it there. Each state remembers
+//! two such places, and how often the token that came after each was right, so that the better place is used.
 
 use std::collections::HashMap;
 
-/// A state's number; 0 is the root's.
+/// Number of a state; the root's is 0.
 type Id = u32;
 /// The root's suffix link.
 const NONE: Id = u32::MAX;
-/// A token that is none: no text goes on across it.
+/// A number that no token has. No substring goes across it.
 const BREAK: u32 = u32::MAX;
-/// States, from the longest suffix on, that learn from a token.
+/// How many states, from the longest suffix on, learn from each token.
 const LEARN: usize = 8;
 
-/// A place where a state's substrings end.
+/// A position in the text where the substrings of a state end.
 #[derive(Debug, Clone, Copy, Default)]
 struct Place {
     /// Index of the last token.
     end: u32,
-    /// How often the token after it was right, and not yet outweighed by others; 0 is an empty place.
+    /// Grows by one when the token after it was right, and shrinks when it was wrong; 0 is an empty place.
     right: u32,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct State {
-    /// Tokens of the longest substring.
+    /// Length of the longest substring, in tokens.
     len: u32,
     link: Id,
     /// Its first edge, or `NONE`.
@@ -34,7 +35,7 @@ struct State {
     places: [Place; 2],
 }
 
-/// From a state to another by a token; a list for each state.
+/// A transition from one state to another by a token; the edges of a state form a list.
 #[derive(Debug, Clone, Copy)]
 struct Edge {
     token: u32,
@@ -54,7 +55,7 @@ pub struct Suffixes {
 }
 
 impl Suffixes {
-    /// Of an empty text that will have about so many tokens.
+    /// For an empty text that will have about this many tokens.
     pub fn new(tokens: usize) -> Suffixes {
         let root = State { len: 0, link: NONE, edges: NONE, places: Default::default() };
         let mut states = Vec::with_capacity(2 * tokens + 1);
@@ -63,12 +64,12 @@ impl Suffixes {
         Suffixes { text: Vec::with_capacity(tokens), states, edges, index, last: 0 }
     }
 
-    /// What follows has nothing to do with what was before.
+    /// Separates what follows from what was before: no guess goes across this point.
     pub fn cut(&mut self) {
         self.push(BREAK);
     }
 
-    /// The text grows by a token.
+    /// Appends a token to the text.
     pub fn push(&mut self, token: u32) {
         self.learn(token);
         let at = self.text.len() as u32;
@@ -87,7 +88,7 @@ impl Suffixes {
             self.states[new as usize].link = to;
             return;
         }
-        // its shorter substrings end here too, its longer ones do not: they part
+        // only the shorter substrings of this state end here too, so the state is split
         let clone = self.add(State { len, edges: NONE, ..self.states[to as usize] });
         let mut edge = self.states[to as usize].edges;
         while edge != NONE {
@@ -116,7 +117,7 @@ impl Suffixes {
         self.edges.push(Edge { token, to, next });
     }
 
-    /// The state of the longest suffix that is also somewhere earlier; the root's where there is none.
+    /// The state of the longest suffix that also occurs earlier; the root when there is none.
     fn longest(&self) -> Id {
         match self.states[self.last as usize].link {
             NONE => 0,
@@ -124,14 +125,14 @@ impl Suffixes {
         }
     }
 
-    /// The state's better place.
+    /// The place of a state whose next token was right more often.
     fn best(&self, state: Id) -> Option<Place> {
         let [a, b] = self.states[state as usize].places;
         let better = if (b.right, b.end) > (a.right, a.end) { b } else { a };
         Some(better).filter(|p| state != 0 && p.right > 0)
     }
 
-    /// Of what ends where the text ended until now, what the token says of its places.
+    /// Teaches the suffixes that ended before this token whether their places foresaw it.
     fn learn(&mut self, token: u32) {
         let Some(here) = self.text.len().checked_sub(1).map(|i| i as u32) else { return };
         let mut state = self.longest();
@@ -154,15 +155,15 @@ impl Suffixes {
         }
     }
 
-    /// Tokens of the longest suffix that is also somewhere earlier, and what came after it there: at most `most` tokens, into
-    /// `next`.
+    /// Writes to `next` what came after the longest suffix where it occurred earlier, at most `most` tokens. Returns
+    /// the length of this suffix in tokens.
     pub fn guess(&self, most: usize, next: &mut Vec<u32>) -> usize {
         next.clear();
         let state = self.longest();
         let Some(place) = self.best(state) else { return 0 };
         let from = place.end as usize + 1;
         for at in from..from + most {
-            // behind the text's end come the guesses themselves
+            // after the end of the text, the guesses themselves go on
             let token = self.text.get(at).copied().unwrap_or_else(|| next[at - self.text.len()]);
             if token == BREAK {
                 break;

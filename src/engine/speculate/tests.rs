@@ -1,4 +1,4 @@
-//! Whatever is guessed, a text is the one that it is without guesses.
+//! Whatever is guessed, the text is the same as without guesses.
 
 use super::Speculate;
 use crate::{
@@ -10,18 +10,45 @@ use std::{ops::Range, sync::OnceLock};
 const SEQUENCES: usize = 3;
 const TOKENS: usize = 20;
 
+fn open(draft: Option<Engine>) -> Engine {
+    Engine::open("demo", &Options { device: Device::Cpu, draft, ..Options::default() }).unwrap()
+}
+
+/// Guesses of its smaller model, which is the same one, are mostly right: prompts are divided otherwise.
 fn engine() -> &'static Engine {
     static ENGINE: OnceLock<Engine> = OnceLock::new();
-    ENGINE.get_or_init(|| Engine::open("demo", &Options { device: Device::Cpu, ..Options::default() }).unwrap())
+    ENGINE.get_or_init(|| open(Some(open(None))))
+}
+
+/// Guesses of its smaller model, of random weights and with a short context, are wrong.
+fn engine_with_random_draft() -> &'static Engine {
+    static ENGINE: OnceLock<Engine> = OnceLock::new();
+    ENGINE.get_or_init(|| open(Some(random(engine().config().vocab, 64))))
+}
+
+fn random(vocab: usize, context: usize) -> Engine {
+    let config = format!(
+        r#"{{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": {vocab},
+        "max_position_embeddings": {context}, "rms_norm_eps": 1e-5, "hidden_act": "silu"}}"#
+    );
+    let dir = tempfile::tempdir().unwrap();
+    crate::synth::write(&config, 1, crate::Dtype::Bf16, 1 << 30, dir.path(), |_, _| {}).unwrap();
+    let options = Options { device: Device::Cpu, ..Options::default() };
+    Engine::open(dir.path().to_str().unwrap(), &options).unwrap()
 }
 
 fn batch(trial: Option<u64>) -> Batch {
-    let mut batch = engine().batch(&BatchOptions { sequences: SEQUENCES, max_tokens: 128, chunk: 64 }).unwrap();
+    batch_of(engine(), trial)
+}
+
+fn batch_of(engine: &Engine, trial: Option<u64>) -> Batch {
+    let mut batch = engine.batch(&BatchOptions { sequences: SEQUENCES, max_tokens: 128, chunk: 64 }).unwrap();
     trial.into_iter().for_each(|seed| batch.try_drafts(seed));
     batch
 }
 
-/// After a token come those of the next few ids that are no multiple of seven.
+/// A toy model of this test: after a token comes one of the next few ids that are no multiples of seven.
 struct Near(u32);
 
 impl Constraint for Near {
@@ -34,9 +61,16 @@ impl Constraint for Near {
         self.0 = token;
         Ok(())
     }
+    /// What comes to mind, allowed or not.
+    fn expected(&mut self) -> Vec<u32> {
+        (self.0..self.0 + self.0 % 3).collect()
+    }
+    fn allows(&mut self, tokens: &[u32]) -> usize {
+        tokens.len() / 2
+    }
 }
 
-/// What is asked of one text.
+/// The settings for one text.
 #[derive(Debug, Clone)]
 struct Asked {
     prompt: Vec<u32>,
@@ -56,7 +90,7 @@ impl Asked {
     }
 }
 
-/// Everything that jobs were told but for times; tokens, and ends.
+/// Everything that jobs reported except times; also the tokens, and the ends.
 fn run(batch: &mut Batch, jobs: Vec<Job>) -> Vec<(Vec<String>, Vec<u32>, Option<Finish>)> {
     let mut told: Vec<_> = jobs.iter().map(|_| (Vec::new(), Vec::new(), None)).collect();
     let first = jobs.into_iter().map(|job| batch.submit(job).unwrap().0).min().unwrap();
@@ -117,25 +151,27 @@ fn asked() -> impl Strategy<Value = Asked> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Several texts at once, each with its own answer as a prediction, in which every so many tokens are others; in batches that
-    /// hold their prompts already, and in a session.
+    /// Several texts at once, each with its own answer as a prediction, but with a wrong token at every `every`-th place; in
+    /// batches that hold their prompts already, and in a session; or guessed by a model, a good one or a bad one.
     #[test]
     fn a_text_is_the_same_with_any_guesses(
         all in prop::collection::vec(asked(), 1..=SEQUENCES), seed in any::<u64>(), every in 1..9usize,
     ) {
-        let jobs = |predictions: Option<&[Vec<u32>]>| -> Vec<Job> {
-            let speculate = if predictions.is_some() { Speculate::Ngram } else { Speculate::Off };
-            let prediction = |i: usize| predictions.map_or(&[][..], |p| &p[i]);
-            all.iter().enumerate().map(|(i, asked)| asked.job(speculate, prediction(i))).collect()
-        };
-        let expected = run(&mut batch(None), jobs(None));
+        let expected = run(&mut batch(None), all.iter().map(|asked| asked.job(Speculate::Off, &[])).collect());
         let changed = |tokens: &Vec<u32>| tokens.iter().enumerate().map(|(i, t)| if i % every == every - 1 { 5 } else { *t }).collect();
         let predictions: Vec<Vec<u32>> = expected.iter().map(|(_, tokens, _)| changed(tokens)).collect();
-        let mut batch = batch(Some(seed));
-        for _ in 0..2 {
-            let found = run(&mut batch, jobs(Some(&predictions)));
-            for (found, expected) in found.iter().zip(&expected) {
-                prop_assert_eq!(&found.0, &expected.0);
+        let by_model: Vec<Vec<u32>> = vec![Vec::new(); all.len()];
+        for (engine, speculate, predictions) in [
+            (engine(), Speculate::Ngram, &predictions),
+            (engine(), Speculate::Model, &by_model),
+            (engine_with_random_draft(), Speculate::Model, &by_model),
+        ] {
+            let mut batch = batch_of(engine, Some(seed));
+            for _ in 0..2 {
+                let jobs = all.iter().zip(predictions).map(|(asked, prediction)| asked.job(speculate, prediction));
+                for (found, expected) in run(&mut batch, jobs.collect()).iter().zip(&expected) {
+                    prop_assert_eq!(&found.0, &expected.0);
+                }
             }
         }
         for (asked, prediction) in all.iter().zip(&predictions).filter(|(asked, _)| !asked.constrained) {
@@ -145,8 +181,11 @@ proptest! {
                 let events = session.generate(&asked.prompt, options).unwrap().map(Result::unwrap);
                 events.filter(|e| !matches!(e, crate::Event::Finish(..))).collect()
             };
-            let guessed = GenerateOptions { speculate: Speculate::Ngram, prediction: prediction.clone(), ..asked.options.clone() };
-            prop_assert_eq!(tokens(&guessed, Some(seed)), tokens(&asked.options, None));
+            let expected = tokens(&asked.options, None);
+            for (speculate, prediction) in [(Speculate::Ngram, prediction.clone()), (Speculate::Model, Vec::new())] {
+                let guessed = GenerateOptions { speculate, prediction, ..asked.options.clone() };
+                prop_assert_eq!(&tokens(&guessed, Some(seed)), &expected);
+            }
         }
     }
 }
@@ -162,6 +201,31 @@ fn guesses_that_are_right_are_accepted_and_counted() {
     assert_eq!((guessed.1, timings.tokens), (plain.1, TOKENS));
     assert!(timings.drafted_tokens > 0, "{timings:?}");
     assert_eq!(timings.accepted_tokens, timings.drafted_tokens, "the prediction is the answer");
+}
+
+#[test]
+fn a_model_that_guesses_is_followed_as_far_as_it_is_right() {
+    let options = GenerateOptions { max_tokens: Some(TOKENS), ignore_eos: true, ..GenerateOptions::default() };
+    let asked = Asked { prompt: (1..50).collect(), options, constrained: false };
+    let counts = |engine: &Engine| {
+        let (_, tokens, finish) = run(&mut batch_of(engine, Some(1)), vec![asked.job(Speculate::Model, &[])]).remove(0);
+        (tokens, finish.unwrap().timings)
+    };
+    let ((tokens, own), (same, bad)) = (counts(engine()), counts(engine_with_random_draft()));
+    assert_eq!(tokens, same);
+    assert!(own.drafted_tokens > 0 && own.accepted_tokens * 2 > own.drafted_tokens, "{own:?}");
+    assert!(bad.drafted_tokens > 0 && bad.accepted_tokens * 2 < bad.drafted_tokens, "{bad:?}");
+    let without = open(None);
+    let options = GenerateOptions { speculate: Speculate::Model, ..GenerateOptions::default() };
+    let error = without.session(64).unwrap().generate(&[1], &options).map(drop).unwrap_err().to_string();
+    assert!(error.contains("Options::draft"), "{error}");
+}
+
+#[test]
+fn a_model_of_another_vocabulary_does_not_guess() {
+    let options = Options { device: Device::Cpu, draft: Some(random(300, 64)), ..Options::default() };
+    let error = Engine::open("demo", &options).map(drop).unwrap_err().to_string();
+    assert!(error.contains("another vocabulary: 300 tokens, the model has"), "{error}");
 }
 
 #[test]

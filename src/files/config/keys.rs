@@ -76,8 +76,8 @@ impl Keys<'_> {
         }
     }
 
-    /// A token id or a list of them, without repeats; empty when absent. An id that no token has is left out with a warning:
-    /// files are copied from model to model, and -1 means none to some programs.
+    /// A token id or a list of ids, without repeats; empty when absent. An id outside the vocabulary is left out with a
+    /// warning: files are copied from model to model, and some programs write -1 for "none".
     pub fn token_ids(&self, name: &str, vocab: usize) -> Result<Vec<u32>> {
         let values = match self.get(name) {
             None => &[],
@@ -115,25 +115,8 @@ impl Keys<'_> {
         Ok(known.unwrap_or(Dtype::F32))
     }
 
-    /// Refuses what would silently compute something else than the model's author meant.
+    /// Refuses settings that would silently compute something other than what the model's author meant.
     pub fn check_supported(&self) -> Result<()> {
-        const SUPPORTED: &str = "supported: LlamaForCausalLM (model_type \"llama\")";
-        match self.get("architectures") {
-            None => {}
-            Some(Value::Array(list)) if list.iter().any(|a| a == "LlamaForCausalLM") => {}
-            Some(other) => return self.unsupported(format!("architecture {}; {SUPPORTED}", brief(other))),
-        }
-        match self.text("model_type")? {
-            Some("llama") => {}
-            None if self.get("architectures").is_some() => {}
-            None => return self.unsupported(format!("neither architectures nor model_type is given; {SUPPORTED}")),
-            Some(other) => return self.unsupported(format!("model_type {other:?}; {SUPPORTED}")),
-        }
-        for bias in ["attention_bias", "mlp_bias"] {
-            if self.flag(bias)? {
-                return self.unsupported(format!("{bias} is true; supported: projections without biases"));
-            }
-        }
         if let Some(act) = self.text("hidden_act")?.filter(|&act| act != "silu") {
             return self.unsupported(format!("hidden_act {act:?}; supported: \"silu\""));
         }

@@ -9,8 +9,8 @@ use std::{
     fmt,
 };
 
-/// How rotary frequencies are changed for contexts that are longer than those of the training. The names of the fields in JSON
-/// are Hugging Face's.
+/// How rotary frequencies are changed for contexts longer than those of the training. In JSON the fields have Hugging
+/// Face's names.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(tag = "rope_type", rename_all = "lowercase")]
 pub enum RopeScaling {
@@ -19,12 +19,13 @@ pub enum RopeScaling {
         /// Above 0.
         factor: f64,
     },
-    /// NTK-aware: beyond the trained length a base that grows with the length (bloc97 and emozilla 2023).
+    /// NTK-aware: beyond the trained length, the base of the frequencies grows with the length (bloc97 and emozilla
+    /// 2023).
     ///
-    /// A token has the frequencies of the text that ends with it, and keeps them: so it is in transformers when tokens are fed
-    /// one by one and its cache keeps earlier keys as they were. Where transformers reads a prompt beyond the trained length
-    /// at once, all of the prompt gets the frequencies of its last token; here a prompt's tokens do not depend on how
-    /// the prompt was cut.
+    /// A token gets the frequencies for the text that ends with it, and keeps them. Transformers does the same when
+    /// tokens are fed one by one: its cache keeps earlier keys as they were. But where transformers reads a prompt
+    /// beyond the trained length at once, all of the prompt gets the frequencies of its last token. Here a token's
+    /// frequencies depend on its position alone, so a prompt may be cut anywhere.
     Dynamic {
         /// Above 0.
         factor: f64,
@@ -41,11 +42,11 @@ pub enum RopeScaling {
         original_max_seq: usize,
         /// Multiplies cosines and sines, and so the logits of attention by its square.
         attention_factor: f64,
-        /// Turns within the trained length from which on a frequency is left alone.
+        /// A frequency that turns at least this often within the trained length is left alone.
         beta_fast: f64,
-        /// Turns within the trained length up to which a frequency is divided in full.
+        /// A frequency that turns at most this often within the trained length is divided in full.
         beta_slow: f64,
-        /// The ends of the ramp are whole numbers of dimensions.
+        /// Whether the ends of the ramp are rounded to whole dimensions.
         truncate: bool,
     },
     /// Llama 3.1: low frequencies divided, high ones left alone, a blend between.
@@ -95,8 +96,9 @@ impl RopeScaling {
 }
 
 impl Config {
-    /// Rotary frequencies in radians per position, `[head_dim / 2]`: `theta^(-2i / head_dim)`, then as `rope_scaling` says. With
-    /// [`RopeScaling::Dynamic`] those of the trained length; see [`Config::rope_inv_freq_at`].
+    /// Rotary frequencies in radians per position, `[head_dim / 2]`: `theta^(-2i / head_dim)`, then changed as
+    /// `rope_scaling` says. With [`RopeScaling::Dynamic`] these hold up to the trained length; see
+    /// [`Config::rope_inv_freq_at`].
     ///
     /// Every step is rounded to f32 as transformers does (`modeling_rope_utils.py` of 5.2), because an angle is this number
     /// times a position of up to 10^5 and an error of one unit in the last place would show there.
@@ -139,7 +141,7 @@ impl Config {
         self.divided(freqs)
     }
 
-    /// Frequencies after the last of their changes.
+    /// Applies the last change: `rope_factors`.
     fn divided(&self, mut freqs: Vec<f32>) -> Vec<f32> {
         freqs.iter_mut().zip(&self.rope_factors).for_each(|(freq, factor)| *freq /= factor);
         freqs
@@ -156,7 +158,7 @@ impl Config {
         self.divided(self.powers(self.rope_theta as f32 * growth).map(|x| 1.0 / x).collect())
     }
 
-    /// Positions from 0 on that have the same rotary frequencies.
+    /// All positions below this have the same rotary frequencies.
     pub fn rope_fixed_until(&self) -> usize {
         match self.rope_scaling {
             Some(RopeScaling::Dynamic { trained, .. }) => trained,
@@ -190,7 +192,8 @@ impl Config {
 impl Keys<'_> {
     /// The base of the rotary frequencies and their scaling, of a model with this `max_position_embeddings`.
     ///
-    /// Of two sources of one setting the one counts that counts for transformers 5, and where they differ a warning says so.
+    /// Old and new files keep these settings in different places. Where both are present, the one that transformers 5
+    /// uses counts, and a warning says where they differ.
     pub fn rope(&self, max_position: usize, head_dim: usize) -> Result<(f64, Option<RopeScaling>)> {
         let section = |name: &'static str| match self.get(name) {
             None => Ok(Map::new()),
@@ -216,7 +219,7 @@ impl Keys<'_> {
     }
 }
 
-/// One of the two places of the settings.
+/// One of the two objects that may hold the settings: `rope_parameters` or `rope_scaling`.
 struct Section<'a> {
     name: &'static str,
     all: &'a Keys<'a>,
@@ -265,7 +268,7 @@ impl Section<'_> {
         Ok((theta, Some(scaling)))
     }
 
-    /// Of a setting in two places the first.
+    /// The setting from the first place where it is found; a warning when the two places differ.
     fn first<T: PartialEq + fmt::Display>(&self, key: &str, a: Option<T>, b: Option<T>) -> Option<T> {
         if let (Some(a), Some(b)) = (&a, &b)
             && a != b

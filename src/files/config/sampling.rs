@@ -5,7 +5,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use std::fmt;
 
-/// Keys of transformers' `GenerationConfig` that change an answer and that aoji has nothing for, with the value that is off.
+/// Keys of transformers' `GenerationConfig` that change an answer and that aoji does not support, with the value that
+/// turns each off.
 const UNKNOWN: [(&str, f64); 14] = [
     ("num_beams", 1.0),
     ("typical_p", 1.0),
@@ -23,10 +24,10 @@ const UNKNOWN: [(&str, f64); 14] = [
     ("sequence_bias", 0.0),
 ];
 
-/// Sampling as the author of a checkpoint recommends it; `None` where nothing is said.
+/// Sampling as the author of a checkpoint recommends it; `None` where the file says nothing.
 ///
-/// With `do_sample: false` the temperature is 0 and what would only shape a choice is left out; with `do_sample: true` and no
-/// temperature it is 1. A value that is out of range is left out with a warning.
+/// With `do_sample: false` the temperature is 0 and options that would only shape a random choice are left out; with
+/// `do_sample: true` and no temperature it is 1. A value that is out of range is left out with a warning.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct SamplingDefaults {
     /// Divides the logits; 0 is greedy.
@@ -41,7 +42,7 @@ pub struct SamplingDefaults {
     pub repetition_penalty: Option<f32>,
     /// Most tokens of an answer.
     pub max_new_tokens: Option<usize>,
-    /// Keys that are set and that aoji has nothing for.
+    /// Keys that are set and that aoji does not support.
     pub left_out: Vec<&'static str>,
 }
 

@@ -23,14 +23,14 @@ pub struct Block {
     pub offset: bool,
     /// The values of one block.
     pub(super) values: fn(block: &[u8], out: &mut [f32]),
-    /// The block that is nearest to values, of types that are written.
+    /// Makes the block that is nearest to given values; only for types that aoji can write.
     pub(super) encode: Option<Encode>,
 }
 
-/// Makes one block of its values.
+/// Makes one block from its values.
 type Encode = fn(values: &[f32], block: &mut [u8]);
 
-/// All of them. A new one is a unit like those, and a place here.
+/// All of them. To add a type, write a file like `q8_0.rs` and list its unit here.
 pub static BLOCKS: [&Block; 8] =
     [&q4_0::Q4_0, &q4_1::Q4_1, &q5_0::Q5_0, &q5_1::Q5_1, &q8_0::Q8_0, &q4_k::Q4_K, &q5_k::Q5_K, &q6_k::Q6_K];
 
@@ -48,7 +48,7 @@ impl Block {
 }
 
 impl Block {
-    /// Makes blocks of values, which are finite: those nearest to them, by least squares.
+    /// Makes blocks from finite values: the nearest ones, by least squares.
     ///
     /// # Panics
     /// For a type that is not written, and when `out` has not `bytes` for each `weights` values.
@@ -62,7 +62,6 @@ impl Block {
 
     /// The codes of one block, and their scale and zero point, of types whose value is `scale * (code - zero point)` with one
     /// scale a block.
-    #[cfg(feature = "cuda")]
     pub(in crate::files) fn split(&self, block: &[u8], codes: &mut [f32]) -> Option<[f32; 2]> {
         let put =
             |codes: &mut [f32], all: &mut dyn Iterator<Item = f32>| codes.iter_mut().zip(all).for_each(|(x, q)| *x = q);

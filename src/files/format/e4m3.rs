@@ -1,5 +1,5 @@
-//! e4m3: a sign, 4 bits of exponent with bias 7, 3 bits of mantissa; all ones is no number, and there are no infinities ("fn" in
-//! its full name; OCP 8-bit Floating Point Specification 1.0, table 1).
+//! e4m3: a sign, 4 bits of exponent with bias 7, 3 bits of mantissa. A code of all ones is NaN, and there are no
+//! infinities (the "fn" in its full name; OCP 8-bit Floating Point Specification 1.0, table 1).
 
 use super::fit::{best, nearest};
 
@@ -24,7 +24,7 @@ pub fn codes(bytes: &[u8], cols: usize, first: usize, out: &mut [f32]) {
     out.iter_mut().zip(&bytes[first * cols..]).for_each(|(x, q)| *x = VALUES[usize::from(*q)]);
 }
 
-/// The code of the value nearest to `x`, ties to even codes; beyond the largest, 448, that one.
+/// The code of the value nearest to `x`, ties to even codes; values beyond the largest, 448, become 448.
 fn code(x: f32) -> u8 {
     let (sign, x) = ((x.to_bits() >> 24 & 128) as u8, x.abs().min(448.0));
     let magnitude = if x < 1.0 / 64.0 {
@@ -37,7 +37,8 @@ fn code(x: f32) -> u8 {
     sign | magnitude
 }
 
-/// The scale of codes near `x`; 0 when all are. Larger codes have wider steps, so the largest value need not have the last one.
+/// The scale with which codes come nearest to `x`; 0 when all of `x` is 0. Larger codes have wider steps, so the best
+/// scale need not map the largest value to the last code.
 pub fn scale(x: &[f32]) -> f32 {
     best(x, 448.0, |x, inverse| VALUES[usize::from(code(x * inverse))])
 }

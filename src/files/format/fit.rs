@@ -1,14 +1,18 @@
-//! Scales of codes by least squares. Of a few scales around the one that maps the largest value to the last code, that is taken whose
-//! codes fit best, and then the one that fits these codes best: `d = sum(x q) / sum(q q)`.
+//! Fits the scale of quantized codes by least squares. Several scales are tried around the one that maps the largest
+//! value to the last code. The codes that fit best are kept, with the scale that fits these codes best:
+//! `d = sum(x q) / sum(q q)`.
 
-/// Values that are looked at side by side, so that the compiler makes vectors of them. Sums have this many parts, in one order.
+/// Values that are added side by side, so that the compiler can use vectors. A sum has this many partial sums, always
+/// added in the same order.
 const LANES: usize = 16;
-/// Scales that are tried, as parts of that of the largest value: below 1 the largest values are cut off, which pays where few are.
+/// The scales that are tried, as fractions of the one for the largest value. Below 1 the largest values are cut off,
+/// which pays where few are that large.
 const FIRST: f32 = 0.65;
 const STEP: f32 = 0.025;
 const STEPS: usize = 19;
 
-/// The nearest whole number, ties to even, of a number below 2^22: by the rounding of a sum, which every CPU has as a vector.
+/// The nearest whole number, ties to even, of a number below 2^22. It lets an addition do the rounding, which every CPU
+/// has for vectors.
 pub(super) fn nearest(x: f32) -> f32 {
     const MAGIC: f32 = 12_582_912.0; // 1.5 * 2^23
     (x + MAGIC) - MAGIC
@@ -30,7 +34,8 @@ fn sums(x: &[f32], code: impl Fn(f32) -> f32) -> (f32, f32) {
     (xq.iter().sum(), qq.iter().sum())
 }
 
-/// The scale `d` of codes from `low` to `high`, `x` near `d q`; 0 when all values are. `low` is negative.
+/// The scale `d` with which codes from `low` to `high` come nearest to `x`, as `d q`; 0 when all of `x` is 0. `low` is
+/// negative.
 pub(super) fn symmetric(x: &[f32], low: f32, high: f32) -> f32 {
     // the largest value gets the code with the larger magnitude, whatever its sign
     let last = if -low >= high { low } else { high };
@@ -47,7 +52,7 @@ pub(super) fn best(x: &[f32], last: f32, code: impl Fn(f32, f32) -> f32) -> f32 
     for step in 0..STEPS {
         let inverse = last / (largest * (FIRST + STEP * step as f32));
         let (xq, qq) = sums(x, |x| code(x, inverse));
-        // what the codes take off the sum of squares, with the scale that fits them best
+        // How much of the sum of squares these codes explain, with the scale that fits them best.
         if xq * xq > gain * qq {
             (gain, scale) = (xq * xq / qq, xq / qq);
         }
@@ -55,7 +60,8 @@ pub(super) fn best(x: &[f32], last: f32, code: impl Fn(f32, f32) -> f32) -> f32 
     scale
 }
 
-/// The scale and the offset of codes from 0 to `high`, `x` near `scale q - offset`; neither is negative.
+/// The scale and the offset with which codes from 0 to `high` come nearest to `x`, as `scale q - offset`; neither is
+/// negative.
 pub(super) fn affine(x: &[f32], high: f32) -> (f32, f32) {
     let min = x.iter().fold(0f32, |m, x| m.min(*x));
     let max = x.iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x));

@@ -47,9 +47,9 @@ pub struct Parts<'a> {
     pub codes: &'a [u8],
     /// Their scales.
     pub scales: &'a [u8],
-    /// Their zero points; none where that is all zeros.
+    /// Their zero points; `None` when all of them are 0.
     pub zeros: Option<&'a [u8]>,
-    /// The group of each column, as i32 in range; without them the groups are one beside the other.
+    /// The group of each column, as i32 in range; without them consecutive columns form the groups.
     pub groups: Option<&'a [u8]>,
 }
 
@@ -63,7 +63,7 @@ impl Layout {
         }
     }
 
-    /// Scales and zero points have a row for each group, not one for each row of the matrix.
+    /// Whether scales and zero points have a row for each group instead of a row for each row of the matrix.
     pub(crate) fn is_transposed(self) -> bool {
         matches!(self, Layout::Gptq { .. } | Layout::Awq)
     }
@@ -143,7 +143,8 @@ impl Grouped {
 }
 
 impl Grouped {
-    /// The scales of one row of finite values, as they are stored, in place of what `out` has; 0 where all values of a group are.
+    /// Fits the scales of one row of finite values, and writes them to `out` as they are stored; 0 where all values of
+    /// a group are 0.
     ///
     /// # Panics
     /// For a layout that is not written, and for groups of several rows.

@@ -1,8 +1,9 @@
-//! How the weights of a matrix are stored, one unit a format: its description, and the exact value of every weight.
+//! How the weights of a matrix are stored. Each format has one file: its description, and the exact value of every
+//! weight.
 //!
-//! Two families. A GGUF type ([`Block`]) has its scales in the block whose weights they belong to. A Hugging Face checkpoint
-//! ([`Grouped`]) has codes in one tensor, and their scales and offsets in others. A value is computed in f32, in which each code
-//! is exact, with the roundings that the makers of the format define.
+//! There are two families. A GGUF type ([`Block`]) keeps the scales beside the weights that they belong to, in one
+//! block. A Hugging Face checkpoint ([`Grouped`]) has codes in one tensor and their scales and offsets in others. A
+//! value is computed in f32, in which each code is exact, and is rounded where the makers of the format round.
 
 mod awq;
 mod block;
@@ -44,6 +45,15 @@ impl Format {
         !matches!(self, Format::Plain(_))
     }
 
+    /// Bits of a number or of a code.
+    pub fn bits(self) -> u32 {
+        match self {
+            Format::Plain(dtype) => 8 * dtype.bytes() as u32,
+            Format::Block(block) => block.bits,
+            Format::Grouped(grouped) => grouped.layout.bits(),
+        }
+    }
+
     /// Consecutive weights of a row that share a scale; 1 of plain numbers.
     pub fn group(self) -> usize {
         match self {
@@ -53,8 +63,8 @@ impl Format {
         }
     }
 
-    /// Bytes of one row of `cols` weights, where a row is one run of bytes: not with GPTQ and AWQ, whose words lie across rows.
-    /// `None` also when `cols` is not a whole number of blocks.
+    /// Bytes of one row of `cols` weights. `None` where a row is not one run of bytes (words of GPTQ and AWQ hold codes
+    /// of several rows), and when `cols` is not a whole number of blocks.
     pub fn row_bytes(self, cols: usize) -> Option<usize> {
         match self {
             Format::Plain(dtype) => cols.checked_mul(dtype.bytes()),

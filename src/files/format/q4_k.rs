@@ -26,8 +26,8 @@ fn values(b: &[u8], out: &mut [f32]) {
     }
 }
 
-/// The scale and the offset of each 32 weights are fitted by themselves, then made multiples of the block's, of which the neighbours
-/// are tried.
+/// Scale and offset are fitted for each 32 weights alone, then rounded to multiples of the block's, where the
+/// neighbouring multiples are tried too.
 fn encode(x: &[f32], b: &mut [u8]) {
     let mut fits = [(0f32, 0f32); 8];
     fits.iter_mut().zip(x.chunks_exact(32)).for_each(|(fit, x)| *fit = affine(x, 15.0));

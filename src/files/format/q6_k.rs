@@ -32,7 +32,8 @@ fn values(b: &[u8], out: &mut [f32]) {
     }
 }
 
-/// The scale of each 16 weights is fitted by itself, then made a multiple of the block's, of which the neighbours are tried.
+/// The scale is fitted for each 16 weights alone, then rounded to a multiple of the block's, where the neighbouring
+/// multiples are tried too.
 fn encode(x: &[f32], b: &mut [u8]) {
     let mut scales = [0f32; 16];
     scales.iter_mut().zip(x.chunks_exact(16)).for_each(|(s, x)| *s = symmetric(x, -32.0, 31.0));

@@ -1,4 +1,4 @@
-//! The `config.json` that the keys of a GGUF file stand for.
+//! Makes a `config.json` of the keys of a GGUF file.
 
 use super::{Gguf, Kind, Value};
 use crate::{
@@ -10,52 +10,65 @@ use crate::{
 };
 use serde_json::{Map, Value as Json, json};
 
-/// Keys of sizes and numbers, and what `config.json` calls them.
+/// Names of architectures, which are those of `model_type`; a Mistral is a "llama" too.
+const ARCHS: [&str; 3] = ["llama", "qwen2", "qwen3"];
+
+/// Keys of sizes and numbers after the architecture's name, and what `config.json` calls them.
 const NAMES: [(&str, &str); 9] = [
-    ("llama.embedding_length", "hidden_size"),
-    ("llama.feed_forward_length", "intermediate_size"),
-    ("llama.block_count", "num_hidden_layers"),
-    ("llama.attention.head_count_kv", "num_key_value_heads"),
-    ("llama.attention.head_count", "num_attention_heads"),
-    ("llama.attention.key_length", "head_dim"),
-    ("llama.context_length", "max_position_embeddings"),
-    ("llama.attention.layer_norm_rms_epsilon", "rms_norm_eps"),
-    ("llama.rope.freq_base", "rope_theta"),
+    ("embedding_length", "hidden_size"),
+    ("feed_forward_length", "intermediate_size"),
+    ("block_count", "num_hidden_layers"),
+    ("attention.head_count_kv", "num_key_value_heads"),
+    ("attention.head_count", "num_attention_heads"),
+    ("attention.key_length", "head_dim"),
+    ("context_length", "max_position_embeddings"),
+    ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
+    ("rope.freq_base", "rope_theta"),
 ];
 
-/// Keys that would make another model of it, and the values with which they do not.
-const PLAIN: [(&str, f64); 4] = [
-    ("llama.expert_count", 0.0),
-    ("llama.attention.sliding_window", 0.0),
-    ("llama.logit_scale", 1.0),
-    ("llama.attention.clamp_kqv", 0.0),
-];
+/// Keys after the architecture's name that would make another model of it, and the values with which they do not.
+const PLAIN: [(&str, f64); 3] = [("expert_count", 0.0), ("logit_scale", 1.0), ("attention.clamp_kqv", 0.0)];
+
+/// Of the architecture "llama" it makes a Mistral.
+pub(super) const WINDOW: &str = "attention.sliding_window";
 
 /// Factors that the rotary frequencies are divided by.
 pub(in crate::files) const ROPE_FREQS: &str = "rope_freqs.weight";
 
 impl Gguf {
-    /// The configuration.
+    /// Makes the configuration.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for another architecture than `llama`, and for what a Llama here does not compute;
+    /// [`Error::Unsupported`] for an architecture that there is none of here, and for what is not computed here;
     /// [`Error::File`] for keys that are missing, malformed or contradictory.
     pub fn config(&self) -> Result<Config> {
-        match self.text("general.architecture")? {
-            Some("llama") => {}
-            Some(other) => return self.unsupported(format!("architecture {other:?}; supported: \"llama\"")),
-            None => return self.wrong("general.architecture is missing, expected \"llama\"".into()),
-        }
-        for (key, plain) in PLAIN {
-            if let Some(found) = self.number(key)?.filter(|found| *found != plain) {
-                return self.unsupported(format!("{key} is {found}; supported: {plain}, or no such key"));
+        let known = ARCHS.map(|name| format!("{name:?}")).join(", ");
+        let arch = match self.text("general.architecture")? {
+            Some(name) if ARCHS.contains(&name) => name,
+            Some(name) => return self.unsupported(format!("architecture {name:?}; supported: {known}")),
+            None => return self.wrong(format!("general.architecture is missing, expected one of {known}")),
+        };
+        for (name, plain) in PLAIN {
+            if let Some(found) = self.number(&self.key(name)?)?.filter(|found| *found != plain) {
+                return self.unsupported(format!("{arch}.{name} is {found}; supported: {plain}, or no such key"));
             }
         }
-        let mut map = Map::from_iter([("model_type".into(), json!("llama"))]);
+        let mut map = Map::from_iter([("model_type".into(), json!(arch))]);
         for (key, name) in NAMES {
-            if let Some(value) = self.json(key)? {
+            if let Some(value) = self.json(&self.key(key)?)? {
                 map.insert(name.into(), value);
             }
+        }
+        let has_bias = |name: &str| self.entry(&format!("blk.0.{name}.bias")).is_some();
+        map.insert("attention_bias".into(), json!(has_bias("attn_q")));
+        map.insert("mlp_bias".into(), json!(has_bias("ffn_gate")));
+        if let Some(window) = self.whole(&self.key(WINDOW)?)?.filter(|window| *window != 0) {
+            if arch != "llama" || has_bias("attn_q") || has_bias("ffn_gate") {
+                let what = format!("{arch}.{WINDOW} is {window}; supported: a window in \"llama\" without biases");
+                return self.unsupported(what);
+            }
+            map.insert("model_type".into(), json!("mistral"));
+            map.insert("sliding_window".into(), json!(window));
         }
         map.insert("vocab_size".into(), json!(self.vocab()?));
         map.insert("tie_word_embeddings".into(), json!(self.entry("output.weight").is_none()));
@@ -66,13 +79,14 @@ impl Gguf {
 
         let mut config = Config::from_json(&self.path, &Json::Object(map).to_string(), None).map_err(|e| match e {
             // in the words of this file
-            Error::File { path, what } => Error::File { path, what: renamed(what) },
-            Error::Unsupported { path, what } => Error::Unsupported { path, what: renamed(what) },
+            Error::File { path, what } => Error::File { path, what: renamed(arch, what) },
+            Error::Unsupported { path, what } => Error::Unsupported { path, what: renamed(arch, what) },
             other => other,
         })?;
         self.warn_of_ids()?;
-        for key in ["llama.rope.dimension_count", "llama.attention.value_length"] {
-            if let Some(n) = self.whole(key)?.filter(|n| *n != config.head_dim as u64) {
+        for key in ["rope.dimension_count", "attention.value_length"] {
+            let key = self.key(key)?;
+            if let Some(n) = self.whole(&key)?.filter(|n| *n != config.head_dim as u64) {
                 return self.unsupported(format!("{key} is {n}; supported: that of a head, {}", config.head_dim));
             }
         }
@@ -93,11 +107,16 @@ impl Gguf {
         Ok(config)
     }
 
+    /// A key of the architecture.
+    fn key(&self, name: &str) -> Result<String> {
+        Ok(format!("{}.{name}", self.text("general.architecture")?.unwrap_or_default()))
+    }
+
     /// Rows of the embedding; without one, what the keys say.
     fn vocab(&self) -> Result<Option<u64>> {
         match self.entry("token_embd.weight") {
             Some((_, entry)) => Ok(entry.shape.first().map(|n| *n as u64)),
-            None => self.whole("llama.vocab_size"),
+            None => self.whole(&self.key("vocab_size")?),
         }
     }
 
@@ -117,14 +136,14 @@ impl Gguf {
         }
     }
 
-    /// A number, as JSON has it; an array with one for each layer is that number when they are all the same.
+    /// A number as JSON. An array with one number for each layer becomes that number when all are the same.
     fn json(&self, key: &str) -> Result<Option<Json>> {
         match self.get(key) {
             Some(Value::Uint(n)) => Ok(Some(json!(n))),
             Some(Value::Array(..)) => {
                 let what = "a number, or one for each layer";
                 let all = self.words(key, what, &[Kind::U32, Kind::I32], u32::from_le_bytes)?.unwrap_or_default();
-                let layers = self.whole("llama.block_count")?.unwrap_or_default();
+                let layers = self.whole(&self.key("block_count")?)?.unwrap_or_default();
                 match all.split_first() {
                     _ if all.len() as u64 != layers => {
                         self.wrong(format!("{key} has {} numbers, expected one for each of {layers} layers", all.len()))
@@ -142,14 +161,15 @@ impl Gguf {
     }
 
     fn rope_scaling(&self) -> Result<Json> {
-        let number = |name: &str| self.number(&format!("llama.rope.scaling.{name}"));
+        let key = |name: &str| self.key(&format!("rope.scaling.{name}"));
+        let number = |name: &str| self.number(&key(name)?);
         let factor = match number("factor")? {
-            None => self.number("llama.rope.scale_linear")?, // its older name
+            None => self.number(&self.key("rope.scale_linear")?)?, // its older name
             some => some,
         };
         let factor = factor.filter(|factor| *factor != 0.0);
         let attention = number("attn_factor")?.filter(|x| *x != 0.0).unwrap_or(1.0);
-        match self.text("llama.rope.scaling.type")? {
+        match self.text(&key("type")?)? {
             Some("none") => Ok(Json::Null),
             None | Some("linear") => match factor {
                 None | Some(1.0) => Ok(Json::Null),
@@ -160,10 +180,10 @@ impl Gguf {
                 let mut map = Map::from_iter([
                     ("rope_type".into(), json!("yarn")),
                     ("factor".into(), json!(factor)),
-                    // there it is a factor of YaRN's own
+                    // in GGUF this key is YaRN's own factor
                     ("attention_factor".into(), json!(attention * (1.0 + 0.1 * factor.ln()))),
                 ]);
-                let original = self.whole("llama.rope.scaling.original_context_length")?;
+                let original = self.whole(&key("original_context_length")?)?;
                 map.insert("original_max_position_embeddings".into(), json!(original));
                 for (key, name) in [("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow")] {
                     map.insert(name.into(), json!(number(key)?));
@@ -175,6 +195,9 @@ impl Gguf {
     }
 }
 
-fn renamed(what: String) -> String {
-    NAMES.iter().fold(what, |what, (key, name)| what.replace(name, key)).replace("vocab_size", "the vocabulary")
+fn renamed(arch: &str, what: String) -> String {
+    NAMES
+        .iter()
+        .fold(what, |what, (key, name)| what.replace(name, &format!("{arch}.{key}")))
+        .replace("vocab_size", "the vocabulary")
 }

@@ -1,6 +1,6 @@
-//! The keys of a GGUF file that the files of a Hugging Face checkpoint stand for: the way back of what is read here.
+//! Makes the keys of a GGUF file from the files of a Hugging Face checkpoint: the opposite of reading.
 
-use super::{tokenizer::split_name, vocabulary::kind, writer::Writer};
+use super::{config::WINDOW, tokenizer::split_name, vocabulary::kind, writer::Writer};
 use crate::{
     error::{Error, Result},
     files::{
@@ -14,14 +14,19 @@ use crate::{
 use serde_json::Value as Json;
 use std::{collections::HashMap, fs, path::Path};
 
-/// The keys of the model in `dir`, and what its rotary frequencies are divided by, which is a tensor in a GGUF file.
+/// The keys of the model in `dir`, and the divisors of its rotary frequencies, which are a tensor in a GGUF file.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for a rotary scaling or a tokenizer that has no keys.
 pub(in crate::files) fn export(files: &ModelFiles, dir: &Path, file_type: u32) -> Result<(Writer, Option<Vec<f32>>)> {
     let c = &files.config;
     let mut w = Writer::default();
-    w.text("general.architecture", "llama");
+    let arch = match c.arch.name {
+        "Qwen2ForCausalLM" => "qwen2",
+        "Qwen3ForCausalLM" => "qwen3",
+        _ => "llama",
+    };
+    w.text("general.architecture", arch);
     w.text("general.type", "model");
     w.number("general.file_type", file_type);
     w.number("general.quantization_version", 2);
@@ -37,11 +42,18 @@ pub(in crate::files) fn export(files: &ModelFiles, dir: &Path, file_type: u32) -
         ("rope.dimension_count", c.head_dim),
         ("vocab_size", c.vocab),
     ] {
-        w.number(&format!("llama.{name}"), n as u32); // sizes are below 2^24
+        w.number(&format!("{arch}.{name}"), n as u32); // sizes are below 2^24
     }
-    w.float("llama.attention.layer_norm_rms_epsilon", c.norm_eps);
-    w.float("llama.rope.freq_base", c.rope_theta as f32);
-    let factors = rope(&mut w, c, dir)?;
+    match c.arch.windows.iter().flatten().next() {
+        None => {}
+        Some(window) if arch == "llama" => w.number(&format!("{arch}.{WINDOW}"), *window as u32), // the same in all layers
+        Some(_) => {
+            return unsupported(&dir.join(CONFIG), format!("a GGUF file has no keys for the windows of {}", c.arch));
+        }
+    }
+    w.float(&format!("{arch}.attention.layer_norm_rms_epsilon"), c.norm_eps);
+    w.float(&format!("{arch}.rope.freq_base"), c.rope_theta as f32);
+    let factors = rope(&mut w, arch, c, dir)?;
     vocabulary(&mut w, files, dir)?;
     Ok((w, factors))
 }
@@ -50,18 +62,19 @@ fn unsupported<T>(path: &Path, what: String) -> Result<T> {
     Err(Error::Unsupported { path: path.into(), what })
 }
 
-/// What the model's configuration says before scaling makes more of it.
+/// `max_position_embeddings` as the configuration has it, before scaling makes it longer.
 fn max_position(dir: &Path) -> Result<Option<usize>> {
     let config: Json = json::parse(&json::read(&dir.join(CONFIG))?).unwrap_or_default(); // it was read before
     Ok(config["max_position_embeddings"].as_u64().map(|n| n as usize))
 }
 
-fn rope(w: &mut Writer, c: &Config, dir: &Path) -> Result<Option<Vec<f32>>> {
+fn rope(w: &mut Writer, arch: &str, c: &Config, dir: &Path) -> Result<Option<Vec<f32>>> {
+    let key = |name: &str| format!("{arch}.rope.scaling.{name}");
     match c.rope_scaling {
         None => {}
         Some(RopeScaling::Linear { factor }) => {
-            w.text("llama.rope.scaling.type", "linear");
-            w.float("llama.rope.scaling.factor", factor as f32);
+            w.text(&key("type"), "linear");
+            w.float(&key("factor"), factor as f32);
         }
         Some(RopeScaling::Yarn {
             factor,
@@ -71,13 +84,13 @@ fn rope(w: &mut Writer, c: &Config, dir: &Path) -> Result<Option<Vec<f32>>> {
             beta_slow,
             truncate: true,
         }) => {
-            w.text("llama.rope.scaling.type", "yarn");
-            w.float("llama.rope.scaling.factor", factor as f32);
-            w.number("llama.rope.scaling.original_context_length", original_max_seq as u32);
+            w.text(&key("type"), "yarn");
+            w.float(&key("factor"), factor as f32);
+            w.number(&key("original_context_length"), original_max_seq as u32);
             // there it is a factor of YaRN's own
-            w.float("llama.rope.scaling.attn_factor", (attention_factor / (1.0 + 0.1 * factor.ln())) as f32);
-            w.float("llama.rope.scaling.yarn_beta_fast", beta_fast as f32);
-            w.float("llama.rope.scaling.yarn_beta_slow", beta_slow as f32);
+            w.float(&key("attn_factor"), (attention_factor / (1.0 + 0.1 * factor.ln())) as f32);
+            w.float(&key("yarn_beta_fast"), beta_fast as f32);
+            w.float(&key("yarn_beta_slow"), beta_slow as f32);
         }
         Some(RopeScaling::Llama3 { .. }) => {
             let plain = Config { rope_scaling: None, ..c.clone() }.rope_inv_freq();
@@ -105,7 +118,7 @@ fn vocabulary(w: &mut Writer, files: &ModelFiles, dir: &Path) -> Result<()> {
         );
     };
     let pieces = model["byte_fallback"] == true; // SentencePiece's
-    // where the tokenizer is read, so is this: [left, right], or "left right"
+    // a merge is read in both spellings, as by the tokenizer: [left, right], or "left right"
     let halves = |merge: &Json| match (merge.as_str(), merge.as_array().map(Vec::as_slice)) {
         (Some(text), _) => text.split_once(' ').map(|(a, b)| (a.to_string(), b.to_string())),
         (_, Some([a, b])) => Some((a.as_str()?.to_string(), b.as_str()?.to_string())),
@@ -182,8 +195,8 @@ fn special(w: &mut Writer, files: &ModelFiles, tokenizer: &Tokenizer, dir: &Path
     Ok(())
 }
 
-/// SentencePiece merges what makes the token of the highest score first: the earlier the merge, the higher. A token that no merge
-/// makes is of no use to it.
+/// SentencePiece merges the pair whose token has the highest score first, so an earlier merge gets a higher score. A
+/// token that no merge makes gets the lowest.
 fn scores(tokens: &[String], merges: &[(String, String)]) -> Vec<f32> {
     let mut ranks: HashMap<String, usize> = HashMap::new();
     for (rank, (left, right)) in merges.iter().enumerate() {

@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The number of a piece and of all, and the name before them, of `NAME-00001-of-00003.gguf`.
+/// For `NAME-00001-of-00003.gguf`: the name, the number of this piece, and how many pieces there are.
 fn piece(name: &str) -> Option<(&str, u32, u32)> {
     let stem = name.strip_suffix(".gguf")?;
     let (rest, count) = stem.rsplit_once("-of-")?;

@@ -46,7 +46,7 @@ pub enum Value {
     Bool(bool),
     /// UTF-8.
     Str(String),
-    /// Elements of one type: so many, and where they lie in the file.
+    /// Elements of one type: the type, how many there are, and where in the file.
     Array(Kind, usize, Range<usize>),
 }
 
@@ -70,9 +70,9 @@ pub enum Kind {
     F32,
     /// A byte, 0 or 1.
     Bool,
-    /// A u64 length and so many bytes.
+    /// A u64 length and as many bytes.
     Str,
-    /// A type, a u64 length and so many elements.
+    /// A type, a u64 length and as many elements.
     Array,
     /// Unsigned, 64 bits.
     U64,
@@ -195,7 +195,7 @@ impl<'a> Cursor<'a> {
     fn take(&mut self, n: u64, what: &str) -> Result<&'a [u8]> {
         if n > self.left() {
             let (at, left) = (self.at, self.left());
-            return self.wrong(format!("is truncated: {what} at byte {at} needs {n} bytes, {left} are left"));
+            return self.wrong(format!("is truncated: {what} at byte {at} needs {n} bytes, but {left} are left"));
         }
         let taken = &self.bytes[self.at..][..n as usize];
         self.at += n as usize;

@@ -1,8 +1,8 @@
 //! GGUF: a model in one file, or in pieces that are named `NAME-00001-of-0000N.gguf`.
 //!
-//! Its keys say what `config.json`, `tokenizer.json` and `tokenizer_config.json` say of a Hugging Face checkpoint, and are made into
-//! those, so that one check and one reader serve both. GGUF's names appear here only.
-
+//! A GGUF file has keys for what a Hugging Face checkpoint keeps in `config.json`, `tokenizer.json` and
+//! `tokenizer_config.json`. The keys are turned into these files, so that one check and one reader serve both. GGUF's
+//! names appear here only.
 mod config;
 mod export;
 mod find;
@@ -17,7 +17,7 @@ pub use header::{Entry, Header, Kind, Value, read_header};
 pub(in crate::files) use config::ROPE_FREQS;
 pub(in crate::files) use export::export;
 pub(crate) use find::choose;
-pub(in crate::files) use weights::gguf_name;
+pub(in crate::files) use weights::{gguf_name, pairs};
 pub(in crate::files) use writer::Writer;
 
 use super::weights::Shard;
@@ -35,10 +35,10 @@ pub struct Gguf {
 }
 
 impl Gguf {
-    /// Maps the file at `path`, and the others when it is a piece. No data page is read.
+    /// Maps the file at `path`, and the other pieces when it is one of several. No page of data is read.
     ///
     /// # Errors
-    /// Those of [`read_header`]; [`Error::File`] when a piece is missing, or is none of this model.
+    /// Those of [`read_header`]; [`Error::File`] when a piece is missing or does not belong to this model.
     pub fn open(path: &Path) -> Result<Gguf> {
         let mut files = Vec::new();
         for (i, path) in find::pieces(path)?.into_iter().enumerate() {
@@ -66,7 +66,7 @@ impl Gguf {
         Ok(gguf)
     }
 
-    /// The file that it was opened by.
+    /// The path that it was opened by.
     pub fn path(&self) -> &Path {
         &self.path
     }

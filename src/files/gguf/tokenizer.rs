@@ -1,4 +1,4 @@
-//! The `tokenizer.json` that the keys of a GGUF file stand for.
+//! Makes a `tokenizer.json` of the keys of a GGUF file.
 
 use super::{Gguf, Kind, vocabulary::kind};
 use crate::error::Result;
@@ -17,7 +17,7 @@ struct Split {
     bos: bool,
 }
 
-/// Cuts by a pattern, and leaves nothing to the byte level but the bytes.
+/// Cuts a text by a pattern; the byte level after it only turns the pieces into bytes and cuts nothing.
 fn pattern(numbers: &str) -> Json {
     let words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|";
     let rest = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -61,13 +61,13 @@ const SPLITS: [Split; 4] = [
     },
 ];
 
-/// What `tokenizer.ggml.pre` calls the way in which the `pre_tokenizer` of a `tokenizer.json` cuts.
+/// The name that `tokenizer.ggml.pre` has for the rule by which this `pre_tokenizer` cuts a text.
 pub(super) fn split_name(pre_tokenizer: &Json) -> Option<&'static str> {
     let cuts = cuts(pre_tokenizer);
     SPLITS.iter().find(|split| self::cuts(&(split.pre_tokenizer)()) == cuts).map(|split| split.names[0])
 }
 
-/// The steps of a pre-tokenizer, without the flags that only places in the text depend on.
+/// The steps of a pre-tokenizer, without flags that only matter for positions in the text.
 fn cuts(step: &Json) -> Vec<String> {
     if let Some(steps) = step["pretokenizers"].as_array() {
         return steps.iter().flat_map(cuts).collect();
@@ -120,8 +120,8 @@ impl Gguf {
         )
     }
 
-    /// SentencePiece's BPE: of all neighbours those are merged first that make the token of the highest score. A token made of
-    /// two others is a merge, so their order by scores is the list of merges, as transformers converts such models.
+    /// SentencePiece's BPE merges first those neighbours whose token has the highest score. A token that is made of two
+    /// others is a merge, so sorting these by score gives the list of merges, as transformers converts such models.
     fn sentence_pieces(&self) -> Result<Json> {
         let (tokens, kinds) = self.tokens()?;
         let scores =

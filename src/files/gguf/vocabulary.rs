@@ -14,15 +14,15 @@ pub(super) mod kind {
     pub const BYTE: u32 = 6;
 }
 
-/// Most bytes of a token. Those of published vocabularies have some hundred at most (a run of blanks or of box drawings); the time
-/// that a SentencePiece vocabulary takes grows with the square of it.
+/// Most bytes of a token. Published vocabularies have tokens of a few hundred bytes at most (runs of blanks or of box
+/// drawings); reading a SentencePiece vocabulary takes time that grows with the square of this.
 const MAX_TOKEN: usize = 1024;
 
 /// The keys of single tokens: `tokenizer.ggml.NAME_token_id`.
 const SPECIAL: [&str; 6] = ["bos", "eos", "eot", "eom", "unknown", "padding"];
 
-/// Tokens that end an answer whether or not a key says so: files have a key for one, models use several. They are control tokens
-/// whatever their type says, which some converters make that of a word or of a user's token.
+/// Tokens that end an answer whether or not a key says so: files have a key for one, but models use several. They count
+/// as control tokens whatever their type says: some converters give them the type of a word or of a user's token.
 const ENDS: [&str; 5] = ["<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>"];
 
 impl Gguf {
@@ -51,8 +51,8 @@ impl Gguf {
         Ok((tokens, kinds))
     }
 
-    /// The id under `tokenizer.ggml.{name}_token_id`, when there is such a token. Another one is no error, since files are made
-    /// from files with other vocabularies, and -1 means none to some programs.
+    /// The id under `tokenizer.ggml.{name}_token_id`, when there is such a token. An id that no token has is not an
+    /// error: files are made from files with other vocabularies, and some programs write -1 for "none".
     pub(super) fn special(&self, name: &str, tokens: usize) -> Result<Option<u32>> {
         let id = self.typed(&format!("tokenizer.ggml.{name}_token_id"), "a whole number", |value| match value {
             Value::Uint(id) => Some(Some(*id)),
@@ -62,7 +62,7 @@ impl Gguf {
         Ok(id.flatten().filter(|id| *id < tokens as u64).map(|id| id as u32))
     }
 
-    /// Says which keys name no token.
+    /// Warns of keys whose id no token has.
     pub(super) fn warn_of_ids(&self) -> Result<()> {
         let Some(Value::Array(_, tokens, _)) = self.get("tokenizer.ggml.tokens") else { return Ok(()) };
         for name in SPECIAL {
@@ -75,7 +75,7 @@ impl Gguf {
         Ok(())
     }
 
-    /// Ids that end a text: of the keys, and of tokens whose name says so.
+    /// Ids that end a text: those of the keys, and those of tokens in [`ENDS`].
     pub(super) fn ends(&self) -> Result<Vec<u32>> {
         if self.get("tokenizer.ggml.tokens").is_none() {
             return Ok(Vec::new());
@@ -89,7 +89,7 @@ impl Gguf {
         Ok(ids)
     }
 
-    /// The `tokenizer_config.json` that the keys stand for.
+    /// Makes a `tokenizer_config.json` of the keys.
     ///
     /// # Errors
     /// [`Error::File`](crate::Error::File) when a key is not what it should be.

@@ -1,4 +1,4 @@
-//! The tensors of a GGUF file as those of a model.
+//! The tensors of a GGUF file, under the names that a model's tensors have here.
 
 use super::{Entry, Gguf, config::ROPE_FREQS};
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
 use std::{collections::BTreeMap, sync::Arc};
 
 /// Hugging Face's names in a layer, and GGUF's.
-const LAYER: [(&str, &str); 9] = [
+const LAYER: [(&str, &str); 11] = [
     ("self_attn.q_proj", "attn_q"),
     ("self_attn.k_proj", "attn_k"),
     ("self_attn.v_proj", "attn_v"),
@@ -21,6 +21,8 @@ const LAYER: [(&str, &str); 9] = [
     ("mlp.down_proj", "ffn_down"),
     ("input_layernorm", "attn_norm"),
     ("post_attention_layernorm", "ffn_norm"),
+    ("self_attn.q_norm", "attn_q_norm"),
+    ("self_attn.k_norm", "attn_k_norm"),
 ];
 
 /// GGUF's name of a tensor of [`Weights::table`].
@@ -32,8 +34,17 @@ pub(in crate::files) fn gguf_name(name: &str) -> Option<String> {
         _ => {}
     }
     let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
-    let (_, own) = LAYER.iter().find(|(hf, _)| Some(*hf) == rest.strip_suffix(".weight"))?;
-    Some(format!("blk.{layer}.{own}.weight"))
+    let (module, kind) = rest.rsplit_once('.').filter(|(_, kind)| ["weight", "bias"].contains(kind))?;
+    let (_, own) = LAYER.iter().find(|(hf, _)| *hf == module)?;
+    Some(format!("blk.{layer}.{own}.{kind}"))
+}
+
+/// Whether GGUF has the rows of a tensor with those that rotate together side by side: of q and k, in the files of the
+/// architecture "llama".
+pub(in crate::files) fn pairs(config: &Config, name: &str) -> bool {
+    let of_llama = ["LlamaForCausalLM", "MistralForCausalLM"].contains(&config.arch.name);
+    let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
+    of_llama && (module.ends_with("q_proj") || module.ends_with("k_proj"))
 }
 
 impl Gguf {
@@ -68,15 +79,15 @@ impl Gguf {
                 let expected = "a vector of type F32, F16 or BF16".to_string();
                 return Err(Error::tensor(shard.path(), &own, expected, format!("type {}", entry.format)));
             }
-            let rotates = name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight");
-            let stored = Stored { paired: rotates.then_some(config.head_dim), ..Stored::of(entry.format) };
+            let paired = pairs(config, &name).then_some(config.head_dim);
+            let stored = Stored { paired, ..Stored::of(entry.format) };
             Ok(Tensor::new(shard.clone(), name, [rows, cols], entry.range.clone(), stored))
         })?;
         found.remove(ROPE_FREQS);
         match found.first_key_value() {
             None => Ok(weights),
             Some((name, (shard, entry))) => {
-                let expected = format!("no such tensor in a Llama of {} layers without biases", config.n_layers);
+                let expected = config.arch.no_such_tensor(config.n_layers);
                 Err(Error::tensor(shard.path(), *name, expected, format!("{} {:?}", entry.format, entry.shape)))
             }
         }
@@ -103,6 +114,7 @@ mod tests {
         names.sort();
         names.dedup();
         assert_eq!(names.len(), 12 * 9 + 3);
-        assert_eq!(gguf_name("model.layers.1.mlp.down_proj.bias"), None);
+        assert_eq!(gguf_name("model.layers.1.mlp.down_proj.bias"), Some("blk.1.ffn_down.bias".into()));
+        assert_eq!(gguf_name("model.layers.1.mlp.down_proj.scale"), None);
     }
 }

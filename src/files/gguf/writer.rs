@@ -1,4 +1,4 @@
-//! GGUF files that are to be written: version 3, keys in the order in which they are set.
+//! Writes GGUF files: version 3, keys in the order in which they are set.
 
 use super::{Kind, header::ALIGNMENT};
 
@@ -87,7 +87,7 @@ impl Writer {
         out
     }
 
-    /// Bytes of zeros between a tensor of so many bytes and the next one.
+    /// How many zero bytes are between a tensor of `bytes` bytes and the next one.
     pub fn padding(bytes: u64) -> usize {
         (bytes.next_multiple_of(ALIGNMENT as u64) - bytes) as usize
     }

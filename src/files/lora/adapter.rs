@@ -61,6 +61,13 @@ struct Pair {
 }
 
 impl Lora {
+    /// Some numbers by which adapters are told apart: of what is added to the tensor `name`.
+    pub(in crate::files) fn sample(&self, name: &str) -> Vec<f32> {
+        let of =
+            |pair: &Pair| [&[pair.scale], &pair.a[..64.min(pair.a.len())], &pair.b[..64.min(pair.b.len())]].concat();
+        self.pairs.get(name).map(of).unwrap_or_default()
+    }
+
     /// Reads an adapter and checks that it fits a model of `config`.
     ///
     /// # Errors

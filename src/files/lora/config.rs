@@ -69,8 +69,8 @@ pub(super) struct Module {
 }
 
 impl AdapterConfig {
-    /// Reads the file, and refuses what would make another model of it than `W + scale * B A`: by name, and with it every key
-    /// with a value that is not known to be harmless.
+    /// Reads the file. Everything that would not give `W + scale * B A` is refused by name, and so is every unknown key
+    /// whose value is not known to be harmless.
     pub fn read(path: &Path) -> Result<AdapterConfig> {
         let adapter: AdapterConfig = json::parse(&json::read(path)?)
             .map_err(|e| Error::file(path, format!("is not the configuration of a LoRA adapter: {e}")))?;
@@ -185,7 +185,7 @@ impl Targets<'_> {
         if self.exclude.has(module) || !self.target.has(module) {
             return false;
         }
-        // Who is named in full is meant, in whatever layer.
+        // A name in full selects its module whatever its layer.
         let (Some(layers), false) = (self.layers, self.target.names_in_full(module)) else { return true };
         let layer = self.numbered.iter().find_map(|r| r.captures(module).ok()??.get(1)?.as_str().parse().ok());
         layer.is_some_and(|l: usize| layers.contains(&l))
@@ -251,7 +251,7 @@ impl<T> OneOrMany<T> {
     }
 }
 
-/// Values by regular expressions for the end of a name, in the order of the file: the first that matches counts.
+/// Values under regular expressions for the end of a name, in the order of the file: the first that matches counts.
 struct Patterns<T>(Vec<(String, T)>);
 
 impl<T: Copy> Patterns<T> {

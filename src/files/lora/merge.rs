@@ -1,4 +1,4 @@
-//! A checkpoint with adapters added to its weights, written.
+//! Writes a checkpoint with adapters added to its weights.
 
 use super::adapter::merged;
 use crate::{
@@ -13,8 +13,8 @@ use crate::{
 };
 use std::{fs::File, io::Seek};
 
-/// Writes the model with its adapters added, and finishes the output: the files of the base model, in which only the adapted
-/// tensors are other bytes, of the same type. `progress` gets `(tensors done, tensors in all)`.
+/// Writes the model with its adapters added, and finishes the output. The files are copies of the base model's, in
+/// which only the bytes of the adapted tensors differ. `progress` gets `(tensors done, tensors in all)`.
 ///
 /// # Errors
 /// `Input` when the model is the embedded one, `Unsupported` for a GGUF file; `Io` when reading or writing fails.

@@ -1,13 +1,13 @@
-//! Into a GGUF file.
+//! Writes a quantized model as a GGUF file.
 
-use super::{BATCH, Options, Report, adapted, indivisible, is_matrix, is_named, read_row};
+use super::{BATCH, Options, Report, adapted, indivisible, is_matrix, read_row};
 use crate::{
     error::Result,
     files::{
         checkpoint::ModelFiles,
         config::Dtype,
         format::{BLOCKS, Block, Format},
-        gguf::{ROPE_FREQS, Writer, export, gguf_name},
+        gguf::{ROPE_FREQS, Writer, export, gguf_name, pairs},
         output::{Output, Target},
         weights::Tensor,
     },
@@ -20,7 +20,7 @@ struct Planned<'a> {
     tensor: &'a Tensor,
     name: String,
     format: Format,
-    /// Rows of a head whose halves are to be made neighbours.
+    /// Rows, or elements of a vector, of a head whose halves are to be made neighbours.
     head: Option<usize>,
     bytes: u64,
 }
@@ -33,7 +33,7 @@ pub(super) fn write(
     mut output: Output,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Report> {
-    let planned = files.weights.tensors().map(|t| plan(files, t, block, options)).collect::<Result<Vec<_>>>()?;
+    let planned = files.weights.tensors().map(|t| plan(files, t, options)).collect::<Result<Vec<_>>>()?;
     let (mut w, factors) = export(files, dir, file_type(block))?;
     let rope: Vec<u8> = factors.iter().flatten().flat_map(|x| x.to_le_bytes()).collect();
     if let Some(factors) = &factors {
@@ -67,33 +67,29 @@ pub(super) fn write(
     Ok(report)
 }
 
-/// What a tensor becomes. As with llama.cpp's files, the matrix that makes the logits is Q6_K where the others have 4 bits, and a
-/// matrix whose rows are no whole blocks of 256 is of the next larger type with blocks of 32.
-fn plan<'a>(files: &ModelFiles, t: &'a Tensor, block: &'static Block, options: &Options) -> Result<Planned<'a>> {
-    let is_head = t.name() == files.weights.lm_head.name();
-    let format = if !is_matrix(t) {
-        Format::Plain(Dtype::F32)
-    } else if options.ignore.iter().any(|name| is_named(t, name)) {
-        Format::Plain(t.dtype())
-    } else {
-        let wanted = if is_head && block.bits == 4 { "Q6_K" } else { block.name };
-        let smaller = match wanted {
-            "Q6_K" => "Q8_0",
-            "Q4_K" => "Q5_0",
-            other => other,
-        };
-        let of = |name: &str| BLOCKS.into_iter().find(|b| b.name == name && t.cols().is_multiple_of(b.weights));
-        let found = of(wanted).or_else(|| of(smaller));
-        Format::Block(found.ok_or_else(|| indivisible(t, 32, "the smallest blocks"))?)
+/// What a matrix becomes. As in llama.cpp's files, the matrix that makes the logits is Q6_K where the others have 4
+/// bits, and a matrix whose rows are not whole blocks of 256 weights gets the next larger type with blocks of 32.
+pub(super) fn format(t: &Tensor, block: &'static Block, is_head: bool) -> Result<&'static Block> {
+    let wanted = if is_head && block.bits == 4 { "Q6_K" } else { block.name };
+    let smaller = match wanted {
+        "Q6_K" => "Q8_0",
+        "Q4_K" => "Q5_0",
+        other => other,
     };
+    let of = |name: &str| BLOCKS.into_iter().find(|b| b.name == name && t.cols().is_multiple_of(b.weights));
+    of(wanted).or_else(|| of(smaller)).ok_or_else(|| indivisible(t, 32, "the smallest blocks"))
+}
+
+/// A tensor and what becomes of it; vectors are F32.
+fn plan<'a>(files: &ModelFiles, t: &'a Tensor, options: &Options) -> Result<Planned<'a>> {
+    let format = if is_matrix(t) { options.format(&files.weights, t)? } else { Format::Plain(Dtype::F32) };
     let bytes = format.row_bytes(t.cols()).map_or(0, |row| row as u64 * t.rows() as u64);
-    let rotates = ["q_proj.weight", "k_proj.weight"].iter().any(|end| t.name().ends_with(end));
-    let head = rotates.then_some(files.config.head_dim);
+    let head = pairs(&files.config, t.name()).then_some(files.config.head_dim);
     let name = gguf_name(t.name()).unwrap_or_else(|| t.name().to_string());
     Ok(Planned { tensor: t, name, format, head, bytes })
 }
 
-/// The row that is row `i` of the file; see [`Stored`](crate::files::weights::Stored) for the way back.
+/// Which row of the model goes to row `i` of the file; [`Stored`](crate::files::weights::Stored) does the opposite.
 fn row(head: Option<usize>, i: usize) -> usize {
     let Some(head) = head else { return i };
     let (first, i) = (i / head * head, i % head);
@@ -101,28 +97,39 @@ fn row(head: Option<usize>, i: usize) -> usize {
 }
 
 fn write_tensor(files: &ModelFiles, p: &Planned, file: &mut Target, done: &mut dyn FnMut(u64)) -> Result<()> {
-    let t = adapted(files, p.tensor, Dtype::F32);
+    let t = adapted(&files.lora, p.tensor, Dtype::F32);
     let (cols, width) = (t.cols(), (p.bytes / t.rows() as u64) as usize);
     let batch = (BATCH / cols).max(1);
     let mut out = Vec::new();
     for first in (0..t.rows()).step_by(batch) {
         let rows = batch.min(t.rows() - first);
         out.resize(rows * width, 0);
-        let one = |values: &mut Vec<f32>, (i, out): (usize, &mut [u8])| {
-            values.resize(cols, 0.0);
-            read_row(&t, row(p.head, first + i), values)?;
-            match p.format {
-                Format::Block(block) => block.encode(values, out),
-                Format::Plain(dtype) => dtype.round(values, out),
-                Format::Grouped(_) => unreachable!("no GGUF type"),
-            }
-            Ok(())
-        };
-        out.par_chunks_exact_mut(width).enumerate().try_for_each_init(Vec::new, one)?;
+        encode(&t, p.format, |i| row(p.head, first + i), &mut out)?;
         file.write(&out)?;
         done((rows * cols) as u64);
     }
     file.write(&vec![0; Writer::padding(p.bytes)])
+}
+
+/// As many rows as `out` holds, `row(i)` of the tensor in place `i`; of a vector, its elements.
+pub(super) fn encode(t: &Tensor, format: Format, row: impl Fn(usize) -> usize + Sync, out: &mut [u8]) -> Result<()> {
+    let width = format.row_bytes(t.cols()).expect("whole blocks: that was checked");
+    let one = |values: &mut Vec<f32>, (i, out): (usize, &mut [u8])| {
+        values.resize(t.cols(), 0.0);
+        if is_matrix(t) {
+            read_row(t, row(i), values)?;
+        } else {
+            let own = t.to_f32();
+            values.iter_mut().enumerate().for_each(|(i, x)| *x = own[row(i)]);
+        }
+        match format {
+            Format::Block(block) => block.encode(values, out),
+            Format::Plain(dtype) => dtype.round(values, out),
+            Format::Grouped(_) => unreachable!("no GGUF type"),
+        }
+        Ok(())
+    };
+    out.par_chunks_exact_mut(width).enumerate().try_for_each_init(Vec::new, one)
 }
 
 /// GGUF's number of a type.

@@ -1,7 +1,7 @@
-//! Quantized checkpoints, written: GGUF files of block types, which llama.cpp reads too, and compressed-tensors directories, which vLLM
-//! and transformers read too.
+//! Quantizes weights: into checkpoints, written as GGUF files, which llama.cpp reads too, or as compressed-tensors directories, which
+//! vLLM and transformers read too; and one tensor at a time while a model is loaded.
 //!
-//! Scales are fitted by least squares, each group's or block's by itself, from the weights alone.
+//! Scales are fitted by least squares to the weights alone, for each group or block separately.
 
 mod compressed;
 mod gguf;
@@ -9,13 +9,13 @@ mod gguf;
 use super::{
     checkpoint::ModelFiles,
     config::Dtype,
-    format::{Block, Layout},
-    lora,
+    format::{Block, Format, Layout},
+    lora::{self, Lora},
     output::Output,
-    weights::Tensor,
+    weights::{Tensor, Weights},
 };
 use crate::error::{Error, Result};
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{collections::BTreeMap, fmt, num::NonZeroUsize, str::FromStr};
 
 /// Weights that are quantized between two writes.
 const BATCH: usize = 1 << 24;
@@ -36,7 +36,7 @@ pub enum Target {
 /// Names of the targets.
 pub const TARGETS: [&str; 7] = ["q8_0", "q4_0", "q4_k", "q6_k", "int8", "int4", "fp8"];
 
-/// As in [`TARGETS`].
+/// Reads a name of [`TARGETS`].
 impl FromStr for Target {
     type Err = String;
     fn from_str(s: &str) -> Result<Target, String> {
@@ -61,8 +61,8 @@ impl Target {
     }
 }
 
-/// What is made of a model.
-#[derive(Clone, Debug)]
+/// How a model is to be quantized.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Options {
     /// The format.
     pub target: Target,
@@ -73,7 +73,106 @@ pub struct Options {
     pub ignore: Vec<String>,
 }
 
-/// How many matrices became what.
+/// `FORMAT` as in [`TARGETS`], or `FORMAT:GROUP` of int4 and int8.
+impl FromStr for Options {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Options, String> {
+        let (target, group) = match s.split_once(':') {
+            None => (s, None),
+            Some((target, group)) => {
+                let columns = group.parse::<NonZeroUsize>();
+                (target, Some(columns.map_err(|_| format!("{group:?} is no number of columns, as in int4:64"))?.get()))
+            }
+        };
+        let target = target.parse()?;
+        if group.is_some() && !matches!(target, Target::Int(_)) {
+            return Err(format!("{s:?}: int4 and int8 alone have groups to choose"));
+        }
+        Ok(Options { target, group, ignore: Vec::new() })
+    }
+}
+
+impl Options {
+    /// What a tensor of a model becomes.
+    ///
+    /// # Errors
+    /// `Tensor` for a matrix whose columns are no whole groups or blocks.
+    fn format(&self, weights: &Weights, t: &Tensor) -> Result<Format> {
+        let ignored = self.ignore.iter().any(|name| is_named(t, name));
+        if !is_matrix(t) || ignored {
+            return Ok(Format::Plain(t.dtype()));
+        }
+        match self.target {
+            Target::Gguf(block) => gguf::format(t, block, t.name() == weights.lm_head.name()).map(Format::Block),
+            Target::Int(bits) => compressed::format(t, Layout::Packed { bits }, self.columns()),
+            Target::Fp8 => compressed::format(t, Layout::E4m3, None),
+        }
+    }
+
+    /// Columns that share a scale; none: the whole row.
+    fn columns(&self) -> Option<usize> {
+        self.group.or((self.target == Target::Int(4)).then_some(GROUP))
+    }
+
+    /// The weights of a model as they will be, of zeros, so that what they need can be said before they are made. The memory of zeros is
+    /// not touched, so it is none.
+    ///
+    /// # Errors
+    /// `Unsupported` for weights that are quantized, `Tensor` for a matrix whose columns are no whole groups or blocks.
+    pub fn planned(&self, weights: &Weights) -> Result<Weights> {
+        expect_plain(weights)?;
+        weights.map_matrices(|t| match self.format(weights, t)? {
+            Format::Plain(_) => Ok(t.clone()),
+            format => Ok(zeros(t, format)),
+        })
+    }
+
+    /// A tensor of a model, with the adapters added, as it will be; plain ones are not changed.
+    ///
+    /// # Errors
+    /// As [`Options::planned`], and `Tensor` for weights that are no numbers.
+    pub(crate) fn tensor(&self, weights: &Weights, adapters: &[Lora], t: &Tensor) -> Result<Tensor> {
+        let format = self.format(weights, t)?;
+        let Some(codes) = format.is_quantized().then(|| codes_bytes(t, format)) else { return Ok(t.clone()) };
+        let (t, mut codes) = (adapted(adapters, t, Dtype::F32), vec![0; codes]);
+        let mut scales = Vec::new();
+        match format {
+            Format::Grouped(grouped) => {
+                scales = compressed::fit(&t, grouped)?;
+                compressed::encode(&t, grouped, &scales, 0, &mut codes)?;
+            }
+            _ => gguf::encode(&t, format, |row| row, &mut codes)?,
+        }
+        Ok(t.quantized(format, codes, scales))
+    }
+}
+
+/// Bytes of the codes, or of the blocks, of a matrix.
+fn codes_bytes(t: &Tensor, format: Format) -> usize {
+    t.rows() * format.row_bytes(t.cols()).expect("whole blocks or words: that was checked")
+}
+
+/// A matrix of a format with nothing in it.
+fn zeros(t: &Tensor, format: Format) -> Tensor {
+    let scales = match format {
+        Format::Grouped(grouped) => t.rows() * t.cols().div_ceil(grouped.group[1]) * grouped.scale.bytes(),
+        _ => 0,
+    };
+    t.quantized(format, vec![0; codes_bytes(t, format)], vec![0; scales])
+}
+
+/// Nothing is quantized already.
+fn expect_plain(weights: &Weights) -> Result<()> {
+    let Some(t) = weights.tensors().find(|t| t.format().is_quantized()) else { return Ok(()) };
+    let what = format!(
+        "{} is {} already; quantizing it again would add the errors of both: use the model that this one was made from",
+        t.name(),
+        t.format()
+    );
+    Err(Error::Unsupported { path: t.file().into(), what })
+}
+
+/// How many matrices were written in which format.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
     /// By the names of the formats.
@@ -82,7 +181,7 @@ pub struct Report {
     pub bytes: u64,
 }
 
-/// As in `210 matrices as Q4_K, 1 as Q6_K`.
+/// For example `210 matrices as Q4_K, 1 as Q6_K`.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, (format, n)) in self.matrices.iter().enumerate() {
@@ -93,8 +192,8 @@ impl fmt::Display for Report {
     }
 }
 
-/// Writes the model, with its adapters added, and finishes the output, which is [a file](Output::file) where [`Target::is_file`] and
-/// a directory else. `progress` gets the work done and all of it, in weights.
+/// Writes the model, with its adapters added, and finishes the output. That must be [a file](Output::file) where
+/// [`Target::is_file`], else a directory. `progress` gets the work done and the whole work, in weights.
 ///
 /// # Errors
 /// `Unsupported` for a model whose files are quantized or no Hugging Face directory, and for what the format has no place for;
@@ -113,14 +212,7 @@ pub fn quantize(
         let what = "is a GGUF file; quantize reads a model directory in Hugging Face layout: use the model that it was made from";
         return Err(Error::Unsupported { path: dir.clone(), what: what.into() });
     }
-    if let Some(t) = files.weights.tensors().find(|t| t.format().is_quantized()) {
-        let what = format!(
-            "{} is {} already; quantizing it again would add the errors of both: use the model that this one was made from",
-            t.name(),
-            t.format()
-        );
-        return Err(Error::Unsupported { path: t.file().into(), what });
-    }
+    expect_plain(&files.weights)?;
     for name in &options.ignore {
         if !files.weights.tensors().any(|t| is_named(t, name)) {
             let what = "no matrix of the model has this name, as in lm_head, down_proj or model.layers.0.mlp.down_proj";
@@ -129,11 +221,8 @@ pub fn quantize(
     }
     match options.target {
         Target::Gguf(block) => gguf::write(files, dir, block, options, output, progress),
-        Target::Int(bits) => {
-            let group = options.group.or((bits == 4).then_some(GROUP));
-            compressed::write(files, dir, Layout::Packed { bits }, group, options, output, progress)
-        }
-        Target::Fp8 => compressed::write(files, dir, Layout::E4m3, None, options, output, progress),
+        Target::Int(bits) => compressed::write(files, dir, Layout::Packed { bits }, options, output, progress),
+        Target::Fp8 => compressed::write(files, dir, Layout::E4m3, options, output, progress),
     }
 }
 
@@ -152,9 +241,9 @@ fn is_named(t: &Tensor, name: &str) -> bool {
     is_matrix(t) && module(t).strip_suffix(name).is_some_and(ends)
 }
 
-/// The tensor with the model's adapters added.
-fn adapted(files: &ModelFiles, t: &Tensor, dtype: Dtype) -> Tensor {
-    lora::merged(&files.lora, t, dtype).map_or_else(|| t.clone(), |bytes| t.with_bytes(dtype, bytes))
+/// The tensor with adapters added.
+fn adapted(adapters: &[Lora], t: &Tensor, dtype: Dtype) -> Tensor {
+    lora::merged(adapters, t, dtype).map_or_else(|| t.clone(), |bytes| t.with_bytes(dtype, bytes))
 }
 
 /// Reads row `row` of `t`.
@@ -188,6 +277,14 @@ mod tests {
                 assert_eq!(block.name.to_lowercase(), name);
                 block.encode(&vec![0.0; block.weights], &mut vec![0; block.bytes]); // is written
             }
+        }
+        let options = |s: &str| s.parse::<Options>();
+        assert_eq!(options("int4:64").unwrap().columns(), Some(64));
+        assert_eq!((options("int4").unwrap().columns(), options("int8").unwrap().columns()), (Some(GROUP), None));
+        for (s, why) in
+            [("q4_k:64", "int4 and int8 alone"), ("int4:0", "no number of columns"), ("q4", "expected q8_0")]
+        {
+            assert!(options(s).unwrap_err().contains(why), "{s}");
         }
         for other in ["q5_0", "Q8_0", "q4_k_m", "int3", ""] {
             assert!(other.parse::<Target>().unwrap_err().contains("expected q8_0, q4_0"), "{other}");

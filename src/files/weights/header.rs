@@ -16,8 +16,8 @@ use crate::error::{Error, Result};
 
 /// Bytes of the length that a file begins with.
 const LENGTH_BYTES: usize = 8;
-/// A header is about 120 bytes a tensor; one of this size would describe a hundred thousand. What claims more is not
-/// a safetensors file, or is made to exhaust memory.
+/// A header takes about 120 bytes a tensor, so one of this size would describe a hundred thousand. A file that claims
+/// more is not safetensors, or is made to exhaust memory.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
 
 /// One tensor as a file's header describes it.
@@ -38,8 +38,8 @@ pub struct Entry {
 /// The entries come in the order of their data, which they cover without a hole.
 ///
 /// # Errors
-/// [`Error::File`] when it is no safetensors file (and what it is instead, where that is recognisable), or is cut
-/// short; [`Error::Tensor`] when a tensor's shape, dtype and offsets contradict each other, the file or its
+/// [`Error::File`] when it is no safetensors file (the error says what it is instead, where that is recognisable), or
+/// is cut short; [`Error::Tensor`] when a tensor's shape, dtype and offsets contradict each other, the file or its
 /// neighbours. Never panics, whatever the bytes.
 pub fn read_header(path: &Path, bytes: &[u8]) -> Result<Vec<Entry>> {
     let (json, data_start) = split(path, bytes)?;
@@ -124,7 +124,7 @@ fn split<'a>(path: &Path, bytes: &'a [u8]) -> Result<(&'a [u8], usize)> {
     Ok((json, LENGTH_BYTES + json.len()))
 }
 
-/// What a file is whose first bytes make an impossible header length.
+/// What a file is, when its first bytes do not make a possible header length.
 fn other_format(bytes: &[u8]) -> Option<&'static str> {
     const FORMATS: [(&[u8], &str); 7] = [
         (b"version https://git-lfs", "it is a Git LFS pointer; fetch the real file with `git lfs pull`"),

@@ -1,4 +1,4 @@
-//! The tensors of a checkpoint: memory-mapped, checked once against one table, then trusted.
+//! The tensors of a checkpoint: memory-mapped, and checked once against one table; after that they are trusted.
 //!
 //! Hugging Face tensor names appear here only ([`Weights::table`]).
 
@@ -8,6 +8,7 @@ mod quantization;
 #[cfg(unix)]
 pub mod reader;
 mod stored;
+mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -23,6 +24,8 @@ pub(crate) use layout::Layout;
 use quantization::Quantization;
 pub(in crate::files) use quantization::quantization_key;
 pub(in crate::files) use stored::Stored;
+pub use table::{Biases, LayerTensors, Weights};
+use table::{EMBED, HEAD};
 
 use crate::{
     error::{Error, Result},
@@ -33,45 +36,6 @@ use crate::{
     },
 };
 
-const EMBED: &str = "model.embed_tokens.weight";
-const HEAD: &str = "lm_head.weight";
-
-/// All tensors of a model. `T` is what is known of each: [`Tensor`], its data in a checkpoint.
-#[derive(Clone, Debug)]
-pub struct Weights<T = Tensor> {
-    /// One row per token, `[vocab, dim]`.
-    pub embed: T,
-    /// The layers, first to last.
-    pub layers: Vec<LayerTensors<T>>,
-    /// Gain of the last RMSNorm, `[dim]`.
-    pub final_norm: T,
-    /// From the residual stream to logits, `[vocab, dim]`; the embedding when the configuration ties them.
-    pub lm_head: T,
-}
-
-/// The tensors of one layer. A matrix is `[out, in]`, row-major.
-#[derive(Clone, Debug)]
-pub struct LayerTensors<T = Tensor> {
-    /// Gain of the RMSNorm before attention, `[dim]`.
-    pub attn_norm: T,
-    /// Queries, `[q_dim, dim]`; rows of a head in half-split rotary order.
-    pub wq: T,
-    /// Keys, `[kv_dim, dim]`; rows of a head in half-split rotary order.
-    pub wk: T,
-    /// Values, `[kv_dim, dim]`.
-    pub wv: T,
-    /// Attention output, `[dim, q_dim]`.
-    pub wo: T,
-    /// Gain of the RMSNorm before the feed-forward layer, `[dim]`.
-    pub ffn_norm: T,
-    /// Gate (the side that SiLU is applied to), `[ffn_dim, dim]`.
-    pub w_gate: T,
-    /// Up projection, `[ffn_dim, dim]`.
-    pub w_up: T,
-    /// Down projection, `[dim, ffn_dim]`.
-    pub w_down: T,
-}
-
 /// One tensor of a checkpoint. Cloning shares the file's mapping.
 #[derive(Clone)]
 pub struct Tensor {
@@ -81,7 +45,7 @@ pub struct Tensor {
     rows: usize,
     cols: usize,
     range: Range<usize>,
-    /// Where its bytes are something else than its elements in order.
+    /// Set where its bytes are not simply its elements in order.
     stored: Option<Arc<Stored>>,
 }
 
@@ -91,7 +55,7 @@ impl Tensor {
         &self.name
     }
 
-    /// Type of its elements; of a quantized one, whose values are computed, f32.
+    /// Type of its elements; f32 for a quantized tensor, whose values are computed.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -111,7 +75,8 @@ impl Tensor {
     /// Not necessarily aligned to the element: the format allows a header of odd length. View them with
     /// `bytemuck::try_cast_slice` and copy when that fails.
     ///
-    /// Of a tensor that is not [plain](Tensor::is_plain) they are what its [format](Tensor::format) says.
+    /// For a tensor that is not [plain](Tensor::is_plain), the meaning of the bytes is that of its
+    /// [format](Tensor::format).
     pub fn bytes(&self) -> &[u8] {
         &self.shard.bytes()[self.range.clone()]
     }
@@ -126,8 +91,7 @@ impl Tensor {
     /// The same tensor with other elements, in memory of its own.
     pub(crate) fn with_bytes(&self, dtype: Dtype, bytes: Vec<u8>) -> Tensor {
         let range = 0..bytes.len();
-        let shard =
-            Arc::new(Shard { path: self.shard.path.clone(), index: self.shard.index, data: Data::Owned(bytes) });
+        let shard = Arc::new(self.shard.owned(bytes));
         Tensor { shard, dtype, range, stored: None, ..self.clone() }
     }
 
@@ -165,57 +129,36 @@ impl fmt::Debug for Tensor {
     }
 }
 
-impl<T> Weights<T> {
-    /// The one table of the architecture: field, Hugging Face name, shape. Calls `bind` once for every tensor that
-    /// a checkpoint of `config` must have, in the order of transformers' modules (which decides what falls into which
-    /// shard).
-    ///
-    /// # Errors
-    /// The first that `bind` returns.
-    pub fn table(config: &Config, mut bind: impl FnMut(String, &[usize]) -> Result<T>) -> Result<Weights<T>>
-    where
-        T: Clone,
-    {
-        let &Config { dim, ffn_dim, vocab, .. } = config;
-        let (q_dim, kv_dim) = (config.q_dim(), config.kv_dim());
-
-        let embed = bind(EMBED.into(), &[vocab, dim])?;
-        let mut layers = Vec::with_capacity(config.n_layers);
-        for l in 0..config.n_layers {
-            let mut bind = |name, shape: &[usize]| bind(format!("model.layers.{l}.{name}.weight"), shape);
-            layers.push(LayerTensors {
-                wq: bind("self_attn.q_proj", &[q_dim, dim])?,
-                wk: bind("self_attn.k_proj", &[kv_dim, dim])?,
-                wv: bind("self_attn.v_proj", &[kv_dim, dim])?,
-                wo: bind("self_attn.o_proj", &[dim, q_dim])?,
-                w_gate: bind("mlp.gate_proj", &[ffn_dim, dim])?,
-                w_up: bind("mlp.up_proj", &[ffn_dim, dim])?,
-                w_down: bind("mlp.down_proj", &[dim, ffn_dim])?,
-                attn_norm: bind("input_layernorm", &[dim])?,
-                ffn_norm: bind("post_attention_layernorm", &[dim])?,
-            });
-        }
-        let final_norm = bind("model.norm.weight".into(), &[dim])?;
-        let lm_head = if config.tied { embed.clone() } else { bind(HEAD.into(), &[vocab, dim])? };
-        Ok(Weights { embed, layers, final_norm, lm_head })
-    }
-}
-
 impl Weights {
+    /// The same with what `f` makes of each matrix; of a tied head what it made of the embedding.
+    pub(in crate::files) fn map_matrices(&self, mut f: impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Weights> {
+        let embed = f(&self.embed)?;
+        let mut layer = |l: &LayerTensors| {
+            let (wq, wk, wv, wo) = (f(&l.wq)?, f(&l.wk)?, f(&l.wv)?, f(&l.wo)?);
+            let (w_gate, w_up, w_down) = (f(&l.w_gate)?, f(&l.w_up)?, f(&l.w_down)?);
+            Ok(LayerTensors { wq, wk, wv, wo, w_gate, w_up, w_down, ..l.clone() })
+        };
+        let layers = self.layers.iter().map(&mut layer).collect::<Result<_>>()?;
+        let lm_head = if self.lm_head.name == self.embed.name { embed.clone() } else { f(&self.lm_head)? };
+        Ok(Weights { embed, layers, final_norm: self.final_norm.clone(), lm_head })
+    }
+
     /// Maps the safetensors of a model directory and checks them against `config`: `model.safetensors`, or else the
-    /// files that `model.safetensors.index.json` lists. Nothing is copied and no data page is read. For the path of a
-    /// GGUF file, the same of that file and its other pieces.
+    /// files that `model.safetensors.index.json` lists. Nothing is copied and no page of data is read. Given the path
+    /// of a GGUF file, it does the same with that file and its other pieces.
     ///
-    /// Where `config.json` has a `quantization_config`, a matrix is what that method stores in place of it.
+    /// Where `config.json` has a `quantization_config`, a matrix is read from the tensors that this method stores for
+    /// it.
     ///
-    /// Tolerated beside the table's tensors: `rotary_emb.inv_freq` (old checkpoints store what is computed), and
-    /// with tied embeddings a `lm_head.weight` that repeats the embedding. Every other extra tensor is an error,
+    /// Tolerated beside the table's tensors: `rotary_emb.inv_freq` (old checkpoints store what is computed), biases of zeros
+    /// beside quantized matrices (some programs write one for each), and with tied embeddings a `lm_head.weight` that repeats the
+    /// embedding. Every other extra tensor is an error,
     /// since ignoring it would compute another model. `metadata.total_size` of the index is not looked at, nor are entries of
     /// the index for tensors that the table has not.
     ///
-    /// The files must not be changed while the `Weights`, or a `Tensor` of it, lives: the memory is the file. A
-    /// program that truncates one of them meanwhile makes this process end with `SIGBUS` when it touches the memory;
-    /// a GPU's weights are read from the file itself, where that is an error.
+    /// The files must not be changed while the `Weights`, or a `Tensor` of it, lives: the memory is the file. If
+    /// another program truncates one of them meanwhile, this process ends with `SIGBUS` when it touches the memory. A
+    /// GPU's weights are read from the file itself, where that is an error.
     ///
     /// # Errors
     /// Each names the file, the tensor, what was expected and what was found: [`Error::Io`] for a file that is
@@ -274,10 +217,12 @@ impl Weights {
 
     /// Every tensor once, in the order in which data flows through them; a tied head is not repeated.
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
-        let layers = self
-            .layers
-            .iter()
-            .flat_map(|l| [&l.attn_norm, &l.wq, &l.wk, &l.wv, &l.wo, &l.ffn_norm, &l.w_gate, &l.w_up, &l.w_down]);
+        let layers = self.layers.iter().flat_map(|l| {
+            [&l.attn_norm, &l.wq, &l.wk, &l.wv, &l.wo, &l.ffn_norm, &l.w_gate, &l.w_up, &l.w_down]
+                .into_iter()
+                .chain(l.head_norms.iter().flatten())
+                .chain(l.biases.iter())
+        });
         let head = (self.lm_head.name != self.embed.name).then_some(&self.lm_head);
         [&self.embed].into_iter().chain(layers).chain([&self.final_norm]).chain(head)
     }
@@ -317,6 +262,11 @@ impl Shard {
         // that the user named as the model to run.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
         Ok(Shard { path, index, data: Data::Mapped { map, file } })
+    }
+
+    /// Bytes in the place of those of the file.
+    fn owned(&self, bytes: Vec<u8>) -> Shard {
+        Shard { path: self.path.clone(), index: self.index, data: Data::Owned(bytes) }
     }
 
     pub(in crate::files) fn bytes(&self) -> &[u8] {
@@ -366,7 +316,7 @@ impl Shard {
 
 /// The tensors that the files of a checkpoint have, before they are checked against a configuration.
 struct Found {
-    /// The file to name when a tensor is nowhere: the only one, or the index.
+    /// The file to name in the error for a missing tensor: the only file, or the index.
     home: PathBuf,
     tensors: BTreeMap<String, (Arc<Shard>, Entry)>,
 }
@@ -387,7 +337,7 @@ impl Found {
         Ok(())
     }
 
-    /// Takes every tensor of the table, and nothing may be left.
+    /// Takes every tensor of the table; an error when one is left over.
     fn bind(mut self, config: &Config, quantization: Option<&Quantization>) -> Result<Weights> {
         let weights = Weights::table(config, |name, shape| {
             if let (Some(quantization), &[rows, cols]) = (quantization, shape)
@@ -414,17 +364,18 @@ impl Found {
         if let Some(quantization) = quantization {
             quantization.drop_ignored(&mut self.tensors);
         }
-        self.check_extra(config, &weights)?;
+        self.check_extra(config, &weights, quantization.is_some())?;
         Ok(weights)
     }
 
-    fn check_extra(&self, config: &Config, weights: &Weights) -> Result<()> {
+    fn check_extra(&self, config: &Config, weights: &Weights, quantized: bool) -> Result<()> {
         for (name, (shard, entry)) in &self.tensors {
-            if name.ends_with(".rotary_emb.inv_freq") {
+            let zeros = || shard.bytes()[entry.range.clone()].iter().all(|byte| *byte == 0);
+            if name.ends_with(".rotary_emb.inv_freq") || quantized && name.ends_with("_proj.bias") && zeros() {
                 continue;
             }
             let expected = if name != HEAD {
-                format!("no such tensor in a Llama of {} layers without biases", config.n_layers)
+                config.arch.no_such_tensor(config.n_layers)
             } else if !same_where_sampled(weights.embed.bytes(), &shard.bytes()[entry.range.clone()]) {
                 format!("a copy of {EMBED}, since config.json says tie_word_embeddings")
             } else {
@@ -436,8 +387,8 @@ impl Found {
     }
 }
 
-/// Compares the lengths, and the beginning, middle and end of two tensors: enough to tell a head of its own from a
-/// copy of the embedding without reading a gigabyte.
+/// Compares the lengths, and the beginning, middle and end of two tensors: enough to tell a separate head from a copy
+/// of the embedding without reading a gigabyte.
 fn same_where_sampled(a: &[u8], b: &[u8]) -> bool {
     const WINDOW: usize = 64 << 10;
     let window = a.len().min(WINDOW);

@@ -1,8 +1,8 @@
-//! `quantization_config` of `config.json`: what a quantized checkpoint has in the place of a matrix.
+//! Reads `quantization_config` of `config.json`: which tensors a quantized checkpoint has in place of a matrix.
 //!
-//! The tensors themselves say most (bits, groups, whether there are zero points), so that is read from their shapes, and the
-//! configuration says what no shape tells. A matrix that is there under its own name, not quantized, is taken as it is:
-//! methods name the modules that they leave alone in several ways.
+//! Most of it (bits, groups, whether there are zero points) is read from the shapes of the tensors; the configuration
+//! adds what no shape tells. A matrix that is present under its own name, not quantized, is taken as it is: methods
+//! have several ways to name the modules that they leave alone.
 
 use super::{
     Entry, Found, Shard, Tensor,
@@ -26,18 +26,18 @@ use std::{
 const SUPPORTED: &str = "supported: compressed-tensors (float-quantized, int-quantized, pack-quantized), gptq (4 and 8 bits), \
                          awq (gemm), fbgemm_fp8, fp8, and GGUF files";
 
-/// A method with its settings.
+/// A quantization method with its settings.
 pub(super) struct Quantization {
     path: PathBuf,
     method: Method,
 }
 
 enum Method {
-    /// compressed-tensors; the tile of block scales, where there is one.
+    /// compressed-tensors; the rows and columns that share a scale, where scales are for blocks.
     Compressed(Option<[usize; 2]>),
-    /// fp8 and fbgemm_fp8; the tile of block scales, where there is one.
+    /// fp8 and fbgemm_fp8; the rows and columns that share a scale, where scales are for blocks.
     Fp8(Option<[usize; 2]>),
-    /// Bits, columns of a group, what is added to a zero point.
+    /// Bits, columns of a group, and the number to add to a stored zero point.
     Gptq { bits: u32, group: Option<usize>, zero: u32 },
     /// Columns of a group.
     Awq { group: Option<usize> },
@@ -48,7 +48,7 @@ impl Quantization {
     pub fn of(dir: &Path) -> Result<Option<Quantization>> {
         let path = dir.join("config.json");
         let Some(text) = json::read_optional(&path)? else { return Ok(None) }; // weights alone
-        // Config::from_json has complained of JSON that is none
+        // Config::from_json has already reported malformed JSON
         let json: Value = json::parse(&text).unwrap_or_default();
         let Some(key) = quantization_key(&json) else { return Ok(None) };
         let settings = Settings { path: &path, key, config: &json[key] };
@@ -96,13 +96,13 @@ impl std::fmt::Debug for Quantization {
     }
 }
 
-/// Where the settings are in a `config.json`, if it has any: `compression_config` is compressed-tensors' first name for it. The
-/// newer one counts, as in transformers.
+/// The key of the settings in a `config.json`, if it has any. `compression_config` is the older name, used by
+/// compressed-tensors; the newer one counts, as in transformers.
 pub(in crate::files) fn quantization_key(config: &Value) -> Option<&'static str> {
     ["quantization_config", "compression_config"].into_iter().find(|key| !config[*key].is_null())
 }
 
-/// The matrix that a tensor of this name is a part of.
+/// The name of the matrix to which a tensor of this name belongs.
 pub(super) fn matrix(part: &str) -> Option<String> {
     const PARTS: [&str; 10] = [
         "weight_packed",
@@ -120,7 +120,7 @@ pub(super) fn matrix(part: &str) -> Option<String> {
     PARTS.contains(&part).then(|| format!("{module}.weight"))
 }
 
-/// The object, read with errors that name the file and the key.
+/// The settings as JSON; errors name the file and the key.
 struct Settings<'a> {
     path: &'a Path,
     key: &'static str,
@@ -169,7 +169,7 @@ impl Settings<'_> {
     }
 
     fn compressed(&self) -> Result<Method> {
-        // Rotations that are undone while the model computes: without them its weights are another model's.
+        // Rotations have to be undone while the model computes: without that, the weights are another model's.
         let transforms = &self.config["transform_config"];
         if has_content(&transforms["config_groups"]) || !transforms.is_object() && has_content(transforms) {
             return self.unsupported("a transform_config (rotated weights)".into());
@@ -230,7 +230,7 @@ fn has_content(value: &Value) -> bool {
     }
 }
 
-/// One matrix, and the tensors that a checkpoint may have of it.
+/// One matrix, and the tensors that a checkpoint may have for it.
 struct Module<'a> {
     found: &'a mut Found,
     /// Ends with a dot.
@@ -285,7 +285,7 @@ impl Module<'_> {
         Tensor::new(codes.shard, self.name.to_string(), self.shape, codes.range, stored)
     }
 
-    /// A byte a weight, under the matrix's own name; `None` when that is not quantized.
+    /// A matrix with a byte for each weight, under its own name; `None` when it is not quantized.
     fn bytes(&mut self, tile: Option<[usize; 2]>) -> Result<Option<Tensor>> {
         let layout = match self.found.tensors.get(self.name).map(|(_, entry)| entry.dtype) {
             Some(safetensors::Dtype::F8_E4M3) => Layout::E4m3,
@@ -322,7 +322,7 @@ impl Module<'_> {
         Ok(Some(self.tensor(codes, Grouped { layout, scale, group }, [Some(scales), zeros, None])))
     }
 
-    /// compressed-tensors' words.
+    /// A matrix in compressed-tensors' 32-bit words.
     fn packed(&mut self) -> Result<Tensor> {
         let [rows, cols] = self.shape;
         let (shard, entry) = self.take("weight_packed")?;
@@ -365,7 +365,7 @@ impl Module<'_> {
         Ok(self.tensor(codes, grouped, [Some(scales), zeros, group]))
     }
 
-    /// GPTQ's and AWQ's words.
+    /// A matrix in GPTQ's or AWQ's 32-bit words.
     fn words(&mut self, layout: Layout, group: Option<usize>) -> Result<Tensor> {
         let [rows, cols] = self.shape;
         let per_word = 32 / layout.bits() as usize;
@@ -392,7 +392,7 @@ impl Module<'_> {
         Ok(self.tensor(codes, grouped, [Some(scales), Some(zeros), of]))
     }
 
-    /// The group of each column, checked; `None` when they lie side by side, as without it.
+    /// The group of each column, checked; `None` when the groups are consecutive columns, as without such a tensor.
     fn groups(&mut self, part: &str, group: usize, groups: usize) -> Result<Option<Piece>> {
         let piece = self.exact(part, safetensors::Dtype::I32, &[self.shape[1]])?;
         let of = || piece.bytes().as_chunks().0.iter().map(|b| i32::from_le_bytes(*b));

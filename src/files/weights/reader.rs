@@ -1,9 +1,9 @@
-//! Reads tensors for a device that has its own memory: several threads read the files from front to back into a few buffers, which
-//! are page-locked for a GPU.
+//! Reads tensors for a device that has its own memory. Several threads read the files from front to back into a few
+//! buffers, which are page-locked for a GPU.
 //!
-//! The files are read by position, not through their memory map: a file that is cut short meanwhile then gives an error instead of
-//! `SIGBUS`. Copying from the map was not faster. `O_DIRECT` was tried with a cold page cache and left out: it was sometimes faster
-//! and sometimes slower, and it leaves the cache cold for the next start.
+//! The files are read by position, not through their memory map: if a file is cut short meanwhile, that gives an error
+//! instead of `SIGBUS`. Copying from the map was not faster. `O_DIRECT` was tried with a cold page cache and left out:
+//! it was sometimes faster and sometimes slower, and it leaves the cache cold for the next start.
 
 use crate::{Tensor, error::Result, files::config::Dtype};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
@@ -16,32 +16,33 @@ use std::{
     thread,
 };
 
-/// Most bytes of a buffer. Large enough that copying it over PCIe (36 us at 58 GB/s) takes much longer than asking for
-/// the copy, small enough that what was read is still in a cache then.
+/// Most bytes of a buffer. It is large enough that copying it over PCIe (36 us at 58 GB/s) takes much longer than
+/// starting the copy, and small enough that what was read is still in the CPU's cache by then.
 pub const CHUNK: usize = 2 << 20;
 /// Buffers of a reader: one is filled while the other is copied.
 pub const BUFFERS: usize = 2;
-/// Most readers. So many outrun PCIe 5.0 (63 GB/s) where each gets 4 GB/s out of the page cache.
+/// Most readers. That many are faster than PCIe 5.0 (63 GB/s) where each gets 4 GB/s out of the page cache.
 pub const MAX_READERS: usize = 16;
 
-/// Where the readers put what they read. A buffer belongs to one reader; dropping it waits for what was sent from it.
+/// Where the readers put what they read. A buffer belongs to one reader; dropping it waits until the data sent from it
+/// has arrived.
 pub trait Sink: Sync {
     /// Memory that the device can take data from.
     type Buffer: Send;
     /// A buffer of `len` bytes.
     fn buffer(&self, len: usize) -> Result<Self::Buffer>;
-    /// The buffer's bytes, when what was sent from it last has arrived.
+    /// The buffer's bytes, once the data last sent from it has arrived.
     fn bytes<'b>(&self, buffer: &'b mut Self::Buffer) -> Result<&'b mut [u8]>;
-    /// Starts bringing parts of the buffer, bf16 in all of them, to their places.
+    /// Starts copying parts of the buffer, all of them bf16, to the device.
     fn send(&self, buffer: &mut Self::Buffer, parts: &[Part]) -> Result<()>;
 }
 
-/// A part of a buffer and its place on the device.
+/// A part of a buffer, and where on the device it belongs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
     /// Bytes of the buffer.
     pub from: Range<usize>,
-    /// Where the first of them belongs, as the target of the tensor counts.
+    /// Where the first of them goes, in the unit of the target given with the tensor.
     pub to: u64,
 }
 
@@ -55,12 +56,13 @@ struct Chunk<'a> {
     pieces: Vec<(Dtype, Part)>,
 }
 
-/// Threads that read on this machine, for as much as keeps them busy.
+/// How many threads are worth using to read on this machine.
 pub fn readers() -> usize {
     thread::available_parallelism().map_or(1, |n| n.get()).min(MAX_READERS)
 }
 
-/// Reads every tensor, as bf16, to the place given with it; `progress` gets the bytes of the files as they are done.
+/// Reads every tensor, as bf16, to the target given with it; `progress` gets the number of bytes of the files, each
+/// time some are done.
 ///
 /// # Errors
 /// The first in the order of the readers: [`crate::error::Error::Io`] and [`crate::error::Error::File`] name the file and the
@@ -87,7 +89,8 @@ pub fn read_all<S: Sink>(targets: Vec<(&Tensor, u64)>, sink: &S, progress: &mut 
         let threads: Vec<_> = (0..readers().min(chunks.len())).map(spawn).collect();
         drop(done);
         news.iter().for_each(progress); // until the last reader has ended
-        // buffers of a reader that ends early stay until all have ended: dropping one may wait for the others' copies
+        // If a reader ends early, its buffers are kept until all have ended: dropping one may wait for the others'
+        // copies
         let ended = threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         ended.collect::<Result<Vec<Vec<S::Buffer>>>>().map(drop)
     })
@@ -166,7 +169,7 @@ fn to_bf16(dtype: Dtype, bytes: &mut [u8]) -> usize {
     }
 }
 
-/// Elements that are converted at once: in registers and the first cache.
+/// Elements that are converted at once: few enough for the first cache.
 const BLOCK: usize = 1024;
 
 fn convert<const N: usize>(bytes: &mut [u8], values: impl Fn(&[[u8; N]], &mut [f32])) -> usize {

@@ -1,5 +1,5 @@
-//! Tensors whose bytes are not their elements in order: quantized ones, and those of GGUF whose rows have another order. Their
-//! values are computed row by row while they are loaded.
+//! Tensors whose bytes are not simply their elements in order: quantized tensors, and tensors of GGUF files that keep
+//! their rows in another order. Their values are computed row by row while they are loaded.
 
 use super::{Shard, Tensor};
 use crate::files::{
@@ -9,14 +9,14 @@ use crate::files::{
 use rayon::prelude::*;
 use std::{ops::Range, sync::Arc};
 
-/// Rows whose values are computed at once, by one thread: words of GPTQ and AWQ lie across rows.
+/// Rows whose values one thread computes at once: words of GPTQ and AWQ hold codes of several rows.
 const ROWS: usize = 32;
 
 /// How a tensor lies in its files.
 pub(in crate::files) struct Stored {
     /// What its bytes are.
     pub format: Format,
-    /// Its rows are those of heads of so many, in the order x0, x(h/2), x1, x(h/2 + 1), ... : pairs that rotate are neighbours.
+    /// Its rows, or the elements of a vector, are those of heads of so many, in the order x0, x(h/2), x1, x(h/2 + 1), ... : pairs that rotate are neighbours.
     /// Here the halves are apart.
     pub paired: Option<usize>,
     /// Tensors beside it.
@@ -40,7 +40,7 @@ impl Piece {
 }
 
 impl Stored {
-    /// Nothing but bytes of a format.
+    /// A tensor that is nothing but bytes of a format.
     pub fn of(format: Format) -> Stored {
         Stored { format, paired: None, scales: None, zeros: None, groups: None }
     }
@@ -59,7 +59,7 @@ impl Stored {
         [&self.scales, &self.zeros, &self.groups].into_iter().flatten()
     }
 
-    /// Row of the file that is row `i`.
+    /// Which row of the file is row `i` of the tensor.
     fn row(&self, i: usize) -> usize {
         let Some(head) = self.paired else { return i };
         let (first, i) = (i / head * head, i % head);
@@ -68,7 +68,7 @@ impl Stored {
 }
 
 impl Tensor {
-    /// A tensor of a file that was checked: `range` is in it, and as long as `stored` says.
+    /// A tensor of a file that was checked: `range` lies in it, and is as long as `stored` says.
     pub(in crate::files) fn new(
         shard: Arc<Shard>,
         name: String,
@@ -89,10 +89,20 @@ impl Tensor {
         self.stored.as_ref().map_or(Format::Plain(self.dtype), |stored| stored.format)
     }
 
-    /// Its bytes are its elements in order. Backends compute with such tensors alone; [`Model::load`](crate::model::Model::load)
-    /// makes them of all others.
+    /// Whether its bytes are simply its elements in order. Backends compute with such tensors only;
+    /// [`Model::load`](crate::model::Model::load) converts all others.
     pub fn is_plain(&self) -> bool {
         self.stored.is_none()
+    }
+
+    /// Its rows are those of heads of so many, whose halves are in turn in the file: rows 0 and `h / 2` first.
+    pub(crate) fn paired(&self) -> Option<usize> {
+        self.stored.as_ref().and_then(|stored| stored.paired)
+    }
+
+    /// It has zero points of its own.
+    pub(crate) fn has_zeros(&self) -> bool {
+        self.stored.as_ref().is_some_and(|stored| stored.zeros.is_some())
     }
 
     /// Bytes of its files that are its own: elements or codes, scales, zero points.
@@ -113,6 +123,12 @@ impl Tensor {
             return Grouped::values(grouped, [self.rows, cols], stored.parts(bytes), first, out);
         }
         let format = self.format();
+        if let (Some(stored @ Stored { paired: Some(_), .. }), 1) = (stored, self.rows) {
+            let mut own = vec![0f32; cols];
+            self.dtype.read(bytes, &mut own); // a vector is plain
+            out.iter_mut().enumerate().for_each(|(i, x)| *x = own[stored.row(i)]);
+            return;
+        }
         let width = format.row_bytes(cols).expect("checked when it was opened");
         for (i, out) in (first..).zip(out.chunks_exact_mut(cols)) {
             let row = stored.map_or(i, |stored| stored.row(i));
@@ -126,7 +142,6 @@ impl Tensor {
 
     /// The codes of as many rows as `out` holds, from row `first` on, of a tensor that has [scales](Tensor::scales): a value is
     /// `scale * (code - zero point)`.
-    #[cfg(feature = "cuda")]
     pub(crate) fn codes(&self, first: usize, out: &mut [f32]) {
         let Some(stored) = self.stored.as_deref() else { return };
         match stored.format {
@@ -148,7 +163,6 @@ impl Tensor {
 
     /// The scales and the zero points of a row, for each [group](Format::group) of columns. `None` where values are not
     /// `scale * (code - zero point)`, and where columns are not in the order of their groups.
-    #[cfg(feature = "cuda")]
     pub(crate) fn scales(&self, row: usize) -> Option<(Vec<f32>, Vec<f32>)> {
         let stored = self.stored.as_deref()?;
         match stored.format {
@@ -170,8 +184,8 @@ impl Tensor {
         }
     }
 
-    /// The same tensor with its elements in order, of type `dtype` unless they are it already. A quantized one takes memory of
-    /// its own for them.
+    /// The same tensor as plain elements in order, of type `dtype` unless it is plain already. For a quantized one this
+    /// takes new memory.
     pub(crate) fn plain(&self, dtype: Dtype) -> Tensor {
         if self.is_plain() {
             return self.clone();
@@ -185,5 +199,14 @@ impl Tensor {
             dtype.round(values, out);
         });
         self.with_bytes(dtype, bytes)
+    }
+
+    /// The same tensor in another format, in memory of its own: its codes or blocks, and the scales of codes.
+    pub(in crate::files) fn quantized(&self, format: Format, codes: Vec<u8>, scales: Vec<u8>) -> Tensor {
+        let piece = |bytes: Vec<u8>| Piece { range: 0..bytes.len(), shard: Arc::new(self.shard.owned(bytes)) };
+        let codes = piece(codes);
+        let scales = (!scales.is_empty()).then(|| piece(scales));
+        let stored = Stored { scales, ..Stored::of(format) };
+        Tensor::new(codes.shard, self.name.to_string(), [self.rows, self.cols], codes.range, stored)
     }
 }

@@ -1,7 +1,8 @@
 //! One case of one op, ready to be called, checked and timed.
 //!
-//! A call is timed inside a recorded sequence of calls, each on buffers of its own, so that neither the host nor what is in
-//! the L2 cache counts: `copies` sets of buffers, together at least twice the L2 where the case is large enough for that.
+//! Calls are timed inside a recorded sequence, each on buffers of its own, so that neither the host nor the contents of
+//! the L2 cache matter. There are `copies` sets of buffers: if the case is large enough, together they are at least
+//! twice the L2.
 
 use super::{Times, ratio::Ratio};
 use crate::{
@@ -66,15 +67,15 @@ pub struct KernelResult {
     /// What a call launches.
     #[serde(skip)]
     pub launches: Vec<Launched>,
-    /// Of one call; absent when it failed.
+    /// Times of one call; absent when it failed.
     pub times: Option<Times>,
     /// A variant's time as a multiple of the shipped kernel's.
     pub ratio: Option<Ratio>,
     /// Sets of buffers that took turns.
     pub copies: usize,
-    /// They are at least twice the L2 cache: no call finds its data there.
+    /// Whether they are at least twice the L2 cache, so that no call finds its data there.
     pub cold: bool,
-    /// Against the reference.
+    /// Comparison with the reference.
     pub check: Check,
 }
 
@@ -117,7 +118,7 @@ impl<'a, O: Op> Bench<'a, O> {
             true => 1,
             false => (2 * l2).div_ceil(bytes).clamp(1, MAX_COPIES as u64) as usize,
         };
-        // one set would be cold by its own size
+        // a single set is cold if it is large enough by itself
         let cold = copies as u64 * bytes >= 2 * l2;
         let mut buffers = (0..copies).map(|i| op.setup(cuda, i as u64)).collect::<Result<Vec<_>>>()?;
         let launches = cuda.launches(|| op.run(cuda, &mut buffers[0]))?;
@@ -165,7 +166,7 @@ impl<'a, O: Op> Bench<'a, O> {
     }
 }
 
-/// A case after its first call, compared with the reference where that is asked for.
+/// A case after its first call, compared with the reference if that was asked for.
 pub(super) fn ready<'a, O: Op>(
     cuda: &'a Cuda,
     op: &O,

@@ -1,4 +1,4 @@
-//! Kernels, one call at a time: all cases of all ops.
+//! Measures kernels: all cases of all ops, one call at a time.
 
 use super::{
     case::{Bench, Check, KernelOptions, KernelResult, ready},
@@ -10,8 +10,8 @@ use crate::{
     ops::{self, Op, Visitor},
 };
 
-/// Runs all cases of all ops; `each` gets a result as soon as it is there: the shipped kernel's, then each variant's. A case
-/// that fails does not stop the others.
+/// Runs all cases of all ops. `each` gets every result as soon as it is known: first the shipped kernel's, then each
+/// variant's. A case that fails does not stop the others.
 ///
 /// # Errors
 /// `Input` when no op has the name; what opening the GPU for a variant says.
@@ -57,7 +57,7 @@ pub fn kernels(cuda: &Cuda, options: &KernelOptions, each: &mut dyn FnMut(Kernel
     }
 }
 
-/// Checks and times a case by the shipped kernels; without what was timed when that failed.
+/// Checks and times a case with the shipped kernels. If that fails, the first value is `None`.
 fn shipped<'a, O: Op>(cuda: &'a Cuda, op: &O, options: &KernelOptions) -> (Option<Bench<'a, O>>, KernelResult) {
     let mut result = KernelResult::new(op, None);
     let mut run = || -> Result<Bench<O>> {

@@ -1,4 +1,4 @@
-//! Variants of the lab against the shipped kernels: the same case, the same inputs, timed in turn.
+//! Compares variants of the kernel lab with the shipped kernels: the same case, the same inputs, timed in turn.
 
 use super::{
     Times,
@@ -15,7 +15,7 @@ use crate::{
 pub(super) struct Lab {
     variant: &'static Variant,
     cuda: Cuda,
-    /// A case ran one of its kernels.
+    /// Whether a case has run one of its kernels.
     used: bool,
 }
 
@@ -26,7 +26,7 @@ pub(super) fn open(cuda: &Cuda, stem: &str, variants: &[&'static Variant]) -> Re
 }
 
 impl Lab {
-    /// Checks the variant and times it in turn with the shipped kernel; nothing when the case runs none of its kernels.
+    /// Checks the variant, and times it in turn with the shipped kernel. `None` when the case runs none of its kernels.
     pub(super) fn case<O: Op>(
         &mut self,
         op: &O,
@@ -51,7 +51,7 @@ impl Lab {
         ran.then_some(result)
     }
 
-    /// The failure of a variant that no case has run.
+    /// A failed result if no case has run the variant.
     pub(super) fn unused<O: Op>(&self) -> Option<KernelResult> {
         let result = KernelResult::new(O::cases().first()?, Some(self.variant.name));
         let kernels = self.variant.kernels().into_iter().collect::<Vec<_>>().join(", ");
@@ -60,7 +60,7 @@ impl Lab {
     }
 }
 
-/// Times of the variant, and their ratio to the shipped kernel's. Who is first changes from pair to pair.
+/// Times of the variant, and their ratio to the shipped kernel's. The two take turns in going first.
 fn in_turn<O: Op>(variant: &mut Bench<O>, shipped: &mut Bench<O>, options: &KernelOptions) -> Result<(Times, Ratio)> {
     if !options.once {
         variant.times(1, true)?; // the shipped kernel has been timed already

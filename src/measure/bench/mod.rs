@@ -63,14 +63,15 @@ pub struct Times {
 }
 
 impl Times {
-    /// Of at least one run, in the order in which they ran: ten groups, or one of each run where there are fewer.
+    /// From at least one run, in the order in which they ran. They make ten groups, or one for each run if there are
+    /// fewer.
     pub fn new(ms: Vec<f64>) -> Times {
         let groups = GROUPS.min(ms.len());
         let group = |i| ms[i * ms.len() / groups..(i + 1) * ms.len() / groups].to_vec();
         Times::of_groups((0..groups).map(group).collect())
     }
 
-    /// Of groups of at least one run each.
+    /// From groups of at least one run each.
     pub fn of_groups(groups: Vec<Vec<f64>>) -> Times {
         let medians_ms = groups.iter().map(|g| median(&mut g.clone())).collect();
         let mut ms = groups.concat();
@@ -79,19 +80,19 @@ impl Times {
     }
 }
 
-/// Of at least one value; sorts them.
+/// The median of at least one value; sorts them.
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0
 }
 
-/// `n` token ids spread over the vocabulary; others for another `seed`.
+/// `n` token ids spread over the vocabulary; different ones for each `seed`.
 pub fn tokens(n: usize, vocab: usize, seed: u64) -> Vec<u32> {
     crate::ops::noise_ids(n, vocab, seed)
 }
 
-/// Time of a prompt of `n` tokens: from its ids on the host to the logits of its last token on the host. `repeat` runs after
-/// one that is not counted.
+/// Times a prompt of `n` tokens: from its ids on the host to the logits of its last token on the host. One run is not
+/// counted; then come `repeat` runs.
 ///
 /// # Errors
 /// `Context` when it does not fit; `Input` when nothing is asked for.
@@ -101,7 +102,7 @@ pub fn prefill(engine: &Engine, n: usize, repeat: usize) -> Result<Times> {
     let mut ms = Vec::new();
     for run in 0..=repeat {
         let mut tokens = tokens(n, engine.config().vocab, run as u64);
-        // nothing of the run before can be kept
+        // nothing of the run before can be reused
         tokens[0] = (run % engine.config().vocab) as u32;
         let begin = Instant::now();
         session.sync(&tokens)?;
@@ -113,18 +114,19 @@ pub fn prefill(engine: &Engine, n: usize, repeat: usize) -> Result<Times> {
     Ok(Times::new(ms))
 }
 
-/// What [`decode`] measures.
+/// Result of [`decode`].
 #[derive(Debug, Clone)]
 pub struct Decode {
-    /// Of a step, from one token on the host to the next; a group for each repetition.
+    /// Times of a step, from one token on the host to the next; a group for each repetition.
     pub times: Times,
-    /// On a GPU: microseconds of a step that the calling thread does not spend waiting for the device, at the median. That is
-    /// what it takes to enqueue a step and to take a token; it happens while the device works on steps enqueued before.
+    /// On a GPU: microseconds of a step, at the median, that the calling thread does not spend waiting for the device.
+    /// This is the time to enqueue a step and to take a token; meanwhile the device works on steps that were enqueued
+    /// before.
     pub host_us: Option<f64>,
 }
 
-/// Time of a decode step after `depth` tokens (0 means the one that decoding needs to start): `n` steps, greedy, each token
-/// fed back on the device, and that `repeat` times from the same depth.
+/// Times decode steps after `depth` tokens (0 means the one token that decoding needs to start): `n` greedy steps, in
+/// which each token is fed back on the device, and all this `repeat` times from the same depth.
 ///
 /// # Errors
 /// `Context` when [`decode_context`] is more than the engine's; `Input` when nothing is asked for.
@@ -155,7 +157,7 @@ fn step(steps: &mut crate::engine::Decode<'_>) -> Result<(Duration, Duration)> {
     Ok((begin.elapsed(), steps.waited() - waited))
 }
 
-/// Time of a step of so many sequences together, after `depth` tokens each: `n` steps, greedy, and that `repeat` times.
+/// Times steps of several sequences together, after `depth` tokens each: `n` greedy steps, `repeat` times.
 ///
 /// # Errors
 /// As [`decode`]; `Input` for more sequences than a batch takes.
@@ -192,7 +194,8 @@ pub fn together_context(sequences: usize, depth: usize, n: usize) -> usize {
     decode_context(depth, n) + sequences * (depth.div_ceil(BatchOptions::default().chunk) + 2)
 }
 
-/// What a step of so many sequences after `depth` tokens each must move and compute at least: each weight once, each cache.
+/// What a step of this many sequences, after `depth` tokens each, must move and compute at least: each weight once,
+/// each cache.
 ///
 /// # Errors
 /// `Input` for no sequences.
@@ -211,7 +214,7 @@ fn at_least_one(option: &str, n: usize) -> Result<()> {
     if n > 0 { Ok(()) } else { Err(Error::Input(format!("{option} is 0, expected at least 1"))) }
 }
 
-/// What a step over `rows` tokens after `depth` others must move and compute at least, by the count of its ops.
+/// What a step over `rows` tokens, after `depth` others, must move and compute at least, counted from its ops.
 ///
 /// # Errors
 /// `Input` without rows.

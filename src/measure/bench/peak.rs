@@ -19,11 +19,11 @@ use std::{hint::black_box, time::Instant};
 /// Best rates of a machine.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Peak {
-    /// Of reading much more than a cache holds, and nothing else.
+    /// Reading much more than a cache holds, and nothing else.
     pub read_gb_per_s: f64,
-    /// Of a large copy, reads and writes counted.
+    /// A large copy, counting both reads and writes.
     pub copy_gb_per_s: f64,
-    /// Of a large bf16 matrix product on noise, by whichever implementation the engine takes.
+    /// A large bf16 matrix product on noise, by the implementation that the engine uses.
     pub matmul_tflops: Option<f64>,
     /// The GPU while its memory was read at that rate.
     pub running: Option<Running>,
@@ -37,14 +37,14 @@ const READ_BYTES: u64 = 4 << 30;
 const STREAMS: usize = 4;
 
 impl Peak {
-    /// Milliseconds in which nothing can be faster: all bytes at the rate of reading, all operations at the rate of the
-    /// product.
+    /// The least possible time in milliseconds: all bytes at the measured rate of reading, all operations at the
+    /// measured rate of the product.
     pub fn floor_ms(&self, cost: Cost) -> f64 {
         let bytes = (cost.read + cost.write) as f64 / (self.read_gb_per_s * 1e6);
         self.matmul_tflops.map_or(bytes, |t| bytes.max(cost.flops as f64 / (t * 1e9)))
     }
 
-    /// Of this machine's CPU and its memory, by the threads of `cpu`: the best of five passes over `bytes`.
+    /// Measures this machine's CPU and memory with the threads of `cpu`: the best of five passes over `bytes`.
     pub fn of_host<A: Act>(cpu: &Cpu<A>, bytes: usize) -> Peak {
         const PART: usize = 1 << 17;
         let src: Vec<u64> = (0..bytes.div_ceil(8) as u64).collect();
@@ -69,7 +69,7 @@ impl Peak {
         Peak { read_gb_per_s, copy_gb_per_s, matmul_tflops: None, running: None }
     }
 
-    /// Of a GPU; a few seconds.
+    /// Measures a GPU; takes a few seconds.
     #[cfg(feature = "cuda")]
     pub fn measure(cuda: &Cuda) -> Result<Peak> {
         let emulated = cuda.info().is_emulated();
@@ -82,7 +82,8 @@ impl Peak {
     }
 }
 
-/// The sum of `x`, read as [`STREAMS`] pieces side by side: from one, a CPU prefetches no further than to the end of a page.
+/// The sum of `x`, read as [`STREAMS`] pieces side by side: within a single piece, a CPU prefetches only to the end of
+/// a page.
 fn sum_of(x: &[u64]) -> u64 {
     let piece = x.len() / STREAMS / 8 * 8;
     let mut sums = [0u64; 8];
@@ -99,7 +100,7 @@ fn sum_of(x: &[u64]) -> u64 {
 fn read_bandwidth(cuda: &Cuda, bytes: usize) -> Result<(f64, Option<Running>)> {
     let op = StreamRead { blocks: StreamRead::blocks(cuda.info().sm_count), words: bytes / 16 * 4 };
     let (mut out, mut x) = (cuda.alloc(op.blocks)?, cuda.alloc(op.words)?);
-    // not zeros, for which a memory system takes less power
+    // not zeros, for which memory takes less power
     let block: Vec<u32> = (0..op.words.min(1 << 24) as u32).map(|i| i.wrapping_mul(0x9E37_79B9)).collect();
     for at in (0..op.words).step_by(block.len()) {
         cuda.write(&mut x, at, &block[..block.len().min(op.words - at)])?;

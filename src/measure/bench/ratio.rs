@@ -2,31 +2,33 @@
 
 use serde::Serialize;
 
-/// A time as a multiple of another, from pairs of runs one right after the other. What drifts, as clocks and temperature do,
-/// is the same for both of a pair.
+/// A time as a multiple of another, from pairs of runs one right after the other. Drift, such as that of clocks and
+/// temperature, affects both of a pair equally.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Ratio {
     /// Median over the pairs.
     pub p50: f64,
-    /// From here to `high` the true median is with at least 95% confidence; of fewer than six pairs, the lowest.
+    /// Lower end of the interval that holds the true median with at least 95% confidence; with fewer than six pairs,
+    /// the lowest ratio.
     pub low: f64,
     /// The other end.
     pub high: f64,
 }
 
 impl Ratio {
-    /// Of at least one pair `(this, other)`. The interval is that of order statistics: it asks nothing of the distribution.
+    /// From at least one pair `(this, other)`. The interval uses order statistics, so it assumes nothing about the
+    /// distribution.
     pub fn new(pairs: &[(f64, f64)]) -> Ratio {
         let mut r: Vec<f64> = pairs.iter().map(|(this, other)| this / other).collect();
         r.sort_by(f64::total_cmp);
         let n = r.len();
-        // how many of n pairs are below the median: Binomial(n, 1/2), of which this half width holds 95%
+        // how many of n pairs are below the median follows Binomial(n, 1/2), of which this half width holds 95%
         let width = 0.98 * (n as f64).sqrt();
         let low = ((n as f64 / 2.0 - width) as usize).saturating_sub(1);
         Ratio { p50: (r[(n - 1) / 2] + r[n / 2]) / 2.0, low: r[low], high: r[n - 1 - low] }
     }
 
-    /// What it says: `faster`, `slower`, or `no difference` when the interval holds 1.
+    /// The verdict: `faster`, `slower`, or `no difference` when the interval holds 1.
     pub fn verdict(&self) -> &'static str {
         match () {
             () if self.high < 1.0 => "faster",

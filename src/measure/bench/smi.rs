@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// It has hung when it takes longer.
+/// nvidia-smi counts as hung when it takes longer than this.
 const LIMIT: Duration = Duration::from_secs(20);
 const PROGRAM: &str = "nvidia-smi";
 
@@ -19,7 +19,7 @@ const PROGRAM: &str = "nvidia-smi";
 pub struct Board {
     /// `580.95.05`
     pub driver_version: Option<String>,
-    /// `Enabled`: part of the memory and of its bandwidth goes to error correction, where the memory has none of its own.
+    /// `Enabled`: a part of the memory and its bandwidth is used for error correction, unless the memory has its own.
     pub ecc: Option<String>,
     /// Highest clock of the multiprocessors.
     pub max_sm_mhz: Option<f64>,
@@ -38,12 +38,12 @@ pub struct Running {
     pub memory_mhz: Option<f64>,
     /// Power.
     pub power_w: Option<f64>,
-    /// Of the chip.
+    /// Temperature of the chip.
     pub temperature_c: Option<f64>,
 }
 
 impl Board {
-    /// Of the GPU at a PCI address; `None` where nothing can be learned.
+    /// Asks about the GPU at a PCI address; `None` if nothing can be learned.
     pub fn of(pci: &str) -> Option<Board> {
         Board::by(PROGRAM, pci)
     }
@@ -74,7 +74,7 @@ impl Board {
 }
 
 impl Running {
-    /// Of the GPU at a PCI address while `load` runs, again and again; `None` where nothing can be learned.
+    /// Asks about the GPU at a PCI address while `load` runs, again and again; `None` if nothing can be learned.
     ///
     /// # Errors
     /// Those of `load`.

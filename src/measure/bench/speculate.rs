@@ -1,4 +1,4 @@
-//! Speculation beside plain decoding: how much faster which kind of text comes, and that it is the same.
+//! Measures speculation beside plain decoding: how much faster each kind of text comes, and that it stays the same.
 
 use super::median;
 use crate::{
@@ -10,7 +10,7 @@ use serde::Serialize;
 /// Something to continue.
 #[derive(Debug, Clone)]
 pub struct Prompt {
-    /// Of what kind the text is: results are summed up by it.
+    /// The kind of text, by which results are grouped.
     pub kind: String,
     /// Its tokens.
     pub tokens: Vec<u32>,
@@ -18,10 +18,10 @@ pub struct Prompt {
     pub prediction: Vec<u32>,
 }
 
-/// What was measured of the texts of one kind.
+/// Results for the texts of one kind.
 #[derive(Debug, Clone, Serialize)]
 pub struct Kind {
-    /// Which.
+    /// The kind of text.
     pub kind: String,
     /// Texts.
     pub texts: usize,
@@ -31,7 +31,7 @@ pub struct Kind {
     pub drafted: usize,
     /// Of these, the ones that were right.
     pub accepted: usize,
-    /// Guesses that were right, of a step.
+    /// Right guesses in each step, on average.
     pub accepted_per_step: f64,
     /// Tokens a second without guesses; of each text the median of its runs.
     pub plain_tokens_per_s: f64,
@@ -46,7 +46,7 @@ pub struct Kind {
 pub struct Speculation {
     /// By kind, in the order in which the prompts have them.
     pub kinds: Vec<Kind>,
-    /// Milliseconds of a step by its rows, the last token and guesses, where such steps were made.
+    /// Milliseconds of a step by its number of rows (the last token and the guesses), for the numbers that occurred.
     pub step_ms: Vec<(usize, f64)>,
 }
 
@@ -118,7 +118,7 @@ impl Kind {
         }
     }
 
-    /// The rates, by the seconds without guesses and with them.
+    /// Computes the rates from the seconds without guesses and with them.
     fn divide(&mut self, [plain, with]: [f64; 2]) {
         self.accepted_per_step = self.accepted as f64 / (self.tokens - self.accepted).max(1) as f64;
         [self.plain_tokens_per_s, self.tokens_per_s] = [plain, with].map(|s| self.tokens as f64 / s);

@@ -1,4 +1,4 @@
-//! One decode step as the device's clock saw it: when each kernel ran, and the gaps between them.
+//! One decode step as the device's clock saw it: when each kernel ran, and the gaps between kernels.
 
 use super::{WARM_UP, decode_context, median, step, tokens};
 use crate::{
@@ -9,29 +9,29 @@ use crate::{
 use serde::Serialize;
 use std::{collections::BTreeMap, time::Duration};
 
-/// Steps that [`timeline`] decodes at most.
+/// Most steps that [`timeline`] decodes.
 pub const TIMELINE_STEPS: usize = 48;
 
 /// A traced step.
 #[derive(Debug, Clone, Serialize)]
 pub struct Timeline {
-    /// Tokens before the step, nearly.
+    /// Tokens before the step, approximately.
     pub depth: usize,
     /// Wall time of a step without a trace, microseconds: the median.
     pub untraced_us: f64,
-    /// Wall time of a step with one, likewise: what the trace itself costs shows here.
+    /// Wall time of a step with a trace, likewise: the difference is what the trace costs.
     pub traced_us: f64,
     /// From the first block's begin to the last one's end.
     pub step_us: f64,
-    /// The clock advances in steps of so many nanoseconds, as far as these times show.
+    /// Nanoseconds by which the clock advances, as far as these times show.
     pub clock_ns: u64,
     /// Layers of the model.
     pub n_layers: usize,
-    /// Launches of kernels that note no times: what they took shows as gaps between others.
+    /// Launches of kernels that note no times: their time shows as gaps between other kernels.
     pub silent: BTreeMap<String, usize>,
     /// In the order in which they were enqueued.
     pub launches: Vec<Timed>,
-    /// By number; those on which nothing ran, too.
+    /// By number, including those on which nothing ran.
     pub sms: Vec<Sm>,
 }
 
@@ -42,23 +42,23 @@ pub struct Timed {
     pub kernel: String,
     /// The op with its sizes.
     pub case: String,
-    /// That it must move at least.
+    /// Bytes that it must move at least.
     pub bytes: u64,
     /// Blocks.
     pub blocks: usize,
-    /// Its first block begins.
+    /// When its first block began.
     pub begin_us: f64,
-    /// The first block knows that the kernels before are done.
+    /// When its first block knew that the kernels before were done.
     pub ready_us: f64,
     /// The last block ends.
     pub end_us: f64,
-    /// From the end of what ran before to its `ready`.
+    /// From the end of what ran before until it was ready.
     pub gap_us: f64,
-    /// From there to its end.
+    /// From then to its end.
     pub run_us: f64,
-    /// The bytes over gap and run.
+    /// Its bytes divided by gap and run.
     pub gb_per_s: f64,
-    /// Of its blocks, as noted.
+    /// The spans of its blocks, as noted.
     #[serde(skip)]
     pub spans: Vec<Span>,
 }
@@ -79,9 +79,12 @@ pub struct Sm {
 /// `NoGpu` when the model does not run on one; `Context` when the depth does not fit.
 pub fn timeline(engine: &Engine, depth: usize) -> Result<Timeline> {
     let Some(cuda) = engine.cuda() else {
-        return Err(Error::NoGpu(format!("a timeline is of kernels on a GPU: this model runs on {}", engine.device())));
+        return Err(Error::NoGpu(format!(
+            "a timeline shows kernels on a GPU, and this model runs on {}",
+            engine.device()
+        )));
     };
-    // a trace has room for the steps that it does not show: the first one, which is not recorded
+    // the trace also needs room for steps that it does not show: the first one, which is not recorded
     let (n, room) = if cuda.info().is_emulated() { (4, 1 << 15) } else { (TIMELINE_STEPS / 2, 1 << 20) };
     let mut session = engine.session(decode_context(depth, 2 * n))?;
     session.sync(&tokens(depth.max(1), engine.config().vocab, 1))?;
@@ -146,7 +149,7 @@ impl Timeline {
         })
     }
 
-    /// Microseconds between kernels, in all.
+    /// All gaps between kernels, in microseconds.
     pub fn gaps_us(&self) -> f64 {
         self.launches.iter().map(|l| l.gap_us).sum()
     }
@@ -157,7 +160,7 @@ impl Timed {
     fn new(l: Launch, done_us: f64, us: impl Fn(u64) -> f64) -> Timed {
         let at = |time: fn(&Span) -> u64| l.spans.iter().map(time);
         let begin_us = at(|s| s.begin).min().map_or(0.0, &us);
-        // a block that returned before it waited, because it had no work, was never ready
+        // a block that had no work returned before it waited, so it was never ready
         let waited = l.spans.iter().filter(|s| s.ready > s.begin || us(s.begin) >= done_us);
         let ready_us = waited.map(|s| s.ready).min().map_or(done_us, &us);
         let end_us = at(|s| s.end).max().map_or(0.0, &us);
@@ -221,7 +224,7 @@ mod tests {
         // a block without work is not the first that is ready
         let idle = Timed::new(launch(&[(2000, 2000, 2100), (2000, 2600, 3000)]), second.end_us, us);
         assert_eq!((idle.begin_us, idle.ready_us), (2.0, 2.6));
-        // ends before what ran beside it
+        // it ends before the kernel that ran at the same time
         let beside = Timed::new(launch(&[(800, 900, 1000)]), second.end_us, us);
         assert_eq!((beside.gap_us, beside.run_us), (0.0, 0.0));
     }

@@ -1,4 +1,4 @@
-//! The five tasks: how a row becomes a question, and a document with its few-shot examples.
+//! The five tasks: how a row becomes a question, and how a document is made of a question and few-shot examples.
 
 use super::PythonRandom;
 use crate::error::{Error, Result};
@@ -41,7 +41,7 @@ impl Task {
         }
     }
 
-    /// The harness also reports accuracy by log-probability per character.
+    /// Whether the harness also reports accuracy by log-probability per character.
     pub fn has_acc_norm(self) -> bool {
         self == Task::Hellaswag
     }
@@ -121,7 +121,7 @@ struct Question {
 /// What the model is asked about one row of a test set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Document {
-    /// Whose it is.
+    /// The task it belongs to.
     pub task: Task,
     /// Number of its row in the test set.
     pub doc_id: usize,
@@ -129,12 +129,12 @@ pub struct Document {
     pub context: String,
     /// The answers to choose from; what follows the context is a space and one of them.
     pub choices: Vec<String>,
-    /// The right one.
+    /// Index of the right one.
     pub gold: usize,
 }
 
 impl Document {
-    /// What may follow the context.
+    /// The texts that may follow the context.
     pub fn continuations(&self) -> Vec<String> {
         self.choices.iter().map(|c| format!(" {c}")).collect()
     }

@@ -3,7 +3,7 @@
 use super::{Sample, Task};
 use serde::Serialize;
 
-/// What a task came to.
+/// The results of a task.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TaskResult {
     /// The harness's name of the task.
@@ -14,7 +14,7 @@ pub struct TaskResult {
     pub acc: f64,
     /// Its standard error; absent for fewer than two documents.
     pub acc_stderr: Option<f64>,
-    /// The same by log-probability per character, where the harness reports it.
+    /// The same by log-probability per character, for tasks where the harness reports it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub acc_norm: Option<f64>,
     /// Its standard error.

@@ -1,8 +1,8 @@
 //! KoBEST as lm-evaluation-harness runs it: the same requests, few-shot examples, metrics and standard errors.
 //!
-//! [`documents`] makes the requests of a task from its files, [`run`] asks the model, [`TaskResult::of`] adds up. A document's
-//! context is computed once for all its choices, and what it has in common with the one before it is not computed again, so
-//! the documents of a task run in the order of their tokens.
+//! [`documents`] makes the requests of a task from its files, [`run`] asks the model, and [`TaskResult::of`] adds up.
+//! The context of a document is computed once for all its choices, and the beginning that it shares with the context
+//! before is not computed again. Therefore the documents of a task run in the order of their tokens.
 
 mod kobest;
 mod metrics;

@@ -14,7 +14,7 @@ impl PythonRandom {
         PythonRandom(Mt::new_with_key(words[..n].iter().copied()))
     }
 
-    /// `randrange(n)` for `n` from 1 to 2^32 - 1: as many bits as `n` has, until they are below it.
+    /// `randrange(n)` for `n` from 1 to 2^32 - 1: draws as many bits as `n` has, until the number is below `n`.
     fn below(&mut self, n: usize) -> usize {
         let bits = usize::BITS - n.leading_zeros();
         loop {

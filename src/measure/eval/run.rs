@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 /// What the model said about a document.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
-    /// Whose it is.
+    /// The task it belongs to.
     pub task: Task,
     /// Number of its row in the test set.
     pub doc_id: usize,
@@ -24,17 +24,17 @@ pub struct Sample {
     pub logprobs: Vec<f64>,
     /// Whether greedy decoding would have given it.
     pub greedy: Vec<bool>,
-    /// The choice of the highest log-probability, the first of equals.
+    /// The choice with the highest log-probability, the first of several equals.
     pub pred: usize,
-    /// The choice of the highest log-probability per character.
+    /// The choice with the highest log-probability per character.
     pub pred_norm: usize,
-    /// Tokens of all choices, each with the whole context.
+    /// Tokens of all choices, each counted with the whole context.
     pub asked: usize,
     /// Tokens that went through the model.
     pub computed: usize,
 }
 
-/// How far a run is, in tokens asked for.
+/// How far a run is, in tokens of the requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     /// So far.
@@ -43,12 +43,12 @@ pub struct Progress {
     pub total: usize,
 }
 
-/// Asks the model about each document and gives `each` what it said, in the order of computation: that of the tasks in
-/// `documents`, and within a task that of the contexts' tokens, in which neighbours have most in common. Ends when `each`
-/// returns `false`.
+/// Asks the model about each document and gives the answer to `each`. The order is that of the computation: tasks in
+/// the order of `documents`, and within a task the contexts in the order of their tokens, so that neighbours share as
+/// much as possible. Ends when `each` returns `false`.
 ///
-/// With `special` the tokenizer's own rule puts a BOS before a context; with `cut` a context that is too long loses its
-/// beginning.
+/// With `special`, BOS is put before a context if the tokenizer's own rule says so; with `cut`, a context that is too
+/// long loses its beginning.
 ///
 /// # Errors
 /// `Input` when a document is too long and may not be cut; whatever `each` returns.
@@ -64,7 +64,7 @@ pub fn run(
         let request = Request::encode(tokenizer, &d.context, &d.continuations(), special, first)?;
         match request.positions() {
             needed if needed > max && !cut => Err(Error::Input(format!(
-                "document {} of {} has {needed} tokens, the context {max}: let contexts be cut on the left (--cut), or ask \
+                "document {} of {} has {needed} tokens, the context has {max}: cut contexts on the left (--cut), or ask \
                  for fewer shots or a larger context",
                 d.doc_id, d.task
             ))),
@@ -111,8 +111,8 @@ pub fn run(
     Ok(())
 }
 
-/// Continuations that are computed in one pass: as many as a document has, as far as their sequences of so many positions take no
-/// more memory than the one of the whole context for which the engine has room.
+/// How many continuations are computed in one pass: as many as a document has, unless their sequences of `positions`
+/// positions would take more memory than the one sequence of full context for which the engine has room.
 fn branches(engine: &Engine, requests: &[Vec<Request>], positions: usize) -> usize {
     const MOST: usize = 4; // KoBEST's largest choice
     let most = requests.iter().flatten().map(|r| r.continuations.len()).max().unwrap_or(1).min(MOST);

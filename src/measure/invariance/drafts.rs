@@ -1,5 +1,6 @@
-//! Do guesses of the next tokens change a text? Right ones, wrong ones and whatever the text suggests, as many as chance will have,
-//! for greedy and drawn tokens, with penalties, alone, beside other texts and from the cache.
+//! Tests whether guesses of the next tokens change a text. The guesses are right ones, wrong ones and whatever the text
+//! suggests, in random numbers; for greedy and drawn tokens, with penalties, alone, beside other texts and from the
+//! cache.
 
 use super::Compared;
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
 /// Tokens of an answer.
 const TOKENS: usize = 12;
 
-/// A word of chance, another for each `n` and `of`.
+/// A pseudo-random word, which differs for each `n` and `of`.
 fn chance(n: usize, of: u64) -> u32 {
     philox([n as u32, 0, 0, 0], [of as u32, 7])[0]
 }
@@ -27,7 +28,8 @@ fn samplings() -> [Sampling; 4] {
     ]
 }
 
-/// Answers without guesses and with them: tokens, log-probabilities, and of sessions the logits after another token.
+/// Answers without guesses and with them: tokens and log-probabilities; for sessions also the logits after another
+/// token.
 pub(super) fn with_drafts(engine: &Engine, prompt: &[u32], other: &[u32]) -> Result<Compared> {
     let mut pairs = Vec::new();
     for (seed, sampling) in samplings().into_iter().enumerate() {
@@ -40,7 +42,7 @@ pub(super) fn with_drafts(engine: &Engine, prompt: &[u32], other: &[u32]) -> Res
             ..GenerateOptions::default()
         };
         let plain = options(Speculate::Off, &[]);
-        let (expected, answer) = in_batch(engine, prompt, &[], &plain, &plain, None)?.swap_remove(0);
+        let (expected, answer) = in_batch(engine, prompt, &[], &plain, &plain, 1, None)?.swap_remove(0);
         let mixed: Vec<u32> = answer
             .iter()
             .enumerate()
@@ -52,10 +54,17 @@ pub(super) fn with_drafts(engine: &Engine, prompt: &[u32], other: &[u32]) -> Res
             let beside = [&other[..prompt.len() / 2], &prompt[..4]];
             let beside = if i == 1 { &beside[..] } else { &[] };
             let trial = Some((seed * 3 + i) as u64);
-            let found = in_batch(engine, prompt, beside, guessed, if i == 2 { &own } else { &plain }, trial)?;
+            let others = if i == 2 { &own } else { &plain };
+            let found = in_batch(engine, prompt, beside, guessed, others, if i == 1 { 2 } else { 1 }, trial)?;
             pairs.extend(found.into_iter().map(|(found, _)| (expected.clone(), found)));
         }
-        // the session's prompt is divided otherwise than the batch's, so it has its own answer
+        if engine.draft().is_some() {
+            let options = options(Speculate::Model, &[]);
+            let beside = [&other[..prompt.len() / 2], &prompt[..4]];
+            let found = in_batch(engine, prompt, &beside, &options, &options, 2, Some(seed as u64))?;
+            pairs.extend(found.into_iter().map(|(found, _)| (expected.clone(), found)));
+        }
+        // the session divides the prompt differently from the batch, so its answer may be another
         let (expected, answer) = in_session(engine, prompt, &plain, None)?;
         for guessed in [options(Speculate::Off, &answer), options(Speculate::Off, &mixed)] {
             pairs.push((expected.clone(), in_session(engine, prompt, &guessed, Some(seed as u64))?.0));
@@ -64,14 +73,15 @@ pub(super) fn with_drafts(engine: &Engine, prompt: &[u32], other: &[u32]) -> Res
     Ok(Compared(pairs))
 }
 
-/// Tokens and log-probabilities of `prompt`'s answer beside others', then of the same prompt once more, which the cache has;
-/// and the tokens.
+/// Tokens and log-probabilities of `prompt`'s answer beside other answers, several times one after the other (from the second
+/// time on, the prompt is in the cache); and the tokens alone.
 fn in_batch(
     engine: &Engine,
     prompt: &[u32],
     beside: &[&[u32]],
     options: &GenerateOptions,
     others: &GenerateOptions,
+    times: usize,
     trial: Option<u64>,
 ) -> Result<Vec<(Vec<f32>, Vec<u32>)>> {
     let sizes = BatchOptions { sequences: 3, max_tokens: prompt.len() + TOKENS, chunk: 64 };
@@ -86,7 +96,7 @@ fn in_batch(
         ..Job::default()
     };
     let mut answers = Vec::new();
-    for _ in 0..2 {
+    for _ in 0..times {
         for tokens in beside {
             batch.submit(job(tokens, others))?;
         }
@@ -105,7 +115,7 @@ fn in_batch(
     Ok(answers)
 }
 
-/// Tokens of a session's answer and the logits after its first half and another token; and the tokens.
+/// Tokens of a session's answer, and the logits after its first half and another token; and the tokens alone.
 fn in_session(
     engine: &Engine,
     prompt: &[u32],

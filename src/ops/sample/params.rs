@@ -1,4 +1,4 @@
-//! What a sequence's sampler is told: its parameters, as values and as the words that lie on the device.
+//! The parameters of a sequence's sampler, as values and as the words that lie on the device.
 
 use super::IN_PROMPT;
 use crate::tiles::SAMPLE_PARAMS;
@@ -37,7 +37,7 @@ pub struct Params {
     pub min_tokens: u32,
     /// Ids, then `u32::MAX`.
     pub stop_ids: [u32; MAX_STOP_IDS],
-    /// The mask counts.
+    /// Whether the mask is used.
     pub masked: bool,
 }
 

@@ -76,7 +76,7 @@ impl TrainOp for AttnBwd {
     }
 
     fn tolerance(&self) -> Tolerance {
-        // dp - delta cancels: what is rounded before it counts for more
+        // dp - delta cancels, so what was rounded before counts for more
         Tolerance { l2: 2e-3, worst: 1.6e-2 }
     }
 

@@ -16,7 +16,7 @@ use crate::{
 pub struct AttnPacked {
     /// Tokens.
     pub rows: usize,
-    /// Documents; the caller proves that `starts` rises from 0 to `rows`.
+    /// Documents. The caller ensures that `starts` rises from 0 to `rows`.
     pub documents: usize,
     /// Query heads.
     pub n_heads: usize,

@@ -1,5 +1,5 @@
-//! Which elements of a matrix dropout keeps: a function of where it is in the run, so that no mask is stored and the backward pass has
-//! that of the forward pass.
+//! Decides which elements of a matrix dropout keeps. That is a function of the element's position in the run, so no
+//! mask is stored, and the backward pass has the mask of the forward pass.
 
 use crate::ops::sample::philox;
 
@@ -15,7 +15,7 @@ pub struct Dropout {
     pub seed: u64,
     /// Micro-batch of the run, from 0.
     pub step: u32,
-    /// Which matrix of the model.
+    /// Number of the matrix in the model.
     pub site: u32,
 }
 

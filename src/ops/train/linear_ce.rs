@@ -1,8 +1,11 @@
-//! Cross-entropy of the labelled rows through the head: for label `i` at row `r = at[i]`, `loss[i] = -ln softmax(x[r] w^T)[target[i]]`, and
-//! the gradient of `scale * sum(loss)`: `dx[r] = scale * (softmax(x[r] w^T) - onehot(target[i])) w`, 0 for all other rows.
+//! Cross-entropy of the labelled rows, computed through the head. For label `i` at row `r = at[i]`,
+//! `loss[i] = -ln softmax(x[r] w^T)[target[i]]`; the gradient of `scale * sum(loss)` is
+//! `dx[r] = scale * (softmax(x[r] w^T) - onehot(target[i])) w`, and 0 for all other rows.
 //!
-//! Shapes: `loss` [labels] f32, `dx` and `x` [rows, dim], `at` and `target` [labels], `w` [vocab, dim]. A row has one label at most.
-//! Only labelled rows are multiplied by the head, some at a time, so the logits of a micro-batch are never there as a whole.
+//! Shapes: `loss` [labels] f32, `dx` and `x` [rows, dim], `at` and `target` [labels], `w` [vocab, dim]. A row has at
+//! most one label.
+//! Only labelled rows are multiplied by the head, some at a time, so the logits of a whole micro-batch never exist at
+//! once.
 
 use super::{Real, TrainOp, poison_f32};
 use crate::{
@@ -16,15 +19,16 @@ use crate::{
 pub struct LinearCe {
     /// Tokens.
     pub rows: usize,
-    /// Labelled ones among them; the caller proves that each of `at` is below `rows` and each target below `vocab`.
+    /// How many of them are labelled. The caller ensures that each of `at` is below `rows` and each target below
+    /// `vocab`.
     pub labels: usize,
     /// Width.
     pub dim: usize,
     /// Tokens of the vocabulary.
     pub vocab: usize,
-    /// Weight of a label in the loss whose gradient it is.
+    /// Weight of one label in the loss.
     pub scale: f32,
-    /// Without it only `loss` is computed.
+    /// Whether the gradient is computed as well as `loss`.
     pub backward: bool,
 }
 

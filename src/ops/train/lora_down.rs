@@ -20,7 +20,7 @@ pub struct LoraDown {
     pub rank: usize,
     /// Where `A` begins.
     pub a: usize,
-    /// Of `x`.
+    /// Dropout of `x`.
     pub dropout: Dropout,
 }
 

@@ -1,4 +1,5 @@
-//! `dx[r, j] += drop(sum_t du[r, t] A[t, j])`: what an adapter adds to the gradient of its input, by the mask of its forward pass.
+//! `dx[r, j] += drop(sum_t du[r, t] A[t, j])`: what an adapter adds to the gradient of its input, with the dropout mask
+//! of its forward pass.
 //!
 //! Shapes: `dx` [at least rows, k], `du` [rows, rank] f32 of [`super::LoraGrad`], `A` [rank, k] f32 at `a` of `params`.
 
@@ -20,7 +21,7 @@ pub struct LoraDx {
     pub rank: usize,
     /// Where `A` begins.
     pub a: usize,
-    /// That of the forward pass.
+    /// Dropout as in the forward pass.
     pub dropout: Dropout,
 }
 

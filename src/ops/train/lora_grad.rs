@@ -32,7 +32,7 @@ pub struct LoraGrad {
     pub at: usize,
     /// `alpha / r`
     pub scale: f32,
-    /// That of the forward pass.
+    /// Dropout as in the forward pass.
     pub dropout: Dropout,
 }
 

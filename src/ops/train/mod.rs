@@ -1,13 +1,13 @@
 //! The ops of training: what a LoRA adapter adds to the forward pass, and the backward pass.
 //!
-//! A unit is as in [`crate::ops`]: one struct with all sizes, `check`, `reference`, and the [`TrainOp`] impl with `cost`, `cases`
-//! and tolerance. Its call is in [`TrainBackend`]. The reference of each computes in f64 whatever its buffers are of, so that central
-//! differences in f64 hold each backward op against the forward op that it is of (at the end of each file), and every backend
-//! is held against the reference.
+//! Each file is built as in [`crate::ops`]: one struct with all sizes, `check`, `reference`, and the [`TrainOp`] impl
+//! with `cost`, `cases` and tolerance. The op is called through [`TrainBackend`]. Every reference computes in f64,
+//! whatever the type of its buffers. So each backward op can be checked against central differences of its forward op
+//! in f64 (at the end of each file), and every backend is checked against the reference.
 //!
-//! Gradients of activations are of the activation type and have the shape of the activation. Adapters are f32: all factors of a model
-//! in one buffer of parameters, their gradients in another one at the same places. Both factors lie along rows: `A` [r, k] as PEFT
-//! has it, and `Bt` [r, n], the transpose of PEFT's `lora_B`.
+//! Gradients of activations have the type and the shape of the activations. Adapters are f32: all factors of a model
+//! are in one buffer of parameters, and their gradients at the same indices of another one. Both factors are stored by
+//! rows: `A` [r, k] as PEFT has it, and `Bt` [r, n], the transpose of PEFT's `lora_B`.
 
 use super::{Act, Cost, Tolerance};
 use crate::{
@@ -76,7 +76,7 @@ impl Real for bf16 {
     }
 }
 
-/// What tests need of an op of training, as [`crate::ops::Op`] of the others.
+/// What tests need of an op of training; [`crate::ops::Op`] is the same for the others.
 pub trait TrainOp: Sized + Clone + std::fmt::Debug {
     /// Name of the op and of `src/ops/train/<stem>.rs`.
     const STEM: &'static str;
@@ -150,7 +150,8 @@ pub(crate) mod checks {
         a.iter().zip(b).map(|(a, b)| a * b).sum()
     }
 
-    /// `got` is the gradient of `f` at `x`: each element within 1e-6 of the central difference, relative to the largest.
+    /// Asserts that `got` is the gradient of `f` at `x`: each element within 1e-6 of the central difference, relative
+    /// to the largest.
     pub fn gradient(name: &str, f: impl Fn(&[f64]) -> f64, x: &[f64], got: &[f64]) {
         assert_eq!(x.len(), got.len(), "{name}");
         let (h, mut x) = (1e-5, x.to_vec());

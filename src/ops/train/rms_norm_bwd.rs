@@ -19,7 +19,7 @@ pub struct RmsNormBwd {
     pub dim: usize,
     /// Added to the mean square.
     pub eps: f32,
-    /// Added to what is in `dx`, the gradient of the residual connection around; else stored.
+    /// Whether it is added to what is in `dx`, the gradient of the residual connection around the norm, or replaces it.
     pub add: bool,
 }
 
@@ -58,7 +58,7 @@ impl TrainOp for RmsNormBwd {
 
     fn cases() -> Vec<Self> {
         let case = |rows, dim, add| RmsNormBwd { rows, dim, eps: 1e-5, add };
-        // of one column the gradient is what eps leaves of a difference of equals: no case for f32
+        // with one column, the gradient is what eps leaves of a difference of equal numbers: nothing to test in f32
         vec![case(1, 2, false), case(3, 17, true), case(40, 576, true), case(2, 1000, false)]
     }
 

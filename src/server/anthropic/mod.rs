@@ -1,7 +1,7 @@
 //! `POST /v1/messages`: a conversation in the shape of Anthropic's API.
 //!
-//! `request` makes a chat of it, `reply` makes content blocks and named events of the answer; what is between the two is what
-//! OpenAI's chats go through.
+//! `request` turns it into a chat, and `reply` turns the answer into content blocks and named events. In between, it is
+//! handled like a chat of OpenAI's API.
 
 mod reply;
 mod request;
@@ -26,7 +26,7 @@ use serde::Serialize;
 use std::sync::Arc;
 use utoipa::ToSchema;
 
-/// Paths below which errors have the shape of this API.
+/// Below this path, errors have the shape of this API.
 const PATH: &str = "/v1/messages";
 
 /// The body of a reply that says what went wrong, and the last event of a stream that fails.
@@ -47,7 +47,7 @@ struct ErrorBody {
     /// `overloaded_error`
     #[serde(rename = "type")]
     kind: &'static str,
-    /// For people.
+    /// What is wrong, for people.
     message: String,
 }
 
@@ -62,7 +62,7 @@ impl ErrorReply {
             status if status.is_server_error() => "api_error",
             _ => "invalid_request_error",
         };
-        // This shape has no place of its own for the field.
+        // This shape has no field that could name the parameter.
         let message = match &error.param {
             Some(param) if !error.message.starts_with(param.as_str()) => format!("{param}: {}", error.message),
             _ => error.message.clone(),
@@ -71,7 +71,7 @@ impl ErrorReply {
     }
 }
 
-/// Gives errors of these routes, wherever they come from, the shape of this API.
+/// Gives every error of these routes the shape of this API, wherever it comes from.
 pub(super) async fn errors(request: Request, next: Next) -> Response {
     let own = request.uri().path().starts_with(PATH);
     let mut response = next.run(request).await;

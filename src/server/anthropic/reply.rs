@@ -1,4 +1,4 @@
-//! What `/v1/messages` answers: a message of content blocks, or events that add them up.
+//! The responses of `/v1/messages`: a message of content blocks, or a stream of events that build it up.
 
 use super::ErrorReply;
 use crate::server::{
@@ -41,7 +41,7 @@ pub(super) enum Block {
     Text {
         text: String,
     },
-    /// A function is to be called. Of a call that was cut off there is no block.
+    /// A call of a function. A call that was cut off has no block.
     ToolUse {
         id: String,
         name: String,
@@ -55,11 +55,12 @@ pub(super) enum Block {
 #[derive(Debug, Default, Clone, Copy, Serialize, ToSchema)]
 #[schema(as = MessagesUsage)]
 pub(super) struct TokenUsage {
-    /// Of the prompt, those that were computed; in the first event of a stream, which comes before that is known, all.
+    /// Tokens of the prompt that were computed. The first event of a stream comes before that is known, and has all of
+    /// them.
     input_tokens: usize,
     /// Always 0: all prompts are kept, and nothing is charged for it.
     cache_creation_input_tokens: usize,
-    /// Of the prompt, those that did not have to be computed.
+    /// Tokens of the prompt that did not have to be computed.
     cache_read_input_tokens: usize,
     output_tokens: usize,
 }
@@ -89,7 +90,7 @@ pub(in crate::server) enum MessageEvent {
     MessageStop,
 }
 
-/// What is new of a block.
+/// What is added to a block.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = MessagesBlockDelta)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -152,7 +153,7 @@ impl Messages {
         Message { id, kind: "message", role: "assistant", model, content, stop_reason, stop_sequence, usage }
     }
 
-    /// The events by which `new` is told.
+    /// The events that report `new`.
     fn told(&self, New { index, begins, more }: New) -> Vec<MessageEvent> {
         let mut events = Vec::new();
         let part = &self.parts.list()[index];
@@ -187,7 +188,7 @@ impl Api for Messages {
         let block = |part: &Part| match part {
             Part::Text(text) => Some(Block::Text { text: text.clone() }),
             Part::Call { id, name, arguments } => {
-                let input = serde_json::from_str(arguments).ok()?; // of a call that was cut off it cannot be read
+                let input = serde_json::from_str(arguments).ok()?; // fails for a call that was cut off
                 Some(Block::ToolUse { id: id.clone(), name: name.clone(), input })
             }
         };

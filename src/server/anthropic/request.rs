@@ -1,4 +1,4 @@
-//! What `/v1/messages` is asked, and the chat that it becomes.
+//! The requests of `/v1/messages`, and how they become chats.
 
 use crate::server::{
     error::ApiError,
@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 
 /// The body of a request for an answer.
 #[derive(ToSchema)]
-#[allow(dead_code)] // it describes what is read in two parts
+#[allow(dead_code)] // only for the description of the API: the body is read as two structs
 pub(in crate::server) struct MessagesRequest {
     #[serde(flatten)]
     own: Fields,
@@ -39,18 +39,18 @@ struct Fields {
     /// Only the most likely tokens that together have this probability.
     #[schema(minimum = 0, maximum = 1)]
     top_p: Option<f32>,
-    /// Only so many of the most likely tokens.
+    /// Only this many of the most likely tokens.
     #[schema(minimum = -1)]
     top_k: Option<i64>,
 }
 
-/// A conversation, and what may be answered to it.
+/// A conversation, and what the answer to it may be.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = MessagesConversation)]
 pub(in crate::server) struct Talk {
     /// One of the names of `/v1/models`; absent, the model that is served.
     model: Option<String>,
-    /// What was said. Where the last message is the assistant's, the answer goes on where that ends.
+    /// The messages so far. If the last one is the assistant's, the answer continues it.
     messages: Vec<Said>,
     /// The instruction: a text, or blocks of the type `text`.
     #[schema(value_type = Option<ContentShape>)]
@@ -61,8 +61,8 @@ pub(in crate::server) struct Talk {
     tool_choice: Option<Choice>,
     /// What the answer must look like.
     output_config: Option<OutputConfig>,
-    /// Only `disabled`: aoji's models have no thinking of their own.
-    #[allow(dead_code)] // what else than `disabled` is refused by reading it
+    /// Only `disabled`: the models here have no separate thinking.
+    #[allow(dead_code)] // reading it refuses everything but `disabled`
     thinking: Option<Thinking>,
 }
 
@@ -105,13 +105,13 @@ enum Block {
         #[schema(value_type = Object)]
         input: Map<String, Value>,
     },
-    /// Its result, from the user.
+    /// The result of a call, from the user.
     ToolResult {
         tool_use_id: String,
         /// A text, or blocks of the type `text`.
         #[schema(value_type = Option<TextShape>)]
         content: Option<Blocks>,
-        #[allow(dead_code)] // the text says what failed
+        #[allow(dead_code)] // the model learns it from the text
         is_error: Option<bool>,
     },
 }
@@ -171,17 +171,17 @@ impl Blocks {
 struct ToolParam {
     /// `custom`
     #[serde(rename = "type")]
-    #[allow(dead_code)] // there is one kind
+    #[allow(dead_code)] // only one kind exists
     kind: Option<ToolKind>,
     /// Up to 64 letters, digits, `_`, `-` and `.`.
     #[schema(max_length = 64)]
     name: String,
-    /// For the model.
+    /// What the function does, for the model.
     description: Option<String>,
     /// JSON schema of the arguments, an object.
     #[schema(value_type = Object)]
     input_schema: Value,
-    /// Refuse a schema of which something cannot be held to.
+    /// Refuse a schema with parts that cannot be enforced.
     strict: Option<bool>,
     /// Changes nothing: prompts are always kept for the next one.
     #[schema(value_type = Option<Object>)]
@@ -237,7 +237,7 @@ enum OutputFormat {
 #[derive(Debug, Deserialize, ToSchema)]
 struct Thinking {
     #[serde(rename = "type")]
-    #[allow(dead_code)] // there is one kind
+    #[allow(dead_code)] // only one kind exists
     kind: ThinkingKind,
 }
 
@@ -250,12 +250,12 @@ enum ThinkingKind {
 /// Fields that ask for what Anthropic's servers do.
 const REFUSED: &[Refused] = &[
     ("container", "", "aoji runs no code"),
-    ("context_management", "", "aoji cuts no conversation: send a shorter one"),
-    ("mcp_servers", "", "aoji calls no servers; give it their functions, by tools"),
+    ("context_management", "", "aoji does not shorten conversations: send a shorter one"),
+    ("mcp_servers", "", "aoji calls no servers; offer their functions as tools"),
     ("output_format", "", "use output_config.format"),
 ];
 
-/// The jobs of a request for an answer.
+/// Makes the jobs of a request for an answer.
 pub(super) fn prepare(state: &State, body: &[u8]) -> Result<Prepared, ApiError> {
     let (own, talk, ignored) = parse_two::<Fields, Talk>(body, state.options.unknown_fields, REFUSED)?;
     let format = talk.output_config.as_ref().and_then(|config| config.format.as_ref());
@@ -275,7 +275,7 @@ pub(super) fn prepare(state: &State, body: &[u8]) -> Result<Prepared, ApiError> 
     state.converse(common, ignored, &messages, begun, tools.as_ref())
 }
 
-/// The tokens of the prompt that a conversation becomes, and the names of ignored fields.
+/// Counts the tokens of the prompt that a conversation becomes; also gives the names of ignored fields.
 pub(super) fn count(state: &State, body: &[u8]) -> Result<(usize, Vec<String>), ApiError> {
     let (talk, ignored) = parse_alone::<Talk>(body, state.options.unknown_fields, REFUSED)?;
     state.model(talk.model.as_deref())?;

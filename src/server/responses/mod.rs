@@ -1,7 +1,8 @@
-//! `POST /v1/responses`: OpenAI's newer API, without its memory: a request carries its whole conversation.
+//! `POST /v1/responses`: OpenAI's newer API, but without stored conversations: a request carries its whole
+//! conversation.
 //!
-//! `request` makes a chat of it, `reply` makes output items and named events of the answer; what is between the two is what chats
-//! go through.
+//! `request` turns it into a chat, and `reply` turns the answer into output items and named events. In between, it is
+//! handled like a chat.
 
 mod reply;
 mod request;

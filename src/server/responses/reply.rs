@@ -1,4 +1,4 @@
-//! What `/v1/responses` answers: a response of output items, or events that add them up.
+//! The responses of `/v1/responses`: an object of output items, or a stream of events that build it up.
 
 use super::request::{Echoed, TextFormat, ToolParam};
 use crate::server::{
@@ -96,7 +96,7 @@ struct InputDetails {
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = ResponsesOutputDetails)]
 struct OutputDetails {
-    /// Always 0: aoji does not tell thoughts from answers.
+    /// Always 0: aoji does not separate thoughts from answers.
     reasoning_tokens: usize,
 }
 
@@ -167,7 +167,7 @@ pub(in crate::server) struct ResponseEvent {
     kind: EventKind,
 }
 
-/// What the event tells.
+/// The content of an event.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = ResponsesEventKind)]
 #[serde(tag = "type")]
@@ -236,14 +236,14 @@ impl EventKind {
 
 /// The answer to a request.
 pub(super) struct Responses {
-    /// What ids end with.
+    /// The end that all ids of this response share.
     id: String,
     created_at: u64,
     model: String,
     echoed: Echoed,
     parts: Parts,
     end: Option<End>,
-    /// Events so far.
+    /// Events sent so far.
     told: usize,
 }
 
@@ -287,10 +287,10 @@ impl Responses {
         })
     }
 
-    /// The response at its end.
+    /// The response after its end.
     fn ended(&self, tally: &Tally) -> Box<ResponseObject> {
         let n = self.parts.list().len();
-        // What the length cut off is the last item.
+        // If the length cut the answer off, the last item is the one that was cut.
         let output = (0..n).map(|i| self.item(i, if self.is_cut() && i + 1 == n { "incomplete" } else { "completed" }));
         let status = if self.is_cut() { "incomplete" } else { "completed" };
         self.response(status, output.collect(), Some(ResponseUsage::of(tally)))
@@ -301,7 +301,7 @@ impl Responses {
         format!("{prefix}_{}{index:02x}", self.id)
     }
 
-    /// The item of part `index`; while it is in progress, empty.
+    /// The item for part `index`; empty while it is in progress.
     fn item(&self, index: usize, status: &'static str) -> Item {
         let (id, open) = (self.item_id(index), status == "in_progress");
         match &self.parts.list()[index] {
@@ -316,7 +316,7 @@ impl Responses {
         }
     }
 
-    /// The events by which `new` is told.
+    /// The events that report `new`.
     fn news(&self, New { index, begins, more }: New) -> Vec<EventKind> {
         let mut events = Vec::new();
         let (item_id, output_index, content_index) = (self.item_id(index), index, 0);
@@ -356,7 +356,7 @@ impl Responses {
         }
     }
 
-    /// Numbers events.
+    /// Numbers the events.
     fn tell(&mut self, events: Vec<EventKind>) -> Vec<Event> {
         let number = |kind: EventKind| {
             let sequence_number = self.told;

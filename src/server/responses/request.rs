@@ -1,4 +1,4 @@
-//! What `/v1/responses` is asked, and the chat that it becomes.
+//! The requests of `/v1/responses`, and how they become chats.
 
 use crate::server::{
     error::ApiError,
@@ -18,7 +18,7 @@ use utoipa::ToSchema;
 pub(in crate::server) struct ResponsesRequest {
     /// One of the names of `/v1/models`; absent, the model that is served.
     model: Option<String>,
-    /// What was said: a text, or messages, calls and their results.
+    /// The conversation: a text, or messages, calls and their results.
     #[schema(value_type = InputShape)]
     input: Input,
     /// Goes before the conversation, as its system message.
@@ -42,7 +42,7 @@ pub(in crate::server) struct ResponsesRequest {
     parallel_tool_calls: Option<bool>,
     /// What the answer must look like.
     text: Option<TextConfig>,
-    /// Only `reasoning.encrypted_content`, of which there is none.
+    /// Only `reasoning.encrypted_content`, which answers here never have.
     #[allow(dead_code)] // there is nothing to include
     include: Option<Vec<Include>>,
     /// Given back with the answer.
@@ -76,7 +76,7 @@ enum ItemShape {
     Result(ResultItem),
 }
 
-/// What was said, in order.
+/// The conversation, in order.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "Value")]
 struct Input(Vec<Item>);
@@ -150,7 +150,7 @@ struct Content(String);
 impl TryFrom<Value> for Content {
     type Error = String;
     fn try_from(value: Value) -> Result<Content, String> {
-        // What an answer's text has beside it may come back.
+        // Other fields of an answer's text may be sent back, and are ignored.
         let more = ["annotations", "logprobs"];
         joined(&value, &["input_text", "output_text", "text"], &more).map(Content)
     }
@@ -192,16 +192,16 @@ pub(super) struct ToolParam {
     /// Up to 64 letters, digits, `_`, `-` and `.`.
     #[schema(max_length = 64)]
     name: String,
-    /// For the model.
+    /// What the function does, for the model.
     description: Option<String>,
     /// JSON schema of the arguments, an object.
     #[schema(value_type = Option<Object>)]
     parameters: Option<Value>,
-    /// Refuse a schema of which something cannot be held to.
+    /// Refuse a schema with parts that cannot be enforced.
     strict: Option<bool>,
 }
 
-/// Whether functions are called, and which; as it was sent, and as it is meant.
+/// Whether functions are called, and which: as the client sent it, and what it means.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(try_from = "Value")]
 struct Choice(Value, ToolChoice);
@@ -209,7 +209,7 @@ struct Choice(Value, ToolChoice);
 impl TryFrom<Value> for Choice {
     type Error = String;
     fn try_from(value: Value) -> Result<Choice, String> {
-        // The name is beside the type here.
+        // In this API the name is beside the type.
         let choice = match (value.get("type").and_then(Value::as_str), value.get("name").and_then(Value::as_str)) {
             (Some("function"), Some(name)) => ToolChoice::Named(name.into()),
             (None, _) => ToolChoice::try_from(value.clone())?,
@@ -270,13 +270,13 @@ pub(super) struct TextFormat {
 }
 
 impl TextFormat {
-    /// What an answer without a format is.
+    /// The format of an answer for which none was asked.
     pub fn text() -> TextFormat {
         TextFormat { kind: ResponseKind::Text, name: None, description: None, schema: None, strict: None }
     }
 }
 
-/// What a request asked for and an answer gives back.
+/// What a response repeats from its request.
 pub(super) struct Echoed {
     pub instructions: Option<String>,
     pub max_output_tokens: Option<u64>,
@@ -294,18 +294,22 @@ const MEMORY: &str = "aoji keeps no conversations: send all of it as input";
 /// Fields that ask for what OpenAI's servers do.
 const REFUSED: &[Refused] = &[
     ("background", "", "answers are made while the client waits"),
-    ("context_management", "", "aoji cuts no conversation: send a shorter one"),
+    ("context_management", "", "aoji does not shorten conversations: send a shorter one"),
     ("conversation", "", MEMORY),
-    ("max_tool_calls", "", "it is about tools that OpenAI runs; parallel_tool_calls false allows one call"),
+    (
+        "max_tool_calls",
+        "",
+        "it is about tools that OpenAI's servers run; with parallel_tool_calls false there is at most one call",
+    ),
     ("n", "1", "a response has one answer"),
     ("previous_response_id", "", MEMORY),
     ("prompt", "", "aoji keeps no prompts: send input"),
     ("stop", "", "Responses have no stop strings; /v1/chat/completions has"),
     ("top_logprobs", "0", "use /v1/chat/completions"),
-    ("truncation", "\"disabled\"", "aoji cuts no conversation: send a shorter one"),
+    ("truncation", "\"disabled\"", "aoji does not shorten conversations: send a shorter one"),
 ];
 
-/// The jobs of a request, and what its answer gives back.
+/// Makes the jobs of a request, and what its response repeats.
 pub(super) fn prepare(state: &State, body: &[u8]) -> Result<(Prepared, Echoed), ApiError> {
     let (request, ignored) = parse_alone::<ResponsesRequest>(body, state.options.unknown_fields, REFUSED)?;
     let format = request.text.and_then(|text| text.format).unwrap_or_else(TextFormat::text);
@@ -369,7 +373,7 @@ fn messages(instructions: Option<&str>, input: Input) -> Vec<ChatMessage> {
     all
 }
 
-/// An error about a chat's field, with the name that the field has here.
+/// An error about a field of a chat, renamed to this API's field.
 fn own_name(mut error: ApiError) -> ApiError {
     if let Some(param) = &error.param {
         let own = match param.as_str() {

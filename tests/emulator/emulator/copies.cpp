@@ -1,5 +1,5 @@
-// copies.cpp - asynchronous copies: cp.async, mbarrier, TMA and bulk copies. They land as late as they may, and leave
-// poison until then.
+// copies.cpp - asynchronous copies: cp.async, mbarrier, TMA and bulk copies. They finish as late as is allowed; until
+// then their destination holds poison (values that show when they are used).
 #include <algorithm>
 
 #include "engine.h"

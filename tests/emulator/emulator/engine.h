@@ -1,4 +1,4 @@
-// engine.h - what the emulation's own files share. Never seen by kernels.
+// engine.h - what the emulator's own files share. Kernels never see it.
 #pragma once
 #include <map>
 #include <memory>

@@ -1,7 +1,6 @@
 // fiber.cpp - fibers, and the rendezvous of warp operations and barriers.
 // One fiber per CUDA thread. A lane runs alone until its next warp operation or barrier; the last lane to arrive
-// carries the operation out for all. So lanes drift apart as far as CUDA allows, which is what shows missing
-// synchronisation.
+// executes the operation for all. So lanes drift apart as far as CUDA allows, which reveals missing synchronisation.
 #include <algorithm>
 #include <cstdlib>
 

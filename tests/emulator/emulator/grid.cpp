@@ -1,5 +1,5 @@
-// grid.cpp - the blocks of a launch: their memory, the scheduler that runs them, what is live while another kernel
-// overlaps.
+// grid.cpp - the blocks of a launch: their memory, the scheduler that runs them, and what stays live while another
+// kernel overlaps.
 #include <sys/mman.h>
 
 #include <algorithm>

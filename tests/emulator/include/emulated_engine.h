@@ -1,5 +1,5 @@
-// emulated_engine.h - what the device language is made of: the emulator's interface to the code compiled from kernels.
-// Every CUDA thread is a fiber; every warp operation is a rendezvous of its lanes (emulator/engine.cpp).
+// emulated_engine.h - the basis of the device language: the emulator's interface to the code compiled from kernels.
+// Every CUDA thread is a fiber; at every warp operation its lanes meet (emulator/fiber.cpp).
 #pragma once
 #include <cstdio>
 #include <tuple>

@@ -1,6 +1,6 @@
-// emulated_math.h - arithmetic, conversions and integer intrinsics under CUDA's names. What ends in _rn, _rz, _rd or
-// _ru gives the device's bits (the build never contracts a * b + c); approximations such as __expf are libm's and do
-// not.
+// emulated_math.h - arithmetic, conversions and integer intrinsics under CUDA's names. Functions that end in _rn, _rz,
+// _rd or _ru give the device's bits (the build never contracts a * b + c); approximations such as __expf are libm's and
+// do not.
 #pragma once
 #include "emulated_types.h"
 

@@ -157,7 +157,7 @@ fn streams_and_timed_events() {
     assert_eq!(cuda_emulator::last_fault(), None);
 }
 
-/// Streams run lazily, so a host that only polls must make them run, and must also see that it was too early.
+/// Streams run lazily, so polling alone must make them run; and a host that polls too early must be told so.
 #[test]
 fn polling_makes_progress() {
     let g = Gpu::new();
@@ -244,7 +244,7 @@ fn functions_and_occupancy() {
     }
 }
 
-/// With kernels off a launch is still checked and queued, but does nothing.
+/// With kernels switched off, a launch is still checked and queued, but does nothing.
 #[test]
 fn kernels_off() {
     let g = Gpu::new();

@@ -210,7 +210,7 @@ fn cublas_gemm_also_captured() {
     assert!(error(&g.stream.clone_dtoh(&y).unwrap(), &want) < 4e-3);
 }
 
-/// Each block notes when it ran and where; the one that may start early is ready only when the other is done.
+/// Each block notes when and where it ran; the kernel that may start early is ready only when the other is done.
 #[test]
 fn traces() {
     let g = Gpu::new();
@@ -236,7 +236,7 @@ fn traces() {
     assert_eq!(cuda_emulator::last_fault(), None);
 }
 
-/// Tests of one process run in parallel: work, faults and their texts stay with the thread that enqueued them.
+/// Tests of one process run in parallel, so work, faults and their texts stay with the thread that enqueued the work.
 #[test]
 fn threads() {
     std::thread::scope(|s| {

@@ -1,4 +1,4 @@
-//! Planted bugs: each must come back as a CUDA error with a text that names it, and its correct twin must not.
+//! Planted bugs: each must be reported as a CUDA error whose text names it, and its correct twin must not.
 mod common;
 use common::*;
 use cuda_emulator::{Code, code};
@@ -38,7 +38,7 @@ fn reports(name: &str, cfg: cudarc::driver::LaunchConfig, zeroed: bool, k: i32, 
 }
 const FAILED: R = R::CUDA_ERROR_LAUNCH_FAILED;
 
-/// Each of these functions is a test of the kernels' source and of what nvcc made of it.
+/// Makes each of these functions a test of the kernels' source, and of the PTX that nvcc made of it.
 macro_rules! both_codes {
     ($($name:ident),* $(,)?) => {
         mod host {

@@ -101,7 +101,7 @@ fn timing() {
     );
 }
 
-/// Lane instructions a second, of one core: at least 20 million.
+/// The interpreter's speed on one core: at least 20 million lane instructions a second.
 #[test]
 #[ignore = "timing; run with --ignored --nocapture --test-threads 1"]
 fn ptx() {

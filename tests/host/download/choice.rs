@@ -111,7 +111,7 @@ fn names_that_are_no_repositories() {
     assert!(server.requests("").is_empty());
 }
 
-/// Besides the model's own files there are others of that ending.
+/// The directory has other files with the same ending besides the model's own.
 #[test]
 fn a_pattern_of_shards_brings_their_index() {
     let server = Files::sharded().serve();

@@ -33,7 +33,7 @@ struct Answer {
     status: u16,
     headers: Vec<(String, String)>,
     body: Vec<u8>,
-    /// Send only so much of the body and close.
+    /// Send only this many bytes of the body, then close.
     cut: Option<usize>,
 }
 
@@ -107,7 +107,7 @@ fn write(mut stream: &TcpStream, request: &Request, answer: Answer) {
     }
 }
 
-/// What the hub has: small files, and large ones that it redirects to the storage for.
+/// The files of the hub: small ones, and large ones for which it redirects to the storage.
 #[derive(Clone, Default)]
 struct Files {
     small: HashMap<String, Vec<u8>>,
@@ -167,7 +167,7 @@ impl Files {
         Server::start(move |request, port| self.answer(request, port))
     }
 
-    /// As `serve`, but what `change` makes of the answers from the storage.
+    /// As `serve`, but `change` may change the answers from the storage.
     fn serve_storage(self, change: impl Fn(&Request, Answer) -> Answer + Send + Sync + 'static) -> Server {
         Server::start(move |request, port| match self.answer(request, port) {
             answer if request.path.starts_with("/storage/") => change(request, answer),

@@ -1,4 +1,4 @@
-//! Of several files: what the index says and what the files have.
+//! Checkpoints of several files: what the index says and what the files have.
 
 use super::*;
 
@@ -47,7 +47,7 @@ fn index_contradicts_shards() {
     refused(checkpoint.open(), &["c.safetensors", "missing; model.safetensors.index.json places 1 tensors in it"]);
 }
 
-/// Indexes outlive their files: old ones name what is computed now.
+/// An index may be older than the rest: old ones name tensors that are now computed instead of stored.
 #[test]
 fn index_entries_of_what_is_not_needed_are_not_looked_for() {
     for tied in [false, true] {

@@ -1,4 +1,4 @@
-//! Values of quantized weights: against what `scripts/quantized-goldens.py` made, and as matrices of a checkpoint.
+//! Values of quantized weights: compared with those that `scripts/quantized-goldens.py` made, and as matrices of a checkpoint.
 
 use aoji::{
     Config, Dtype, Error, Result, Weights,
@@ -34,7 +34,7 @@ fn blocks_have_the_values_of_the_gguf_package() {
     }
 }
 
-/// What a golden is by its name.
+/// The format of a golden, as its name says.
 fn grouped(name: &str, golden: &Value) -> Grouped {
     let bits = golden["bits"].as_u64().unwrap() as u32;
     let layout = match name.split(' ').next().unwrap() {
@@ -89,7 +89,7 @@ struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Of a golden of 16 rows and 32 columns.
+    /// For a golden of 16 rows and 32 columns.
     fn new(name: &str) -> Checkpoint {
         let golden = &GOLDENS["grouped"][name];
         let ([rows, cols], Grouped { layout, group: [high, wide], .. }) = (size(golden), grouped(name, golden));
@@ -311,7 +311,7 @@ fn methods_that_are_not_read() {
     }
 }
 
-/// compressed-tensors writes these in each of its files, and wrote its settings under another name once.
+/// compressed-tensors writes these keys in each of its files, and once wrote its settings under another name.
 #[test]
 fn settings_that_say_nothing_and_their_older_name() {
     for nothing in [Value::Null, json!({}), json!({"config_groups": {}})] {

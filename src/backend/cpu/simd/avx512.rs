@@ -4,7 +4,10 @@
     reason = "each function is its contract, that of Lanes, applied to a few instructions"
 )]
 
-use super::lanes::{Dot, Lanes};
+use super::{
+    avx2::{EVEN, ODD, e4m3_halves},
+    lanes::{Dot, Lanes},
+};
 use std::{arch::x86_64::*, mem::transmute};
 
 /// 32 bf16 as they are in memory, those below 2^-63 as 0: their two highest bits of the exponent are 0.
@@ -34,6 +37,33 @@ unsafe fn eighths(p: __m512, q: __m512) -> __m512 {
 }
 
 impl Lanes for __m512 {
+    type Codes = __m256i;
+    /// A byte in the mantissa of a large number, less that number and `zero`: exact. The lane's first byte is the even one.
+    #[inline(always)]
+    unsafe fn bytes(codes: __m256i, flip: u8, zero: f32) -> (Self, Self) {
+        let (lanes, flip) = (_mm512_cvtepu16_epi32(codes), i32::from(flip));
+        let even = _mm512_and_si512(lanes, _mm512_set1_epi32(0xff));
+        let even = _mm512_xor_si512(even, _mm512_set1_epi32(EVEN.to_bits() as i32 | flip));
+        let odd = _mm512_and_si512(lanes, _mm512_set1_epi32(0xff00));
+        let odd = _mm512_xor_si512(odd, _mm512_set1_epi32(ODD.to_bits() as i32 | flip << 8));
+        (
+            _mm512_sub_ps(_mm512_castsi512_ps(even), _mm512_set1_ps(EVEN + zero)),
+            _mm512_sub_ps(_mm512_castsi512_ps(odd), _mm512_set1_ps(ODD + zero)),
+        )
+    }
+    #[inline(always)]
+    unsafe fn e4m3(codes: __m256i) -> (Self, Self) {
+        let (even, odd) = e4m3_halves(codes);
+        (_mm512_cvtph_ps(even), _mm512_cvtph_ps(odd))
+    }
+    #[inline(always)]
+    unsafe fn half(bits: u16) -> f32 {
+        _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits))))
+    }
+    #[inline(always)]
+    unsafe fn halves(a: f32, b: f32) -> Self {
+        _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(a), _mm512_set1_ps(b))
+    }
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
         _mm512_set1_ps(x)
@@ -113,6 +143,29 @@ impl Dot for DpBf16 {
     #[inline(always)]
     unsafe fn f32(_: *const f32) -> __m512i {
         unreachable!("its rows are bf16")
+    }
+    /// Looked up: the bf16 of a whole number below 256 is the high half of its f32.
+    #[inline(always)]
+    unsafe fn few<const ZERO: i32>(codes: __m256i) -> __m512i {
+        let table = const {
+            let (mut table, mut i) = ([0u16; 64], 0);
+            while i < 64 {
+                table[i as usize] = (((i - ZERO) as f32).to_bits() >> 16) as u16;
+                i += 1;
+            }
+            table
+        };
+        let (codes, first) = (_mm512_cvtepu8_epi16(codes), _mm512_loadu_si512(table.as_ptr().cast()));
+        if ZERO < 32 {
+            return _mm512_permutexvar_epi16(codes, first);
+        }
+        _mm512_permutex2var_epi16(first, codes, _mm512_loadu_si512(table.as_ptr().add(32).cast()))
+    }
+    /// The high halves of both, side by side.
+    #[inline(always)]
+    unsafe fn pairs((even, odd): (__m512, __m512)) -> __m512i {
+        let high = _mm512_and_si512(_mm512_castps_si512(odd), _mm512_set1_epi32(0xffff_0000_u32 as i32));
+        _mm512_or_si512(high, _mm512_srli_epi32::<16>(_mm512_castps_si512(even)))
     }
     #[inline(always)]
     unsafe fn store(pairs: __m512i, p: *mut u16) {

@@ -1,46 +1,125 @@
 //! `y[r, c] = sum_j x[r, j] w[c, j]` for a block of rows of `w`: the one loop of all matrix products and of attention scores.
 //!
-//! bits:     16 lanes take pairs of columns in turn ([`Dot`]), one tree sums them at the end ([`Lanes::sum`]). So the bits of
-//!           `y[r, c]` depend on row `r` of `x` and row `c` of `w` alone: not on the other rows, on the block or on the CPU.
+//! bits:     16 lanes take pairs of columns in turn ([`Dot`]), one tree sums them at the end ([`Lanes::sum`]). Quantized weights have
+//!           the sum of each 32 codes multiplied by their scale ([`Scale`]). So the bits of `y[r, c]` depend on row `r` of `x` and row
+//!           `c` of `w` alone: not on the other rows, on the block or on the CPU.
 //! registers: `Dot::ROWS` x `Dot::COLS` sums of 16 lanes at a time, along the whole of `k`; both operands are read along their rows,
 //!           so nothing is transposed or broadcast.
-//! traffic:  up to [`PACK_ROWS`] rows of `x`, the weights go from memory to registers; for more, the block is unpacked once, aligned,
+//! traffic:  up to [`direct`] rows of `x`, the weights go from memory to registers; for more, the block is unpacked once, aligned,
 //!           into the second-level cache and read from there.
 //! tests:    every path against the definition and against each other, bit for bit, in `cpu/tests`.
 
 use super::{
     Elements, Kernel, Level, Line,
-    lanes::{Bf16, Dot, F32, Format, Lanes, Packed},
+    formats::{self, Bf16, E4m3, F32, Format, Int4, Int8, Packed, Scale, of_block},
+    lanes::{Dot, Lanes},
     lines,
 };
-
-/// More rows of `x` than this, and a block of weights is unpacked first.
-pub const PACK_ROWS: usize = 16;
+use crate::files::format;
+use std::marker::PhantomData;
 
 /// One block of products.
 pub struct Product<'a> {
-    /// Prepared rows, one after the other; see `prepare` in `rows.rs`. [rows, lines(k)]
+    /// Prepared rows (padded, and in the order in which the loop reads them), one after the other; see `prepare` in
+    /// `rows.rs`. [rows, lines(k)]
     pub x: &'a [Line],
     pub rows: usize,
     /// [cols, k]
-    pub w: Elements<'a>,
+    pub w: Rows<'a>,
     pub cols: usize,
     pub k: usize,
     /// [rows, y_stride], of which `cols` of each row are written.
     pub y: &'a mut [f32],
     pub y_stride: usize,
-    /// Room for the block, unpacked, if there are more than [`PACK_ROWS`] rows: [cols, lines(k)]
+    /// Room for the block, unpacked: [`room`].
     pub packed: &'a mut [Line],
+}
+
+/// Rows of weights by their format.
+#[derive(Clone, Copy, Debug)]
+pub enum Rows<'a> {
+    /// Numbers.
+    Plain(Elements<'a>),
+    /// A GGUF type: the first row's blocks, and bytes from there to the next one's.
+    Blocks { block: &'static format::Block, bytes: &'a [u8], stride: usize },
+    /// Codes, with their scales beside them.
+    Codes(Coded<'a>),
+}
+
+/// What codes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// 8 bits, with sign once the zero point is taken off.
+    Int8,
+    /// e4m3, with scales that are 2^8 of what they would be.
+    E4m3,
+    /// 4 bits, the lower ones first.
+    Int4,
+}
+
+/// Rows of codes.
+#[derive(Clone, Copy, Debug)]
+pub struct Coded<'a> {
+    pub kind: Kind,
+    /// [rows, width]
+    pub codes: &'a [u8],
+    pub width: usize,
+    /// [rows, groups]
+    pub scales: &'a [f32],
+    /// Not of e4m3. [rows, groups]
+    pub zeros: &'a [u8],
+    pub groups: usize,
+    /// A group has `32 << shift` columns.
+    pub shift: u32,
+}
+
+impl<'a> From<Elements<'a>> for Rows<'a> {
+    fn from(w: Elements<'a>) -> Self {
+        Rows::Plain(w)
+    }
+}
+
+impl Rows<'_> {
+    /// There are so many, of `k` columns.
+    fn hold(&self, rows: usize, k: usize) -> bool {
+        match self {
+            Rows::Plain(w) => w.len() >= rows * k,
+            Rows::Blocks { block, bytes, stride } => {
+                k.is_multiple_of(block.weights) && bytes.len() >= (rows - 1) * stride + k / block.weights * block.bytes
+            }
+            Rows::Codes(c) => {
+                let groups = c.groups > (k / 32).saturating_sub(1) >> c.shift && c.scales.len() >= rows * c.groups;
+                let width = k / if c.kind == Kind::Int4 { 2 } else { 1 };
+                let codes = c.width >= width && c.codes.len() >= rows * c.width;
+                k.is_multiple_of(32) && groups && codes && (c.kind == Kind::E4m3 || c.zeros.len() >= rows * c.groups)
+            }
+        }
+    }
+}
+
+/// Most rows of `x` for which numbers are read as they are; for more, a block of them is unpacked first.
+pub const DIRECT: usize = 16;
+
+/// The same of weights of any format: codes are worth it earlier.
+fn direct(w: &Rows<'_>) -> usize {
+    if matches!(w, Rows::Plain(_)) { DIRECT } else { 4 }
+}
+
+/// Lines of room that a product needs: for the block and the scales of its codes, if it is unpacked.
+pub fn room(level: Level, w: &Rows<'_>, [rows, cols, k]: [usize; 3]) -> usize {
+    let scales = match w {
+        Rows::Plain(_) => 0,
+        _ => (cols * k.div_ceil(32) * size_of::<[f32; 2]>()).div_ceil(size_of::<Line>()),
+    };
+    if rows > direct(w) { cols * lines(level, k) + scales } else { 0 }
 }
 
 /// The same, with pointers and types.
 #[derive(Clone, Copy)]
-struct Block<X, W> {
+struct Block<X, F> {
     x: *const X,
     rows: usize,
-    w: *const W,
-    /// Elements from a row of `w` to the next.
-    w_stride: usize,
+    w: F,
     cols: usize,
     k: usize,
     y: *mut f32,
@@ -53,37 +132,46 @@ impl Product<'_> {
     /// # Panics
     /// If a slice is too short.
     pub fn run(self, level: Level) {
-        let Product { rows, cols, k, y_stride, w, .. } = self;
+        let Product { rows, cols, k, y_stride, ref w, .. } = self;
         if rows == 0 || cols == 0 {
             return;
         }
-        let (row, room) = (lines(level, k), if rows > PACK_ROWS { cols } else { 0 });
+        let (row, room) = (lines(level, k), room(level, w, [rows, cols, k]));
         assert!(self.x.len() >= rows * row, "{} lines of x, {rows} rows of {k}", self.x.len());
-        assert!(w.len() >= cols * k, "{} weights, {cols} rows of {k}", w.len());
+        assert!(w.hold(cols, k), "{w:?} are not {cols} rows of {k}");
         assert!(
             y_stride >= cols && self.y.len() >= (rows - 1) * y_stride + cols,
             "{} of y, {rows} x {cols}",
             self.y.len()
         );
-        assert!(self.packed.len() >= room * row, "{} lines of room, {cols} rows of {k}", self.packed.len());
-        let f32_weights = matches!(w, Elements::F32(_));
+        assert!(self.packed.len() >= room, "{} lines of room, {cols} rows of {k}", self.packed.len());
+        let f32_weights = matches!(w, Rows::Plain(Elements::F32(_)));
         assert!(!f32_weights || level == level.of_f32(), "{level} prepares rows for weights in bf16");
-        super::run(level, Checked(self));
+        super::run(level, Checked(self, level));
     }
 }
 
-/// A product whose sizes are as [`Product::run`] asserts.
-struct Checked<'a>(Product<'a>);
+/// A product whose sizes are as [`Product::run`] asserts, at its level.
+struct Checked<'a>(Product<'a>, Level);
 
 impl Kernel for Checked<'_> {
     #[inline(always)]
     unsafe fn run<D: Dot>(self) {
+        let Checked(p, level) = self;
         // SAFETY: the contract of the trait, and the asserts: `rows` prepared rows of `k` at `x`, `cols` rows of `k` at `w`, `cols` of
         // each of `rows` rows at `y`, and room for `cols` prepared rows at `packed` where it is needed.
         unsafe {
-            match self.0.w {
-                Elements::Bf16(w) => block::<D, Bf16>(self.0, w.as_ptr().cast()),
-                Elements::F32(w) => block::<D, F32>(self.0, w.as_ptr()),
+            match p.w {
+                Rows::Plain(Elements::Bf16(w)) => block::<D, _>(level, Bf16(w.as_ptr().cast(), p.k), p),
+                Rows::Plain(Elements::F32(w)) => block::<D, _>(level, F32(w.as_ptr(), p.k), p),
+                Rows::Blocks { block: kind, bytes, stride } => {
+                    of_block!(kind, |B| block::<D, _>(level, Raw::<B>::new(bytes.as_ptr(), stride), p));
+                }
+                Rows::Codes(c) => match c.kind {
+                    Kind::Int8 => block::<D, _>(level, formats::Coded::<Int8>::new(&c), p),
+                    Kind::E4m3 => block::<D, _>(level, formats::Coded::<E4m3>::new(&c), p),
+                    Kind::Int4 => block::<D, _>(level, formats::Coded::<Int4>::new(&c), p),
+                },
             }
         }
     }
@@ -92,39 +180,48 @@ impl Kernel for Checked<'_> {
 /// # Safety
 /// The sizes are as [`Product::run`] asserts, `w` is the product's, and the CPU has the instructions of `D`.
 #[inline(always)]
-unsafe fn block<D: Dot, F: Format<D>>(p: Product<'_>, w: *const F::Elem) {
-    let Product { rows, cols, k, y_stride, .. } = p;
-    let (x, y) = (p.x.as_ptr().cast::<D::Elem>(), p.y.as_mut_ptr());
+unsafe fn block<D: Dot, F: Format<D>>(level: Level, w: F, p: Product<'_>) {
+    let Product { rows, cols, k, .. } = p;
     // SAFETY: the contract of this function, and that a packed row is as long as a prepared one.
     unsafe {
-        if rows <= PACK_ROWS {
-            return tiles::<D, F>(Block { x, rows, w, w_stride: k, cols, k, y, y_stride });
+        if rows <= direct(&p.w) {
+            let (x, y) = (p.x.as_ptr().cast(), p.y.as_mut_ptr());
+            return tiles::<D, F>(Block { x, rows, w, cols, k, y, y_stride: p.y_stride });
         }
-        let (padded, packed) = (k.next_multiple_of(32), p.packed.as_mut_ptr().cast::<D::Elem>());
+        let (chunks, packed) = (k.div_ceil(32), p.packed.as_mut_ptr().cast::<D::Elem>());
+        let scales = packed.add(cols * chunks * 32).cast::<F::Scale>();
         for c in 0..cols {
-            let row = w.add(c * k);
-            for chunk in 0..k / 32 {
-                D::store(F::load(row, chunk), packed.add(c * padded + 32 * chunk));
+            let (row, at) = (w.row(c), c * chunks);
+            for block in 0..k / 32 / F::CHUNKS {
+                let of_block = F::scales(row, block);
+                for i in 0..F::CHUNKS {
+                    let at = at + block * F::CHUNKS + i;
+                    D::store(F::load(row, block, i), packed.add(32 * at));
+                    *scales.add(at) = of_block[i];
+                }
             }
             if !k.is_multiple_of(32) {
-                D::store(tail::<D, F>(row, k), packed.add((c + 1) * padded - 32));
+                D::store(F::tail(row, k), packed.add(32 * (at + chunks - 1)));
             }
         }
-        tiles::<D, Packed>(Block { x, rows, w: packed, w_stride: padded, cols, k: padded, y, y_stride });
     }
+    // by itself, so that it is there once for all formats
+    super::run(level, Unpacked(p, PhantomData::<F::Scale>));
 }
 
-/// The last `k % 32` values of a row, filled up with 0.
-///
-/// # Safety
-/// As [`Format::load`]; the row has `k` elements.
-#[inline(always)]
-unsafe fn tail<D: Dot, F: Format<D>>(row: *const F::Elem, k: usize) -> D::Pairs {
-    let mut rest = [F::Elem::default(); 32];
-    // SAFETY: the row has `k` elements, of which less than 32 are copied.
-    unsafe {
-        std::ptr::copy_nonoverlapping(row.add(k / 32 * 32), rest.as_mut_ptr(), k % 32);
-        F::load(rest.as_ptr(), 0)
+/// A product whose weights are unpacked.
+struct Unpacked<'a, S>(Product<'a>, PhantomData<S>);
+
+impl<S: Scale> Kernel for Unpacked<'_, S> {
+    #[inline(always)]
+    unsafe fn run<D: Dot>(self) {
+        let Product { x, rows, cols, k, y, y_stride, packed, .. } = self.0;
+        let (chunks, values) = (k.div_ceil(32), packed.as_ptr().cast::<D::Elem>());
+        // SAFETY: the contract of the trait, and that [`block`] has written the weights and their scales.
+        unsafe {
+            let w = Packed { values, scales: values.add(cols * chunks * 32).cast::<S>(), chunks };
+            tiles::<D, _>(Block { x: x.as_ptr().cast(), rows, w, cols, k: 32 * chunks, y: y.as_mut_ptr(), y_stride });
+        }
     }
 }
 
@@ -133,7 +230,7 @@ unsafe fn tail<D: Dot, F: Format<D>>(row: *const F::Elem, k: usize) -> D::Pairs 
 /// # Safety
 /// All that a block is made of is there, and the CPU has the instructions of `D`.
 #[inline(always)]
-unsafe fn tiles<D: Dot, F: Format<D>>(b: Block<D::Elem, F::Elem>) {
+unsafe fn tiles<D: Dot, F: Format<D>>(b: Block<D::Elem, F>) {
     let padded = b.k.next_multiple_of(32);
     let mut c = 0;
     while c < b.cols {
@@ -141,19 +238,19 @@ unsafe fn tiles<D: Dot, F: Format<D>>(b: Block<D::Elem, F::Elem>) {
         for r in (0..b.rows).step_by(D::ROWS) {
             // SAFETY: the tile is within rows x cols.
             unsafe {
-                let (x, w, y) = (b.x.add(r * padded), b.w.add(c * b.w_stride), b.y.add(r * b.y_stride + c));
-                let b = Block { x, w, y, ..b };
+                let (x, y) = (b.x.add(r * padded), b.y.add(r * b.y_stride + c));
+                let b = Block { x, y, ..b };
                 match (D::ROWS.min(b.rows - r), width) {
-                    (1, 1) => tile::<D, F, 1, 1>(b),
-                    (2, 1) => tile::<D, F, 2, 1>(b),
-                    (3, 1) => tile::<D, F, 3, 1>(b),
-                    (_, 1) => tile::<D, F, 4, 1>(b),
-                    (1, 2) => tile::<D, F, 1, 2>(b),
-                    (_, 2) => tile::<D, F, 2, 2>(b),
-                    (1, _) => tile::<D, F, 1, 4>(b),
-                    (2, _) => tile::<D, F, 2, 4>(b),
-                    (3, _) => tile::<D, F, 3, 4>(b),
-                    _ => tile::<D, F, 4, 4>(b),
+                    (1, 1) => tile::<D, F, 1, 1>(b, c),
+                    (2, 1) => tile::<D, F, 2, 1>(b, c),
+                    (3, 1) => tile::<D, F, 3, 1>(b, c),
+                    (_, 1) => tile::<D, F, 4, 1>(b, c),
+                    (1, 2) => tile::<D, F, 1, 2>(b, c),
+                    (_, 2) => tile::<D, F, 2, 2>(b, c),
+                    (1, _) => tile::<D, F, 1, 4>(b, c),
+                    (2, _) => tile::<D, F, 2, 4>(b, c),
+                    (3, _) => tile::<D, F, 3, 4>(b, c),
+                    _ => tile::<D, F, 4, 4>(b, c),
                 }
             }
         }
@@ -161,37 +258,56 @@ unsafe fn tiles<D: Dot, F: Format<D>>(b: Block<D::Elem, F::Elem>) {
     }
 }
 
-/// No closures here and below: one is a function of its own, without the instructions of the level, and where it is not inlined every
-/// instruction of its becomes a call.
+/// There are no closures here and below: a closure is a function of its own, without the instructions of the level, and
+/// if it is not inlined, each of its instructions becomes a call.
 ///
 /// # Safety
 /// As [`tiles`], for `R` rows of `x` and `C` of `w`.
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "both indices of a tile in every loop")]
-unsafe fn tile<D: Dot, F: Format<D>, const R: usize, const C: usize>(b: Block<D::Elem, F::Elem>) {
-    let Block { x, w, w_stride, k, y, y_stride, .. } = b;
+unsafe fn tile<D: Dot, F: Format<D>, const R: usize, const C: usize>(b: Block<D::Elem, F>, first: usize) {
+    let Block { x, w, k, y, y_stride, .. } = b;
     // SAFETY: the contract of this function.
     unsafe {
         let mut acc = [[D::Acc::splat(0.0); R]; C];
         let x_stride = k.next_multiple_of(32);
-        for chunk in 0..k / 32 {
-            let mut pairs = [F::load(w, chunk); C];
+        let (mut row, mut next) = ([w.row(first); C], [w.row(first + C); C]);
+        for c in 1..C {
+            (row[c], next[c]) = (w.row(first + c), w.row(first + C + c));
+        }
+        for block in 0..k / 32 / F::CHUNKS {
+            let mut scales = [F::scales(row[0], block); C];
             for c in 1..C {
-                pairs[c] = F::load(w.add(c * w_stride), chunk);
+                scales[c] = F::scales(row[c], block);
             }
-            if F::FAR {
+            for i in 0..F::CHUNKS {
+                let mut pairs = [F::load(row[0], block, i); C];
+                for c in 1..C {
+                    pairs[c] = F::load(row[c], block, i);
+                }
                 for c in 0..C {
-                    prefetch(w.wrapping_add((C + c) * w_stride + 32 * chunk));
+                    F::prefetch(next[c], block, i);
+                }
+                let x = x.add(32 * (block * F::CHUNKS + i));
+                for r in 0..R {
+                    let x = D::load(x.add(r * x_stride));
+                    for c in 0..C {
+                        acc[c][r] = scales[c][i].add::<D>(acc[c][r], x, pairs[c]);
+                    }
                 }
             }
-            add::<D, R, C>(&mut acc, x.add(32 * chunk), x_stride, pairs);
         }
         if !k.is_multiple_of(32) {
-            let mut pairs = [tail::<D, F>(w, k); C];
+            let mut pairs = [F::tail(row[0], k); C];
             for c in 1..C {
-                pairs[c] = tail::<D, F>(w.add(c * w_stride), k);
+                pairs[c] = F::tail(row[c], k);
             }
-            add::<D, R, C>(&mut acc, x.add(k / 32 * 32), x_stride, pairs);
+            for r in 0..R {
+                let x = D::load(x.add(r * x_stride + k / 32 * 32));
+                for c in 0..C {
+                    acc[c][r] = D::dot(acc[c][r], x, pairs[c]);
+                }
+            }
         }
         if R == 4 && C == 4 {
             return D::Acc::sums(&*(&raw const acc).cast(), y, y_stride);
@@ -202,37 +318,4 @@ unsafe fn tile<D: Dot, F: Format<D>, const R: usize, const C: usize>(b: Block<D:
             }
         }
     }
-}
-
-/// # Safety
-/// `R` rows have 32 prepared values at `x`, `stride` apart.
-#[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "both indices of a tile in every loop")]
-unsafe fn add<D: Dot, const R: usize, const C: usize>(
-    acc: &mut [[D::Acc; R]; C],
-    x: *const D::Elem,
-    stride: usize,
-    w: [D::Pairs; C],
-) {
-    for r in 0..R {
-        // SAFETY: the contract of this function.
-        unsafe {
-            let x = D::load(x.add(r * stride));
-            for c in 0..C {
-                acc[c][r] = D::dot(acc[c][r], x, w[c]);
-            }
-        }
-    }
-}
-
-/// Asks for what the next tile begins with: rows are too short for the CPU to find out by itself.
-#[inline(always)]
-fn prefetch<T>(p: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint, which no address makes fault.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = p;
 }

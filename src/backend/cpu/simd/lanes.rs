@@ -1,11 +1,36 @@
 //! Sixteen f32 side by side, and the two ways to multiply by them: what differs from one instruction set to the next.
 
+/// 32 codes of weights, a byte each, in the order of their columns.
+///
+/// # Safety
+/// As [`Lanes`].
+pub(super) trait Codes: Copy {
+    /// 32 bytes.
+    unsafe fn load(p: *const u8) -> Self;
+    /// The low halves of 16 bytes, then the high ones.
+    unsafe fn nibbles(p: *const u8) -> Self;
+    /// Of each of 16 bytes the low half, then the high one.
+    unsafe fn twos(p: *const u8) -> Self;
+    /// The bits of a word, each 0 or 16.
+    unsafe fn fifths(word: u32) -> Self;
+    /// `self >> shift & mask`, where the mask has none of the bits that come in.
+    unsafe fn part(self, shift: usize, mask: u8) -> Self;
+    /// `self << 4`, of less than 16.
+    unsafe fn high(self) -> Self;
+    /// `self | other`
+    unsafe fn or(self, other: Self) -> Self;
+    /// `self - zero`
+    unsafe fn minus(self, zero: u8) -> Self;
+}
+
 /// Sixteen f32 lanes.
 ///
 /// # Safety
 /// Of every function: the CPU has the implementer's instructions, and each pointer is good for what is read or written there
 /// (no alignment is asked for).
 pub(super) trait Lanes: Copy {
+    /// 32 codes, a byte each.
+    type Codes: Codes;
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(p: *const f32) -> Self;
     unsafe fn store(self, p: *mut f32);
@@ -17,6 +42,14 @@ pub(super) trait Lanes: Copy {
     unsafe fn pairs_bf16(p: *const u16) -> (Self, Self);
     /// The even and the odd ones of 32 f32.
     unsafe fn pairs_f32(p: *const f32) -> (Self, Self);
+    /// The even and the odd ones of 32 bytes, with their bits `flip` turned around, less `zero`.
+    unsafe fn bytes(codes: Self::Codes, flip: u8, zero: f32) -> (Self, Self);
+    /// The even and the odd ones of 32 e4m3, each 2^-8 of its value: an f16 has the same digits there.
+    unsafe fn e4m3(codes: Self::Codes) -> (Self, Self);
+    /// The value of an f16.
+    unsafe fn half(bits: u16) -> f32;
+    /// `a` in the lanes of the first 16 of 32 values, `b` in the others.
+    unsafe fn halves(a: f32, b: f32) -> Self;
     /// The sum of the lanes by the one tree: lane `i` and `i + 8`, then `i + 4`, `i + 2`, `i + 1`.
     unsafe fn sum(self) -> f32;
     /// [`Lanes::sum`] of 16: that of `acc[c][r]` goes to `y[r * stride + c]`.
@@ -30,12 +63,13 @@ pub(super) trait Lanes: Copy {
     }
 }
 
-/// How pairs of neighbouring values are multiplied and summed: lane `l` of a sum takes `x[2l + 1] w[2l + 1]`, then `x[2l] w[2l]`,
-/// of each 32 values in turn, each with one rounding. That is the order of `vdpbf16ps`.
+/// How pairs of neighbouring values are multiplied and summed. Of each 32 values in turn, lane `l` of a sum adds
+/// `x[2l + 1] w[2l + 1]` and then `x[2l] w[2l]`, each with one rounding. This is the order of the instruction
+/// `vdpbf16ps`.
 ///
-/// `vdpbf16ps` takes denormals for 0 and makes none. So that no path ever sees one, factors are cut: a bf16 weight below 2^-63 and
-/// a bf16 activation below 2^-49 ([`super::rows::prepare`]) count as 0. What is left is a multiple of 2^-70 and of 2^-56, and every
-/// sum a multiple of 2^-126, the least normal number.
+/// `vdpbf16ps` reads denormals as 0 and makes none. So that no path ever meets one, factors are cut: a bf16 weight
+/// below 2^-63 and a bf16 activation below 2^-49 ([`super::rows::prepare`]) count as 0. The other weights are multiples
+/// of 2^-70 and the other activations of 2^-56, so every sum is a multiple of 2^-126, the least normal number.
 ///
 /// # Safety
 /// As [`Lanes`].
@@ -54,6 +88,14 @@ pub(super) trait Dot {
     unsafe fn bf16(p: *const u16) -> Self::Pairs;
     /// 32 f32 of weights.
     unsafe fn f32(p: *const f32) -> Self::Pairs;
+    /// 32 codes below 64, less `ZERO`; below 32 if `ZERO` is.
+    #[inline(always)]
+    unsafe fn few<const ZERO: i32>(codes: <Self::Acc as Lanes>::Codes) -> Self::Pairs {
+        // SAFETY: the contract of the trait.
+        unsafe { Self::pairs(Self::Acc::bytes(codes, 0, ZERO as f32)) }
+    }
+    /// The even and the odd ones of 32 values that bf16 has.
+    unsafe fn pairs(even_odd: (Self::Acc, Self::Acc)) -> Self::Pairs;
     /// Prepares 32 values.
     unsafe fn store(pairs: Self::Pairs, p: *mut Self::Elem);
     unsafe fn dot(acc: Self::Acc, x: Self::Pairs, w: Self::Pairs) -> Self::Acc;
@@ -84,6 +126,10 @@ impl<L: Lanes, const SIDE: usize> Dot for Fma<L, SIDE> {
         unsafe { L::pairs_f32(p) }
     }
     #[inline(always)]
+    unsafe fn pairs(even_odd: (L, L)) -> (L, L) {
+        even_odd
+    }
+    #[inline(always)]
     unsafe fn store((even, odd): (L, L), p: *mut f32) {
         // SAFETY: the contract of the trait.
         unsafe {
@@ -95,50 +141,5 @@ impl<L: Lanes, const SIDE: usize> Dot for Fma<L, SIDE> {
     unsafe fn dot(acc: L, x: (L, L), w: (L, L)) -> L {
         // SAFETY: the contract of the trait.
         unsafe { acc.fma(x.1, w.1).fma(x.0, w.0) }
-    }
-}
-
-/// A format of weights: how 32 of a row come into registers. A row is its elements or blocks, one after the other.
-///
-/// # Safety
-/// As [`Lanes`]: the row has the chunk.
-pub(super) trait Format<D: Dot> {
-    type Elem: Copy + Default;
-    /// Rows come from memory.
-    const FAR: bool = true;
-    /// Values `32 chunk..` of a row.
-    unsafe fn load(row: *const Self::Elem, chunk: usize) -> D::Pairs;
-}
-
-pub(super) struct Bf16;
-pub(super) struct F32;
-/// What [`Dot::store`] wrote.
-pub(super) struct Packed;
-
-impl<D: Dot> Format<D> for Bf16 {
-    type Elem = u16;
-    #[inline(always)]
-    unsafe fn load(row: *const u16, chunk: usize) -> D::Pairs {
-        // SAFETY: the contract of the trait.
-        unsafe { D::bf16(row.add(32 * chunk)) }
-    }
-}
-
-impl<D: Dot> Format<D> for F32 {
-    type Elem = f32;
-    #[inline(always)]
-    unsafe fn load(row: *const f32, chunk: usize) -> D::Pairs {
-        // SAFETY: the contract of the trait.
-        unsafe { D::f32(row.add(32 * chunk)) }
-    }
-}
-
-impl<D: Dot> Format<D> for Packed {
-    type Elem = D::Elem;
-    const FAR: bool = false;
-    #[inline(always)]
-    unsafe fn load(row: *const D::Elem, chunk: usize) -> D::Pairs {
-        // SAFETY: the contract of the trait.
-        unsafe { D::load(row.add(32 * chunk)) }
     }
 }

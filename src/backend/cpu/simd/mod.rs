@@ -1,6 +1,6 @@
 //! Vector instructions and threads: all that is `unsafe` on the CPU.
 //!
-//! Two loops for all instruction sets ([`dot`], [`weighted`]), whose registers are a trait ([`lanes`]); loops over rows that the compiler
+//! Two loops for all instruction sets ([`dot`], [`weighted`]), whose registers are a trait ([`lanes`]), for all [`formats`] of weights; loops over rows that the compiler
 //! makes vectors of ([`each_level`]); threads that wait for the next op awake ([`pool`]). The same bits on every CPU: the order of all sums is written
 //! down, and nothing is left to a mathematical library.
 
@@ -9,12 +9,13 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod dot;
+mod formats;
 mod lanes;
 pub mod pool;
 mod portable;
 mod weighted;
 
-pub use dot::{PACK_ROWS, Product};
+pub use dot::{Coded, DIRECT, Kind, Product, Rows, room};
 pub use weighted::Weighted;
 
 use super::{level::Level, weight::Elements};
@@ -44,7 +45,7 @@ trait Kernel {
 /// Does it with the instructions of a level.
 fn run(level: Level, kernel: impl Kernel) {
     #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     fn avx2(kernel: impl Kernel) {
         // SAFETY: who calls this has the instructions.
         unsafe { kernel.run::<Fma<Avx2, 2>>() }
@@ -83,7 +84,7 @@ macro_rules! each_level {
             #[inline(always)]
             fn body<$($g: $bound),*>($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
+            #[target_feature(enable = "avx2,fma,f16c")]
             fn avx2<$($g: $bound),*>($($arg: $ty),*) $(-> $ret)? {
                 body($($arg),*)
             }

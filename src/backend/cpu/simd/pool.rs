@@ -1,8 +1,8 @@
 //! Threads that compute an op together.
 //!
-//! A step of a small model is some 200 ops of microseconds each. So a thread that finished looks for the next op for [`AWAKE`]
-//! before it sleeps, and an op is published by one store. It is here because the work borrows from its caller, which needs
-//! `unsafe`.
+//! A step of a small model is some 200 ops of microseconds each. So a thread that has finished looks for the next op
+//! for [`AWAKE`] before it sleeps, and one store is enough to publish an op. It is in this folder because the work
+//! borrows from its caller, which needs `unsafe`.
 
 use std::{
     any::Any,
@@ -23,7 +23,7 @@ pub const AWAKE: Duration = Duration::from_micros(100);
 /// Threads; the caller of an op is one of them.
 pub struct Pool {
     shared: Arc<Shared>,
-    /// Who has it has the threads.
+    /// Whoever holds this lock may use the threads.
     caller: Mutex<()>,
     workers: Vec<JoinHandle<()>>,
 }
@@ -32,7 +32,7 @@ pub struct Pool {
 struct Shared {
     /// `serial << 32 | workers inside`; the serial is odd while an op is open for workers.
     state: AtomicU64,
-    /// Set before the serial becomes odd, read by who is inside.
+    /// Set before the serial becomes odd; read by workers that are inside an op.
     work: UnsafeCell<Option<Work>>,
     /// The next part that nobody has taken.
     next: AtomicUsize,
@@ -69,7 +69,7 @@ impl Shared {
         }
     }
 
-    /// A worker's life.
+    /// What a worker does, from beginning to end.
     fn live(&self) {
         let mut seen = 0;
         while let Some(serial) = self.wait(seen) {
@@ -112,7 +112,7 @@ impl Shared {
 }
 
 impl Pool {
-    /// So many threads, with the caller.
+    /// This many threads, including the caller.
     pub fn new(threads: usize) -> Pool {
         let shared = Arc::new(Shared::default());
         let worker = |i| {
@@ -144,7 +144,8 @@ impl Pool {
         }
     }
 
-    /// `f(0)`, ..., `f(parts - 1)`, each once, on whatever threads are free: when another op has them, on the caller alone.
+    /// Calls `f(0)`, ..., `f(parts - 1)`, each once, on whatever threads are free. While another op uses them, the
+    /// caller works alone.
     pub fn run(&self, parts: usize, f: impl Fn(usize) + Sync) {
         let caller = if parts > 1 && !self.workers.is_empty() { self.caller.try_lock().ok() } else { None };
         let Some(caller) = caller else { return (0..parts).for_each(f) };
@@ -176,8 +177,8 @@ impl Pool {
         }
     }
 
-    /// `f(r, c, tile)` for each tile of `height` rows and `width` columns, from row `r` and column `c` on, of a matrix [rows, cols]; those
-    /// at the edges are smaller.
+    /// Calls `f(r, c, tile)` for each tile of `height` rows and `width` columns of a matrix [rows, cols], where the
+    /// tile begins at row `r` and column `c`; tiles at the edges are smaller.
     ///
     /// # Panics
     /// If `out` is smaller than the matrix.

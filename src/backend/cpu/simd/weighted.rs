@@ -1,24 +1,25 @@
 //! `o[q] += sum_t p[q, t] v[t]`, in the order of `t`, each with one rounding: the values of attention by their weights.
 //!
 //! registers: 16 or 64 columns of up to 4 rows of `o`, so a value is read once for them.
-//! masked:    a row takes the values that it sees and no other, not even by a weight of 0: that times an infinite value is NaN.
+//! masked:    a row takes the values that it sees, which lie side by side, and no other, not even by a weight of 0: that times an infinite value is NaN.
 
 use super::{
     Elements, Kernel, Level,
     lanes::{Dot, Lanes},
 };
+use std::ops::Range;
 
 /// One block of weighted values.
 pub struct Weighted<'a> {
-    /// [rows, p_stride], of which the first `seen(row)` of each row count.
+    /// [rows, p_stride], of which `seen(row)` of each row count.
     pub p: &'a [f32],
     pub p_stride: usize,
     pub rows: usize,
     /// [n, d]
     pub v: Elements<'a>,
     pub d: usize,
-    /// Values that a row sees, up to `n`.
-    pub seen: &'a dyn Fn(usize) -> usize,
+    /// Values that a row sees, of `n`.
+    pub seen: &'a dyn Fn(usize) -> Range<usize>,
     /// [rows, o_stride], whose rows have room for whole 16.
     pub o: &'a mut [f32],
     pub o_stride: usize,
@@ -76,26 +77,41 @@ impl Weighted<'_> {
         let Weighted { p, p_stride, rows, d, seen, o, o_stride, .. } = self;
         assert!(d > 0 && o_stride >= d.next_multiple_of(16) && o.len() >= rows * o_stride, "o is too short");
         let values = |q: usize| {
-            let n = seen(q);
-            assert!(p.len() >= q * p_stride + n && v.len() >= n * d, "p or v is too short");
-            n
+            let seen = seen(q);
+            assert!(p.len() >= q * p_stride + seen.end && v.len() >= seen.end * d, "p or v is too short");
+            seen
         };
         for first in (0..rows).step_by(4) {
             let height = (rows - first).min(4);
-            let all = (first..first + height).map(values).min().unwrap_or(0);
+            // what all of them see, together; where two have nothing in common, each its own
+            let (mut from, mut to, mut end) = (0, usize::MAX, 0);
+            for q in first..first + height {
+                let seen = values(q);
+                (from, to, end) = (seen.start.max(from), seen.end.min(to), seen.end.max(end));
+            }
+            if from >= to {
+                (from, to) = (end, end);
+            }
             // SAFETY: the asserts: each row has its weights, values and room for whole 16 sums.
             unsafe {
                 let (p, o) = (p.as_ptr().add(first * p_stride), o.as_mut_ptr().add(first * o_stride));
+                for q in 0..height {
+                    let (p, o, seen) = (p.add(q * p_stride), o.add(q * o_stride), values(first + q));
+                    if seen.start < from {
+                        let to = from.min(seen.end);
+                        columns::<L, V, 1, COLS>(p, p_stride, v.as_ptr(), seen.start, to, d, o, o_stride);
+                    }
+                }
                 match height {
-                    1 => columns::<L, V, 1, COLS>(p, p_stride, v.as_ptr(), 0, all, d, o, o_stride),
-                    2 => columns::<L, V, 2, COLS>(p, p_stride, v.as_ptr(), 0, all, d, o, o_stride),
-                    3 => columns::<L, V, 3, COLS>(p, p_stride, v.as_ptr(), 0, all, d, o, o_stride),
-                    _ => columns::<L, V, 4, COLS>(p, p_stride, v.as_ptr(), 0, all, d, o, o_stride),
+                    1 => columns::<L, V, 1, COLS>(p, p_stride, v.as_ptr(), from, to, d, o, o_stride),
+                    2 => columns::<L, V, 2, COLS>(p, p_stride, v.as_ptr(), from, to, d, o, o_stride),
+                    3 => columns::<L, V, 3, COLS>(p, p_stride, v.as_ptr(), from, to, d, o, o_stride),
+                    _ => columns::<L, V, 4, COLS>(p, p_stride, v.as_ptr(), from, to, d, o, o_stride),
                 }
                 for q in 0..height {
-                    let (p, o, n) = (p.add(q * p_stride), o.add(q * o_stride), values(first + q));
-                    if n > all {
-                        columns::<L, V, 1, COLS>(p, p_stride, v.as_ptr(), all, n, d, o, o_stride);
+                    let (p, o, seen) = (p.add(q * p_stride), o.add(q * o_stride), values(first + q));
+                    if seen.end > to {
+                        columns::<L, V, 1, COLS>(p, p_stride, v.as_ptr(), to, seen.end, d, o, o_stride);
                     }
                 }
             }

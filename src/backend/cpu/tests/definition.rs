@@ -1,4 +1,4 @@
-//! A backend whose ops are their definitions: `reference` of each, on plain memory.
+//! A backend whose ops are their definitions: the `reference` of each op, on plain memory.
 
 use crate::{
     backend::{Backend, Out, Shaped},
@@ -17,6 +17,7 @@ pub struct Matrix {
     rows: usize,
     cols: usize,
     data: Vec<bf16>,
+    bias: Option<Vec<f32>>,
 }
 
 impl Shaped for Matrix {
@@ -60,7 +61,11 @@ impl<A: Act> Backend for Definition<A> {
         Err(Error::Input("cases make their weights themselves".into()))
     }
     fn weight_from(&self, rows: usize, cols: usize, data: &[bf16]) -> Result<Matrix> {
-        Ok(Matrix { rows, cols, data: data.to_vec() })
+        Ok(Matrix { rows, cols, data: data.to_vec(), bias: None })
+    }
+    fn set_bias(&self, w: &mut Matrix, bias: &[f32]) -> Result<()> {
+        w.bias = Some(bias.to_vec());
+        Ok(())
     }
     fn synchronize(&self) -> Result<()> {
         Ok(())
@@ -90,6 +95,9 @@ impl<A: Act> Backend for Definition<A> {
     fn gemv(&self, op: &Gemv, out: Out<'_, Self>, x: &Vec<A>, w: &Matrix) -> Result<()> {
         let mut y = vec![0f32; op.rows * op.n];
         op.reference(&mut y, x, &w.data);
+        for y in y.chunks_exact_mut(op.n) {
+            y.iter_mut().zip(w.bias.iter().flatten()).for_each(|(y, bias)| *y += bias);
+        }
         match out {
             Out::Store(out) => out.iter_mut().zip(y).for_each(|(out, y)| *out = A::from_f32(y)),
             Out::Add(out) => out.iter_mut().zip(y).for_each(|(out, y)| *out = A::from_f32(out.to_f32() + y)),
@@ -100,6 +108,10 @@ impl<A: Act> Backend for Definition<A> {
     fn gemm(&self, op: &Gemm, out: Out<'_, Self>, x: &Vec<A>, w: &Matrix) -> Result<()> {
         let Gemm { rows, n, k } = *op;
         self.gemv(&Gemv { rows, n, k }, out, x, w)
+    }
+    fn head_norm(&self, op: &HeadNorm, qkv: &mut Vec<A>, gains: &Matrix) -> Result<()> {
+        op.reference(qkv, &gains.data);
+        Ok(())
     }
     fn rope(&self, op: &Rope, qkv: &mut Vec<A>, pos: &Vec<u32>, table: &Vec<f32>) -> Result<()> {
         op.reference(qkv, pos, table);

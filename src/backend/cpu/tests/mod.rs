@@ -1,8 +1,9 @@
-//! The CPU backend against the definitions, and against itself on other instructions and threads.
+//! Compares the CPU backend with the definitions, and with itself on other instructions and threads.
 
 mod definition;
 mod ops;
 mod pool;
+mod quantized;
 mod sampler;
 mod simd;
 

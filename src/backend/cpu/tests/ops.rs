@@ -1,4 +1,5 @@
-//! Every case of every op on the CPU backend, on all instructions of this machine and on one thread and several, against its definition.
+//! Runs every case of every op on the CPU backend, with all instructions of this machine and on one thread and several,
+//! and compares it with the definition.
 
 use super::{definition::Definition, others};
 use crate::{

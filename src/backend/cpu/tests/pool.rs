@@ -1,4 +1,4 @@
-//! The threads do every part once, whatever happens.
+//! The threads do every part exactly once, whatever happens.
 
 use crate::backend::cpu::simd::pool::{AWAKE, Pool};
 use std::{

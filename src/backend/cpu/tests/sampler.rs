@@ -1,4 +1,4 @@
-//! The CPU's sampler chooses what the definition chooses, whatever is asked of it.
+//! The CPU's sampler makes the choice of the definition for any parameters.
 
 use crate::{
     backend::{Backend, SamplerState, cpu::Cpu},

@@ -1,11 +1,11 @@
-//! Every level has the bits of the portable one, and these are right.
+//! Every level computes the bits of the portable one, and these are right.
 
 use super::others;
 use crate::{
     backend::cpu::{
         level::Level,
         rows,
-        simd::{Line, PACK_ROWS, Product, Weighted, lines},
+        simd::{Line, Product, Rows, Weighted, lines, room},
         weight::Elements,
     },
     ops::{Act, noise},
@@ -26,14 +26,14 @@ fn wild(len: usize, seed: u64) -> Vec<bf16> {
     values.map(|(i, x)| bf16::from_f32(x * scale[(i * 7 + i / 13) % scale.len()])).collect()
 }
 
-fn product<A: Act>(level: Level, x: &[A], w: Elements<'_>, [rows, cols, k]: [usize; 3]) -> Vec<f32> {
+pub(super) fn product<A: Act>(level: Level, x: &[A], w: Rows<'_>, [rows, cols, k]: [usize; 3]) -> Vec<f32> {
     let row = lines(level, k);
     let mut prepared = vec![NOISE; rows * row];
     for (to, x) in prepared.chunks_exact_mut(row).zip(x.chunks_exact(k)) {
         rows::prepare(level, x, to);
     }
-    let (mut y, mut packed) =
-        (vec![f32::NAN; rows * (cols + 3)], vec![NOISE; if rows > PACK_ROWS { cols * row } else { 0 }]);
+    let room = room(level, &w, [rows, cols, k]);
+    let (mut y, mut packed) = (vec![f32::NAN; rows * (cols + 3)], vec![NOISE; room]);
     Product { x: &prepared, rows, w, cols, k, y: &mut y, y_stride: cols + 3, packed: &mut packed }.run(level);
     y.chunks_exact(cols + 3).flat_map(|y| y[..cols].to_vec()).collect()
 }
@@ -60,13 +60,13 @@ fn every_level_has_the_same_bits_of_products() {
         let (x, w) = (wild(rows * k, seed as u64), wild(cols * k, 77 + seed as u64));
         let f32s = |v: &[bf16]| v.iter().map(|x| x.to_f32() * 1.000_123).collect::<Vec<f32>>();
         let (xf, wf) = (f32s(&x), f32s(&w));
-        let bf16s = Elements::of(&w);
+        let bf16s = || Rows::from(Elements::of(&w));
         let of = |level: Level| {
             let f = level.of_f32();
             let products = [
-                product(level, &x, bf16s, size),
-                product(f, &xf, bf16s, size),
-                product(f, &xf, Elements::F32(&wf), size),
+                product(level, &x, bf16s(), size),
+                product(f, &xf, bf16s(), size),
+                product(f, &xf, Elements::F32(&wf).into(), size),
             ];
             products.map(|y| bits(&y))
         };
@@ -98,8 +98,11 @@ fn every_level_has_the_same_bits_of_weighted_values() {
         let o_stride = d.next_multiple_of(16) + 2;
         let of = |level: Level, v: Elements<'_>| {
             let mut o = vec![0.5; rows * o_stride];
-            // rows see more and more, and the last all
-            let seen = |q: usize| n - (rows - 1 - q).min(n);
+            // rows see more and more, and the last all; of long ones three in four have a window
+            let seen = |q: usize| {
+                let end = n - (rows - 1 - q).min(n);
+                if n > 20 && q + 1 < rows { end.saturating_sub(20 * (1 + q % 4 % 3))..end } else { 0..end }
+            };
             Weighted { p: &p, p_stride: n + 2, rows, v, d, seen: &seen, o: &mut o, o_stride }.run(level);
             bits(&o)
         };

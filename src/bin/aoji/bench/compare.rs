@@ -1,8 +1,8 @@
 //! `aoji bench --compare A.json B.json`: what changed between two runs, and whether the change is more than noise.
 //!
-//! Each run holds several medians. The change is the median of all ratios of a median of B to a median of A (the estimate of Hodges
-//! and Lehmann, 1963). Its 95% interval comes from the same ratios, sorted: the Mann-Whitney distribution says how many to cut off
-//! at each end. Nothing is assumed about how times are distributed.
+//! Each run has several medians. The change is the median of all ratios of a median of B to a median of A (the estimate
+//! of Hodges and Lehmann, 1963). Its 95% interval comes from the same ratios, sorted: the Mann-Whitney distribution
+//! tells how many to cut off at each end. Nothing is assumed about the distribution of the times.
 
 use super::table;
 use crate::common;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
 
-/// What is left outside the interval, on each side.
+/// The probability outside the interval, on each side.
 const TAIL: f64 = 0.025;
 
 /// The part of a report that matters here: of `aoji bench --json`, with or without `--kernels`.
@@ -44,7 +44,7 @@ struct Row {
 #[derive(Deserialize)]
 struct Case {
     case: String,
-    /// Of the lab.
+    /// A variant of the kernel lab.
     variant: Option<String>,
     times: Option<Times>,
 }
@@ -80,9 +80,9 @@ struct Change {
     b_ms: f64,
     /// Runs of A and of B.
     runs: [usize; 2],
-    /// Of the time, as a share of A's; negative is faster.
+    /// Change of the time, as a share of A's; negative is faster.
     change: f64,
-    /// Its interval.
+    /// Lower end of its interval.
     low: f64,
     high: f64,
     verdict: Verdict,
@@ -149,7 +149,7 @@ impl Run {
     }
 }
 
-/// Its name, and what it was in a run.
+/// Name of a condition, and its value in a run.
 type Condition<'a> = (&'static str, &'a dyn Fn(&Run) -> String);
 
 fn differences(a: &Run, b: &Run) -> Vec<Difference> {
@@ -160,7 +160,7 @@ fn differences(a: &Run, b: &Run) -> Vec<Difference> {
         _ => optional(&r.driver),
     };
     let emulated = |r: &Run| if r.emulated { "yes: its times mean nothing" } else { "no" }.to_string();
-    // names of checkpoints may differ where the sizes do not
+    // names of checkpoints may differ if the sizes are the same
     let sizes = |r: &Run| match r.model.clone() {
         Some(Value::Object(mut m)) => {
             m.remove("name");
@@ -181,7 +181,7 @@ fn differences(a: &Run, b: &Run) -> Vec<Difference> {
         ("model", &sizes),
     ];
     let differ = conditions.into_iter().map(|(what, of)| Difference { what, a: of(a), b: of(b) });
-    // two emulated runs do not differ, and mean nothing all the same
+    // this is reported even if both runs are emulated, since their times mean nothing
     let mut found: Vec<Difference> = differ.filter(|d| d.a != d.b || (d.what == "emulated" && a.emulated)).collect();
     if let (Some(x), Some(y)) = (read_rate(a), read_rate(b))
         && (x / y - 1.0).abs() > 0.01
@@ -215,8 +215,8 @@ impl Change {
     }
 }
 
-/// How many of the sorted ratios of `m` by `n` runs may be cut off at each end with at most `TAIL` probability beyond;
-/// `None` when even the outermost have more.
+/// How many of the sorted ratios of `m` by `n` runs may be cut off at each end, so that the probability beyond is at
+/// most `TAIL`; `None` when even the outermost ratio has more.
 fn cut(m: usize, n: usize) -> Option<usize> {
     // ways[j][u]: orders of i runs of A and j of B in which u pairs have B first; built up over i
     let mut ways = vec![vec![0f64; m * n + 1]; n + 1];
@@ -224,7 +224,7 @@ fn cut(m: usize, n: usize) -> Option<usize> {
     for _ in 0..m {
         for j in 1..=n {
             for u in (0..=m * n).rev() {
-                // the last one of the order is of A, after j of B, or of B
+                // the last run in the order is either of A, after j of B, or of B
                 ways[j][u] = if u >= j { ways[j][u - j] } else { 0.0 } + ways[j - 1][u];
             }
         }
@@ -292,7 +292,7 @@ mod tests {
         );
         assert_eq!(change(&a, &[11.0, 11.1, 10.9, 11.2, 10.8]).verdict, Verdict::Slower);
         assert_eq!(change(&a, &[10.0, 10.05, 10.1, 9.95, 9.85]).verdict, Verdict::WithinNoise);
-        // one run that was disturbed decides nothing
+        // a single disturbed run must not decide
         assert_eq!(change(&a, &[9.0, 9.1, 8.9, 9.2, 30.0]).verdict, Verdict::WithinNoise);
         let c = change(&[10.0], &[9.0]);
         assert!(c.verdict == Verdict::TooFewRuns && (c.change + 0.1).abs() < 1e-12, "{}", c.change);

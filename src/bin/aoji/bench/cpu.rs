@@ -1,4 +1,4 @@
-//! The README's table of the CPU, from what `scripts/peers-cpu` left in `cpu/` of the results.
+//! Makes the README's table of the CPU from what `scripts/peers-cpu` left in the folder `cpu/` of the results.
 
 use crate::common;
 use aoji::{Error, Result};
@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// By tokens of the prompt, or before the step.
+/// Tokens a second, by the number of tokens of the prompt or before the step.
 type PerSecond = BTreeMap<u64, f64>;
 
 /// An output of `scripts/peers-cpu`.
@@ -24,6 +24,9 @@ struct Peers {
     of_read: f64,
     tokens_per_s: BTreeMap<String, Figures>,
     times_llama_cpp_bf16: BTreeMap<String, f64>,
+    /// The same of other formats, by their names.
+    #[serde(default)]
+    times_llama_cpp: BTreeMap<String, BTreeMap<String, f64>>,
     kobest_copa: Option<Copa>,
 }
 
@@ -80,8 +83,12 @@ fn table(p: &Peers) -> String {
         text += &row(&name, f.decode.values().chain(f.prefill.values()).map(|x| format!("{x:.0}")).collect());
     }
     let times = columns(first, |kind, n| format!("{kind} {n}"));
-    let times = times.iter().map(|key| p.times_llama_cpp_bf16.get(key).map_or("-".into(), |x| format!("{x:.2}")));
-    text += &row("**aoji, times the faster llama.cpp bf16**", times.collect());
+    for (format, of) in
+        [("bf16", &p.times_llama_cpp_bf16)].into_iter().chain(p.times_llama_cpp.iter().map(|(f, of)| (&**f, of)))
+    {
+        let times = times.iter().map(|key| of.get(key).map_or("-".into(), |x| format!("{x:.2}")));
+        text += &row(&format!("**aoji, times the faster llama.cpp {format}**"), times.collect());
+    }
     if let Some(c) = &p.kobest_copa {
         let seconds: Vec<String> = c.seconds.iter().map(|(name, s)| format!("{name} {s:.1} s")).collect();
         let (n, times) = (c.documents, c.times_lm_eval);

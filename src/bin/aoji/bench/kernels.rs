@@ -1,4 +1,5 @@
-//! `aoji bench --kernels`: each op's cases on the GPU, against what the GPU could do, and against variants of the lab.
+//! `aoji bench --kernels`: runs each op's cases on the GPU, and compares them with what the GPU could do at best, and
+//! with variants of the kernel lab.
 
 use super::{Args, Header, roofline, table};
 use crate::common;
@@ -23,7 +24,7 @@ struct Report {
     header: Header,
     peak: Option<Peak>,
     kernels: Vec<Source>,
-    /// Of variants.
+    /// The variants.
     lab: Vec<Source>,
     cases: Vec<Row>,
 }
@@ -37,7 +38,7 @@ struct Source {
     source: &'static str,
     /// Cases compared with the reference.
     checked: usize,
-    /// All that ran were right.
+    /// Whether all cases that ran were right.
     passed: bool,
     /// Registers, local and shared memory of its kernels on this GPU.
     usage: Vec<Usage>,
@@ -50,26 +51,26 @@ struct Row {
     /// At the median.
     gb_per_s: Option<f64>,
     tflops: Option<f64>,
-    /// In which nothing could be faster, by the measured rates.
+    /// The least time that the measured rates allow.
     floor_us: Option<f64>,
     /// The floor over the median.
     share: Option<f64>,
-    /// Flops a byte.
+    /// Flops for each byte.
     intensity: f64,
     /// What bounds it at this intensity, by the measured rates: `memory` or `compute`.
     roof: Option<&'static str>,
     launches: Vec<Geometry>,
 }
 
-/// A launch of a case, and what it takes of a multiprocessor.
+/// A launch of a case, and what it needs on a multiprocessor.
 #[derive(Serialize)]
 struct Geometry {
     kernel: String,
     blocks: [u32; 3],
     threads: u32,
-    /// Of a thread; absent where the driver compiles the kernel.
+    /// Registers of a thread; absent if the driver compiles the kernel.
     registers: Option<u32>,
-    /// Bytes of a block, static and dynamic together.
+    /// Bytes of shared memory of a block, static and dynamic together.
     shared: Option<u32>,
     #[serde(flatten)]
     occupancy: Option<Occupancy>,
@@ -122,7 +123,7 @@ impl Row {
         let whole = |n: Option<u32>| n.map_or("-".into(), |n| n.to_string());
         let occupancy = launch.and_then(|l| l.occupancy);
         vec![
-            // a variant is below the shipped kernel's line
+            // a variant has its line below the shipped kernel's
             result.variant.map_or(result.case.clone(), |v| format!("  {v}")),
             table::number(result.times.as_ref().map(|t| t.p50_ms * 1e3), 2),
             table::number(self.gb_per_s, 1),
@@ -144,7 +145,7 @@ impl Row {
             }
             .into(),
             match &result.ratio {
-                Some(_) if emulated => "-".into(), // of two times that mean nothing
+                Some(_) if emulated => "-".into(), // emulated times mean nothing
                 Some(x) => format!("{:.3} ({:.3} to {:.3}) {}", x.p50, x.low, x.high, x.verdict()),
                 None => String::new(),
             },
@@ -152,9 +153,9 @@ impl Row {
     }
 }
 
-/// Measures, and prints; fails when a case is wrong.
+/// Measures and prints. Fails when a case is wrong.
 pub fn run(args: &Args) -> Result<()> {
-    // without a look at AOJI_LAB: what is called shipped here is
+    // AOJI_LAB is ignored: what is called shipped here must be shipped
     let cuda = Cuda::open_with(super::ordinal(args.model.device)?, &[])?;
     let header = Header::of_gpu(cuda.info());
     let peak = if header.emulated || args.once { None } else { Some(Peak::measure(&cuda)?) };
@@ -202,7 +203,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// A file of which something ran. A kernel that lives in another op's file is that file's.
+/// A file of which some kernel ran. A kernel that lives in the file of another op is counted there.
 fn source(
     cases: &[Row],
     m: &Module,
@@ -221,7 +222,7 @@ fn source(
     })
 }
 
-/// Each case that has arithmetic and a time, under the measured roofs.
+/// The plot: each case that has arithmetic and a time, under the measured roofs.
 fn picture(r: &Report) -> String {
     let point = |row: &Row| {
         let (ms, tflops) = row.result.times.as_ref().map(|t| t.p50_ms).zip(row.tflops)?;

@@ -44,17 +44,17 @@ struct Entry {
     state: State,
 }
 
-/// What GPUs have said of a kernel.
+/// What runs on GPUs have shown about a kernel.
 #[derive(Serialize, Debug, PartialEq)]
 #[serde(tag = "state", rename_all = "snake_case")]
 enum State {
-    /// This version passed, last on each of these.
+    /// This version passed; its last passing run on each of these GPUs.
     Passed { on: Vec<Place> },
-    /// This version failed where it ran last.
+    /// This version failed in its last run.
     Failed { on: Place },
     /// An older version passed.
     Changed { since: Place },
-    /// None did.
+    /// No version has passed.
     NeverRun,
 }
 
@@ -88,13 +88,13 @@ pub fn run(args: &Args) -> Result<()> {
     if args.json { common::print_json(&entries) } else { common::print(&markdown(&entries)) }
 }
 
-/// What the results below a directory say of each kernel of this binary: its stem, and words for it.
+/// What the results below a directory say about each kernel of this binary: its stem and a text.
 pub fn confirmed(results: &Path) -> Result<Vec<(&'static str, String)>> {
     Ok(entries(results)?.iter().map(|e| (e.kernel, e.state.to_string())).collect())
 }
 
-/// What `ptx.json` in a directory of results says of each kernel of this binary: its stem, and words for it. `tests/ops` writes that
-/// file: the version of each source whose PTX was executed.
+/// What `ptx.json` in a directory of results says about each kernel of this binary: its stem and a text. `tests/ops`
+/// writes that file; it has the version of each source whose PTX was executed.
 pub fn executed(results: &Path) -> Result<Vec<(&'static str, String)>> {
     let path = results.join("ptx.json");
     if !path.is_file() {
@@ -155,7 +155,7 @@ fn state(stem: &str, source: &str, runs: &[Run]) -> State {
     let of = |r: &Run| r.kernels.iter().find(|k| k.op == stem && k.checked > 0).map(|k| (k.source == source, k.passed));
     let said: Vec<(bool, bool, Place)> =
         runs.iter().filter_map(|r| of(r).map(|(same, passed)| (same, passed, place(r)))).collect();
-    // the last word of each GPU about this version
+    // the last result of each GPU for this version
     let current: BTreeMap<&str, (bool, &Place)> =
         said.iter().filter(|(same, ..)| *same).map(|(_, passed, p)| (p.gpu.as_str(), (*passed, p))).collect();
     if let Some((_, failed)) = current.values().find(|(passed, _)| !passed) {

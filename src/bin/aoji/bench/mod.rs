@@ -20,30 +20,30 @@ mod table;
 #[cfg(feature = "cuda")]
 mod timeline;
 
-use crate::common::{self, ModelArgs};
-use aoji::{BatchOptions, Error, Result, Speculate, bench};
+use crate::common::{self, Guesses, ModelArgs};
+use aoji::{BatchOptions, Error, Result, bench};
 use serde::Serialize;
 use std::{ops::Deref, path::PathBuf, str::FromStr};
 
 const AFTER_HELP: &str = "\
-Times are of this machine as it is now. What its memory can do (reading 4 GB and nothing else; a copy, reads and writes \
-counted) and its matrix units is measured in the same run. \"floor\" is the time in which nothing could be faster: all \
+Times are those of this machine as it is now. The same run measures what its memory can do (reading 4 GB and nothing \
+else; a copy, counting reads and writes) and what its matrix units can do. \"floor\" is the least possible time: all \
 bytes that the ops must move at the rate of reading, all operations at the rate of the matrix product. \"host us\" is \
-what the calling thread does for a step outside waiting for the GPU; it overlaps with the GPU's work on the steps before.
+the time that the calling thread works for a step, apart from waiting; it overlaps with the GPU's work on earlier steps.
 
---compare states each change with an interval that holds it in 95 of 100 such pairs of runs, by the ranks of the \
+--compare gives each change with an interval that holds it in 95 of 100 such pairs of runs, from the ranks of the \
 medians of repeated runs (Hodges and Lehmann). It knows only the noise inside the two runs: another process, another \
 temperature or another hour can change more.
 
---startup runs `aoji generate` with a prompt of 16 tokens and says what happens up to the first token; phases \
+--startup runs `aoji generate` with a prompt of 16 tokens and shows what happens up to the first token; phases \
 overlap, and memory and copies are parts of weights. \"from disk\" is 0 when the page cache held the model's files; \
-on the CPU weights stay in the mapped file and are read when they are first used. --json has for every run its \
-seconds and `startup` as in `aoji generate --json`, whose times begin when the model is opened.
+on the CPU weights stay in the mapped file and are read when they are first used. --json has the seconds of every run, \
+and `startup` as in `aoji generate --json`, whose times begin when the model is opened.
 
---server sends streamed completions to a server in this process, whose requests begin at once, and gives the same jobs \
-to the batch without HTTP. \"HTTP us/token\" is the difference of the whole times, for each token streamed meanwhile; \
-server, client and, without a GPU, the model share this machine's cores. \"outside engine\" is what of a request the \
-engine does not report as its own, us for each of its tokens.";
+--server sends streamed completions to a server in this process, all at the same time, and gives the same jobs to the \
+batch without HTTP. \"HTTP us/token\" is the difference of the whole times, divided by the tokens streamed meanwhile; \
+server, client and, without a GPU, the model share this machine's cores. \"outside engine\" is the part of a request \
+that the engine does not report as its own, in us, divided by the request's tokens.";
 
 /// Arguments of `aoji bench`.
 #[derive(clap::Args)]
@@ -60,10 +60,10 @@ pub struct Args {
     /// Depths at which to time decoding, or none; one that does not fit the context is moved to where it does
     #[arg(long, value_name = "TOKENS,...", default_value = "0,512,2048,8192")]
     depth: Lengths,
-    /// Only to say what it is called here
+    /// Only there to say what it is called here
     #[arg(long, hide = true, num_args = 0..=1)]
     decode: Option<Option<String>>,
-    /// Also time steps of so many sequences together, 1 to 16, at those depths that fit the context
+    /// Also time steps of N sequences together, 1 to 16, at those depths that fit the context
     #[arg(long, value_name = "N", value_delimiter = ',', value_parser = common::within(BatchOptions::SEQUENCES))]
     sequences: Vec<usize>,
     /// Runs of each prompt, of each depth or of the start; of each kernel, 20 times as many
@@ -105,15 +105,16 @@ pub struct Args {
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,8",
         value_parser = common::within(1..=1000))]
     streams: Vec<usize>,
-    /// Measure decoding with guesses of the next tokens beside plain decoding instead, by kind of text; --tokens is the most of an
-    /// answer
-    #[arg(long, value_name = "ngram", num_args = 0..=1, default_missing_value = "ngram",
+    /// Measure decoding with guesses of the next tokens beside plain decoding instead, for each kind of text; --tokens
+    /// limits an answer
+    #[arg(long, value_name = "ngram|model=NAME", num_args = 0..=1, default_missing_value = "ngram",
         conflicts_with_all = ["kernels", "timeline", "startup"])]
-    speculate: Option<Speculate>,
-    /// With --speculate: lines of {"kind", "question", "prediction"}, the last if there is one [default: a set of aoji's own]
+    speculate: Option<Guesses>,
+    /// With --speculate: a file of lines {"kind", "question", "prediction"}, of which the prediction may be absent
+    /// [default: a set of aoji's own]
     #[arg(long, value_name = "FILE", requires = "speculate")]
     prompts: Option<PathBuf>,
-    /// Which kernels a GPU has confirmed, from the results of earlier runs, as a table in Markdown
+    /// Show which kernels a GPU has confirmed, from the results of earlier runs, as a table in Markdown
     #[arg(long, conflicts_with_all = ["kernels", "startup"])]
     ledger: bool,
     /// Rewrite the tables of a README, and the plot beside the results, from the results of earlier runs
@@ -160,7 +161,7 @@ struct Header {
     commit: Option<String>,
     date: String,
     device: String,
-    /// Of the GPU.
+    /// Compute capability of the GPU.
     capability: Option<String>,
     sm_count: Option<u32>,
     memory_bytes: Option<u64>,
@@ -168,7 +169,7 @@ struct Header {
     driver: Option<String>,
     /// What nvidia-smi says of the GPU.
     board: Option<bench::Board>,
-    /// The kernels ran on the CPU: times mean nothing.
+    /// Whether the kernels ran on the CPU, so that times mean nothing.
     emulated: bool,
 }
 
@@ -201,7 +202,7 @@ impl Header {
         }
     }
 
-    /// Above a table.
+    /// The text above a table.
     fn text(&self) -> String {
         let commit = self.commit.as_ref().map_or(String::new(), |c| format!(" ({c})"));
         let board = self.board.as_ref().and_then(|b| b.driver_version.as_ref());
@@ -242,8 +243,8 @@ pub fn run(args: Args) -> Result<()> {
     if args.server {
         return server::run(&args);
     }
-    if let Some(speculate) = args.speculate {
-        return speculate::run(&args, speculate);
+    if let Some(guesses) = &args.speculate {
+        return speculate::run(&args, guesses);
     }
     if args.startup { startup::run(&args) } else { model::run(&args) }
 }

@@ -1,4 +1,4 @@
-//! Prefill and decode of a whole model.
+//! Measures prefill and decode of a whole model.
 
 use super::{Args, Header, table};
 use crate::common;
@@ -49,35 +49,35 @@ struct Sizes {
 /// Times of one length of prompt, or of a step at one depth.
 #[derive(Serialize, Deserialize)]
 pub struct Row {
-    /// Of the prompt, or before the step.
+    /// Tokens of the prompt, or before the step.
     pub tokens: usize,
-    /// That decode together.
+    /// Sequences that decode together.
     #[serde(skip_serializing_if = "Option::is_none")]
     sequences: Option<usize>,
     #[serde(flatten)]
     pub times: Times,
-    /// At the median.
+    /// At the median time.
     pub tokens_per_s: f64,
-    /// That its ops must move at least: each weight once, the cache, and activations.
+    /// Bytes that its ops must move at least: each weight once, the cache, and activations.
     bytes: u64,
     flops: u64,
-    /// At the median.
+    /// At the median time.
     gb_per_s: f64,
     pub tflops: f64,
-    /// In which nothing could be faster, by the measured rates.
+    /// The least time that the measured rates allow.
     pub floor_ms: Option<f64>,
     /// The floor over the median. For decoding it is also the share of the read bandwidth.
     pub share: Option<f64>,
-    /// The median less the floor, spread over the layers.
+    /// The median minus the floor, divided by the number of layers.
     pub over_floor_us_per_layer: Option<f64>,
-    /// Of decoding on a GPU: what the host does for a step, outside waiting.
+    /// For decoding on a GPU: the time that the host works for a step, apart from waiting.
     #[serde(skip_serializing_if = "Option::is_none")]
     host_us: Option<f64>,
 }
 
-/// A cost of weights of 16 bits with those of the engine.
+/// Turns a cost that was counted with weights of 16 bits into one with the engine's weights.
 fn less(engine: &Engine, cost: Cost) -> Cost {
-    Cost { read: cost.read - engine.kept().saved, ..cost }
+    Cost { read: cost.read - engine.kept().unread, ..cost }
 }
 
 impl Row {
@@ -86,7 +86,7 @@ impl Row {
         Ok(Row::of(config, less(engine, bench::floor(config, depth, rows)?), depth, rows, times, peak))
     }
 
-    /// Of `rows` tokens at `cost`.
+    /// A row for `rows` tokens at `cost`.
     fn of(config: &Config, cost: Cost, depth: usize, rows: usize, times: Times, peak: Option<&Peak>) -> Row {
         let (bytes, flops, ms) = (cost.read + cost.write, cost.flops, times.p50_ms);
         let floor_ms = peak.map(|p| p.floor_ms(cost));
@@ -190,7 +190,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.json { common::print_json(&report) } else { common::print(&text(&report)) }
 }
 
-/// Each depth that fits; one that does not is moved to the deepest that does.
+/// Each depth that fits; a depth that does not is replaced by the deepest that does.
 pub fn depths(asked: &[usize], max: usize, tokens: usize) -> Vec<usize> {
     let deepest = max.saturating_sub(bench::decode_context(0, tokens) - 1);
     let mut depths: Vec<usize> = asked.iter().map(|d| *d.min(&deepest)).collect();
@@ -198,7 +198,7 @@ pub fn depths(asked: &[usize], max: usize, tokens: usize) -> Vec<usize> {
     depths
 }
 
-/// What is measured of the machine itself: nothing where it is emulated.
+/// What is measured of the machine itself; nothing if it is emulated.
 fn machine(engine: &Engine, threads: Option<NonZeroUsize>) -> Result<(Header, Option<Peak>)> {
     #[cfg(feature = "cuda")]
     if let Some(cuda) = engine.cuda() {

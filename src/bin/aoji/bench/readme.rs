@@ -1,8 +1,8 @@
 //! `aoji bench --readme`: makes the README's tables and plot from stored results, so that no number is typed by hand.
 //!
-//! The text between `<!-- speed -->` and `<!-- /speed -->` comes from each GPU's `bench.json` and `peers.json`, that between
-//! `<!-- cpu -->` and `<!-- /cpu -->` from `cpu/`; the last cells of a kernel's row are the version of its source whose PTX was executed
-//! and what the ledger says. Results of the emulated device do not count.
+//! The text between `<!-- speed -->` and `<!-- /speed -->` comes from each GPU's `bench.json` and `peers.json`, and
+//! that between `<!-- cpu -->` and `<!-- /cpu -->` from `cpu/`. The last cells in the row of a kernel are the version
+//! of its source whose PTX was executed, and what the ledger says. Results of the emulated device do not count.
 
 use super::{cpu, ledger, model::Row};
 use crate::{
@@ -28,7 +28,7 @@ struct Bench {
     date: String,
     commit: Option<String>,
     emulated: bool,
-    /// Of a GPU.
+    /// Compute capability of a GPU.
     capability: Option<String>,
     board: Option<Value>,
     model: Model,
@@ -37,7 +37,7 @@ struct Bench {
     decode: Vec<Row>,
     #[serde(skip)]
     path: PathBuf,
-    /// Of another program on the same machine: its name, decode and prefill, by tokens.
+    /// Other programs on the same machine: name, decode and prefill, by tokens.
     #[serde(skip)]
     peers: Vec<(String, Times, Times)>,
 }
@@ -91,7 +91,7 @@ fn between(text: &str, name: &str, made: &str) -> Option<String> {
     Some(format!("{before}{begin}{made}{end}{after}"))
 }
 
-/// Of GPUs, in the order of their directories.
+/// The results of GPUs, in the order of their directories.
 fn benches(results: &Path) -> Result<Vec<Bench>> {
     let mut found = Vec::new();
     for path in ledger::results(results, "bench.json") {
@@ -112,7 +112,7 @@ fn benches(results: &Path) -> Result<Vec<Bench>> {
     Ok(found)
 }
 
-/// Of an output of scripts/gpu/torch_peers.py.
+/// Reads an output of scripts/gpu/torch_peers.py.
 fn peers_of(v: &Value) -> Vec<(String, Times, Times)> {
     let arms = [
         ("fast", "torch.compile"),
@@ -186,7 +186,7 @@ fn plot_link(readme: &Path, results: &Path) -> String {
     format!("![Time of a token: reading memory, and the rest]({})\n", path.display())
 }
 
-/// The table's row that begins with `start`, with other last cells.
+/// The text, with other last cells in the table's row that begins with `start`.
 fn with_last_cells(text: &str, start: &str, last: &[&str]) -> String {
     let line = |line: &str| {
         let row = line.strip_prefix("| ").and_then(|l| l.strip_suffix(" |")).filter(|_| line.starts_with(start));
@@ -202,7 +202,7 @@ fn with_last_cells(text: &str, start: &str, last: &[&str]) -> String {
     text.lines().map(line).collect()
 }
 
-/// A bar for each depth on each GPU: the time that reading alone takes, and the rest on top of it.
+/// A bar for each depth on each GPU: the time that reading alone takes, with the rest on top of it.
 fn plot(benches: &[Bench]) -> String {
     const BAR: f64 = 46.0;
     const GAP: f64 = 40.0;
@@ -225,7 +225,7 @@ fn plot(benches: &[Bench]) -> String {
         svg.text(x + 18.0, 44.0, Anchor::Start, 11.0, name);
     }
     let slowest = benches.iter().flat_map(|b| &b.decode).map(|r| r.times.p50_ms).fold(0.0, f64::max);
-    // other programs are dots, where they are not so slow that the bars would shrink
+    // other programs are dots, unless they are so slow that the bars would become too small
     let dots = |b: &Bench, tokens: usize| -> Vec<(String, f64)> {
         let times = b.peers.iter().filter_map(|(name, decode, _)| Some((name.clone(), *decode.get(&tokens)?)));
         times.filter(|(_, ms)| *ms <= 2.0 * slowest).collect()

@@ -16,7 +16,7 @@ pub struct Point<'a> {
     pub tflops: f64,
 }
 
-/// The plot's place in the picture; the legend is to the right of it.
+/// Position of the plot in the picture; the legend is to the right of it.
 const LEFT: f64 = 70.0;
 const TOP: f64 = 70.0;
 const WIDTH: f64 = 700.0;
@@ -31,7 +31,7 @@ struct Axis {
 }
 
 impl Axis {
-    /// Holds all values; a decade where there is none.
+    /// An axis that holds all values; one decade if there are none.
     fn over(values: impl Iterator<Item = f64> + Clone) -> Axis {
         let logs = values.map(f64::log10).filter(|l| l.is_finite());
         let low = logs.clone().fold(f64::INFINITY, f64::min);
@@ -53,12 +53,12 @@ impl Axis {
     }
 }
 
-/// Of the plot, so that many points have room and the legend is not longer.
+/// Height of the plot, so that many points have room and the legend is not taller.
 fn height(points: usize) -> f64 {
     (LINE * points as f64).max(480.0)
 }
 
-/// The picture. Cases without arithmetic have no place on logarithmic axes and are only listed.
+/// The picture. Cases without arithmetic cannot be shown on logarithmic axes and are only listed.
 pub fn svg(header: &str, peak: Option<&Peak>, points: &[Point]) -> String {
     let shown = || points.iter().filter(|p| p.intensity > 0.0 && p.tflops > 0.0);
     let compute = peak.and_then(|p| p.matmul_tflops);
@@ -87,7 +87,7 @@ pub fn svg(header: &str, peak: Option<&Peak>, points: &[Point]) -> String {
     svg.text(LEFT + WIDTH / 2.0, TOP + height + 40.0, Anchor::Middle, 13.0, "flop per byte");
     svg.text(LEFT - 60.0, TOP - 10.0, Anchor::Start, 13.0, "TFLOP/s");
     if let Some(m) = memory {
-        // to the ridge, to the plot's right or to its top, whichever is first
+        // to the ridge, the right edge or the top edge, whichever comes first
         let end = ridge.unwrap_or(most).min(10f64.powi(y_axis.high) / m).min(most);
         svg.line(&[(x(least), y(m * least)), (x(end), y(m * end))], INK, 2.0);
         svg.text(x(least) + 12.0, y(m * least) + 4.0, Anchor::Start, 12.0, &format!("read {:.0} GB/s", m * 1e3));
@@ -129,8 +129,8 @@ fn mark(svg: &mut Svg, x: f64, y: f64, color: &str, p: &Point) {
     }
 }
 
-/// Where the number of each point goes (the middle of its baseline): the nearest place around it that no other number and no
-/// point has.
+/// Where the number of each point is written (the middle of its baseline): the nearest position that no other number
+/// and no point takes.
 fn labels(points: &[(f64, f64)], height: f64) -> Vec<(f64, f64)> {
     let mut placed: Vec<(f64, f64)> = Vec::new();
     for &(px, py) in points {

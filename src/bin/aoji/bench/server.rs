@@ -1,7 +1,7 @@
 //! `aoji bench --server`: what HTTP costs. The same requests run once through the server and once directly on the batch beneath it.
 
 use super::{Args, Header, table};
-use crate::common;
+use crate::common::{self, Guesses};
 use aoji::{
     BatchOptions, Engine, Error, GenerateOptions, Job, JobEvent, JobId, Result, bench,
     server::{Server, ServerOptions},
@@ -30,29 +30,30 @@ struct Report {
     streams: Vec<Row>,
 }
 
-/// So many requests at once.
+/// Results for this many requests at once.
 #[derive(Serialize)]
 struct Row {
     streams: usize,
     requests: usize,
     http: Side,
     engine: Side,
-    /// What HTTP adds to a request, at the median of requests, spread over the tokens that were streamed meanwhile: its own and
-    /// those of the requests that ran beside it.
+    /// What HTTP adds to a request, at the median of requests, divided by the tokens that were streamed during it: its
+    /// own and those of the requests that ran at the same time.
     overhead_us_per_token: f64,
-    /// Of a request through HTTP what the engine does not report as its own (`timings` of the reply: queue, prompt and decoding),
-    /// for each of its tokens, at the median: the way there and back, without what cores that are shared cost the engine.
+    /// The part of a request through HTTP that the engine does not report as its own (`timings` of the reply: queue,
+    /// prompt and decoding), divided by its tokens, at the median. This is the way there and back; it leaves out that
+    /// the engine is slower when it shares its cores.
     outside_us_per_token: f64,
-    /// All tokens over the time from the first request to the last answer, through HTTP.
+    /// All tokens, divided by the time from the first request to the last answer, through HTTP.
     tokens_per_s: f64,
 }
 
-/// One way to the answers.
+/// One of the two ways to get the answers.
 #[derive(Serialize)]
 struct Side {
     ttft_ms_p50: f64,
     ttft_ms_p99: f64,
-    /// From the first token to the last, over the tokens but one.
+    /// From the first token to the last, divided by the number of tokens minus one.
     ms_per_token_p50: f64,
     ms_per_token_p99: f64,
     total_ms_p50: f64,
@@ -63,7 +64,7 @@ struct Side {
 struct Timed {
     first: Duration,
     total: Duration,
-    /// What the engine reports as its own.
+    /// The engine's part of the time, as it reports it.
     engine: Duration,
 }
 
@@ -72,7 +73,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.repeat == 0 || args.tokens < 2 {
         return Err(Error::Input("--repeat must be at least 1 and --tokens at least 2".into()));
     }
-    let engine = args.model.load(SEQUENCES)?;
+    let engine = args.model.load(SEQUENCES, &Guesses::Off)?;
     let prompt_tokens = args.depth.first().copied().unwrap_or(0).max(1);
     let needed = prompt_tokens + args.tokens;
     if needed > engine.max_context() {
@@ -102,7 +103,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.json { common::print_json(&report) } else { common::print(&text(&report)) }
 }
 
-/// Of the batch.
+/// Sequences of the batch.
 const SEQUENCES: usize = 8;
 
 fn header(engine: &Engine) -> Header {
@@ -113,7 +114,7 @@ fn header(engine: &Engine) -> Header {
     Header::new(engine.device())
 }
 
-/// What is asked at once, and how often.
+/// What the clients ask at the same time, and how often.
 struct Load<'a> {
     engine: &'a Engine,
     streams: usize,
@@ -123,7 +124,7 @@ struct Load<'a> {
 }
 
 impl Load<'_> {
-    /// A prompt that nothing before it begins with.
+    /// A prompt whose beginning no earlier prompt had.
     fn prompt(&self, run: usize, stream: usize) -> Vec<u32> {
         let vocab = self.engine.config().vocab;
         let mut tokens = bench::tokens(self.prompt_tokens, vocab, (run * self.streams + stream) as u64);
@@ -286,7 +287,7 @@ fn median(timed: &[Timed], of: impl Fn(&Timed) -> Duration) -> Duration {
     percentile(timed, 50, of)
 }
 
-/// Of at least one.
+/// A percentile of at least one request.
 fn percentile(timed: &[Timed], percent: usize, of: impl Fn(&Timed) -> Duration) -> Duration {
     let mut times: Vec<Duration> = timed.iter().map(of).collect();
     times.sort();

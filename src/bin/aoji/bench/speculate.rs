@@ -1,7 +1,7 @@
-//! `aoji bench --speculate`: speculation beside plain decoding, by kind of text.
+//! `aoji bench --speculate`: measures speculation beside plain decoding, for each kind of text.
 
 use super::{Args, Header, table};
-use crate::common;
+use crate::common::{self, Guesses};
 use aoji::{
     Engine, Error, GenerateOptions, Message, Result, Speculate,
     bench::{self, Prompt, Speculation},
@@ -9,7 +9,7 @@ use aoji::{
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// The prompts where `--prompts` names no others: texts to quote, programs to change, chats, Korean.
+/// The prompts if `--prompts` names no others: texts to quote, programs to change, chats, Korean.
 const PROMPTS: &str = include_str!("../../../../assets/speculate/prompts.jsonl");
 
 /// A line of prompts.
@@ -17,7 +17,7 @@ const PROMPTS: &str = include_str!("../../../../assets/speculate/prompts.jsonl")
 #[serde(deny_unknown_fields)]
 struct Line {
     kind: String,
-    /// What the user asks; the model's template makes a prompt of it.
+    /// The user's question; the model's template turns it into a prompt.
     question: String,
     #[serde(default)]
     prediction: String,
@@ -36,7 +36,8 @@ struct Report<'a> {
 }
 
 /// Measures, and prints.
-pub fn run(args: &Args, speculate: Speculate) -> Result<()> {
+pub fn run(args: &Args, guesses: &Guesses) -> Result<()> {
+    let speculate = guesses.speculate();
     if speculate == Speculate::Off {
         return Err(Error::Input(
             "--speculate off is plain decoding, which is measured beside the others: name another".into(),
@@ -47,7 +48,7 @@ pub fn run(args: &Args, speculate: Speculate) -> Result<()> {
         None => (PROMPTS.into(), Path::new("assets/speculate/prompts.jsonl")),
     };
     let lines = lines(&text, path)?;
-    let engine = args.model.open()?;
+    let engine = args.model.open_with(guesses)?;
     let prompts = lines.iter().map(|line| prompt(&engine, line)).collect::<Result<Vec<_>>>()?;
     let options = GenerateOptions { speculate, max_tokens: Some(args.tokens), ..GenerateOptions::default() };
     let bar = common::bar(prompts.len() as u64, "measuring", "{pos}/{len} prompts");

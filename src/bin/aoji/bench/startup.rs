@@ -21,7 +21,7 @@ struct Report {
     #[serde(flatten)]
     header: Header,
     model: String,
-    /// Of the runs in the middle.
+    /// Seconds of the run in the middle.
     median_seconds: f64,
     runs: Vec<Run>,
 }
@@ -29,13 +29,13 @@ struct Report {
 /// One start.
 #[derive(Serialize)]
 struct Run {
-    /// From the start of the process to its first token, as who started it sees it.
+    /// From the start of the process to its first token, as seen by the process that started it.
     seconds: f64,
-    /// What it says of itself, from when it began to open the model.
+    /// What it reports itself, from when it began to open the model.
     startup: StartupReport,
 }
 
-/// What of the answer of `aoji generate --json` is read here.
+/// The part of the answer of `aoji generate --json` that is read here.
 #[derive(Deserialize)]
 struct Answer {
     startup: StartupReport,
@@ -57,14 +57,14 @@ pub fn run(args: &Args) -> Result<()> {
     if args.json { common::print_json(&report) } else { common::print(&text(&report)) }
 }
 
-/// Which run is in the middle.
+/// Which run is in the middle, by its time.
 fn median(runs: &[Run]) -> usize {
     let mut order: Vec<usize> = (0..runs.len()).collect();
     order.sort_by(|a, b| runs[*a].seconds.total_cmp(&runs[*b].seconds));
     order[runs.len() / 2]
 }
 
-/// Asked for after the runs: a driver that this process has open starts faster.
+/// Made after the runs: a driver that is already open in this process starts faster.
 fn header(args: &Args) -> Result<Header> {
     #[cfg(feature = "cuda")]
     if let Ok(n) = super::ordinal(args.model.device)
@@ -135,7 +135,7 @@ fn megabytes(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / 1e6)
 }
 
-/// The phases of a start that began `before` seconds after the process did, and what was before.
+/// A table of the phases of a start, which began `before` seconds after the process, and of the time before it.
 pub fn table(start: &StartupReport, before: f64) -> String {
     let row = |name: &str, begin: f64, seconds: f64, bytes: u64| {
         let (size, rate) = match bytes {

@@ -44,15 +44,15 @@ struct Common {
     /// A model whose own chat template renders the prompts
     #[arg(short, long, value_name = "NAME", conflicts_with = "template")]
     model: Option<String>,
-    /// Of the draws which rows get the instruction
+    /// Seed of the draws that decide which rows get the instruction
     #[arg(long, default_value_t = 42)]
     seed: u64,
 }
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-A row of alpaca has instruction, input and output. With an input, that is the question, and the instruction stays the row's own; without, \
-the instruction is the question. A row of chat has text (`### Human:` and `### Assistant:` turns), messages (role, content) or conversations \
+A row of alpaca has instruction, input and output. If it has an input, the input is the question and the instruction stays an instruction; \
+if not, the instruction is the question. A row of chat has text (`### Human:` and `### Assistant:` turns), messages (role, content) or conversations \
 (from, value); earlier turns become the history of the prompt. Files are JSONL; a data set in Parquet is converted by its own \
 library: `datasets.load_dataset(NAME, split=\"train\").to_json(FILE)`.
 
@@ -66,16 +66,16 @@ struct Convert {
     /// An instruction for rows that have none
     #[arg(long, value_name = "TEXT")]
     instruction: Option<String>,
-    /// Share of these rows that gets it
+    /// Share of these rows that get it
     #[arg(long, default_value_t = 1.0)]
     share: f64,
 }
 
 #[derive(clap::Args)]
 #[command(after_help = format!("\
-The card's rules: OpenOrca-KO as it is; to KoAlpaca and guanaco, with probability 80%, the instruction
+The card's rules: OpenOrca-KO is taken as it is. KoAlpaca and guanaco get, with probability 80%, the instruction
   {CARD_INSTRUCTION}
-is added; of guanaco the last answer is learned and the turns before it are the history. Files are JSONL, as \
+In guanaco the last answer is learned, and the turns before it are the history. Files are JSONL, as \
 `datasets.load_dataset(NAME, split=\"train\").to_json(FILE)` writes them.
 
 Example: aoji data card --koalpaca koalpaca.jsonl --orca orca.jsonl --guanaco guanaco.jsonl -o card.jsonl"))]
@@ -94,7 +94,7 @@ struct Card {
     /// The instruction that is added
     #[arg(long, value_name = "TEXT", default_value = CARD_INSTRUCTION)]
     instruction: String,
-    /// Share of the rows that gets it
+    /// Share of the rows that get it
     #[arg(long, default_value_t = CARD_SHARE)]
     share: f64,
 }

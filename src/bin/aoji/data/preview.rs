@@ -1,4 +1,4 @@
-//! `aoji data preview`: rows as the model will see them, and how many of what length there are.
+//! `aoji data preview`: shows rows as the model will see them, and how many rows there are of each length.
 
 use crate::{
     common,
@@ -21,7 +21,7 @@ const BARS: usize = 16;
 /// Arguments of `aoji data preview`.
 #[derive(clap::Args)]
 #[command(after_help = "\
-What is learned is green on a terminal and between » and « elsewhere; special tokens are shown. Of a configuration all is known: rows, \
+What is learned is green on a terminal and between » and « elsewhere; special tokens are shown. For a configuration it also shows \
 micro-batches, steps and memory. A file of rows of prompt and response (as `aoji data` writes them), of instruction and output, or of \
 input_ids and labels is shown with the tokens of --model.
 
@@ -30,13 +30,13 @@ pub struct Args {
     /// A configuration of `aoji tune`, or JSONL
     #[arg(value_name = "CONFIG.yml|FILE")]
     file: PathBuf,
-    /// The model whose tokens they are
+    /// The model whose tokenizer is used
     #[arg(short, long, value_name = "NAME", default_value_t = common::default_model())]
     model: String,
-    /// Rows that are shown
+    /// Number of rows to show
     #[arg(long, value_name = "N", default_value_t = 3)]
     rows: usize,
-    /// Longest row
+    /// Most tokens of a row
     #[arg(long, value_name = "TOKENS", default_value_t = 4096)]
     sequence_len: usize,
     /// Another value of a key of the configuration; repeatable

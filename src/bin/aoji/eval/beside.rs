@@ -1,11 +1,11 @@
-//! Figures of other models, to stand beside those of a run.
+//! Figures of other models, to be shown beside those of a run.
 
 use crate::common;
 use aoji::{Error, Result};
 use serde::{Deserialize, de::DeserializeOwned};
 use std::path::{Path, PathBuf};
 
-/// What the model card of Llama-3-Ko-8B-Instruct-AOG prints of it and of two models beside it.
+/// What the model card of Llama-3-Ko-8B-Instruct-AOG prints about it and two other models.
 const CARD: &str = include_str!("../../../../assets/kobest/card.json");
 
 /// A report of another run, or figures in the form of one.
@@ -41,7 +41,7 @@ impl Beside {
     }
 }
 
-/// The figures that each of `files` has; `card` is the model card, for a run of as many shots as it had.
+/// The figures in each of `files`; `card` is the model card, for runs with as many shots as its figures have.
 pub fn read(files: &[PathBuf], shots: usize) -> Result<Vec<Beside>> {
     let mut all = Vec::new();
     for path in files {

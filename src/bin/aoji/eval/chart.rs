@@ -3,15 +3,15 @@
 use super::{Beside, Report};
 use crate::svg::{Anchor, FAINT, INK, PALETTE, Svg};
 
-/// Of the plot.
+/// Height of the plot.
 const HEIGHT: f64 = 264.0;
 const LEFT: f64 = 48.0;
 const RIGHT: f64 = 16.0;
 const BOTTOM: f64 = 40.0;
-/// The least width of a bar that still has room for its label.
+/// The least width of a bar that has room for its label.
 const BAR: f64 = 36.0;
 
-/// The picture: a group of bars for each task, this run's first, then those of each of `beside`.
+/// The picture: a group of bars for each task, first this run's, then those of each of `beside`.
 pub fn draw(report: &Report, beside: &[Beside]) -> String {
     let names: Vec<&str> = [report.header.model.as_str()].into_iter().chain(beside.iter().map(|b| &*b.name)).collect();
     let (tasks, bars) = (report.tasks.len().max(1) as f64, names.len() as f64);

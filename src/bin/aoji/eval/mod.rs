@@ -16,13 +16,13 @@ use serde::Serialize;
 use std::{fs, path::PathBuf, time::Instant};
 
 const AFTER_HELP: &str = "\
-DIR holds boolq.test.jsonl, boolq.train.jsonl and so on, rows as the Hugging Face data set kobest_v1 has them; a folder \
-jsonl in it will do. The requests, the few-shot examples, the metrics and the standard errors are those of \
+DIR, or a folder jsonl in it, holds boolq.test.jsonl, boolq.train.jsonl and so on, with the rows of the Hugging Face data \
+set kobest_v1. The requests, the few-shot examples, the metrics and the standard errors are those of \
 lm-evaluation-harness.
 
 The table goes to standard output as Markdown. --json prints one object instead: {\"tasks\": [{\"task\", \"n\", \"acc\", \
-\"acc_stderr\", \"f1\", ...}], \"tokens_asked\", \"tokens_computed\", \"seconds\", ...}. Tokens asked are those of every \
-choice with its whole context; a context is computed once for all its choices, and what it shares with another one once.
+\"acc_stderr\", \"f1\", ...}], \"tokens_asked\", \"tokens_computed\", \"seconds\", ...}. tokens_asked counts every \
+choice with its whole context; but a context is computed once for all its choices, and so is a beginning that contexts share.
 
 Example: aoji eval kobest --data kobest_v1 -m werty1248/Llama-3-Ko-8B-Instruct-AOG --save-samples aog.jsonl \
 --beside card";
@@ -48,13 +48,15 @@ pub struct Args {
     /// Seed of the choice of examples; the default is the harness's
     #[arg(long, value_name = "S", default_value_t = 1234)]
     seed: u64,
-    /// A BOS before each context: auto is the tokenizer's own rule; off is what the harness did up to 0.4.9.1
+    /// Whether BOS is put before each context: auto is the tokenizer's own rule; off is what the harness did up to
+    /// 0.4.9.1
     #[arg(long, value_enum, default_value_t = Bos::Off)]
     bos: Bos,
     /// Cut the beginning off contexts that are too long for the model, as the harness does, instead of failing
     #[arg(long)]
     cut: bool,
-    /// Write each document's request and scores to FILE as it is done; when FILE is there already, go on after it
+    /// Write each document's request and scores to FILE as soon as it is done; if FILE exists, continue after what it
+    /// has
     #[arg(long, value_name = "FILE")]
     save_samples: Option<PathBuf>,
     /// Draw the accuracies to FILE
@@ -96,9 +98,9 @@ struct Report {
     requests: usize,
     tokens_asked: usize,
     tokens_computed: usize,
-    /// Of this run.
+    /// Duration of this run.
     seconds: f64,
-    /// Of this run; absent when an earlier one had done everything.
+    /// Speed of this run; absent when an earlier run had done everything.
     requests_per_second: Option<f64>,
 }
 
@@ -121,7 +123,7 @@ pub fn run(args: Args) -> Result<()> {
     if left > 0 {
         eprintln!("interrupted: {left} of {} documents are left", documents.len());
         if args.save_samples.is_some() {
-            eprintln!("the same command goes on from here");
+            eprintln!("the same command continues from here");
         }
         return Ok(());
     }
@@ -153,7 +155,8 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// Asks about the documents that `samples` lacks, until Ctrl-C. Seconds, and choices asked about.
+/// Asks about the documents that `samples` lacks, until Ctrl-C. Returns the seconds, and how many choices it asked
+/// about.
 fn ask(args: &Args, engine: &Engine, documents: &[Document], samples: &mut Samples) -> Result<(f64, usize)> {
     let left = samples.left(documents);
     common::catch_interrupt()?;

@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What decides about the numbers of a run.
+/// Everything that decides the numbers of a run.
 #[derive(Serialize)]
 pub struct Header {
     pub suite: Suite,
@@ -38,14 +38,14 @@ struct Line {
     sample: Sample,
 }
 
-/// What is done, and the file where it is kept.
+/// The documents that are done, and the file in which they are kept.
 pub struct Samples {
     pub done: Vec<Sample>,
     file: Option<(PathBuf, File)>,
 }
 
 impl Samples {
-    /// Takes over what the file has of `documents`; a file that is not there begins with `header`.
+    /// Reads what the file has of `documents`; a new file begins with `header`.
     pub fn open(path: Option<&Path>, header: &Header, documents: &[Document]) -> Result<Samples> {
         let Some(path) = path else { return Ok(Samples { done: Vec::new(), file: None }) };
         let io = |source| Error::Io { path: path.into(), source };
@@ -55,10 +55,10 @@ impl Samples {
             Err(e) if e.kind() == ErrorKind::NotFound => String::new(),
             Err(e) => return Err(io(e)),
         };
-        // a line without its end was being written when the run was ended
+        // a line without its end was being written when the run was interrupted
         let whole = text.rfind('\n').map_or(0, |i| i + 1);
         if whole == 0 && !text.is_empty() {
-            return Err(Error::File { path: path.into(), what: "is no file of samples; choose another".into() });
+            return Err(Error::File { path: path.into(), what: "is not a file of samples; choose another".into() });
         }
         let mut lines = text[..whole].lines();
         let first = lines.next();
@@ -72,7 +72,7 @@ impl Samples {
             let s = &line.sample;
             let Some(d) = find(documents, s.task, s.doc_id) else { continue };
             if d.context != line.context || d.continuations() != line.continuations {
-                return Err(wrong(format!("document {} of {} is another than in --data", s.doc_id, s.task)));
+                return Err(wrong(format!("document {} of {} is not the one in --data", s.doc_id, s.task)));
             }
             done.push(line.sample);
         }
@@ -104,7 +104,7 @@ impl Samples {
     }
 }
 
-/// The documents of a task are in order and complete up to a limit.
+/// Uses that the documents of a task are in order, and complete up to a limit.
 fn find(documents: &[Document], task: Task, doc_id: usize) -> Option<&Document> {
     let first = documents.iter().position(|d| d.task == task)?;
     documents.get(first + doc_id).filter(|d| d.task == task)
@@ -112,12 +112,12 @@ fn find(documents: &[Document], task: Task, doc_id: usize) -> Option<&Document> 
 
 fn check_header(path: &Path, line: &str, header: &Value) -> Result<()> {
     let wrong = |what: String| Error::File { path: path.into(), what };
-    let found: Value = serde_json::from_str(line).map_err(|e| wrong(format!("is no file of samples: {e}")))?;
+    let found: Value = serde_json::from_str(line).map_err(|e| wrong(format!("is not a file of samples: {e}")))?;
     let differs = header.as_object().into_iter().flatten().find(|(name, value)| found.get(name) != Some(value));
     match differs {
         None => Ok(()),
         Some((name, value)) => Err(wrong(format!(
-            "is of another run: its {name} is {}, this run's {value}; choose another file",
+            "belongs to another run: its {name} is {}, this run's is {value}; choose another file",
             found.get(name).unwrap_or(&Value::Null)
         ))),
     }

@@ -1,4 +1,4 @@
-//! Files of the cache: downloaded, gone on with, checked.
+//! Files of the cache: downloads them, continues interrupted downloads, checks them.
 
 use super::{
     download, io_error,
@@ -44,7 +44,7 @@ impl Server<'_> {
             let what = format!("sha256 is {found}, expected {expected}: damaged on the way; download it again");
             return Err(download(&remote.url, what));
         }
-        partial.file.sync_all().map_err(io_error(&path))?; // its name says that it is whole
+        partial.file.sync_all().map_err(io_error(&path))?; // the final name promises that the file is whole
         fs::rename(&path, blob).map_err(io_error(blob))
     }
 
@@ -66,12 +66,13 @@ impl Server<'_> {
                 .headers()
                 .get(header::CONTENT_RANGE)
                 .is_some_and(|r| r.to_str().is_ok_and(|r| r.starts_with(&resumed))) => {}
-            // The whole file, from a server that knows no ranges, or one that has another file than we began with.
+            // The server sent the whole file: it does not support ranges, or its file is not the one that we began
+            // with.
             200 | 206 | 416 if partial.len > 0 => {
                 bar.set_position(bar.position().saturating_sub(partial.len));
                 partial.restart().map_err(io_error(path))?;
                 if response.status() != 200 {
-                    return Err(interrupted(&remote.url, "the server would not go on where the download stopped"));
+                    return Err(interrupted(&remote.url, "the server would not continue where the download stopped"));
                 }
             }
             200 => {}
@@ -107,7 +108,7 @@ struct Partial {
 }
 
 impl Partial {
-    /// Takes over what an earlier run has left, unless it is longer than the file can be.
+    /// Continues with what an earlier run has left, unless it is longer than the file can be.
     fn take_over(&mut self, size: Option<u64>, bar: &ProgressBar) -> io::Result<()> {
         if self.file.metadata()?.len() > size.unwrap_or(0) {
             return self.restart();

@@ -1,4 +1,4 @@
-//! What a repository has, and which of its files make a model.
+//! What a repository contains, and which of its files make a model.
 
 use super::{download, io_error, is_plain};
 use aoji::{
@@ -63,13 +63,14 @@ impl Listing {
             }
             1 => Ok(Weights::Files(gguf.into_iter().map(str::to_string).collect())),
             n => {
-                let what = format!("the repository has {n} GGUF models; name one with --file, as in --file '*Q4_K_M*'");
+                let what =
+                    format!("the repository has {n} GGUF models; choose one with --file, as in --file '*Q4_K_M*'");
                 Err(download(url, format!("{what}: {}", list(&gguf))))
             }
         }
     }
 
-    /// The files to fetch before the weights, the weights' index among them. A GGUF file needs none of them.
+    /// The files to fetch before the weights, including the weights' index. A GGUF file needs none of them.
     pub fn small_files(&self, weights: &Weights, url: &str) -> Result<Vec<String>> {
         let alone = |files: &Vec<String>| files.iter().all(|file| file.ends_with(".gguf"));
         if !matches!(weights, Weights::Files(files) if alone(files)) && !self.has(CONFIG) {
@@ -104,11 +105,11 @@ impl Listing {
     }
 }
 
-/// Where a repository has its weights.
+/// Which files of a repository have its weights.
 pub(super) enum Weights {
     /// In these files.
     Files(Vec<String>),
-    /// In those that the index lists, which must be among these if there are any.
+    /// Those that the index lists; if names are given here, all of them must be among these.
     Index(Option<Vec<String>>),
 }
 

@@ -1,7 +1,8 @@
-//! `aoji pull`: downloads a model into the Hugging Face cache, where every program of that world finds it.
+//! `aoji pull`: downloads a model into the Hugging Face cache, where other programs find it too.
 
 mod blob;
 mod listing;
+mod proxy;
 mod server;
 
 use aoji::{
@@ -20,8 +21,7 @@ use std::{
 
 const AFTER_HELP: &str = "\
 Environment: HF_TOKEN (private and gated models), HF_HOME, HF_HUB_CACHE (where the cache is), HF_ENDPOINT (another server), \
-HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY. A proxy is always asked to CONNECT, for an http:// endpoint too; where it \
-refuses that, NO_PROXY with the endpoint's host goes past it.";
+HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY.";
 
 /// Arguments of `aoji pull`.
 #[derive(clap::Args)]
@@ -33,7 +33,8 @@ pub struct Args {
     /// The same, as for other commands
     #[arg(short, long, value_name = "OWNER/NAME")]
     model: Option<String>,
-    /// Branch, tag, commit, or a pull request as refs/pr/1; others than main are then named OWNER/NAME@REVISION
+    /// Branch, tag, commit, or a pull request as refs/pr/1; for all but main, the model's name is then
+    /// OWNER/NAME@REVISION
     #[arg(long, default_value = "main")]
     revision: String,
     /// Which files have the weights: a name in which * stands for any characters, as in '*Q4_K_M*'
@@ -49,7 +50,7 @@ pub fn run(args: Args) -> Result<()> {
     writeln!(io::stdout(), "{}", dir.display()).map_err(io_error(Path::new("standard output")))
 }
 
-/// Where from and where to.
+/// Where to download from and to.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The server, without a slash at its end.
@@ -69,8 +70,8 @@ pub struct Options {
 }
 
 impl Options {
-    /// What the environment says (`HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_CACHE`, `HF_HOME`), for branch `main`, with
-    /// progress when stderr is a terminal.
+    /// The environment's settings (`HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_CACHE`, `HF_HOME`), for the branch `main`, with
+    /// progress if stderr is a terminal.
     pub fn from_env() -> Result<Options> {
         let set = |name| std::env::var(name).ok().filter(|v| !v.is_empty());
         if let Some(value) = set("HF_HUB_OFFLINE").filter(|v| is_true(v)) {
@@ -91,9 +92,9 @@ impl Options {
 
 /// Downloads the configuration, the tokenizer and the weights of `OWNER/NAME` and returns their directory.
 ///
-/// What is in the cache already is not fetched again, and an interrupted download goes on where it stopped. Files are named in
-/// the snapshot when all are there, `config.json` after the others, and the reference that [`hub::resolve`] follows is written
-/// last: half a model is never found.
+/// What is in the cache already is not fetched again, and an interrupted download continues where it stopped. Files get
+/// their names in the snapshot when all are complete, `config.json` last, and only then the reference that
+/// [`hub::resolve`] follows is written: so half a model is never found.
 pub fn fetch(repo: &str, options: &Options) -> Result<PathBuf> {
     let Some(repo) = Repo::parse(repo) else {
         return Err(Error::Input(format!("{repo:?} is not the name of a repository, expected OWNER/NAME")));
@@ -112,7 +113,7 @@ pub fn fetch(repo: &str, options: &Options) -> Result<PathBuf> {
     let bar = bar(options.progress);
     let url = |file: &str| format!("{}/{repo}/resolve/{}/{file}", options.endpoint, listing.sha);
     let fetch = |files: &[String]| -> Result<Vec<(String, PathBuf)>> {
-        // All sizes first, so that the bar knows the whole.
+        // All sizes come first, so that the bar knows the total.
         let remotes = files.iter().map(|file| server.look(&url(file))).collect::<Result<Vec<Remote>>>()?;
         bar.inc_length(remotes.iter().filter_map(|r| r.size).sum());
         let one = |(file, remote): (&String, &Remote)| {
@@ -139,7 +140,7 @@ pub fn fetch(repo: &str, options: &Options) -> Result<PathBuf> {
     Ok(snapshot)
 }
 
-/// Whether a variable is set to what huggingface_hub takes for true.
+/// Whether a variable has a value that huggingface_hub takes for true.
 pub fn is_true(value: &str) -> bool {
     ["1", "on", "yes", "true"].contains(&value.to_ascii_lowercase().as_str())
 }

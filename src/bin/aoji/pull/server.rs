@@ -1,6 +1,6 @@
-//! Requests to a hub, and what its answers mean.
+//! Requests to a hub, and what its responses mean.
 
-use super::{Options, download, is_plain, listing::Listing};
+use super::{Options, download, is_plain, listing::Listing, proxy::ProxyConnector};
 use aoji::{
     Error, Result,
     hub::{self, Repo},
@@ -10,11 +10,12 @@ use ureq::{
     Agent, Body,
     config::RedirectAuthHeaders,
     http::{Response, header},
+    unversioned::resolver::DefaultResolver,
 };
 
-/// Attempts in a row that may fail without a byte of progress.
+/// How many attempts in a row may fail without a byte of progress.
 const ATTEMPTS: u32 = 5;
-/// A server that sends nothing for this long is given up and asked again.
+/// If a server sends nothing for this long, the request is given up and repeated.
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// A file on the server.
@@ -37,7 +38,7 @@ impl<'a> Server<'a> {
     pub fn new(options: &'a Options) -> Server<'a> {
         let config = Agent::config_builder()
             .http_status_as_error(false)
-            // The token is for the hub, not for the storage it redirects to.
+            // The token is for the hub, not for the storage to which the hub redirects.
             .redirect_auth_headers(RedirectAuthHeaders::SameHost)
             .timeout_connect(Some(Duration::from_secs(30)))
             .timeout_recv_response(Some(SILENCE))
@@ -45,10 +46,10 @@ impl<'a> Server<'a> {
             .user_agent(concat!("aoji/", env!("CARGO_PKG_VERSION")))
             .accept_encoding("identity") // sizes and ranges are those of the file itself
             .build();
-        Server { options, agent: config.into() }
+        Server { options, agent: Agent::with_parts(config, ProxyConnector::new(), DefaultResolver::default()) }
     }
 
-    /// One request; any answer of the server is a success here.
+    /// Sends one request; every response of the server counts as success here.
     pub fn request(&self, url: &str, head: bool, from: u64) -> Result<Response<Body>, Failure> {
         let mut request = if head { self.agent.head(url) } else { self.agent.get(url) };
         if let Some(token) = &self.options.token {
@@ -57,15 +58,10 @@ impl<'a> Server<'a> {
         if from > 0 {
             request = request.header(header::RANGE, format!("bytes={from}-"));
         }
-        // The headers that tell the hash are on the answer that redirects to the storage.
+        // The headers with the hash are on the response that redirects to the storage.
         let request = if head { request.config().max_redirects(0).build() } else { request };
         request.call().map_err(|e| {
-            let advice = match (&e, url.starts_with("http://")) {
-                (ureq::Error::ConnectProxyFailed(_), true) => {
-                    "the proxy does not CONNECT to http:// servers; name the server's host in NO_PROXY to go past the proxy"
-                }
-                _ => "check the network connection, and HF_ENDPOINT and the proxy where they are set",
-            };
+            let advice = "check the network connection, and HF_ENDPOINT and the proxy where they are set";
             Failure { error: download(url, format!("cannot be reached: {e}; {advice}")), again: true }
         })
     }
@@ -73,7 +69,7 @@ impl<'a> Server<'a> {
     pub fn listing(&self, repo: &Repo) -> Result<Listing> {
         let Options { endpoint, revision, .. } = self.options;
         let url = format!("{endpoint}/api/models/{repo}/revision/{}", revision.replace('/', "%2F"));
-        // Once only: who is offline wants to hear it at once.
+        // Only one attempt: users who are offline want to know at once.
         let mut response = self.request(&url, false, 0)?;
         if !response.status().is_success() {
             return Err(self.refusal(&url, &response).error);
@@ -96,7 +92,7 @@ impl<'a> Server<'a> {
                 if known { Ok(response) } else { Err(self.refusal(&url, &response)) }
             })?;
             let get = |name: &str| response.headers().get(name)?.to_str().ok();
-            // A renamed repository: the new place is on the same server, and only its answer has the hash.
+            // A renamed repository: the new one is on the same server, and only its response has the hash.
             if let Some(place) = get("location").filter(|place| place.starts_with('/')) {
                 url = format!("{}{place}", self.options.endpoint);
                 continue;
@@ -115,7 +111,7 @@ impl<'a> Server<'a> {
         Err(download(&url, "the server redirects without end"))
     }
 
-    /// Repeats a request that fails in a way that may pass.
+    /// Repeats a request as long as it fails in a way that may be temporary.
     fn retry<T>(&self, request: impl Fn() -> Result<T, Failure>) -> Result<T> {
         let mut attempt = 0;
         loop {
@@ -129,7 +125,7 @@ impl<'a> Server<'a> {
         }
     }
 
-    /// Waits after failed attempt number `attempt`, or gives the error when there is to be no other one.
+    /// Waits after the failed attempt number `attempt`, or returns the error if there should be no other attempt.
     pub fn pause(&self, failure: Failure, attempt: u32) -> Result<()> {
         if attempt >= ATTEMPTS || !failure.again {
             return Err(failure.error);
@@ -138,7 +134,7 @@ impl<'a> Server<'a> {
         Ok(())
     }
 
-    /// What an answer other than success means, and what to do.
+    /// What a response other than success means, and what to do.
     pub fn refusal(&self, url: &str, response: &Response<Body>) -> Failure {
         let get = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok());
         let page = url.split("/resolve/").next().unwrap_or(url).split("/revision/").next().unwrap_or(url);
@@ -189,6 +185,6 @@ impl From<Failure> for Error {
 }
 
 pub(super) fn interrupted(url: &str, cause: &str) -> Failure {
-    let what = format!("the download was interrupted: {cause}; the same command goes on where it stopped");
+    let what = format!("the download was interrupted: {cause}; the same command continues where it stopped");
     Failure { error: download(url, what), again: true }
 }

@@ -17,11 +17,11 @@ use std::{
 /// Arguments of `aoji tune`.
 #[derive(clap::Args)]
 #[command(after_help = "\
-The configuration is YAML with the keys of Axolotl; one that aoji does not know is an error. `aoji data preview CONFIG` shows what the model \
+The configuration is YAML with the keys of Axolotl; a key that aoji does not know is an error. `aoji data preview CONFIG` shows what the model \
 will see. Training runs on the CPU for now: the kernels of the backward pass are not written yet.
 
 In output_dir: adapter_config.json and adapter_model.safetensors (for --lora here, PEFT and vLLM), checkpoint-STEP, train.jsonl, loss.svg. \
-Ctrl-C saves a checkpoint; `--set resume_from_checkpoint=true` goes on from the last one, with the bits of a run that never stopped.
+Ctrl-C saves a checkpoint; `--set resume_from_checkpoint=true` continues from the last one, with the bits of a run that was never stopped.
 
 Example: aoji tune examples/tune/demo.yml
          aoji tune run.yml --set learning_rate=1e-4 --set output_dir=second")]
@@ -29,7 +29,7 @@ pub struct Args {
     /// The configuration
     #[arg(value_name = "CONFIG.yml", required_unless_present = "keys")]
     config: Option<PathBuf>,
-    /// Another value of a key of the configuration; repeatable
+    /// Set a key of the configuration to another value; repeatable
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Where it runs: auto or cpu
@@ -38,10 +38,10 @@ pub struct Args {
     /// Threads that compute [default: one a physical core]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
-    /// Say what the run would do, and end
+    /// Show what the run would do, then end
     #[arg(long)]
     dry_run: bool,
-    /// List the keys of a configuration, and end
+    /// List the keys of a configuration, then end
     #[arg(long)]
     keys: bool,
 }
@@ -77,7 +77,7 @@ pub fn run(args: Args) -> Result<()> {
             }
             TuneEvent::Eval(line) => {
                 let loss = line.eval_loss.unwrap_or(f64::NAN);
-                bar.suspend(|| eprintln!("step {}: loss of the rows kept apart {loss:.4}", line.step));
+                bar.suspend(|| eprintln!("step {}: loss of the evaluation rows {loss:.4}", line.step));
             }
             TuneEvent::Saved(dir) => bar.suspend(|| common::note(format_args!("saved {}", dir.display()))),
         }
@@ -95,7 +95,7 @@ pub fn run(args: Args) -> Result<()> {
     common::print(&format!("{}\n", outcome.dir.display()))
 }
 
-/// A configuration from a YAML file, with other values for some keys.
+/// Reads a configuration from a YAML file, with other values for some keys.
 pub fn read(path: &Path, set: &[String]) -> Result<TuneConfig> {
     let malformed = |what: String| Error::File { path: path.into(), what };
     let parse = |text: &str| serde_saphyr::from_str::<Value>(text).map_err(|e| e.to_string());

@@ -1,16 +1,16 @@
-//! The loss of a run as a picture.
+//! Draws the loss of a run.
 
 use crate::svg::{Anchor, FAINT, INK, PALETTE, Svg};
 use aoji::{Result, output::Output, train::Line};
 use std::path::Path;
 
-/// Of the plot.
+/// The edges of the plot.
 const LEFT: f64 = 56.0;
 const RIGHT: f64 = 700.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 320.0;
 
-/// Writes `loss.svg` beside the log that it shows.
+/// Writes `loss.svg` beside the log from which it is drawn.
 pub fn write(dir: &Path) -> Result<()> {
     let mut out = Output::beside(dir);
     out.write("loss.svg", draw(&super::log(dir)?).as_bytes())?;

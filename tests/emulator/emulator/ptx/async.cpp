@@ -1,4 +1,4 @@
-// async.cpp - copies that land later, dependent launches, and the clock.
+// async.cpp - asynchronous copies, dependent launches, and the clock.
 #include "space.h"
 
 namespace ptx {

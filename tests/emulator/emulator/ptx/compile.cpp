@@ -1,4 +1,4 @@
-// compile.cpp - a kernel's statements become instructions whose operands are places in a register file.
+// compile.cpp - turns a kernel's statements into instructions whose operands are indices into a register file.
 #include <algorithm>
 #include <unordered_map>
 

@@ -1,6 +1,6 @@
 // float.cpp - floating point: PTX ISA, "Floating Point" and "Half Precision Floating Point Instructions". What a GPU
-// approximates (.approx) is computed in double and rounded once: within the error that the ISA allows, and not the
-// hardware's bits.
+// approximates (.approx) is computed in double and rounded once: that is within the error that the ISA allows, but does
+// not give the hardware's bits.
 #include "numbers.h"
 
 namespace ptx {

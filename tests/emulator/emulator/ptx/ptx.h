@@ -1,6 +1,6 @@
-// ptx.h - kernels as nvcc compiled them, executed. A module's text is parsed once into instructions with a function
-// each (text.cpp, table.cpp); a warp carries one of them out for all of its lanes that are there (run.cpp). Accesses,
-// barriers, copies and tensor cores are those of the host mode, with the same checks.
+// ptx.h - executes kernels as nvcc compiled them. The text of a module is parsed once into instructions, each of which
+// has a function (text.cpp, table.cpp); a warp executes one of them for all its lanes that are at it (run.cpp).
+// Accesses, barriers, copies and tensor cores are those of the host mode, with the same checks.
 #pragma once
 #include <cstdint>
 #include <cstring>

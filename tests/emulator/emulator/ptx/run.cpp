@@ -1,5 +1,5 @@
-// run.cpp - a warp carries out a kernel. Of lanes at different places the lowest go first, so that they meet again
-// where their paths do.
+// run.cpp - a warp executes a kernel. When lanes are at different instructions, those at the lowest one go first, so
+// that lanes meet again where their paths join.
 #include <algorithm>
 
 #include "engine.h"

@@ -1,4 +1,4 @@
-// space.h - addresses: where in memory a lane's operand is.
+// space.h - addresses: where in memory the operand of a lane is.
 #pragma once
 #include "engine.h"
 #include "ptx.h"

@@ -1,4 +1,4 @@
-// warp.cpp - what the lanes of a warp do together: shuffles, votes, reductions, matrices, barriers.
+// warp.cpp - operations that the lanes of a warp do together: shuffles, votes, reductions, matrices, barriers.
 #include <algorithm>
 
 #include "space.h"

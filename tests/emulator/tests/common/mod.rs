@@ -1,4 +1,4 @@
-//! Plain cudarc: nothing here knows of the emulator but `install`.
+//! Plain cudarc: except for `install`, nothing here knows of the emulator.
 #![allow(dead_code)]
 use cudarc::{
     driver::{
@@ -54,7 +54,7 @@ impl Gpu {
     pub fn upload<T: DeviceRepr>(&self, x: &[T]) -> CudaSlice<T> {
         self.stream.clone_htod(x).unwrap()
     }
-    /// `n` elements on the device that nothing has written.
+    /// `n` elements on the device that were never written.
     pub fn uninit<T: DeviceRepr>(&self, n: usize) -> CudaSlice<T> {
         // SAFETY: the emulator reports a read of what was not written.
         unsafe { self.stream.alloc(n) }.unwrap()

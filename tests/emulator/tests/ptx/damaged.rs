@@ -1,5 +1,5 @@
-//! Kernels as nvcc compiled them, then damaged at random (always the same): each loads or does not, runs or does not, but the
-//! answer is a CUDA error that names the kernel and the line, and the process lives.
+//! Kernels as nvcc compiled them, then damaged at random (always in the same way). They may load or not and run or not, but a
+//! failure is a CUDA error that names the kernel and the line, and the process survives.
 
 use crate::{common::*, launch_buffer, open};
 use cudarc::{driver::sys::CUresult as R, nvrtc::Ptx};
@@ -9,7 +9,7 @@ const CASES: usize = 600;
 struct Random(u64);
 
 impl Random {
-    /// Below `n`.
+    /// A number below `n`.
     fn below(&mut self, n: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -22,9 +22,9 @@ impl Random {
 #[derive(Clone)]
 struct Kernel {
     name: String,
-    /// What comes before the module's kernels.
+    /// The text before the module's kernels.
     head: String,
-    /// From its name on.
+    /// The text from its name on.
     body: String,
     /// Bytes of each parameter.
     sizes: Vec<usize>,
@@ -59,7 +59,7 @@ fn size(declaration: &str) -> Option<usize> {
     Some(ty[2..].parse::<usize>().unwrap() / 8 * array)
 }
 
-/// Words, and single characters between them.
+/// The words of a text, and the single characters between them.
 fn tokens(text: &str) -> Vec<String> {
     let is_word = |c: char| c.is_ascii_alphanumeric() || "_.$%".contains(c);
     let mut tokens: Vec<String> = Vec::new();

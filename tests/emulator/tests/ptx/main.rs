@@ -1,5 +1,5 @@
-//! Instructions of PTX one by one, against the text of the PTX ISA: what is expected here is written from there, not from the
-//! emulator. Nothing here knows of the emulator but `Gpu::new`: with `AOJI_TEST_GPU=1` a GPU is asked instead.
+//! Instructions of PTX one by one, compared with the text of the PTX ISA: expected values are written from there, not from the
+//! emulator. Except for `Gpu::new`, nothing here knows of the emulator: with `AOJI_TEST_GPU=1` a GPU is asked instead.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -15,7 +15,7 @@ mod warps;
 use common::*;
 use cudarc::driver::{CudaFunction, DriverError, LaunchConfig, PushKernelArg, sys};
 
-/// A module with one kernel `k` that takes the address of what it writes and of what it reads.
+/// A module with one kernel `k`, whose parameters are the address where it writes and the address where it reads.
 pub fn module(body: &str, shared: &str) -> String {
     format!(
         ".version 9.0\n.target sm_90a\n.address_size 64\n{shared}\n.visible .entry k(.param .u64 out, .param .u64 in)\n{{\n\
@@ -65,9 +65,9 @@ pub fn launch_buffer(
     unsafe { sys::cuLaunchKernel(f, x, y, z, a, b, c, cfg.shared_mem_bytes, stream, none, extra.as_mut_ptr()) }.result()
 }
 
-/// What `instruction` gives for each case, a lane each. Its operands are `%a0 %a1 %a2` (64 bits of the case), `%r0...` (the low
-/// 32 bits), `%f0...` (they as f32), `%d0...` (64 bits as f64), `%h0...` (16 bits), `%q0...` (not zero: true); its result is
-/// one of `%w` (b32), `%l` (b64), `%v` (f32), `%x` (f64), `%s` (b16), `%p` (true is 1).
+/// The results of `instruction`, where each lane takes one case. Its operands are `%a0 %a1 %a2` (64 bits of the case),
+/// `%r0...` (the low 32 bits), `%f0...` (the same as f32), `%d0...` (64 bits as f64), `%h0...` (16 bits), `%q0...` (not
+/// zero: true); its result is one of `%w` (b32), `%l` (b64), `%v` (f32), `%x` (f64), `%s` (b16), `%p` (true is 1).
 pub fn results(instruction: &str, cases: &[Vec<u64>]) -> Vec<u64> {
     assert!(cases.len() <= 32);
     let mut body = String::from(

@@ -37,7 +37,7 @@ fn sizes_and_signs() {
     }
 }
 
-/// Each at a multiple of its size, as a launch's parameters are laid out.
+/// The parameters of a launch lie one after the other, each at a multiple of its size.
 #[test]
 fn parameters() {
     let text = ".version 9.0\n.target sm_90a\n.address_size 64\n.visible .entry k(.param .u64 out, .param .u64 .ptr .global .align 8 in, .param .u8 a,

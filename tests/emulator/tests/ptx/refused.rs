@@ -1,4 +1,4 @@
-//! What is no PTX, or not what the kernel takes, is a CUDA error whose text names the kernel and the line.
+//! Text that is not PTX, or parameters that the kernel does not take, give a CUDA error whose text names the kernel and the line.
 
 use crate::{common::*, launch, launch_buffer, module, open};
 use cudarc::driver::sys::CUresult as R;
@@ -79,7 +79,7 @@ fn a_parameter_block_of_the_wrong_size() {
     }
 }
 
-/// Faults of instructions that no kernel's source can be made to show.
+/// Faults of instructions that cannot be provoked from a kernel's source.
 #[test]
 fn accesses_in_the_wrong_space() {
     let faults = |body: &str, code: R, expected: &str| {
@@ -155,8 +155,8 @@ fn matrices_of_less_than_a_warp() {
     assert!(fault.contains("a warp of 8 threads: matrices take 32") && fault.contains("image:11"), "{fault}");
 }
 
-/// Accesses whose scope is the block are no agreement with another one: what is released so does not pass, and two blocks that
-/// use a counter so race.
+/// Accesses whose scope is one block do not synchronise with another block: a release of this kind hands nothing over,
+/// and two blocks that share a counter in this way race.
 #[test]
 fn the_scope_of_a_block() {
     if std::env::var_os("AOJI_TEST_GPU").is_some() {

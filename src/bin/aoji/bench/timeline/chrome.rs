@@ -21,7 +21,8 @@ struct Event {
     args: Value,
 }
 
-/// Slices of one track must not overlap, so what runs at the same time goes to lanes: the first that is free.
+/// Slices of one track must not overlap, so events at the same time go to different lanes, each to the first that is
+/// free.
 #[derive(Default)]
 struct Lanes(Vec<f64>);
 

@@ -18,9 +18,9 @@ struct Report {
     #[serde(flatten)]
     header: Header,
     model: String,
-    /// Written.
+    /// The files that were written.
     files: [PathBuf; 2],
-    /// Gaps between kernels over layers, microseconds; those at the edges of the step are in it.
+    /// Gaps between kernels divided by the layers, in microseconds, including those at both ends of the step.
     gap_us_per_layer: f64,
     #[serde(flatten)]
     timeline: Timeline,
@@ -40,7 +40,7 @@ impl Group<'_> {
         (self.gap_us + self.run_us).max(1e-3)
     }
 
-    /// Over these.
+    /// Rate over this time.
     fn gb_per_s(&self) -> f64 {
         (self.n as u64 * self.first.bytes) as f64 / (self.us() * 1e3)
     }

@@ -1,15 +1,15 @@
-//! The picture of a step: kernels over time, about one layer of it in detail down to the multiprocessors, and how busy each of
-//! them was.
+//! The picture of a step: kernels over time, about one layer in detail down to the multiprocessors, and how busy each
+//! multiprocessor was.
 
 use super::{Report, groups, label, summary};
 use crate::svg::{Anchor, FAINT, INK, PALETTE, Svg};
 use aoji::bench::Timed;
 
-/// Of the part in which time runs.
+/// Width of the part in which time runs.
 const WIDTH: f64 = 1150.0;
-/// Right of it, for rates.
+/// Width of the part to the right of it, for rates.
 const RIGHT: f64 = 190.0;
-/// Of a row of kernels.
+/// Height of a row of kernels.
 const ROW: f64 = 18.0;
 const IDLE: &str = "#f4cccc";
 

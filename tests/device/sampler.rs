@@ -1,8 +1,6 @@
 //! The sampler's kernel makes the same choice as its definition, and the definition draws from the filtered softmax.
 
-#[path = "common/ptx.rs"]
-mod ptx;
-
+use crate::ptx;
 use aoji::{
     backend::{Backend, DECODE_ROWS, SamplerState},
     cpu::Cpu,
@@ -27,7 +25,7 @@ impl Random {
     fn below(&mut self, n: usize) -> usize {
         (self.next() % n as u64) as usize
     }
-    /// In [0, 1).
+    /// A number in [0, 1).
     fn unit(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1u64 << 24) as f32
     }
@@ -53,7 +51,7 @@ impl Call {
         Call { params, history: vec![0; n], bias: vec![0.0; n], mask, logits: logits.to_vec() }
     }
 
-    /// The token, and everything else that the call changes.
+    /// The chosen token, and everything else that the call changes.
     fn run<B: Backend>(&self, b: &B) -> (u32, u32, Vec<u32>, Vec<u32>) {
         let vocab = self.logits.len();
         let mut state = SamplerState::new(b, vocab, 1).unwrap();
@@ -150,7 +148,7 @@ fn the_kernel_makes_the_same_choice() {
     }
 }
 
-/// Ties across warps and blocks: the lowest ids of the threshold are kept.
+/// Ties across warps and blocks: of tokens with the threshold's value, those with the lowest ids are kept.
 fn the_kernel_breaks_ties_by_id() {
     let (cuda, mut r) = (emulated(), Random(2));
     for (top_k, top_p) in [(1, 1.0), (150, 1.0), (0, 0.4), (299, 0.999), (257, 0.5), (2000, 0.9)] {
@@ -164,8 +162,8 @@ fn the_kernel_breaks_ties_by_id() {
     }
 }
 
-/// What the filters end in, of each kind: the first and the last bin of the histogram, one that all logits are in, none, and
-/// top_p where it depends on which of top_k's last bin are kept.
+/// Filters that end in each kind of bin of the histogram: the first, the last, one that has all logits, and none; and a
+/// top_p that depends on which tokens of top_k's last bin are kept.
 fn filters_end_in_any_bin() {
     let (cuda, mut r) = (emulated(), Random(3));
     let spread = |r: &mut Random, of: f32| (0..1500).map(|_| r.unit() * of).collect::<Vec<f32>>();
@@ -181,7 +179,7 @@ fn filters_end_in_any_bin() {
     }
 }
 
-/// Each filter ends where it should and not only where the draw shows it: a draw is tried at each of its places.
+/// Each filter ends where it should. A single draw would not show that, so a draw is tried at each of its places.
 fn every_draw_of_a_small_row() {
     let cuda = emulated();
     let logits: Vec<f32> = (0..40).map(|i| (i * 17 % 40) as f32 * 0.02).collect(); // some of them share a bin
@@ -288,8 +286,8 @@ fn penalties_and_bias() {
     assert_eq!(token(off, [0; 3], [0.0, 2.0, f32::NEG_INFINITY], [4.0, 3.0, 9.0]), 1, "bias adds and forbids");
 }
 
-/// Draws with consecutive counters follow the softmax in f64, filtered as the options say: chi-square against its 99.9%
-/// quantile. Seeds are fixed, so the test always gives the same answer.
+/// Draws with consecutive counters follow the softmax in f64, filtered as the options say: their chi-square is below
+/// its 99.9% quantile. Seeds are fixed, so the test always has the same result.
 #[test]
 fn draws_follow_the_filtered_softmax() {
     let (cpu, draws) = (Cpu::<bf16>::new().unwrap(), 4000u32);
@@ -341,7 +339,7 @@ fn draws_follow_the_filtered_softmax() {
     }
 }
 
-/// The sizes of Llama-3-8B, on the CPU: the token is always one that the filters keep.
+/// At the sizes of Llama-3-8B, on the CPU: the token is always one that the filters keep.
 #[test]
 fn a_large_vocabulary() {
     let (cpu, vocab) = (Cpu::<bf16>::new().unwrap(), 128_256);

@@ -1,10 +1,8 @@
-//! What `tests/ops` does not cover of the ops of a decode step: the epilogues of the matrix-vector product, that the bits
-//! of a row do not depend on the other rows or on how the launch was sized, and that a recorded step is one chain in which
+//! Checks of the ops of a decode step that `tests/ops` does not make: the epilogues of the matrix-vector product; that the bits
+//! of a row do not depend on the other rows or on the size of the launch; and that a recorded step is one chain in which
 //! each kernel may start before the one before it is done.
 
-#[path = "common/ptx.rs"]
-mod ptx;
-
+use crate::ptx;
 use aoji::{
     Config, Result,
     backend::{Backend, DECODE_ROWS, Out, SamplerState},
@@ -32,7 +30,7 @@ fn values(len: usize, seed: u64) -> Vec<bf16> {
     noise(len, seed).into_iter().map(bf16::from_f32).collect()
 }
 
-/// `out` of all three epilogues; the residual that `Add` adds to is `noise` of seed 3.
+/// `out` of all three epilogues; `Add` adds to a residual that is `noise` of seed 3.
 fn epilogues<B: Backend<Act = bf16>>(b: &B, op: &Gemv) -> [Vec<f32>; 3] {
     let Gemv { rows, n, k } = *op;
     let x = b.upload(&values(rows * k, 1)).unwrap();
@@ -96,7 +94,7 @@ fn a_row_of_attn_decode_has_the_same_bits_beside_any_others_in_any_bucket() {
     let qkv_dim = (n_heads + 2 * n_kv_heads) * head_dim;
     let qkv_all = values(positions.len() * qkv_dim, 1);
     let run_in = |sequence: &dyn Fn(usize) -> usize, which: &[usize], kv_len: usize| -> Vec<Vec<u16>> {
-        let op = AttnDecode { rows: which.len(), n_heads, n_kv_heads, head_dim, max_seq, kv_len };
+        let op = AttnDecode { rows: which.len(), n_heads, n_kv_heads, head_dim, max_seq, kv_len, window: max_seq };
         let qkv: Vec<bf16> = which.iter().flat_map(|r| &qkv_all[r * qkv_dim..][..qkv_dim]).copied().collect();
         let place = |r: &usize| (sequence(*r) * max_seq) as u32 + positions[*r];
         let pos: Vec<u32> = which.iter().map(place).collect();
@@ -122,7 +120,7 @@ fn a_row_of_attn_decode_has_the_same_bits_beside_any_others_in_any_bucket() {
     assert_eq!(run(&[3, 1], 512), [all[3].clone(), all[1].clone()], "two rows in another order");
 }
 
-/// Bits of each row of `out`.
+/// The bits of each row of `out`.
 fn bits<T: Copy>(out: &[T], rows: usize, word: impl Fn(T) -> u32) -> Vec<Vec<u32>> {
     out.chunks(out.len() / rows).map(|row| row.iter().map(|x| word(*x)).collect()).collect()
 }
@@ -166,14 +164,17 @@ fn a_row_of_a_fused_product_has_the_same_bits_beside_any_others() {
         let (mut k, mut v) = (cuda.alloc(max_seq * 16).unwrap(), cuda.alloc(max_seq * 16).unwrap());
         let pos = cuda.upload(&(first as u32..(first + rows) as u32).collect::<Vec<_>>()).unwrap();
         let (n_heads, n_kv_heads, head_dim) = (1, 1, 16);
-        let op = NormQkvRopeAppend { rows, dim, n_heads, n_kv_heads, head_dim, max_seq, positions: max_seq, eps };
+        let (positions, head_norm) = (max_seq, false);
+        let op = NormQkvRopeAppend { rows, dim, n_heads, n_kv_heads, head_dim, max_seq, positions, eps, head_norm };
         let x = x(first, rows);
-        cuda.norm_qkv_rope_append(&op, &mut qkv, &mut k, &mut v, &mut xb, &x, &pos, &gain, &w, &table).unwrap();
+        let (k, v, mut arrived) = (&mut k, &mut v, cuda.alloc(op.arrived_len()).unwrap());
+        cuda.norm_qkv_rope_append(&op, &mut qkv, k, v, &mut xb, &mut arrived, &x, &pos, &gain, &w, None, &table)
+            .unwrap();
         bits(&cuda.download(&qkv).unwrap(), rows, |x| x.to_bits().into())
     });
 }
 
-/// The outputs of an op's small cases of one row, with either ring.
+/// The outputs of an op's small cases with one row, with either depth of the ring of weights.
 fn one_row_with<O: Op>(cuda: &mut Cuda, ring: Ring, rows: impl Fn(&O) -> usize) -> Vec<Vec<u32>> {
     cuda.set_ring(ring);
     let kind = if ring == Ring::Deep { "_r1_deep" } else { "_r1" };
@@ -240,7 +241,7 @@ impl Step {
         Step { model, rows, s, kv, sampler, graphs: Graphs::default() }
     }
 
-    /// A step after the token and position on the device; returns its token.
+    /// Runs a step from the token and position that are on the device, and returns the token that it chooses.
     fn run(&mut self, cuda: &Cuda, greedy: bool) -> Result<u32> {
         let Step { model, rows, s, kv, sampler, graphs } = self;
         cuda.replay(graphs, 0, || {

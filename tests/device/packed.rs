@@ -1,13 +1,7 @@
-//! Quantized weights that stay what they are on the device: each kind in each product, against its definition, with the bits of a
-//! row that do not depend on the others; and whole models beside the same with their weights widened.
+//! Weights that stay quantized on the device: each kind in each product is compared with its definition, and the bits of a row must
+//! not depend on the others. Whole models are compared with the same models with widened weights (converted to bf16).
 
-#[path = "common/gguf.rs"]
-mod gguf_file;
-#[path = "common/ptx.rs"]
-mod ptx;
-#[path = "common/tiny_gguf.rs"]
-mod tiny_gguf;
-
+use crate::{ptx, tiny_gguf};
 use aoji::{
     Device, Engine, ModelFiles, Options, Session, Tensor,
     backend::{Backend, DECODE_ROWS, Out, SamplerState},
@@ -29,7 +23,8 @@ fn device() -> Cuda {
 }
 
 const DIM: usize = 256;
-/// Gates of the checkpoints: the last stage of a row of `w_down` is not full, or a whole number of groups.
+/// Sizes of the feed-forward part of the checkpoints: with one, the last stage of a row of `w_down` is not full; with
+/// the other, it is a whole number of groups.
 const FFN: [usize; 2] = [200, 384];
 const VOCAB: usize = 64;
 
@@ -108,7 +103,7 @@ fn checkpoint(dir: &Path, format: &str, weights: Value, ffn: usize) {
     fs::write(dir.join("model.safetensors"), file).unwrap();
 }
 
-/// A model of each kind, and where it is.
+/// A model of each kind of quantized weights, and where it is.
 fn models(dir: &Path) -> Vec<(Kind, String)> {
     let at = |name: &str| {
         let place = dir.join(name);
@@ -152,7 +147,7 @@ fn product(x: &[f32], w: &[f32], k: usize) -> Vec<f32> {
     x.chunks_exact(k).flat_map(|x| w.chunks_exact(k).map(move |w| dot(x, w))).collect()
 }
 
-/// What a normed product multiplies: `x * gain`, rounded to bf16, and the factor of each row after it.
+/// The inputs of a product with a norm: `x * gain`, rounded to bf16, and the factor by which each row is multiplied afterwards.
 fn normed(x: &[bf16], gain: &[bf16], k: usize, eps: f32) -> (Vec<f32>, Vec<f32>) {
     let rows = x.chunks_exact(k);
     let rms = |x: &[bf16]| x.iter().map(|x| f64::from(x.to_f32()).powi(2)).sum::<f64>() / k as f64 + f64::from(eps);
@@ -166,7 +161,7 @@ fn f32s(v: &[bf16]) -> Vec<f32> {
     v.iter().map(|x| x.to_f32()).collect()
 }
 
-/// The same sums in f32 in another order, of a few hundred products.
+/// Tolerance for sums of a few hundred products in f32, in another order.
 const SUMS: Tolerance = Tolerance { l2: 2e-6, worst: 4e-6 };
 
 fn each_kind_in_each_product() {
@@ -268,14 +263,24 @@ fn each_kind_in_each_product() {
         want.chunks_exact_mut(n).zip(&factors).for_each(|(row, f)| row.iter_mut().for_each(|y| *y *= f));
         for rows in [1, 16] {
             let (n_heads, n_kv_heads, head_dim) = (c.n_heads, c.n_kv_heads, c.head_dim);
-            let op =
-                NormQkvRopeAppend { rows, dim: k, n_heads, n_kv_heads, head_dim, max_seq, positions: max_seq, eps };
+            let op = NormQkvRopeAppend {
+                rows,
+                dim: k,
+                n_heads,
+                n_kv_heads,
+                head_dim,
+                max_seq,
+                positions: max_seq,
+                eps,
+                head_norm: false,
+            };
             let (mut qkv, mut xb) = (cuda.alloc(rows * n).unwrap(), cuda.alloc(rows * k).unwrap());
             let len = rows * n_kv_heads * max_seq * head_dim;
             let (mut keys, mut vals) = (cuda.alloc(len).unwrap(), cuda.alloc(len).unwrap());
             let pos = cuda.upload(&(0..rows as u32).map(|r| r * 2).collect::<Vec<_>>()).unwrap();
             let x = cuda.upload(&all).unwrap();
-            cuda.norm_qkv_rope_append(&op, &mut qkv, &mut keys, &mut vals, &mut xb, &x, &pos, &gain, &w, &table)
+            let (k, v, mut arrived) = (&mut keys, &mut vals, cuda.alloc(n_heads + n_kv_heads).unwrap());
+            cuda.norm_qkv_rope_append(&op, &mut qkv, k, v, &mut xb, &mut arrived, &x, &pos, &gain, &w, None, &table)
                 .unwrap();
             let got = f32s(&cuda.download(&qkv).unwrap());
             let want: Vec<f32> = want[..rows * n].iter().map(|y| bf16::from_f32(*y).to_f32()).collect();
@@ -284,7 +289,7 @@ fn each_kind_in_each_product() {
     }
 }
 
-/// Logits after a prompt and after some tokens of a step each, and the tokens that follow.
+/// Logits after a prompt and after some tokens (one step for each), and the tokens that follow.
 fn run(path: &str, widen: bool) -> (Vec<Vec<f32>>, Engine) {
     let options = Options { device: Device::Cuda(0), context: Some(64), widen, ..Options::default() };
     let engine = Engine::open(path, &options).unwrap_or_else(|e| panic!("{path}: {e}"));
@@ -299,7 +304,7 @@ fn run(path: &str, widen: bool) -> (Vec<Vec<f32>>, Engine) {
     (all, engine)
 }
 
-/// Prompts have the widened values; steps have exact ones, whose rounding to bf16 is 2^-9 of each.
+/// Prompts use weights widened to bf16; steps use exact weights, from which each widened one differs by up to 2^-9 of its value.
 #[test]
 fn a_model_is_what_its_widened_weights_are() {
     if std::env::var_os("AOJI_TEST_GPU").is_none_or(|v| v != "1") {
@@ -330,7 +335,8 @@ fn the_ptx_80_of_each_kind() {
     ptx::with_ptx(80, each_kind_in_each_product);
 }
 
-/// Also: each kernel of quantized weights has run, and `lop3`, which only these have (tests/ops/compiled.rs asks for the rest).
+/// Also checks that each kernel of quantized weights has run, and the instruction `lop3`, which only these use
+/// (tests/ops/compiled.rs checks the rest).
 #[test]
 fn the_ptx_90a_of_each_kind() {
     ptx::with_ptx(90, || {

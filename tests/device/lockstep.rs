@@ -1,4 +1,4 @@
-//! The lockstep backend passes where both sides agree and names the op where they do not.
+//! The lockstep backend passes when both sides agree, and names the op when they do not.
 
 use aoji::{
     Config, Error, Result, Tensor, Weights,
@@ -9,8 +9,8 @@ use aoji::{
     lockstep::Lockstep,
     model::{self, Model, Rows, Scratch},
     ops::{
-        Act, AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, KvAppend, LogProb, NormGateUp,
-        NormHead, NormQkvRopeAppend, RmsNorm, Rope, Sample, StreamRead, Swiglu, noise, sample::Params,
+        Act, AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, HeadNorm, KvAppend, LogProb,
+        NormGateUp, NormHead, NormQkvRopeAppend, RmsNorm, Rope, Sample, StreamRead, Swiglu, noise, sample::Params,
     },
 };
 use half::bf16;
@@ -25,7 +25,7 @@ fn config() -> Config {
     Config::from_json(Path::new("config.json"), json, None).unwrap()
 }
 
-/// A model of random weights, a session's buffers, and a prompt of 12 tokens and two more in them.
+/// A model of random weights and a session's buffers, which hold a prompt of 12 tokens and two more.
 struct Run<D: Backend<Act = bf16>> {
     b: Lockstep<D>,
     model: Model<Lockstep<D>>,
@@ -147,11 +147,11 @@ fn a_wrong_fused_op_is_named() {
     Run::new(Wrong(Cpu::new().unwrap(), "nothing")).all().unwrap();
 }
 
-/// The reference with one op wrong.
+/// The reference, but one op is wrong.
 struct Wrong(Cpu<bf16>, &'static str);
 
 impl Wrong {
-    /// Spoils an output of the op with that name.
+    /// Spoils an output of the op of this name.
     fn spoil<A: Act>(&self, op: &str, out: &mut [A]) {
         if self.1 == op {
             out[3] = A::from_f32(out[3].to_f32() + 1.0);
@@ -204,6 +204,9 @@ impl Backend for Wrong {
     fn weight_from(&self, rows: usize, cols: usize, data: &[bf16]) -> Result<Weight> {
         self.0.weight_from(rows, cols, data)
     }
+    fn set_bias(&self, w: &mut Weight, bias: &[f32]) -> Result<()> {
+        self.0.set_bias(w, bias)
+    }
     fn synchronize(&self) -> Result<()> {
         Ok(())
     }
@@ -230,6 +233,9 @@ impl Backend for Wrong {
     }
     fn gemm(&self, op: &Gemm, out: Out<'_, Self>, x: &Acts, w: &Weight) -> Result<()> {
         self.0.gemm(op, inner(out), x, w)
+    }
+    fn head_norm(&self, op: &HeadNorm, qkv: &mut Acts, gains: &Weight) -> Result<()> {
+        self.0.head_norm(op, qkv, gains)
     }
     fn rope(&self, op: &Rope, qkv: &mut Acts, pos: &Words, table: &Vec<f32>) -> Result<()> {
         self.0.rope(op, qkv, pos, table)
@@ -313,13 +319,15 @@ impl Backend for Wrong {
         k: &mut Acts,
         v: &mut Acts,
         xb: &mut Acts,
+        _arrived: &mut Words,
         x: &Acts,
         pos: &Words,
         gain: &Weight,
         w: &Weight,
+        heads: Option<&Weight>,
         table: &Vec<f32>,
     ) -> Result<()> {
-        definition::norm_qkv_rope_append(self, op, qkv, k, v, xb, x, pos, gain, w, table)?;
+        definition::norm_qkv_rope_append(self, op, qkv, k, v, xb, x, pos, gain, w, heads, table)?;
         self.spoil("norm_qkv_rope_append", k);
         Ok(())
     }

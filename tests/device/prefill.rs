@@ -1,9 +1,7 @@
-//! What `tests/ops` does not cover of the ops of a prefill: the epilogues of the matrix product, and that the bits of a row
+//! Checks of the ops of a prefill that `tests/ops` does not make: the epilogues of the matrix product, and that the bits of a row
 //! do not depend on how a prompt was cut into chunks.
 
-#[path = "common/ptx.rs"]
-mod ptx;
-
+use crate::ptx;
 use aoji::{
     backend::{Backend, Out},
     cpu::Cpu,
@@ -30,7 +28,7 @@ fn values(len: usize, seed: u64) -> Vec<bf16> {
     noise(len, seed).into_iter().map(bf16::from_f32).collect()
 }
 
-/// `out` of all three epilogues; the residual that `Add` adds to is `noise` of seed 3.
+/// `out` of all three epilogues; `Add` adds to a residual that is `noise` of seed 3.
 fn epilogues<B: Backend<Act = bf16>>(b: &B, op: &Gemm) -> [Vec<f32>; 3] {
     let Gemm { rows, n, k } = *op;
     let x = b.upload(&values(rows * k, 1)).unwrap();
@@ -96,8 +94,17 @@ fn attention_has_the_same_bits_however_the_prompt_is_cut() {
     let cuda = device();
     for head_dim in [64, 128] {
         let (rows, n_heads, n_kv_heads, max_seq) = (150, 2, 1, 150); // two blocks; five tiles of keys, the last not full
-        let op =
-            |rows, kv_len| AttnPrefill { rows, first: 0, shared: 0, n_heads, n_kv_heads, head_dim, max_seq, kv_len };
+        let op = |rows, kv_len| AttnPrefill {
+            rows,
+            first: 0,
+            shared: 0,
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            max_seq,
+            kv_len,
+            window: max_seq,
+        };
         let width = op(rows, rows).qkv_dim();
         let qkv: Vec<bf16> = values(rows * width, 1).into_iter().map(|x| x * bf16::from_f32(6.0)).collect();
         let [k, v] = [2, 3].map(|seed| values(max_seq * head_dim, seed));
@@ -125,11 +132,20 @@ fn attention_has_the_same_bits_however_the_prompt_is_cut() {
 #[test]
 fn attention_refuses_other_head_dims() {
     let cuda = device();
-    let op =
-        AttnPrefill { rows: 1, first: 0, shared: 0, n_heads: 1, n_kv_heads: 1, head_dim: 8, max_seq: 1, kv_len: 1 };
+    let op = AttnPrefill {
+        rows: 1,
+        first: 0,
+        shared: 0,
+        n_heads: 1,
+        n_kv_heads: 1,
+        head_dim: 8,
+        max_seq: 1,
+        kv_len: 1,
+        window: 1,
+    };
     let mut io = op.setup(&cuda, 1).unwrap();
     let e = op.run(&cuda, &mut io).unwrap_err().to_string();
-    assert_eq!(e, "attn_prefill: head_dim is 8, the kernels are for 64 and 128");
+    assert_eq!(e, "attn_prefill: head_dim is 8, the kernels are for 64, 80, 96 and 128");
 }
 
 #[test]
@@ -148,14 +164,14 @@ fn cublas_agrees_with_the_reference() {
     }
 }
 
-/// The library is looked for once, so the test runs itself in a process of its own.
+/// The library is looked for only once in a process, so the test runs itself in a process of its own.
 #[test]
 fn without_cublas_ours_is_taken_unless_cublas_was_asked_for() {
     if std::env::var("AOJI_CUBLAS_DIR").is_ok_and(|d| d == "/nowhere") {
         return without_cublas();
     }
     let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "without_cublas_ours_is_taken_unless_cublas_was_asked_for"])
+        .args(["--exact", "prefill::without_cublas_ours_is_taken_unless_cublas_was_asked_for"])
         .env("AOJI_CUBLAS_DIR", "/nowhere")
         .output()
         .unwrap();

@@ -1,0 +1,186 @@
+//! A session in a file: its tokens, and their keys and values.
+//!
+//! A safetensors file with two tensors: `tokens` U32 [n], and `keys_values` BF16 or F32 [n_layers, 2, n_kv_heads, n, head_dim], of each
+//! layer the keys and then the values. Its metadata say of what model, device and version they are; with any other the answers would not
+//! have the bits that they have without the file, so it is refused.
+
+use super::{
+    lora::Lora,
+    output::Output,
+    shards::{self, Item},
+    weights::{Shard, Tensor, Weights, read_header},
+};
+use crate::{
+    error::{Error, Result},
+    files::config::{Config, SamplingDefaults},
+};
+use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
+use std::{ops::Range, path::Path, sync::Arc};
+
+/// Version of the format.
+const VERSION: &str = "1";
+const TOKENS: &str = "tokens";
+const CACHE: &str = "keys_values";
+
+/// What keys and values depend on besides their tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Origin {
+    /// Version of the format.
+    session: String,
+    /// Version of the program.
+    aoji: String,
+    /// See [`fingerprint`].
+    model: String,
+    /// Name of the GPU, or `CPU`: all CPUs compute the same bits.
+    device: String,
+}
+
+impl Origin {
+    /// Of what this program computes.
+    pub fn new(model: String, device: String) -> Origin {
+        Origin { session: VERSION.into(), aoji: env!("CARGO_PKG_VERSION").into(), model, device }
+    }
+
+    /// Nothing else than `ours`.
+    fn check(&self, path: &Path, ours: &Origin) -> Result<()> {
+        let named = [
+            ("format version", &self.session, &ours.session),
+            ("aoji", &self.aoji, &ours.aoji),
+            ("model", &self.model, &ours.model),
+            ("device", &self.device, &ours.device),
+        ];
+        match named.into_iter().find(|(_, theirs, ours)| theirs != ours) {
+            None => Ok(()),
+            Some((what, theirs, ours)) => Err(Error::file(
+                path,
+                format!(
+                    "is a session of another {what}: {theirs}, and this is {ours}; compute it again, in a new file"
+                ),
+            )),
+        }
+    }
+}
+
+/// The metadata of a file; all are strings.
+#[derive(Serialize, Deserialize)]
+struct Metadata {
+    #[serde(flatten)]
+    origin: Origin,
+    note: String,
+}
+
+/// 64 bits, in hexadecimal, by which models are told apart: of the configuration, and of each tensor name, shape, format and three
+/// samples (FNV-1a). To read all weights would take as long as to load them.
+pub(crate) fn fingerprint(config: &Config, weights: &Weights, widened: bool, lora: u64) -> String {
+    // what no key or value depends on
+    let computes = Config { bos: None, eos: Vec::new(), sampling: SamplingDefaults::default(), ..config.clone() };
+    let mut hash = fnv(FNV, format!("{computes:?} {widened} {lora}").as_bytes());
+    for t in weights.tensors() {
+        hash = fnv(hash, format!("{t:?}").as_bytes());
+        let (bytes, n) = (t.bytes(), 256.min(t.bytes().len()));
+        for at in [0, (bytes.len() - n) / 2, bytes.len() - n] {
+            hash = fnv(hash, &bytes[at..at + n]);
+        }
+    }
+    format!("{hash:016x}")
+}
+
+/// The same of adapters: of what they add to the first rows of each matrix.
+pub(crate) fn lora_fingerprint(weights: &Weights, lora: &[Lora]) -> u64 {
+    let of = |t: &Tensor| lora.iter().flat_map(|l| l.sample(t.name())).fold(FNV, |h, x| fnv(h, &x.to_le_bytes()));
+    weights.tensors().filter(|_| !lora.is_empty()).fold(0, |hash, t| hash ^ fnv(of(t), t.name().as_bytes()))
+}
+
+const FNV: u64 = 0xcbf2_9ce4_8422_2325;
+
+fn fnv(hash: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(hash, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3))
+}
+
+/// Shape of the keys and values of `n` tokens.
+fn shape(config: &Config, n: usize) -> [usize; 5] {
+    [config.n_layers, 2, config.n_kv_heads, n, config.head_dim]
+}
+
+fn dtype(act_bytes: usize) -> Dtype {
+    if act_bytes == 4 { Dtype::F32 } else { Dtype::BF16 }
+}
+
+/// What takes the bytes of keys and values, piece by piece.
+pub(crate) type Sink<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
+
+/// Writes a session; `cache` gives the bytes of its keys and values in their order, elements of `act_bytes` each. What is at `path`
+/// stays until the new file is whole.
+pub(crate) fn write(
+    path: &Path,
+    origin: Origin,
+    note: &str,
+    config: &Config,
+    tokens: &[u32],
+    act_bytes: usize,
+    cache: impl FnOnce(&mut Sink<'_>) -> Result<()>,
+) -> Result<()> {
+    let items = [
+        Item::new(TOKENS.into(), Dtype::U32, &[tokens.len()]),
+        Item::new(CACHE.into(), dtype(act_bytes), &shape(config, tokens.len())),
+    ];
+    let metadata = serde_json::to_string(&Metadata { origin, note: note.into() }).expect("strings");
+    let mut output = Output::file(path, true)?;
+    let name = output.single().unwrap_or_default().to_string();
+    let mut file = output.create(&name)?;
+    file.write(&shards::header_with(&metadata, items.iter()))?;
+    file.write(bytemuck::cast_slice(tokens))?;
+    cache(&mut |bytes| file.write(bytes))?;
+    drop(file);
+    output.finish()
+}
+
+/// A session's file that is whole and of this model.
+pub(crate) struct SessionFile {
+    shard: Arc<Shard>,
+    cache: Range<usize>,
+    /// Its tokens.
+    pub tokens: Vec<u32>,
+    /// What was written beside it.
+    pub note: String,
+}
+
+impl SessionFile {
+    /// Opens and checks it.
+    ///
+    /// # Errors
+    /// `Io`; `File` and `Tensor` for what is none, is truncated, or is of another model, device or version.
+    pub fn open(path: &Path, ours: &Origin, config: &Config, act_bytes: usize) -> Result<SessionFile> {
+        let shard = Arc::new(Shard::map(path.to_path_buf(), 0)?);
+        let bytes = shard.bytes();
+        let entries = read_header(path, bytes)?;
+        let none = || Error::file(path, "is a safetensors file, and no session of aoji");
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| Error::file(path, e.to_string()))?;
+        let map = header.metadata().clone().ok_or_else(none)?;
+        let map = serde_json::to_value(map).expect("strings");
+        let Metadata { origin, note } = serde_json::from_value(map).map_err(|_| none())?;
+        origin.check(path, ours)?;
+        let entry = |name: &str| entries.iter().find(|e| e.name == name).ok_or_else(none);
+        let (tokens, cache) = (entry(TOKENS)?, entry(CACHE)?);
+        let n = tokens.shape.first().copied().unwrap_or(0);
+        let expected = [(tokens, Dtype::U32, vec![n]), (cache, dtype(act_bytes), shape(config, n).to_vec())];
+        for (entry, dtype, shape) in expected {
+            if (entry.dtype, &entry.shape) != (dtype, &shape) {
+                let found = format!("{:?} {:?}", entry.dtype, entry.shape);
+                return Err(Error::tensor(path, &entry.name, format!("{dtype:?} {shape:?}"), found));
+            }
+        }
+        let words = bytes[tokens.range.clone()].as_chunks::<4>().0;
+        let tokens: Vec<u32> = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
+        if let Some(id) = tokens.iter().find(|id| **id as usize >= config.vocab) {
+            return Err(Error::tensor(path, TOKENS, format!("ids below {}", config.vocab), id.to_string()));
+        }
+        Ok(SessionFile { cache: cache.range.clone(), shard, tokens, note })
+    }
+
+    /// The bytes of keys and values.
+    pub fn cache(&self) -> &[u8] {
+        &self.shard.bytes()[self.cache.clone()]
+    }
+}
