@@ -1,6 +1,7 @@
 // add_rms_norm: x[r,i] = bf16( x[r,i] + d[r,i] ); out[r,i] = bf16( x[r,i] * rsqrt(mean_i(x[r,i]^2) + eps) * w[i] )
 // shapes:   out, x, d [rows, dim] bf16; w [dim] bf16.
-// rounding: of the sum at its store, and the norm is of the rounded sum; then as rms_norm: one rounding at the store.
+// rounding: the sum is rounded when it is stored, and the norm is that of the rounded sum; then as rms_norm: one rounding at the
+//           store.
 // mapping:  one block per row, NORM_THREADS threads, 8 elements (16 bytes) per thread per pass.
 // traffic:  reads 4*rows*dim + 2*dim bytes (the second pass comes from the caches), writes 4*rows*dim.
 //           = AddRmsNorm::cost

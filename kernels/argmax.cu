@@ -1,11 +1,11 @@
-// argmax: token[r] = argmax_i logits[r,i], the lowest id of equals; pos[r] += 1; the tokens to the host too
-// shapes:   token, pos [rows] u32, pos places, all of different sequences; scratch [rows] of Best (common/best.cuh); serial,
-//           ring: common/outbox.cuh; logits [rows, vocab] f32.
+// argmax: token[r] = argmax_i logits[r,i], the lowest id of several equals; pos[r] += 1; the tokens also go to the host
+// shapes:   token, pos [rows] u32, where pos are places (sequence * max_seq + position) of different sequences; scratch
+//           [rows] of Best (common/best.cuh); serial, ring: common/outbox.cuh; logits [rows, vocab] f32.
 // rounding: none. NaN is smaller than everything; -0 equals 0.
-// mapping:  up to ARGMAX_BLOCKS blocks of ARGMAX_THREADS threads stride over a row, 4 logits a thread; each offers its best
-//           to an atomic maximum, and the block that arrives last takes it.
+// mapping:  up to ARGMAX_BLOCKS blocks of ARGMAX_THREADS threads stride over a row, 4 logits a thread; each block offers its
+//           best to an atomic maximum, and the block that arrives last takes the result.
 // traffic:  reads 4*rows*vocab bytes. = Argmax::cost. Two atomics a block.
-// requires: scratch is 0, as it is again when the kernel is done        (Argmax::launch in src/ops/argmax.rs)
+// requires: scratch is 0; the kernel leaves it 0 again                  (Argmax::launch in src/ops/argmax.rs)
 // source:   ours. Not yet measured.
 #include "common/best.cuh"
 #include "common/outbox.cuh"

@@ -1,16 +1,16 @@
 // attn_decode: out[r,h] = softmax_t( q[r,h] . k[s,g,t] / sqrt(D) ) v[s,g,t] over the last `window` t <= pos[r] % max_seq, g = h /
 //              group, in sequence s = pos[r] / max_seq; few rows.
 // shapes:   out [rows, n_heads*D] bf16; qkv [rows, (n_heads+2*n_kv_heads)*D] bf16, q first; k, v [sequences,
-//           n_kv_heads, max_seq, D] bf16; pos [rows] u32, places; part [rows, n_heads, splits, D] f32, then [rows, n_heads, splits, 2] f32
-//           (maximum, sum); arrived [rows, n_kv_heads] u32, zero before and after.
+//           n_kv_heads, max_seq, D] bf16; pos [rows] u32, places; part [rows, n_heads, splits, D] f32, then
+//           [rows, n_heads, splits, 2] f32 (maximum, sum); arrived [rows, n_kv_heads] u32, zero before and after.
 // rounding: scores, exponentials and sums in f32; a weight enters the tensor cores as the sum of two bf16 (2^-17 of it
 //           is lost); one rounding at the store.
 // mapping:  block (split, kv head, row), 4 warps: all heads of a group, so each key and value is loaded once a row. A
-//           split is span = 64 ceil(len / 3072) keys from split * span on, len = position + 1, both counted from the multiple of 64
-//           at or before the window's first key: at most 48 splits, of 64
-//           keys up to 3072: of 8 kv heads 384 blocks, which 132 SMs hold at once (3 each; with 64 splits they would not).
-//           Splits depend on position and window and nothing else, so a row's bits do too; blocks beyond the last one exit. A warp takes 16 of each 64 keys with its own online softmax and has 8 KB of keys and values in
-//           flight (D 128).
+//           split is span = 64 ceil(len / 3072) keys from split * span on, len = position + 1, both counted from the
+//           multiple of 64 at or before the window's first key: at most 48 splits, of 64 keys up to 3072. Of 8 kv heads
+//           that is 384 blocks, which 132 SMs hold at once (3 each; with 64 splits they would not). Splits depend on
+//           position and window and nothing else, so a row's bits do too; blocks beyond the last one exit. A warp takes 16
+//           of each 64 keys with its own online softmax and has 8 KB of keys and values in flight (D 128).
 // mma:      scores = q k^T with the heads as rows, then out^T = v^T p^T, for which the scores lie as they came. Both
 //           take the 16 bytes that a lane loads as operands: along D the order of a sum is free, and along keys two
 //           rows of v are interleaved in registers. Heads that are no multiple of 64 wide (80, 96) are padded with zeros in
@@ -18,8 +18,8 @@
 // overlap:  the first tile of a block is asked for before grid_dependency_wait, except for the keys of this step's own rows.
 // merge:    warps in order through shared memory; splits in order by the block that arrives last.
 // traffic:  reads 4*n_kv_heads*D bytes a key (once for all rows where L2 holds them) and 2*rows*n_heads*D; writes as
-//           much; part stays in L2; with a window, only its keys. = AttnDecode::cost. Predicted, not measured, at 4.37 TB/s, 8 kv heads of 128: 8.4
-//           MB 1.9 us at 2048 keys and 33.6 MB 7.7 us at 8192; plus about 4 us for three dependent round trips to
+//           much; part stays in L2; with a window, only its keys. = AttnDecode::cost. Predicted, not measured, at 4.37 TB/s,
+//           8 kv heads of 128: 8.4 MB 1.9 us at 2048 keys and 33.6 MB 7.7 us at 8192; plus about 4 us for three dependent round trips to
 //           memory. Of a step of Llama-3-8B, 48 splits instead of 32 are predicted to save 2.3 us a layer just above 2048
 //           keys and 1.9 us at 8192 on an H200 (the model of docs/decode-step.md).
 // requires: D 64, 80, 96 or 128, group <= 8 (AttnDecode::check, AttnDecode::check_kernel in src/ops/attn_decode.rs)

@@ -1,6 +1,6 @@
 // gemm: out[r,i] (+)= sum_j x[r,j] * w[i,j] + bias[i], for many rows, on tensor cores
-// shapes:   x [rows, k] bf16; w [n, k] bf16; bias [n] bf16, or null for none; out [rows, n], by epilogue: store bf16, add bf16 (read and written), f32 f32;
-//           sums f32, arrived u32 (0 before and after): scratch, by Gemm::workspace.
+// shapes:   x [rows, k] bf16; w [n, k] bf16; bias [n] bf16, or null for none; out [rows, n], by epilogue: store bf16, add
+//           bf16 (read and written), f32 f32; sums f32, arrived u32 (0 before and after): scratch, by Gemm::workspace.
 // rounding: products exact, sums in f32, one rounding at the store (none for f32); add: the sum is added in f32 to what is
 //           there, then rounded. The columns of k are taken in parts of `part`, which n and k alone decide: within a part by
 //           mma.m16n8k16 over j in steps of 16 from 0 up, then part by part. Both tiles do so, so the bits of a row depend

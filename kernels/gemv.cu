@@ -8,7 +8,7 @@
 //           for f32 4. = Gemv::cost (store). Predicted, not measured, at 4.37 TB/s: 4096x4096 33.6 MB 7.7 us;
 //           4096x14336 117.4 MB 26.9 us; the seams of a layer of Llama-3-8B on an H200 lose 5.6 us in the model of
 //           docs/decode-step.md, 15.2 with short rings and the trigger at once.
-// packed:   n % 8 == 0; bytes of w by kind, 8.5 or 4.5 bits a weight: what they cost to issue is in common/gemv.cuh.
+// packed:   n % 8 == 0; bytes of w by kind, 8.5 or 4.5 bits a weight; common/gemv.cuh counts their instructions.
 // requires: k % 8 == 0, rows <= DECODE_ROWS, n and k up to 2^30   (Gemv::check, Gemv::check_kernel in src/ops/gemv.rs)
 // source:   ours, see common/gemv.cuh. Not yet measured.
 #include "common/gemv.cuh"

@@ -1,11 +1,11 @@
 // kv_append: k[s,h,t,:] = k head h of row r of qkv at sequence s = pos[r] / max_seq, position t = pos[r] % max_seq; v likewise
 // shapes:   k, v [sequences, n_kv_heads, max_seq, head_dim] bf16; qkv [rows, n_heads + 2*n_kv_heads, head_dim] bf16;
-//           pos [rows] u32, places.
+//           pos [rows] u32, places (sequence * max_seq + position).
 // rounding: none.
 // mapping:  block (r, c) copies elements c * 8 * VECTOR_THREADS onwards of the k heads and of the v heads of row r,
 //           8 of each (16 bytes) a thread.
 // traffic:  reads 4*rows*n_kv_heads*head_dim + 4*rows bytes, writes 4*rows*n_kv_heads*head_dim. = KvAppend::cost
-// requires: head_dim % 8 == 0; places in the cache and different           (KvAppend::launch in src/ops/kv_append.rs)
+// requires: head_dim % 8 == 0; places are in the cache, and differ         (KvAppend::launch in src/ops/kv_append.rs)
 // source:   ours. Not yet measured.
 #include "common/device.cuh"
 #include "common/tiles.h"

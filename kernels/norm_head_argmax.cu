@@ -1,14 +1,16 @@
-// norm_head_argmax: token[r] = argmax_i sum_j norm(x[r])[j] * w[i,j], the lowest id of equals; pos[r] += 1; the tokens to the
-//           host too; norm(x)[j] = x[j] * rsqrt(mean_j(x[j]^2) + eps) * gain[j].
-// shapes:   token, pos [rows] u32, pos places, all of different sequences; scratch [rows] of Best (common/best.cuh); serial,
-//           ring: common/outbox.cuh; x [rows, dim] bf16; gain [dim] bf16; w [vocab, dim] bf16 or packed.
-// rounding: that of norm_head.cu, whose logits these are, bit for bit; none is stored. NaN is smaller than everything.
-// mapping:  common/gemv.cuh; block b owns rows 16b to 16b + 15 of w. One thread a block and row of x offers the best of these,
-//           as an integer that orders like value and id, to an atomic maximum, and the one that arrives last takes it.
+// norm_head_argmax: token[r] = argmax_i sum_j norm(x[r])[j] * w[i,j], the lowest id of several equals; pos[r] += 1; the tokens
+//           also go to the host; norm(x)[j] = x[j] * rsqrt(mean_j(x[j]^2) + eps) * gain[j].
+// shapes:   token, pos [rows] u32, where pos are places (sequence * max_seq + position) of different sequences; scratch
+//           [rows] of Best (common/best.cuh); serial, ring: common/outbox.cuh; x [rows, dim] bf16; gain [dim] bf16; w
+//           [vocab, dim] bf16 or packed.
+// rounding: that of norm_head.cu: the logits are the same, bit for bit, but are not stored. NaN is smaller than everything.
+// mapping:  common/gemv.cuh; block b owns rows 16b to 16b + 15 of w. For each row of x one thread of a block offers the best
+//           of these, as an integer that orders like value and id, to an atomic maximum, and the block that arrives last
+//           takes the result.
 // traffic:  reads 2*vocab*dim + 2*dim + 2*rows*dim (x and gain from L2 once per block). = NormHeadArgmax::cost. Two atomics
-//           a block and row, 8016 blocks while 1051 MB arrive: predicted, not measured, to hide there (at 16 rows an atomic
-//           each 15 ns at each of 16 addresses), and to save the launch of argmax, or those of sample.
-// requires: dim % 8 == 0, vocab >= 16, rows <= DECODE_ROWS; scratch is 0, as it is again when the kernel is done
+//           a block and row, from 8016 blocks while 1051 MB arrive. Predicted, not measured: they hide behind that (at 16
+//           rows each of 16 addresses gets an atomic every 15 ns), and save the launch of argmax, or those of sample.
+// requires: dim % 8 == 0, vocab >= 16, rows <= DECODE_ROWS; scratch is 0, and the kernel leaves it 0 again
 //                                                       (NormHeadArgmax::launch in src/ops/norm_head_argmax.rs)
 // source:   ours, see common/gemv.cuh. Not yet measured.
 #include "common/best.cuh"

@@ -1,8 +1,8 @@
 // rope: (a, b) = (a c - b s, b c + a s) for a = h[i], b = h[i + head_dim/2], i < head_dim/2, in place, for each q and k
 //       head h of a row; c, s = cos, sin of t * inv_freq[i], t = pos[r] % max_seq the position of the row.
 //       Half-split (Hugging Face), not interleaved (Su et al. 2021).
-// shapes:   qkv [rows, n_heads + 2*n_kv_heads, head_dim] bf16, of which the v heads stay; pos [rows] u32,
-//           places; table [positions, head_dim] f32, cosines then sines of a position.
+// shapes:   qkv [rows, n_heads + 2*n_kv_heads, head_dim] bf16, of which the v heads stay as they are; pos [rows] u32,
+//           places (sequence * max_seq + position); table [positions, head_dim] f32, cosines then sines of a position.
 // rounding: each f32 operation by itself (no fused multiply-add), so the bits are those of Rope::reference;
 //           one at the store.
 // mapping:  block (r, c) rotates the pairs from c * 8 * VECTOR_THREADS onwards of row r, 8 pairs (2 x 16 bytes) a

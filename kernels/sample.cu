@@ -1,31 +1,31 @@
 // sample: token[r] drawn from logits[r] as params of sequence s = pos[r] / max_seq say; pos[r] += 1, params.draws += 1,
-//         history[s,token] += 1; the token to the host too
-// The definition is the text of src/ops/sample.rs; this is the same choice, bit for bit: each f32 operation is rounded
+//         history[s,token] += 1; the token also goes to the host
+// The definition is the text of src/ops/sample.rs. The choice here is the same, bit for bit: each f32 operation is rounded
 // by itself, everything after the weights is integers, and sums of integers do not depend on their order.
-// shapes:   token, pos [rows] u32, pos places, all of different sequences; params [sequences, SAMPLE_PARAMS] u32; history
-//           [sequences, vocab] u32; scratch: DECODE_ROWS of Best (common/best.cuh), then a Row's arrays for each row; serial,
-//           ring: common/outbox.cuh; bias [sequences, vocab] f32; mask [sequences, ceil(vocab / 32)] u32, a bit for each
-//           token that MASKED allows; logits [rows, vocab] f32.
-// mapping:  four kernels in a row, each with a block for SAMPLE_TILE ids of a row; what needs the whole row is left to the
-//           block that arrives last.
-//           adjust:    the adjusted logits y, and the largest.
-//           histogram: counts and weights of the logits by their distance from the largest, with atomics; last block: the
-//                      bins in which top_k and top_p end.
-//           select:    lists the ids in these bins, some hundred of them; last block: the last candidate that is kept, by
-//                      radix select, 8 bits a pass.
-//           draw:      the weight of what is kept, by block; last block: the token.
+// shapes:   token, pos [rows] u32, where pos are places (sequence * max_seq + position) of different sequences; params
+//           [sequences, SAMPLE_PARAMS] u32; history [sequences, vocab] u32; scratch: DECODE_ROWS of Best (common/best.cuh),
+//           then a Row's arrays for each row; serial, ring: common/outbox.cuh; bias [sequences, vocab] f32; mask [sequences,
+//           ceil(vocab / 32)] u32, a bit for each token that MASKED allows; logits [rows, vocab] f32.
+// mapping:  four kernels in a row, each with a block for SAMPLE_TILE ids of a row; work that needs the whole row is done by
+//           the block that arrives last.
+//           adjust:    computes the adjusted logits y, and the largest of them.
+//           histogram: counts and weights of the logits by their distance from the largest, with atomics. The last block
+//                      finds the bins in which top_k and top_p end.
+//           select:    lists the ids in these bins, some hundred of them. The last block finds the last candidate that is
+//                      kept, by radix select, 8 bits a pass.
+//           draw:      adds up the weight that is kept in each block. The last block draws the token.
 //           histogram and select return at once for rows without top_k and top_p.
 // traffic:  reads 12*vocab bytes a row, writes 4*vocab (= Sample::cost), both in adjust; then 4*vocab from L2 in each of
-//           the others, 24*SAMPLE_BINS to and fro for the bins, 12 a weight for its atomics.
+//           the others, 24*SAMPLE_BINS read and written for the bins, and 12 a weight for its atomics.
 //           Predicted, not measured, for a row of 128,256 logits on an H100 (126 blocks), with 1 us for the seam before each:
 //           adjust 1 + 2.5 us (2.1 MB, two loads that depend on each other); histogram 1 + 5 (257,000 atomics, the bins);
 //           select 1 + 2 and 3.5 for each filter (8 passes of three barriers); draw 1 + 4.
 //           Temperature alone 11 us, top_k or top_p 21, both 24; 16 rows, 2016 blocks, about 80. One block a row took 170 to 370.
-//           Slow, but right: a list of thousands, where thousands of logits are within 1.4% of a temperature, is one SM's work.
+//           If thousands of logits are within 1.4% of a temperature, a single SM works on a list of thousands: slow, but right.
 // requires: vocab <= SAMPLE_MAX_VOCAB, so that sums of weights fit 64 bits; rows <= DECODE_ROWS
 //                                                                         (Sample::launch in src/ops/sample.rs)
-// why not:  a cluster of blocks with the histogram in distributed shared memory is one kernel instead of four, some 6 us less,
-//           from Hopper on only: all other GPUs would need this besides.
+// why not:  a cluster of blocks with the histogram in distributed shared memory would be one kernel instead of four and save
+//           some 6 us, but only from Hopper on: other GPUs would still need these.
 // source:   ours; radix select and histograms by atomics are common practice (e.g. Dr.Top-k 2021). Not yet measured.
 #include "common/best.cuh"
 #include "common/outbox.cuh"

@@ -1,6 +1,6 @@
 // stream_read: out[b] = the sum, modulo 2^32, of the words of x that block b reads
-// The fastest that memory can be read, which is what decoding is measured against: nothing is computed but what keeps
-// the loads from being left out.
+// Reads memory as fast as possible, which is what decoding is measured against: it computes only what keeps the compiler
+// from removing the loads.
 // shapes:   out [blocks] u32; x [words] u32.
 // rounding: none.
 // mapping:  x is cut into tiles of STREAM_THREADS * STREAM_LOADS * 16 bytes; block b reads tiles b, b + blocks, ...; a

@@ -1,33 +1,34 @@
-// gemv.cuh - up to 16 rows of x times 16 rows of w: the stage that every matrix-vector kernel of a decode step shares.
+// gemv.cuh - up to 16 rows of x times 16 rows of w: the code that every matrix-vector kernel of a decode step shares.
 //
 // mapping:  a block owns GEMV_TILE = 16 rows of w, two groups of 8 that its kernel chooses (they need not be
-//           neighbours), which its GEMV_WARPS warps share by columns: warp v takes the 64-column stages v,
-//           v + GEMV_WARPS, ... in a ring of its own in shared memory, so it waits for no other warp before the end.
-// kernels:  each product is compiled for 1 row of x, for 2 to 8 and for 9 to 16 (r1, r8, r16). Of 16 rows of Llama-3-8B's
-//           matrices on 132 SMs, 4096, 6144, 28672 and 128256 rows are 1.94, 2.91, 13.6 and 60.7 blocks an SM: at least
-//           97% of what whole rounds would hold, and the first two leave room for the blocks of the next kernel, whose
-//           weights are then on their way.
-// ring:     GEMV_STAGES = 4 stages a warp, of which 3 are on their way: 24 KB of weights a block. Where an SM holds three
-//           blocks of GEMV_DEEP_STAGES = 8, one row takes that (r1_deep; 228 KB of shared memory: sm_90, sm_100): 168 KB
-//           an SM, and 112 instead of 48 where a matrix has 2 blocks an SM. Not where two fit: on sm_80 all of a small
-//           matrix's blocks would no longer run at once (predicted 8.89 ms instead of 8.75 a step), and with more rows the
-//           gain is gone. Which one is the host's choice (Ring in src/ops/gemv.rs); the bits are the same.
+//           neighbours). Its GEMV_WARPS warps share them by columns: warp v takes the 64-column stages v,
+//           v + GEMV_WARPS, ... through a ring (buffers for some stages) of its own in shared memory, so it waits for no
+//           other warp before the end.
+// kernels:  each product is compiled for 1 row of x, for 2 to 8 and for 9 to 16 (r1, r8, r16). Matrices of Llama-3-8B with
+//           4096, 6144, 28672 and 128256 rows make 1.94, 2.91, 13.6 and 60.7 blocks of 16 rows for each of 132 SMs: at least
+//           97% of what whole rounds would hold. The first two leave room for blocks of the next kernel, whose weights can
+//           then be on their way.
+// ring:     GEMV_STAGES = 4 stages a warp, of which 3 are on their way: 24 KB of weights a block. If an SM holds three
+//           blocks with GEMV_DEEP_STAGES = 8, products of one row use these (r1_deep; 228 KB of shared memory: sm_90,
+//           sm_100): 168 KB on their way an SM, and 112 instead of 48 for a matrix with 2 blocks an SM. It does not pay
+//           where only two fit: on sm_80 the blocks of a small matrix would no longer all run at once (predicted 8.89 ms
+//           instead of 8.75 a step); nor with more rows. The host chooses (Ring in src/ops/gemv.rs); the bits are the same.
 // overlap:  `Product::begin` asks for the first stages of weights, which depend on nothing, and comes before
 //           grid_dependency_wait; x, its norm and the epilogue's inputs come after it. The next kernel may start
 //           (grid_launch_dependents) when a warp has TRIGGER stages of a deep ring left, of a short one in proportion:
 //           earlier, its loads take the bandwidth that this kernel needs to end; later, the memory idles at the seam.
-// traffic:  x and gain come through L1, which the blocks of an SM share: from L2 they would be a sixteenth each of what w
-//           is. With R rows that is R/16 of w, half at 8 and all of it at 16, if L1 (28 KB beside the rings) holds
-//           nothing. Reading x once an SM would need its blocks to share it: one block an SM, whose seams cost more than
-//           x does (predicted 3.7 to 4.2 ms a step for one row), or blocks in lockstep, in clusters, which Hopper alone
-//           has. So x is read once a block.
-// mma:      w is the 16-row operand and x, filled up with copies of its last row, the 8-column one: the cost is that
-//           of one row whatever rows is, up to 8; from 9 on each fragment of w meets a second operand of 8 rows. A row's
-//           bits depend on nothing but that row.
-// norm:     with NORM the product is of x * gain, rounded to bf16, and each lane adds up the squares of the x that it
-//           sees; the root of their mean divides the sums at the end. So no statistic delays a load, and no block
-//           reads x twice. What the norm rounds to bf16 is x * gain instead of x * gain / rms: as much, elsewhere.
-// order:    columns of a stage by mma, stages of a warp in order, warps in order; squares likewise. Fixed by k.
+// traffic:  x and gain come through L1, which the blocks of an SM share: from L2, each would have a sixteenth of the bytes of
+//           w. With R rows that is R/16 of w, half at 8 and all of it at 16, if L1 (28 KB beside the rings) holds nothing.
+//           Reading x once an SM would need its blocks to share it: one block an SM, whose seams cost more than x does
+//           (predicted 3.7 to 4.2 ms a step for one row), or blocks in lockstep, in clusters, which only Hopper has. So x
+//           is read once a block.
+// mma:      w is the 16-row operand. x, filled up with copies of its last row, is the 8-column one, so up to 8 rows cost as
+//           much as one; from 9 on, each fragment of w meets a second operand of 8 rows. A row's bits depend on nothing but
+//           that row.
+// norm:     with NORM, w is multiplied by x * gain, rounded to bf16, and each lane adds up the squares of the x that it
+//           sees; the root of their mean divides the sums at the end. So no statistic delays a load, and no block reads x
+//           twice. The norm rounds x * gain to bf16 instead of x * gain / rms: the same number of roundings, elsewhere.
+// order:    columns of a stage by mma, stages of a warp in order, warps in order; squares likewise. k alone decides it.
 // issue:    instructions a stage and warp in SASS of sm_90a, of the 430 that an SM of an H200 can issue while 2 KB arrive
 //           at 4.37 TB/s: 66 to 69 (gemv) and 107 to 110 (NORM) with one row, 74 and 125 with 2 to 8, 96 and 182 with 9 to
 //           16. They were 137 and 192 before addresses in shared memory were 32-bit integers and one row a constant.
@@ -38,8 +39,9 @@
 //           Predicted, not measured, with 75% of the slots: 8 bits are read at 0.94 of the memory's rate, 4 bits at 0.58, so
 //           a step of Llama-3-8B takes some 2.1 ms (8 bits) and 1.9 ms (4 bits) on an H200; on a 4090, which can issue 700
 //           instructions while such a stage arrives, the bytes decide.
-// lost:     a ring in registers, filled by 16-byte loads: ptxas gathers the loads of a round at its end, so the ring runs
-//           dry once a round, and 96 registers hold 5 blocks only with spills (seen in SASS of 13.0; not timed).
+// lost:     (tried and given up) a ring in registers, filled by 16-byte loads: ptxas collects the loads of a round at its
+//           end, so the ring runs dry once a round, and 5 blocks of 96 registers fit only with spills (seen in SASS of 13.0;
+//           not timed).
 // source:   ours; weights as the large operand of mma is common practice for few rows ("swap-AB"); the norm's factor
 //           after the product is calm's (zeux/calm). Times are predictions; not yet measured.
 #pragma once

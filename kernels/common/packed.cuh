@@ -1,11 +1,11 @@
 // packed.cuh - weights of 4 and 8 bits as the products of a decode step take them: in records.
 //
-// record:   8 rows of w times 64 columns, what a lane needs of them side by side. First the codes: lane l = 4g + c of a warp
-//           has those of row g and of columns 2c, 2c + 1, 2c + 8 and 2c + 9 of each 16, which are its share of the mma's
+// record:   8 rows of w times 64 columns, with the bytes that a lane needs side by side. First the codes: lane l = 4g + c of a
+//           warp has those of row g and of columns 2c, 2c + 1, 2c + 8 and 2c + 9 of each 16, which are its share of the mma's
 //           operand: 16 bytes (8 bits) or 8 bytes (4 bits). Then 4 bytes for each row: scales.
 //           8 bits: word j has 16 columns: bytes 0 and 2 columns 2c and 2c + 1, bytes 1 and 3 columns 2c + 8 and 2c + 9.
 //           4 bits: word h has 32 columns: nibbles t and t + 4 are a pair; pairs as bytes are, first of the first 16 columns.
-// order:    the records of 8 rows one after the other, of whole 64 columns: what is beyond k has the value 0.
+// order:    the records of 8 rows one after the other, filled up to whole 64 columns: columns beyond k have the value 0.
 // value:    scale * code, by kind: q8: integers with sign, an f16 scale for each 32 columns (GGUF's Q8_0); i8: the same with
 //           one f32 for 64; f8: e4m3, f32; q4: 0 to 15 minus 8, f16 for each 32 (Q4_0); i4: 0 to 15 minus a zero point,
 //           f16 scale and integer zero point for 64.
