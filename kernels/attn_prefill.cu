@@ -143,7 +143,7 @@ DEV void attn_prefill(bf16* out, const bf16* qkv, const bf16* k, const bf16* v, 
           float shift = -now * scale;
           a[0] = exp2f(fmaf(a[0], scale, shift)), a[1] = exp2f(fmaf(a[1], scale, shift));
           b[0] = exp2f(fmaf(b[0], scale, shift)), b[1] = exp2f(fmaf(b[1], scale, shift));
-          l[m][half] = l[m][half] * decay[half] + ((a[0] + a[1]) + (b[0] + b[1]));
+          l[m][half] = fmaf(l[m][half], decay[half], (a[0] + a[1]) + (b[0] + b[1]));
           p[m][half] = pack_bf16(a[0], a[1]), p[m][half + 2] = pack_bf16(b[0], b[1]);
         }
         if (__any_sync(ALL, decay[0] != 1.f || decay[1] != 1.f)) {  // seldom after the first keys

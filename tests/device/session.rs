@@ -30,17 +30,21 @@ const CLOSE: f32 = 0.06;
 
 #[test]
 fn prefill_and_decode_agree_on_every_backend() {
-    let engines = engines();
+    all_agree(&engines());
+}
+
+/// A prompt at once and its last tokens one by one give the same logits, on each engine those of the first.
+fn all_agree(engines: &[Engine]) {
     let all = prompt(75, 1); // more than a tile of keys and of queries
     let mut logits = Vec::new();
-    for engine in &engines {
-        let mut s = engine.session(200).unwrap();
-        s.sync(&all).unwrap();
-        let at_once = s.logits().unwrap();
-        let mut s = engine.session(200).unwrap();
-        s.sync(&all[..60]).unwrap();
-        all[60..].iter().for_each(|t| s.step(*t).unwrap());
-        let one_by_one = s.logits().unwrap();
+    for engine in engines {
+        let run = |first: usize| {
+            let mut s = engine.session(200).unwrap();
+            s.sync(&all[..first]).unwrap();
+            all[first..].iter().for_each(|t| s.step(*t).unwrap());
+            s.logits().unwrap()
+        };
+        let (at_once, one_by_one) = (run(75), run(60));
         let d = distance(&one_by_one, &at_once);
         assert!(d < CLOSE, "{}: prefill and decode differ by {d}", engine.device());
         logits.push(at_once);
@@ -394,26 +398,11 @@ fn llama_with_biases() -> String {
 fn models_with_biases_normed_heads_and_windows_agree_on_every_backend() {
     for config in [EVERYTHING.to_string(), llama_with_biases()] {
         let engines = engines_of(&config);
-        let all = prompt(75, 1);
-        let mut logits = Vec::new();
         for engine in &engines {
             let report = aoji::invariance::invariance(engine, 24).unwrap();
             report.verdict().unwrap_or_else(|e| panic!("{e}\n{report}"));
-            let run = |first: usize| {
-                let mut s = engine.session(200).unwrap();
-                s.sync(&all[..first]).unwrap();
-                all[first..].iter().for_each(|t| s.step(*t).unwrap());
-                s.logits().unwrap()
-            };
-            let (at_once, one_by_one) = (run(75), run(60));
-            let d = distance(&one_by_one, &at_once);
-            assert!(d < CLOSE, "{}: prefill and decode differ by {d}", engine.device());
-            logits.push(at_once);
         }
-        for (engine, l) in engines.iter().zip(&logits).skip(1) {
-            let d = distance(l, &logits[0]);
-            assert!(d < CLOSE, "{} differs from the reference by {d}", engine.device());
-        }
+        all_agree(&engines);
     }
 }
 

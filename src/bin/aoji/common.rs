@@ -1,9 +1,9 @@
 //! What the commands share: arguments for the model and for sampling, input, output, interruption.
 
-use crate::Cli;
+use crate::{Cli, guesses::Guesses};
 use aoji::{
     Activations, Device, Engine, Error, Event, FinishReason, GenerateOptions, ModelFiles, Options, Result, Sampling,
-    SamplingDefaults, Session, Speculate, Template, Timings, Tokenizer, hub, lora::LoraSpec, output::Output, quantize,
+    SamplingDefaults, Session, Template, Timings, Tokenizer, hub, lora::LoraSpec, output::Output, quantize,
 };
 use clap::{CommandFactory, ValueEnum, builder::RangedU64ValueParser, error::ErrorKind};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -15,7 +15,6 @@ use std::{
     num::NonZeroUsize,
     ops::RangeInclusive,
     path::Path,
-    str::FromStr,
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -84,40 +83,6 @@ pub struct ModelArgs {
     /// Most tokens of prompt and answer together [default: the model's maximum, or as much of it as fits the GPU]
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<usize>,
-}
-
-/// Where guesses of the next tokens come from, as given to `--speculate`.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub enum Guesses {
-    #[default]
-    Off,
-    Ngram,
-    /// A model of this name.
-    Model(String),
-}
-
-impl Guesses {
-    /// The library's value for it.
-    pub fn speculate(&self) -> Speculate {
-        match self {
-            Guesses::Off => Speculate::Off,
-            Guesses::Ngram => Speculate::Ngram,
-            Guesses::Model(_) => Speculate::Model,
-        }
-    }
-}
-
-impl FromStr for Guesses {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Guesses, String> {
-        match (text, text.strip_prefix("model=")) {
-            ("off", _) => Ok(Guesses::Off),
-            ("ngram", _) => Ok(Guesses::Ngram),
-            (_, Some(name)) if !name.is_empty() => Ok(Guesses::Model(name.into())),
-            _ => Err("expected ngram, model=NAME or off".into()),
-        }
-    }
 }
 
 impl ModelArgs {

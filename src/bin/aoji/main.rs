@@ -11,6 +11,7 @@ mod data;
 mod doctor;
 mod eval;
 mod generate;
+mod guesses;
 mod info;
 mod merge_lora;
 mod ppl;

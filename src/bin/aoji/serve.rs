@@ -1,6 +1,9 @@
 //! `aoji serve`: serves OpenAI's APIs and Anthropic's over HTTP.
 
-use crate::common::{self, GenerationConfig, Guesses, ModelArgs};
+use crate::{
+    common::{self, GenerationConfig, ModelArgs},
+    guesses::Guesses,
+};
 use aoji::{
     BatchOptions, Engine, Error, Result, Template, hub,
     server::{Server, ServerOptions, ToolParser, UnknownFields, tokenizer_config},

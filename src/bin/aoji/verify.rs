@@ -1,6 +1,9 @@
 //! `aoji verify`: checks whether this engine computes what it should, or compares a model with another one.
 
-use crate::common::{self, Guesses, ModelArgs};
+use crate::{
+    common::{self, ModelArgs},
+    guesses::Guesses,
+};
 use aoji::{
     Activations, Error, Result, divergence, hub, invariance,
     verify::{self, Limits},

@@ -34,19 +34,26 @@ impl Text {
         if !self.expected.is_empty() {
             return Offer { drafts: &self.expected, seconds: 0.0 };
         }
+        let is_known = matches!(guesser, Guesser::Text(_)); // a model's guesses are made later
         let mut offer = guesser.offer(most, companion);
-        if offer.seconds == 0.0 {
+        if is_known {
             let tokens: Vec<u32> = offer.drafts.iter().map(|d| d.token).collect();
             offer.drafts = &offer.drafts[..constraint.allows(&tokens).min(tokens.len())];
         }
         offer
     }
 
-    /// The first guesses of those that it offered, this many.
-    fn guesses(&mut self, count: usize) -> impl Iterator<Item = u32> {
-        let guesser = self.guesser.as_mut().filter(|_| self.expected.is_empty());
-        let expected = self.expected.iter().take(count).map(|d| d.token);
-        expected.chain(guesser.into_iter().flat_map(move |g| g.guesses(count)))
+    /// The first guesses of those that it offered, at most this many; a model's as far as the constraint allows them.
+    fn guesses(&mut self, count: usize) -> Vec<u32> {
+        if !self.expected.is_empty() {
+            return self.expected.iter().take(count).map(|d| d.token).collect();
+        }
+        let Some(guesser) = &mut self.guesser else { return Vec::new() };
+        let mut tokens: Vec<u32> = guesser.guesses(count).collect();
+        if let (Guesser::Model(_), Some(constraint)) = (guesser, &mut self.constraint) {
+            tokens.truncate(constraint.allows(&tokens));
+        }
+        tokens
     }
 }
 

@@ -20,7 +20,10 @@ mod table;
 #[cfg(feature = "cuda")]
 mod timeline;
 
-use crate::common::{self, Guesses, ModelArgs};
+use crate::{
+    common::{self, ModelArgs},
+    guesses::Guesses,
+};
 use aoji::{BatchOptions, Error, Result, bench};
 use serde::Serialize;
 use std::{ops::Deref, path::PathBuf, str::FromStr};

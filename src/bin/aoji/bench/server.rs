@@ -1,7 +1,7 @@
 //! `aoji bench --server`: what HTTP costs. The same requests run once through the server and once directly on the batch beneath it.
 
 use super::{Args, Header, table};
-use crate::common::{self, Guesses};
+use crate::{common, guesses::Guesses};
 use aoji::{
     BatchOptions, Engine, Error, GenerateOptions, Job, JobEvent, JobId, Result, bench,
     server::{Server, ServerOptions},

@@ -1,7 +1,7 @@
 //! `aoji bench --speculate`: measures speculation beside plain decoding, for each kind of text.
 
 use super::{Args, Header, table};
-use crate::common::{self, Guesses};
+use crate::{common, guesses::Guesses};
 use aoji::{
     Engine, Error, GenerateOptions, Message, Result, Speculate,
     bench::{self, Prompt, Speculation},
