@@ -11,7 +11,7 @@
 
 use super::{
     Elements, Kernel, Level, Line,
-    formats::{self, Bf16, E4m3, F32, Format, Int4, Int8, Packed, Scale, of_block},
+    formats::{self, Bf16, Block as BlockOf, Code, E4m3, F32, Format, Int4, Int8, Packed, Scale, of_block},
     lanes::{Dot, Lanes},
     lines,
 };
@@ -147,33 +147,59 @@ impl Product<'_> {
         assert!(self.packed.len() >= room, "{} lines of room, {cols} rows of {k}", self.packed.len());
         let f32_weights = matches!(w, Rows::Plain(Elements::F32(_)));
         assert!(!f32_weights || level == level.of_f32(), "{level} prepares rows for weights in bf16");
-        super::run(level, Checked(self, level));
+        match self.w {
+            Rows::Plain(Elements::Bf16(w)) => self.of(level, Bf16(w.as_ptr().cast(), k)),
+            Rows::Plain(Elements::F32(w)) => self.of(level, F32(w.as_ptr(), k)),
+            Rows::Blocks { block: kind, bytes, stride } => {
+                of_block!(kind, |B| self.of(level, Raw::<B>::new(bytes.as_ptr(), stride)));
+            }
+            Rows::Codes(c) => match c.kind {
+                Kind::Int8 => self.of(level, formats::Coded::<Int8>::new(&c)),
+                Kind::E4m3 => self.of(level, formats::Coded::<E4m3>::new(&c)),
+                Kind::Int4 => self.of(level, formats::Coded::<Int4>::new(&c)),
+            },
+        }
+    }
+
+    /// With weights of one format: a function of its own for each, because one of all would take the compiler minutes.
+    fn of(self, level: Level, w: impl Weights) {
+        super::run(level, Checked { product: self, level, w });
     }
 }
 
-/// A product whose sizes are as [`Product::run`] asserts, at its level.
-struct Checked<'a>(Product<'a>, Level);
+/// A product whose sizes are as [`Product::run`] asserts, at its level, and its weights.
+struct Checked<'a, W> {
+    product: Product<'a>,
+    level: Level,
+    w: W,
+}
 
-impl Kernel for Checked<'_> {
-    #[inline(always)]
-    unsafe fn run<D: Dot>(self) {
-        let Checked(p, level) = self;
-        // SAFETY: the contract of the trait, and the asserts: `rows` prepared rows of `k` at `x`, `cols` rows of `k` at `w`, `cols` of
-        // each of `rows` rows at `y`, and room for `cols` prepared rows at `packed` where it is needed.
-        unsafe {
-            match p.w {
-                Rows::Plain(Elements::Bf16(w)) => block::<D, _>(level, Bf16(w.as_ptr().cast(), p.k), p),
-                Rows::Plain(Elements::F32(w)) => block::<D, _>(level, F32(w.as_ptr(), p.k), p),
-                Rows::Blocks { block: kind, bytes, stride } => {
-                    of_block!(kind, |B| block::<D, _>(level, Raw::<B>::new(bytes.as_ptr(), stride), p));
-                }
-                Rows::Codes(c) => match c.kind {
-                    Kind::Int8 => block::<D, _>(level, formats::Coded::<Int8>::new(&c), p),
-                    Kind::E4m3 => block::<D, _>(level, formats::Coded::<E4m3>::new(&c), p),
-                    Kind::Int4 => block::<D, _>(level, formats::Coded::<Int4>::new(&c), p),
-                },
+/// A [`Format`] at every level.
+trait Weights: Copy {
+    /// # Safety
+    /// As [`block`].
+    unsafe fn product<D: Dot>(self, level: Level, p: Product<'_>);
+}
+
+macro_rules! weights {
+    ($(($($of:ident: $bound:ident)?) $name:ty),*) => {$(
+        impl$(<$of: $bound>)? Weights for $name {
+            #[inline(always)]
+            unsafe fn product<D: Dot>(self, level: Level, p: Product<'_>) {
+                // SAFETY: the contract of the trait.
+                unsafe { block::<D, Self>(level, self, p) }
             }
         }
+    )*};
+}
+weights!(() Bf16, () F32, (B: BlockOf) formats::Raw<B>, (K: Code) formats::Coded<K>);
+
+impl<W: Weights> Kernel for Checked<'_, W> {
+    #[inline(always)]
+    unsafe fn run<D: Dot>(self) {
+        // SAFETY: the contract of the trait, and the asserts: `rows` prepared rows of `k` at `x`, `cols` rows of `k` at `w`, `cols` of
+        // each of `rows` rows at `y`, and room for `cols` prepared rows at `packed` where it is needed.
+        unsafe { self.w.product::<D>(self.level, self.product) }
     }
 }
 
@@ -239,22 +265,37 @@ unsafe fn tiles<D: Dot, F: Format<D>>(b: Block<D::Elem, F>) {
             // SAFETY: the tile is within rows x cols.
             unsafe {
                 let (x, y) = (b.x.add(r * padded), b.y.add(r * b.y_stride + c));
-                let b = Block { x, y, ..b };
-                match (D::ROWS.min(b.rows - r), width) {
-                    (1, 1) => tile::<D, F, 1, 1>(b, c),
-                    (2, 1) => tile::<D, F, 2, 1>(b, c),
-                    (3, 1) => tile::<D, F, 3, 1>(b, c),
-                    (_, 1) => tile::<D, F, 4, 1>(b, c),
-                    (1, 2) => tile::<D, F, 1, 2>(b, c),
-                    (_, 2) => tile::<D, F, 2, 2>(b, c),
-                    (1, _) => tile::<D, F, 1, 4>(b, c),
-                    (2, _) => tile::<D, F, 2, 4>(b, c),
-                    (3, _) => tile::<D, F, 3, 4>(b, c),
-                    _ => tile::<D, F, 4, 4>(b, c),
+                let (height, b) = (b.rows - r, Block { x, y, ..b });
+                if D::COLS == 4 && width == 4 {
+                    tile_of::<D, F, 4>(height, b, c);
+                } else if D::COLS == 2 && width == 2 {
+                    tile_of::<D, F, 2>(height, b, c);
+                } else {
+                    tile_of::<D, F, 1>(height, b, c);
                 }
             }
         }
         c += width;
+    }
+}
+
+/// Up to `D::ROWS` of `height` rows. Conditions that a level decides leave nothing to compile for the others.
+///
+/// # Safety
+/// As [`tiles`], for these rows of `x` and `C` of `w`.
+#[inline(always)]
+unsafe fn tile_of<D: Dot, F: Format<D>, const C: usize>(height: usize, b: Block<D::Elem, F>, first: usize) {
+    // SAFETY: the contract of this function.
+    unsafe {
+        if D::ROWS > 3 && height > 3 {
+            tile::<D, F, 4, C>(b, first);
+        } else if D::ROWS > 2 && height > 2 {
+            tile::<D, F, 3, C>(b, first);
+        } else if D::ROWS > 1 && height > 1 {
+            tile::<D, F, 2, C>(b, first);
+        } else {
+            tile::<D, F, 1, C>(b, first);
+        }
     }
 }
 

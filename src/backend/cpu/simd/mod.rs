@@ -42,6 +42,10 @@ trait Kernel {
     unsafe fn run<D: Dot>(self);
 }
 
+/// Rows and columns of the portable tile. On x86 it is for CPUs of before 2013, and each of its multiply-adds is a call: a larger
+/// tile would only be more to compile.
+const PORTABLE: usize = if cfg!(target_arch = "x86_64") { 1 } else { 2 };
+
 /// Does it with the instructions of a level.
 fn run(level: Level, kernel: impl Kernel) {
     #[cfg(target_arch = "x86_64")]
@@ -71,7 +75,7 @@ fn run(level: Level, kernel: impl Kernel) {
             Level::Avx512 => avx512(kernel),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Bf16 => avx512_bf16(kernel),
-            _ => kernel.run::<Fma<[f32; 16], 2>>(),
+            _ => kernel.run::<Fma<[f32; 16], PORTABLE>>(),
         }
     }
 }
