@@ -117,7 +117,7 @@ pub use files::{
     gguf, hub, lora, model_files, output, quantize, synth,
     weights::{self, Biases, LayerTensors, Tensor, Weights},
 };
-pub use measure::{bench, divergence, eval, invariance, verify};
+pub use measure::{bench, calibration, divergence, eval, invariance, verify};
 pub use model::{kv, plan::Plan};
 pub use text::{
     AOG_INSTRUCTION, CalledFunction, Found, Jinja, Message, StopStrings, Template, TokenStream, Tokenizer, ToolCall,

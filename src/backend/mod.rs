@@ -1,7 +1,7 @@
 //! The boundary between the model and the hardware: the ops of this architecture, with their shapes.
 //!
-//! Four implementers: [`crate::backend::cpu::Cpu`] (the reference), `cuda::Cuda` (kernels), [`crate::backend::count::Count`] (bytes and flops)
-//! and [`crate::backend::lockstep::Lockstep`] (two backends side by side).
+//! Five implementers: [`crate::backend::cpu::Cpu`] (the reference), `cuda::Cuda` (kernels), [`crate::backend::count::Count`] (bytes and flops),
+//! [`crate::backend::lockstep::Lockstep`] (two backends side by side) and [`crate::backend::observe::Observe`] (another one, watched).
 //!
 //! Contract: an op allocates nothing, synchronises nothing and reads nothing back, so that a sequence of ops can be captured
 //! in a CUDA graph. What changes from step to step (token, position, sampler state) lives in device buffers. An output is a
@@ -25,6 +25,7 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod lockstep;
+pub mod observe;
 pub mod train;
 
 /// Most rows that the gemv and the decode attention take; more rows go to the gemm and the prefill attention.

@@ -155,14 +155,14 @@ struct ModelSource {
 }
 
 /// A device that was opened.
-enum Opened {
+pub(crate) enum Opened {
     Cpu(Activations),
     #[cfg(feature = "cuda")]
     Cuda(Box<crate::backend::cuda::Cuda>),
 }
 
 impl Opened {
-    fn open(options: &Options, startup: &Startup) -> Result<Opened> {
+    pub(crate) fn open(options: &Options, startup: &Startup) -> Result<Opened> {
         let cpu = Ok(Opened::Cpu(options.activations));
         #[cfg(feature = "cuda")]
         let cuda = |n| crate::backend::cuda::Cuda::begin(n, startup.clone()).map(|cuda| Opened::Cuda(Box::new(cuda)));

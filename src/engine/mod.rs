@@ -10,6 +10,7 @@ mod timeline;
 
 pub use batch::{Batch, BatchOptions, Constraint, Finish, Job, JobEvent, JobId, Load, Pooling, TokenLogprobs};
 pub use generate::{Event, FinishReason, GenerateOptions, Generation, StoppedBy, Timings};
+pub(crate) use load::Opened;
 pub use load::{Activations, Device, Engine, Options};
 pub use sampler::Sampling;
 pub use session::{Decode, Session};

@@ -45,7 +45,7 @@ fn help_and_completions_know_every_command_and_flag() {
         ("synth", vec!["--like", "--seed", "--dtype", "--shard-size"]),
         ("bench", vec!["--kernels", "--speculate", "--prompts", "--json"]),
         ("verify", vec!["--golden", "--invariance", "--against", "--text", "--json"]),
-        ("quantize", vec!["--format", "--group", "--ignore", "--lora", "--force", "--json"]),
+        ("quantize", vec!["--format", "--group", "--ignore", "--calibration", "--lora", "--force", "--json"]),
         ("eval", [&model[..], &["--data", "--shots", "--save-samples", "--beside", "--svg", "--json"]].concat()),
         ("ppl", [&model[..], &["--window", "--stride", "--jsonl", "--json"]].concat()),
         ("merge-lora", vec!["--lora"]),

@@ -45,6 +45,53 @@ fn quantized_models_answer_and_are_compared() {
     assert_eq!(left, ["m-fp8", "m-int4", "m-q4.gguf", "m-q8.gguf", "text.txt"]);
 }
 
+/// A calibration text in both forms gives the same file, which is nearer to the model than one without.
+#[test]
+fn a_calibration_text() {
+    let place = tempfile::tempdir().unwrap();
+    let path = |name: &str| place.path().join(name).to_str().unwrap().to_string();
+    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo");
+    let demo = assets.to_str().unwrap();
+    let questions = fs::read_to_string(assets.join("questions.jsonl")).unwrap();
+    let part = |first: usize| questions.lines().skip(first).step_by(9).take(40).collect::<Vec<_>>().join("\n");
+    fs::write(path("text.txt"), part(0)).unwrap();
+    fs::write(path("text.jsonl"), format!("{}\n\n", serde_json::json!({"text": part(0)}))).unwrap();
+    fs::write(path("other.txt"), part(5)).unwrap();
+    let run = |out: &str, more: &[&str]| {
+        let out = path(out);
+        let args = ["quantize", demo, &out, "--format", "q4_0", "--json"];
+        aoji(&[&args[..], more].concat()).json();
+        fs::read(out).unwrap()
+    };
+    let (text, jsonl) = (path("text.txt"), path("text.jsonl"));
+    let plain = run("plain.gguf", &[]);
+    let calibrated = run("text.gguf", &["--calibration", &text, "--device", "cpu"]);
+    let lines = run("jsonl.gguf", &["--calibration", &jsonl, "--jsonl", "--device", "cpu", "--threads", "1"]);
+    assert!(calibrated == lines, "the same text, another file");
+    assert_eq!(calibrated.len(), plain.len());
+    let kl = |model: &str| {
+        let (model, text) = (path(model), path("other.txt"));
+        let against = ["verify", &model, "--device", "cpu", "--against", "demo", "--text", &text, "--json"];
+        aoji(&against).json()["mean_kl"].as_f64().unwrap()
+    };
+    let (with, without) = (kl("text.gguf"), kl("plain.gguf"));
+    assert!(with < without, "{with}, and {without} without a calibration");
+
+    fs::write(path("short.txt"), "하늘은 왜 파란가?").unwrap();
+    fs::write(path("empty.txt"), "").unwrap();
+    let out = path("m.gguf");
+    let quantize = |model: &str, more: &[&str]| aoji(&[&["quantize", model, &out, "--format", "q4_0"], more].concat());
+    let fails =
+        |text: &str, words: &[&str]| quantize(demo, &["--device", "cpu", "--calibration", &path(text)]).fails(1, words);
+    fails("short.txt", &["tokens: at least 256"]);
+    fails("empty.txt", &["tokens: at least 256"]);
+    fails("none.txt", &["none.txt"]);
+    quantize(demo, &["--device", "cpu", "--jsonl", "--calibration", &text]).fails(1, &["line 1", "\"text\""]);
+    quantize(&path("plain.gguf"), &["--calibration", &text]).fails(1, &["is a GGUF file", "made from"]);
+    quantize(demo, &["--device", "cpu"]).fails(2, &["--calibration"]);
+    assert!(!Path::new(&out).exists());
+}
+
 #[test]
 fn what_quantize_is_told_wrongly() {
     let out = tempfile::tempdir().unwrap();

@@ -4,7 +4,7 @@ use aoji::{
     Error, Message, ModelFiles, Result,
     format::Format,
     output::Output,
-    quantize::{self, Options, Report, TARGETS},
+    quantize::{self, Inputs, Options, Report, TARGETS},
 };
 use serde_json::{Value, json};
 use std::{
@@ -31,7 +31,7 @@ fn open(path: &Path) -> Result<ModelFiles> {
 }
 
 fn options(format: &str) -> Options {
-    Options { target: format.parse().unwrap(), group: None, ignore: Vec::new() }
+    format.parse().unwrap()
 }
 
 /// Writes `out` in a new directory.
@@ -180,6 +180,53 @@ fn rotary_scalings_are_kept() {
     let place = tempfile::tempdir().unwrap();
     let error = write(&open(dir.path()).unwrap(), &options("q8_0"), place.path()).unwrap_err();
     assert!(matches!(&error, Error::Unsupported { what, .. } if what.contains("dynamic")), "{error}");
+    assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0, "what fails leaves nothing");
+}
+
+/// The sum of squared errors, each as often as its column's input counts, is never larger with inputs than without; and nothing
+/// else changes.
+#[test]
+fn inputs_weigh_the_errors() {
+    let dir = demo(|_| {});
+    let original = open(dir.path()).unwrap();
+    let mut inputs = Inputs::default();
+    for t in original.weights.tensors().filter(|t| t.rows() > 1) {
+        inputs.insert(t.name(), (0..t.cols()).map(|i| if i % 11 == 4 { 30.0 } else { 0.5 }).collect());
+    }
+    for format in TARGETS {
+        let place = tempfile::tempdir().unwrap();
+        let plain = Options { group: (format == "int4").then_some(64), ..options(format) };
+        let weighed = Options { inputs: inputs.clone(), ..plain.clone() };
+        let (first, second) = (place.path().join("1"), place.path().join("2"));
+        [&first, &second].into_iter().for_each(|dir| fs::create_dir(dir).unwrap());
+        let ((plain, a), (weighed, b)) =
+            (write(&original, &plain, &first).unwrap(), write(&original, &weighed, &second).unwrap());
+        assert_eq!(a, b, "{format}: the same formats and bytes");
+        let (plain, weighed) = (open(&plain).unwrap().weights, open(&weighed).unwrap().weights);
+        let (mut with, mut without) = (0.0, 0.0);
+        for ((t, plain), weighed) in original.weights.tensors().zip(plain.tensors()).zip(weighed.tensors()) {
+            let Some(w) = inputs.get(t.name()) else {
+                assert_eq!(plain.to_f32(), weighed.to_f32(), "{format}: {t:?}");
+                continue;
+            };
+            let x = t.to_f32();
+            let error = |back: Vec<f32>| -> f64 {
+                let errors = x.iter().zip(back).zip(w.iter().cycle());
+                errors.map(|((x, back), w)| f64::from(*w) * f64::from(x - back).powi(2)).sum()
+            };
+            let (plain, weighed) = (error(plain.to_f32()), error(weighed.to_f32()));
+            assert!(weighed <= plain, "{format}: {t:?}: {weighed}, and {plain} without inputs");
+            (with, without) = (with + weighed, without + plain);
+        }
+        assert!(with < 0.99 * without, "{format}: {with} of {without}");
+    }
+    let mut other = Inputs::default();
+    other.insert("model.layers.1.mlp.up_proj.weight", vec![1.0; 255]);
+    let place = tempfile::tempdir().unwrap();
+    let error = write(&original, &Options { inputs: other, ..options("q8_0") }, place.path()).unwrap_err().to_string();
+    for word in ["1.mlp.up_proj", "255 columns", "another model"] {
+        assert!(error.contains(word), "{error:?} lacks {word:?}");
+    }
     assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0, "what fails leaves nothing");
 }
 

@@ -7,7 +7,7 @@ use aoji::{
 };
 use clap::{CommandFactory, ValueEnum, builder::RangedU64ValueParser, error::ErrorKind};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::{
     fmt::Arguments,
     fs,
@@ -373,6 +373,28 @@ pub fn read_file(path: &Path) -> Result<String> {
         let what = format!("byte {} is not UTF-8 text", e.utf8_error().valid_up_to());
         Error::File { path: path.into(), what }
     })
+}
+
+/// The text of a file; with `jsonl` the texts of its lines, each a JSON object with one under "text".
+pub fn read_texts(path: &Path, jsonl: bool) -> Result<Vec<String>> {
+    #[derive(Deserialize)]
+    struct Line {
+        text: String,
+    }
+    let text = read_file(path)?;
+    if !jsonl {
+        return Ok(vec![text]);
+    }
+    let line = |(i, line): (usize, &str)| match serde_json::from_str::<Line>(line) {
+        Ok(line) => Ok(line.text),
+        Err(e) => Err(Error::Input(format!(
+            "{}: line {}: {e}, expected an object like {{\"text\": \"...\"}}",
+            path.display(),
+            i + 1
+        ))),
+    };
+    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&text);
+    text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(line).collect()
 }
 
 /// The text of a file of lines, without the byte order mark with which some editors begin a file.

@@ -5,12 +5,8 @@ use aoji::{
     Engine, Error, Result,
     score::{self, Window},
 };
-use serde::{Deserialize, Serialize};
-use std::{
-    num::NonZeroUsize,
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use serde::Serialize;
+use std::{num::NonZeroUsize, path::PathBuf, time::Instant};
 
 const AFTER_HELP: &str = "\
 Without --stride the text is scored as lm-evaluation-harness does (loglikelihood_rolling): every token once, the first one \
@@ -67,8 +63,7 @@ struct Report {
 
 /// Scores and prints.
 pub fn run(args: Args) -> Result<()> {
-    let text = common::read_file(&args.file)?;
-    let texts = if args.jsonl { lines(&args.file, &text)? } else { vec![text] };
+    let texts = common::read_texts(&args.file, args.jsonl)?;
     let engine = args.model.open()?;
     let window = args.window.map_or(engine.max_context(), NonZeroUsize::get);
     if window > engine.max_context() {
@@ -107,24 +102,6 @@ struct Part {
     text: String,
     tokens: Vec<u32>,
     windows: Vec<Window>,
-}
-
-/// The texts of a file of JSON lines.
-fn lines(file: &Path, text: &str) -> Result<Vec<String>> {
-    #[derive(Deserialize)]
-    struct Line {
-        text: String,
-    }
-    let text = text.strip_prefix(common::BYTE_ORDER_MARK).unwrap_or(text);
-    let line = |(i, line): (usize, &str)| match serde_json::from_str::<Line>(line) {
-        Ok(line) => Ok(line.text),
-        Err(e) => Err(Error::Input(format!(
-            "{}: line {}: {e}, expected an object like {{\"text\": \"...\"}}",
-            file.display(),
-            i + 1
-        ))),
-    };
-    text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(line).collect()
 }
 
 /// `None` when Ctrl-C ended it.

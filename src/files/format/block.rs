@@ -1,6 +1,6 @@
 //! The types of GGUF files: runs of a row, each with its own scales.
 
-use super::fit::nearest;
+use super::fit::{self, nearest};
 use super::{q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
 use half::f16;
 use std::fmt;
@@ -27,8 +27,8 @@ pub struct Block {
     pub(super) encode: Option<Encode>,
 }
 
-/// Makes one block from its values.
-type Encode = fn(values: &[f32], block: &mut [u8]);
+/// Makes one block from its values; the square of an error counts as much as the weight beside the value.
+type Encode = fn(values: &[f32], weights: &[f32], block: &mut [u8]);
 
 /// All of them. To add a type, write a file like `q8_0.rs` and list its unit here.
 pub static BLOCKS: [&Block; 8] =
@@ -48,15 +48,27 @@ impl Block {
 }
 
 impl Block {
-    /// Makes blocks from finite values: the nearest ones, by least squares.
+    /// Makes blocks from finite values: the nearest ones, by least squares. With `inputs`, one for each value, the square of an
+    /// error counts that much, and no block has a larger sum than without them.
     ///
     /// # Panics
     /// For a type that is not written, and when `out` has not `bytes` for each `weights` values.
-    pub(crate) fn encode(&self, values: &[f32], out: &mut [u8]) {
+    pub(crate) fn encode(&self, values: &[f32], inputs: Option<&[f32]>, out: &mut [u8]) {
         let encode = self.encode.expect("a type that is written");
-        assert_eq!(values.len() / self.weights, out.len() / self.bytes, "blocks in and out");
-        for (values, block) in values.chunks_exact(self.weights).zip(out.chunks_exact_mut(self.bytes)) {
-            encode(values, block);
+        let n = self.weights;
+        assert_eq!(values.len() / n, out.len() / self.bytes, "blocks in and out");
+        let (ones, mut other, mut back) = (vec![1.0; n], vec![0; self.bytes], vec![0.0; n]);
+        for (i, (x, block)) in values.chunks_exact(n).zip(out.chunks_exact_mut(self.bytes)).enumerate() {
+            encode(x, &ones, block);
+            let Some(w) = inputs.map(|w| &w[i * n..][..n]) else { continue };
+            encode(x, w, &mut other);
+            let mut error = |block: &[u8]| {
+                (self.values)(block, &mut back);
+                fit::error(x, w, back.iter().copied())
+            };
+            if error(&other) < error(block) {
+                block.copy_from_slice(&other);
+            }
         }
     }
 
@@ -177,7 +189,7 @@ mod tests {
             let (mut error, mut power) = (0f64, 0f64);
             for (i, x) in samples(block.weights).iter().enumerate() {
                 let (mut bytes, mut back) = (vec![0xAAu8; block.bytes], vec![0f32; block.weights]);
-                block.encode(x, &mut bytes);
+                block.encode(x, None, &mut bytes);
                 block.values(&bytes, &mut back);
                 let largest = x.iter().fold(0f32, |m, x| m.max(x.abs()));
                 let step = 2.2 * largest / (1u32 << block.bits) as f32; // what one code is apart from the next, at most
@@ -188,7 +200,7 @@ mod tests {
                     power += x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
                 }
                 let mut again = vec![0f32; block.weights];
-                block.encode(&back, &mut bytes);
+                block.encode(&back, None, &mut bytes);
                 block.values(&bytes, &mut again);
                 let moved = back.iter().zip(&again).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
                 assert!(moved <= 0.5 * step, "{block:?}, sample {i}: moves by {moved}");
@@ -203,6 +215,28 @@ mod tests {
             };
             let relative = (error / power).sqrt();
             assert!(relative < limit && relative > limit / 4.0, "{block:?}: {relative}");
+        }
+    }
+
+    /// What counts by its inputs is nearer with them than without, in every block.
+    #[test]
+    fn inputs_say_what_counts() {
+        for block in BLOCKS.into_iter().filter(|block| block.encode.is_some()) {
+            let n = block.weights;
+            let inputs: Vec<f32> = (0..n).map(|i| if i % 8 == 3 { 50.0 } else { 0.1 + (i % 5) as f32 }).collect();
+            let (mut with, mut without) = (0.0, 0.0);
+            for x in samples(n) {
+                let error = |inputs_given: Option<&[f32]>| {
+                    let (mut bytes, mut back) = (vec![0; block.bytes], vec![0f32; n]);
+                    block.encode(&x, inputs_given, &mut bytes);
+                    block.values(&bytes, &mut back);
+                    fit::error(&x, &inputs, back.into_iter())
+                };
+                let (ours, plain) = (error(Some(&inputs)), error(None));
+                assert!(ours <= plain, "{block:?}: {ours} {plain}");
+                (with, without) = (with + ours, without + plain);
+            }
+            assert!(with < 0.9 * without, "{block:?}: {with} of {without}");
         }
     }
 

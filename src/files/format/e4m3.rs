@@ -39,14 +39,20 @@ fn code(x: f32) -> u8 {
 
 /// The scale with which codes come nearest to `x`; 0 when all of `x` is 0. Larger codes have wider steps, so the best
 /// scale need not map the largest value to the last code.
-pub fn scale(x: &[f32]) -> f32 {
-    best(x, 448.0, |x, inverse| VALUES[usize::from(code(x * inverse))])
+/// The square of an error counts `w` times.
+pub fn scale(x: &[f32], w: &[f32]) -> f32 {
+    best(x, w, 448.0, |x, inverse| VALUES[usize::from(code(x * inverse))])
 }
 
-/// The codes of a row with one scale.
-pub fn encode(x: &[f32], scale: f32, out: &mut [u8]) {
+/// The codes of values with one scale.
+pub fn nearest_codes(x: &[f32], scale: f32) -> impl Iterator<Item = u8> {
     let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    out.iter_mut().zip(x).for_each(|(q, x)| *q = code(x * inverse));
+    x.iter().map(move |x| code(x * inverse))
+}
+
+/// The values of these codes.
+pub fn nearest_values(x: &[f32], scale: f32) -> impl Iterator<Item = f32> {
+    nearest_codes(x, scale).map(move |q| VALUES[usize::from(q)] * scale)
 }
 
 #[cfg(test)]

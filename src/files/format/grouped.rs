@@ -1,6 +1,6 @@
 //! The formats of quantized Hugging Face checkpoints: codes in one tensor, scales and zero points in others.
 
-use super::{awq, e4m3, gptq, int8, packed};
+use super::{awq, e4m3, fit, gptq, int8, packed};
 use crate::files::config::Dtype;
 use std::{fmt, slice};
 
@@ -144,19 +144,48 @@ impl Grouped {
 
 impl Grouped {
     /// Fits the scales of one row of finite values, and writes them to `out` as they are stored; 0 where all values of
-    /// a group are 0.
+    /// a group are 0. With `inputs`, one for each value, the square of an error counts that much, and no group has a larger sum
+    /// than without them.
     ///
     /// # Panics
     /// For a layout that is not written, and for groups of several rows.
-    pub(crate) fn fit(&self, row: &[f32], out: &mut [u8]) {
+    pub(crate) fn fit(&self, row: &[f32], inputs: Option<&[f32]>, out: &mut [u8]) {
         assert_eq!(self.group[0], 1, "a group of one row");
-        let scale = |x: &[f32]| match self.layout {
-            Layout::E4m3 => e4m3::scale(x),
-            Layout::Packed { bits } => packed::scale(bits, x),
-            other => panic!("{other:?} is not written"),
+        let scale = |x: &[f32], w: &[f32]| {
+            let scale = match self.layout {
+                Layout::E4m3 => e4m3::scale(x, w),
+                Layout::Packed { bits } => packed::scale(bits, x, w),
+                other => panic!("{other:?} is not written"),
+            };
+            self.stored(scale)
         };
-        let scales: Vec<f32> = row.chunks(self.group[1]).map(scale).collect();
+        let wide = self.group[1].min(row.len());
+        let ones = vec![1.0; wide];
+        let one = |(g, x): (usize, &[f32])| {
+            let plain = scale(x, &ones[..x.len()]);
+            let Some(w) = inputs.map(|w| &w[g * wide..][..x.len()]) else { return plain };
+            let weighted = scale(x, w);
+            if self.error(x, w, weighted) < self.error(x, w, plain) { weighted } else { plain }
+        };
+        let scales: Vec<f32> = row.chunks(wide).enumerate().map(one).collect();
         self.scale.round(&scales, out);
+    }
+
+    /// A scale as it is read again.
+    fn stored(&self, scale: f32) -> f32 {
+        let mut bytes = [0; 4];
+        let bytes = &mut bytes[..self.scale.bytes()];
+        self.scale.round(&[scale], bytes);
+        self.scale.to_f32(bytes)[0]
+    }
+
+    /// The sum of squared errors of a group with this scale, each `w` times.
+    fn error(&self, x: &[f32], w: &[f32], scale: f32) -> f64 {
+        match self.layout {
+            Layout::E4m3 => fit::error(x, w, e4m3::nearest_values(x, scale)),
+            Layout::Packed { bits } => fit::error(x, w, packed::nearest_values(bits, x, scale)),
+            other => panic!("{other:?} is not written"),
+        }
     }
 
     /// The codes of one row of finite values, nearest to them with the scales that [`Grouped::fit`] gave.
@@ -167,8 +196,8 @@ impl Grouped {
         let scales = self.scale.to_f32(scales);
         match self.layout {
             Layout::E4m3 => {
-                let parts = row.chunks(self.group[1]).zip(out.chunks_mut(self.group[1]));
-                parts.zip(scales).for_each(|((row, out), scale)| e4m3::encode(row, scale, out));
+                let codes = row.chunks(self.group[1]).zip(scales).flat_map(|(x, scale)| e4m3::nearest_codes(x, scale));
+                out.iter_mut().zip(codes).for_each(|(out, q)| *out = q);
             }
             Layout::Packed { bits } => packed::encode(bits, row, self.group[1], &scales, out),
             other => panic!("{other:?} is not written"),
@@ -206,29 +235,65 @@ pub(super) fn word(bytes: &[u8], i: usize) -> u32 {
 mod tests {
     use super::*;
 
-    /// What is written is read as the values nearest to those that were given.
-    #[test]
-    fn rows_hold_their_values() {
-        let (rows, cols) = (5, 96);
+    /// What is written, the columns of a group, and how far it may be from what was given.
+    const LAYOUTS: [(Layout, usize, f64); 4] = [
+        (Layout::E4m3, 96, 0.03),
+        (Layout::Packed { bits: 8 }, 96, 0.01),
+        (Layout::Packed { bits: 4 }, 32, 0.10),
+        (Layout::Packed { bits: 4 }, 96, 0.12),
+    ];
+
+    /// Values like those of weights.
+    fn samples(n: usize) -> Vec<f32> {
         let mut state = 3u64;
         let mut next = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state >> 40) as f32 / (1 << 23) as f32 - 1.0
         };
-        let mut x: Vec<f32> = (0..rows * cols).map(|_| 0.05 * (next() + next() + next())).collect();
+        (0..n).map(|_| 0.05 * (next() + next() + next())).collect()
+    }
+
+    /// What counts by its inputs is nearer with them than without, in every group.
+    #[test]
+    fn inputs_say_what_counts() {
+        let cols = 96;
+        let inputs: Vec<f32> = (0..cols).map(|i| if i % 8 == 3 { 50.0 } else { 0.1 + (i % 5) as f32 }).collect();
+        for (layout, wide, _) in LAYOUTS {
+            let grouped = Grouped { layout, scale: Dtype::Bf16, group: [1, wide] };
+            let (mut with, mut without) = (0.0, 0.0);
+            for row in samples(40 * cols).chunks_exact(cols) {
+                let errors = |given: Option<&[f32]>| -> Vec<f64> {
+                    let (mut scales, mut codes) = (vec![0; cols / wide * 2], vec![0; layout.row_bytes(cols).unwrap()]);
+                    grouped.fit(row, given, &mut scales);
+                    grouped.encode(row, &scales, &mut codes);
+                    let parts = Parts { codes: &codes, scales: &scales, zeros: None, groups: None };
+                    let mut back = vec![f32::NAN; cols];
+                    grouped.values([1, cols], parts, 0, &mut back);
+                    let groups = row.chunks(wide).zip(inputs.chunks(wide)).zip(back.chunks(wide));
+                    groups.map(|((x, w), back)| fit::error(x, w, back.iter().copied())).collect()
+                };
+                for (ours, plain) in errors(Some(&inputs)).into_iter().zip(errors(None)) {
+                    assert!(ours <= plain, "{grouped}: {ours} {plain}");
+                    (with, without) = (with + ours, without + plain);
+                }
+            }
+            assert!(with < 0.98 * without, "{grouped}: {with} of {without}");
+        }
+    }
+
+    /// What is written is read as the values nearest to those that were given.
+    #[test]
+    fn rows_hold_their_values() {
+        let (rows, cols) = (5, 96);
+        let mut x = samples(rows * cols);
         x[..cols].fill(0.0);
-        for (layout, wide, limit) in [
-            (Layout::E4m3, cols, 0.03),
-            (Layout::Packed { bits: 8 }, cols, 0.01),
-            (Layout::Packed { bits: 4 }, 32, 0.10),
-            (Layout::Packed { bits: 4 }, cols, 0.12),
-        ] {
+        for (layout, wide, limit) in LAYOUTS {
             let grouped = Grouped { layout, scale: Dtype::Bf16, group: [1, wide] };
             let (width, groups) = (layout.row_bytes(cols).unwrap(), cols / wide);
             let (mut codes, mut scales) = (vec![0; rows * width], vec![0; rows * groups * 2]);
             for (i, row) in x.chunks_exact(cols).enumerate() {
                 let scales = &mut scales[i * groups * 2..(i + 1) * groups * 2];
-                grouped.fit(row, scales);
+                grouped.fit(row, None, scales);
                 grouped.encode(row, scales, &mut codes[i * width..(i + 1) * width]);
             }
             let parts = Parts { codes: &codes, scales: &scales, zeros: None, groups: None };

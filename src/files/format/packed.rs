@@ -19,10 +19,16 @@ pub fn zero(bits: u32, zeros: &[u8], groups: usize, row: usize, group: usize) ->
     code(bits, word(zeros, row / per_word * groups + group) >> (row % per_word * bits as usize))
 }
 
-/// The scale of codes near `x`; 0 when all are.
-pub fn scale(bits: u32, x: &[f32]) -> f32 {
+/// The scale of codes near `x`; 0 when all are. The square of an error counts `w` times.
+pub fn scale(bits: u32, x: &[f32], w: &[f32]) -> f32 {
     let half = (1u32 << (bits - 1)) as f32;
-    symmetric(x, -half, half - 1.0)
+    symmetric(x, w, -half, half - 1.0)
+}
+
+/// The values of the codes nearest to `x`.
+pub fn nearest_values(bits: u32, x: &[f32], scale: f32) -> impl Iterator<Item = f32> {
+    let half = (1u32 << (bits - 1)) as f32;
+    nearest_codes(x, scale, -half, half - 1.0).map(move |q| q as f32 * scale)
 }
 
 /// The words of a row, whose groups of `wide` columns have these scales.

@@ -21,8 +21,8 @@ fn values(b: &[u8], out: &mut [f32]) {
     scaled(out, half(b), nibbles(&b[2..]).map(|q| f32::from(q) - 8.0));
 }
 
-fn encode(x: &[f32], b: &mut [u8]) {
-    let d = put_half(b, symmetric(x, -8.0, 7.0));
+fn encode(x: &[f32], w: &[f32], b: &mut [u8]) {
+    let d = put_half(b, symmetric(x, w, -8.0, 7.0));
     let mut stored = [0; 32];
     stored.iter_mut().zip(codes(x, d, -8.0, 7.0)).for_each(|(s, q)| *s = (q + 8) as u8);
     put_nibbles(&mut b[2..], &stored);

@@ -28,23 +28,24 @@ fn values(b: &[u8], out: &mut [f32]) {
 
 /// Scale and offset are fitted for each 32 weights alone, then rounded to multiples of the block's, where the
 /// neighbouring multiples are tried too.
-fn encode(x: &[f32], b: &mut [u8]) {
+fn encode(x: &[f32], w: &[f32], b: &mut [u8]) {
     let mut fits = [(0f32, 0f32); 8];
-    fits.iter_mut().zip(x.chunks_exact(32)).for_each(|(fit, x)| *fit = affine(x, 15.0));
+    let parts = || x.chunks_exact(32).zip(w.chunks_exact(32));
+    fits.iter_mut().zip(parts()).for_each(|(fit, (x, w))| *fit = affine(x, w, 15.0));
     let largest = fits.iter().fold((0f32, 0f32), |m, fit| (m.0.max(fit.0), m.1.max(fit.1)));
     let (d, dmin) = (put_half(b, largest.0 / 63.0), put_half(&mut b[2..], largest.1 / 63.0));
-    let parts = |x: f32, d: f32| {
-        let near = if d == 0.0 { 0.0 } else { nearest(x / d) };
-        [near, near - 1.0, near + 1.0].map(|n| n.clamp(0.0, 63.0))
+    let near = |x: f32, d: f32| {
+        let n = if d == 0.0 { 0.0 } else { nearest(x / d) };
+        [n, n - 1.0, n + 1.0].map(|n| n.clamp(0.0, 63.0))
     };
     let code = |x: f32, d: f32, m: f32| if d == 0.0 { 0.0 } else { nearest(((x + m) / d).clamp(0.0, 15.0)) };
     let mut pairs = [(0u8, 0u8); 8];
-    for (g, x) in x.chunks_exact(32).enumerate() {
+    for (g, (x, w)) in parts().enumerate() {
         let mut least = f32::INFINITY;
-        for scale in parts(fits[g].0, d) {
-            for offset in parts(fits[g].1, dmin) {
+        for scale in near(fits[g].0, d) {
+            for offset in near(fits[g].1, dmin) {
                 let (s, m) = (d * scale, dmin * offset);
-                let error = x.iter().map(|x| (s * code(*x, s, m) - m - x).powi(2)).sum();
+                let error = x.iter().zip(w).map(|(x, w)| w * (s * code(*x, s, m) - m - x).powi(2)).sum();
                 if error < least {
                     (least, pairs[g]) = (error, (scale as u8, offset as u8));
                 }

@@ -21,8 +21,8 @@ fn values(b: &[u8], out: &mut [f32]) {
     scaled(out, half(b), fives(&b[2..], &b[6..]).map(|q| f32::from(q) - 16.0));
 }
 
-fn encode(x: &[f32], b: &mut [u8]) {
-    let d = put_half(b, symmetric(x, -16.0, 15.0));
+fn encode(x: &[f32], w: &[f32], b: &mut [u8]) {
+    let d = put_half(b, symmetric(x, w, -16.0, 15.0));
     let mut stored = [0; 32];
     stored.iter_mut().zip(codes(x, d, -16.0, 15.0)).for_each(|(s, q)| *s = (q + 16) as u8);
     let high = stored.iter().rev().fold(0u32, |word, q| word << 1 | u32::from(q >> 4));

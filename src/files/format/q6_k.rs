@@ -34,18 +34,20 @@ fn values(b: &[u8], out: &mut [f32]) {
 
 /// The scale is fitted for each 16 weights alone, then rounded to a multiple of the block's, where the neighbouring
 /// multiples are tried too.
-fn encode(x: &[f32], b: &mut [u8]) {
+fn encode(x: &[f32], w: &[f32], b: &mut [u8]) {
     let mut scales = [0f32; 16];
-    scales.iter_mut().zip(x.chunks_exact(16)).for_each(|(s, x)| *s = symmetric(x, -32.0, 31.0));
+    let parts = || x.chunks_exact(16).zip(w.chunks_exact(16));
+    scales.iter_mut().zip(parts()).for_each(|(s, (x, w))| *s = symmetric(x, w, -32.0, 31.0));
     let largest = scales.iter().fold(0f32, |m, s| if s.abs() > m.abs() { *s } else { m });
     b.fill(0);
     let d = put_half(&mut b[208..], largest / -128.0);
     if d == 0.0 {
         return;
     }
-    for (g, x) in x.chunks_exact(16).enumerate() {
+    for (g, (x, w)) in parts().enumerate() {
         let error = |scale: f32| -> f32 {
-            codes(x, d * scale, -32.0, 31.0).zip(x).map(|(q, x)| (d * scale * q as f32 - x).powi(2)).sum()
+            let back = codes(x, d * scale, -32.0, 31.0).map(|q| d * scale * q as f32);
+            back.zip(x).zip(w).map(|((back, x), w)| w * (back - x).powi(2)).sum()
         };
         let near = nearest(scales[g] / d);
         let tried = [near, near - 1.0, near + 1.0].map(|scale| scale.clamp(-128.0, 127.0));

@@ -21,7 +21,7 @@ fn values(b: &[u8], out: &mut [f32]) {
     scaled(out, half(b), b[2..].iter().map(|q| f32::from(*q as i8)));
 }
 
-fn encode(x: &[f32], b: &mut [u8]) {
-    let d = put_half(b, symmetric(x, -127.0, 127.0));
+fn encode(x: &[f32], w: &[f32], b: &mut [u8]) {
+    let d = put_half(b, symmetric(x, w, -127.0, 127.0));
     b[2..].iter_mut().zip(codes(x, d, -127.0, 127.0)).for_each(|(b, q)| *b = q as i8 as u8);
 }

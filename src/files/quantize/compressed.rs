@@ -82,7 +82,8 @@ pub(super) fn write(
     };
     let mut scales = BTreeMap::new();
     for (t, grouped) in &matrices {
-        scales.insert(t.name(), fit(&adapted(&files.lora, t, Dtype::F32), *grouped)?);
+        let inputs = options.inputs.of(t)?;
+        scales.insert(t.name(), fit(&adapted(&files.lora, t, Dtype::F32), *grouped, inputs)?);
         add((t.rows() * t.cols()) as u64);
     }
     synth::copy_small(dir, &mut output)?;
@@ -139,14 +140,14 @@ pub(super) fn format(t: &Tensor, layout: Layout, group: Option<usize>) -> Result
     Ok(Format::Grouped(Grouped { layout, scale: Dtype::Bf16, group: [1, wide] }))
 }
 
-/// The scales of a matrix.
-pub(super) fn fit(t: &Tensor, grouped: Grouped) -> Result<Vec<u8>> {
+/// The scales of a matrix; `inputs` are those of its columns.
+pub(super) fn fit(t: &Tensor, grouped: Grouped, inputs: Option<&[f32]>) -> Result<Vec<u8>> {
     let width = t.cols() / grouped.group[1] * grouped.scale.bytes();
     let mut scales = vec![0; t.rows() * width];
     let one = |values: &mut Vec<f32>, (i, scales): (usize, &mut [u8])| {
         values.resize(t.cols(), 0.0);
         read_row(t, i, values)?;
-        grouped.fit(values, scales);
+        grouped.fit(values, inputs, scales);
         Ok(())
     };
     scales.par_chunks_exact_mut(width).enumerate().try_for_each_init(Vec::new, one)?;

@@ -57,7 +57,7 @@ pub(super) fn write(
     let total = planned.iter().map(|p| (p.tensor.rows() * p.tensor.cols()) as u64).sum();
     let mut done = 0;
     for p in &planned {
-        write_tensor(files, p, &mut file, &mut |n| {
+        write_tensor(files, p, options.inputs.of(p.tensor)?, &mut file, &mut |n| {
             done += n;
             progress(done, total);
         })?;
@@ -96,7 +96,13 @@ fn row(head: Option<usize>, i: usize) -> usize {
     first + i / 2 + i % 2 * (head / 2)
 }
 
-fn write_tensor(files: &ModelFiles, p: &Planned, file: &mut Target, done: &mut dyn FnMut(u64)) -> Result<()> {
+fn write_tensor(
+    files: &ModelFiles,
+    p: &Planned,
+    inputs: Option<&[f32]>,
+    file: &mut Target,
+    done: &mut dyn FnMut(u64),
+) -> Result<()> {
     let t = adapted(&files.lora, p.tensor, Dtype::F32);
     let (cols, width) = (t.cols(), (p.bytes / t.rows() as u64) as usize);
     let batch = (BATCH / cols).max(1);
@@ -104,15 +110,21 @@ fn write_tensor(files: &ModelFiles, p: &Planned, file: &mut Target, done: &mut d
     for first in (0..t.rows()).step_by(batch) {
         let rows = batch.min(t.rows() - first);
         out.resize(rows * width, 0);
-        encode(&t, p.format, |i| row(p.head, first + i), &mut out)?;
+        encode(&t, p.format, inputs, |i| row(p.head, first + i), &mut out)?;
         file.write(&out)?;
         done((rows * cols) as u64);
     }
     file.write(&vec![0; Writer::padding(p.bytes)])
 }
 
-/// As many rows as `out` holds, `row(i)` of the tensor in place `i`; of a vector, its elements.
-pub(super) fn encode(t: &Tensor, format: Format, row: impl Fn(usize) -> usize + Sync, out: &mut [u8]) -> Result<()> {
+/// As many rows as `out` holds, `row(i)` of the tensor in place `i`; of a vector, its elements. `inputs` are those of its columns.
+pub(super) fn encode(
+    t: &Tensor,
+    format: Format,
+    inputs: Option<&[f32]>,
+    row: impl Fn(usize) -> usize + Sync,
+    out: &mut [u8],
+) -> Result<()> {
     let width = format.row_bytes(t.cols()).expect("whole blocks: that was checked");
     let one = |values: &mut Vec<f32>, (i, out): (usize, &mut [u8])| {
         values.resize(t.cols(), 0.0);
@@ -123,7 +135,7 @@ pub(super) fn encode(t: &Tensor, format: Format, row: impl Fn(usize) -> usize + 
             values.iter_mut().enumerate().for_each(|(i, x)| *x = own[row(i)]);
         }
         match format {
-            Format::Block(block) => block.encode(values, out),
+            Format::Block(block) => block.encode(values, inputs, out),
             Format::Plain(dtype) => dtype.round(values, out),
             Format::Grouped(_) => unreachable!("no GGUF type"),
         }

@@ -1,10 +1,14 @@
 //! Quantizes weights: into checkpoints, written as GGUF files, which llama.cpp reads too, or as compressed-tensors directories, which
 //! vLLM and transformers read too; and one tensor at a time while a model is loaded.
 //!
-//! Scales are fitted by least squares to the weights alone, for each group or block separately.
+//! Scales are fitted by least squares, for each group or block separately: to the weights alone, or with the square of each error
+//! weighed by what its column is multiplied with ([`Inputs`]).
 
 mod compressed;
 mod gguf;
+mod inputs;
+
+pub use inputs::Inputs;
 
 use super::{
     checkpoint::ModelFiles,
@@ -15,7 +19,7 @@ use super::{
     weights::{Tensor, Weights},
 };
 use crate::error::{Error, Result};
-use std::{collections::BTreeMap, fmt, num::NonZeroUsize, str::FromStr};
+use std::{collections::BTreeMap, fmt, num::NonZeroUsize, path::Path, str::FromStr};
 
 /// Weights that are quantized between two writes.
 const BATCH: usize = 1 << 24;
@@ -71,6 +75,8 @@ pub struct Options {
     /// Matrices that stay as they are: whole names of modules (`lm_head`, `model.layers.0.mlp.down_proj`), or their last parts
     /// (`down_proj`: that of each layer).
     pub ignore: Vec<String>,
+    /// By which the errors of weights are weighed; a matrix that is not among them has all columns alike.
+    pub inputs: Inputs,
 }
 
 /// `FORMAT` as in [`TARGETS`], or `FORMAT:GROUP` of int4 and int8.
@@ -88,7 +94,7 @@ impl FromStr for Options {
         if group.is_some() && !matches!(target, Target::Int(_)) {
             return Err(format!("{s:?}: int4 and int8 alone have groups to choose"));
         }
-        Ok(Options { target, group, ignore: Vec::new() })
+        Ok(Options { target, group, ignore: Vec::new(), inputs: Inputs::default() })
     }
 }
 
@@ -134,14 +140,15 @@ impl Options {
     pub(crate) fn tensor(&self, weights: &Weights, adapters: &[Lora], t: &Tensor) -> Result<Tensor> {
         let format = self.format(weights, t)?;
         let Some(codes) = format.is_quantized().then(|| codes_bytes(t, format)) else { return Ok(t.clone()) };
+        let inputs = self.inputs.of(t)?;
         let (t, mut codes) = (adapted(adapters, t, Dtype::F32), vec![0; codes]);
         let mut scales = Vec::new();
         match format {
             Format::Grouped(grouped) => {
-                scales = compressed::fit(&t, grouped)?;
+                scales = compressed::fit(&t, grouped, inputs)?;
                 compressed::encode(&t, grouped, &scales, 0, &mut codes)?;
             }
-            _ => gguf::encode(&t, format, |row| row, &mut codes)?,
+            _ => gguf::encode(&t, format, inputs, |row| row, &mut codes)?,
         }
         Ok(t.quantized(format, codes, scales))
     }
@@ -162,7 +169,7 @@ fn zeros(t: &Tensor, format: Format) -> Tensor {
 }
 
 /// Nothing is quantized already.
-fn expect_plain(weights: &Weights) -> Result<()> {
+pub(crate) fn expect_plain(weights: &Weights) -> Result<()> {
     let Some(t) = weights.tensors().find(|t| t.format().is_quantized()) else { return Ok(()) };
     let what = format!(
         "{} is {} already; quantizing it again would add the errors of both: use the model that this one was made from",
@@ -192,19 +199,11 @@ impl fmt::Display for Report {
     }
 }
 
-/// Writes the model, with its adapters added, and finishes the output. That must be [a file](Output::file) where
-/// [`Target::is_file`], else a directory. `progress` gets the work done and the whole work, in weights.
+/// Checks that a model can be quantized so, and gives its directory.
 ///
 /// # Errors
-/// `Unsupported` for a model whose files are quantized or no Hugging Face directory, and for what the format has no place for;
-/// `Tensor` for a matrix whose columns are no whole groups or blocks, and for weights that are no numbers; `Input` for an ignored
-/// name that no matrix has; `Io` when reading or writing fails.
-pub fn quantize(
-    files: &ModelFiles,
-    options: &Options,
-    output: Output,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<Report> {
+/// Those of [`quantize`] that do not depend on the weights' values.
+pub fn check<'a>(files: &'a ModelFiles, options: &Options) -> Result<&'a Path> {
     let Some(dir) = &files.dir else {
         return Err(Error::Input("the demo model has no files: name a model directory".into()));
     };
@@ -219,6 +218,24 @@ pub fn quantize(
             return Err(Error::Input(format!("--ignore {name}: {what}")));
         }
     }
+    files.weights.tensors().try_for_each(|t| options.format(&files.weights, t).map(drop))?;
+    Ok(dir)
+}
+
+/// Writes the model, with its adapters added, and finishes the output. That must be [a file](Output::file) where
+/// [`Target::is_file`], else a directory. `progress` gets the work done and the whole work, in weights.
+///
+/// # Errors
+/// `Unsupported` for a model whose files are quantized or no Hugging Face directory, and for what the format has no place for;
+/// `Tensor` for a matrix whose columns are no whole groups or blocks, or whose inputs are of another model, and for weights that are
+/// no numbers; `Input` for an ignored name that no matrix has; `Io` when reading or writing fails.
+pub fn quantize(
+    files: &ModelFiles,
+    options: &Options,
+    output: Output,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Report> {
+    let dir = check(files, options)?;
     match options.target {
         Target::Gguf(block) => gguf::write(files, dir, block, options, output, progress),
         Target::Int(bits) => compressed::write(files, dir, Layout::Packed { bits }, options, output, progress),
@@ -275,7 +292,7 @@ mod tests {
             assert_eq!(target.is_file(), name.starts_with('q'), "{name}");
             if let Target::Gguf(block) = target {
                 assert_eq!(block.name.to_lowercase(), name);
-                block.encode(&vec![0.0; block.weights], &mut vec![0; block.bytes]); // is written
+                block.encode(&vec![0.0; block.weights], None, &mut vec![0; block.bytes]); // is written
             }
         }
         let options = |s: &str| s.parse::<Options>();
