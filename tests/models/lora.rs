@@ -4,6 +4,7 @@ use aoji::{
     Activations, Device, Engine, Error, ModelFiles, Options, Result,
     lora::{self, LoraSpec},
     output::Output,
+    quantize::{self, TARGETS},
     verify,
 };
 use half::bf16;
@@ -220,6 +221,60 @@ fn loading_with_an_adapter_is_loading_the_merged_checkpoint() {
         let adapted = logits(&open_on(base.path(), &[one.path()], options()).unwrap());
         assert_eq!(adapted, logits(&open_on(out.path(), &[], options()).unwrap()));
         assert!(distance(&adapted, &merged) < 0.1 * distance(&plain, &both), "{}", distance(&adapted, &merged));
+    }
+}
+
+/// An adapter is added in f32 before the weights are quantized: while they are loaded, and when they are written. In f32, where
+/// merging rounds nothing, that is also the merged checkpoint quantized. What was written takes no adapter any more.
+#[test]
+fn an_adapter_is_added_before_quantizing() {
+    let lora = adapter(5, json!({}));
+    for dtype in [aoji::Dtype::F32, aoji::Dtype::Bf16] {
+        let base = tempfile::tempdir().unwrap();
+        write_base(base.path(), dtype);
+        let merged = merge(base.path(), &[(lora.path(), 1.0)]);
+        for target in TARGETS {
+            let format: quantize::Options = if target == "int4" { "int4:64" } else { target }.parse().unwrap();
+            let on = |dir: &Path, adapters: &[&Path], device, quantize| {
+                logits(&open_on(dir, adapters, Options { device, quantize, ..Options::default() }).unwrap())
+            };
+            let run = |dir: &Path, adapters: &[&Path], quantize| on(dir, adapters, Device::Cpu, quantize);
+            let (loaded, plain) =
+                (run(base.path(), &[lora.path()], Some(format.clone())), run(base.path(), &[], Some(format.clone())));
+            assert!(distance(&loaded, &plain) > 0.1, "{target}: the adapter changes nothing");
+            let first = run(merged.path(), &[], Some(format.clone()));
+            match dtype {
+                aoji::Dtype::F32 => assert_eq!(loaded, first, "{target}: merged first"),
+                _ => {
+                    assert!(distance(&loaded, &first) < distance(&loaded, &plain), "{target}: merged and rounded first")
+                }
+            }
+            let mut files = ModelFiles::open(base.path().to_str().unwrap()).unwrap();
+            files.add_lora(&LoraSpec { dir: lora.path().into(), scale: 1.0 }).unwrap();
+            let place = tempfile::tempdir().unwrap();
+            let (out, output) = match format.target.is_file() {
+                true => (place.path().join("m.gguf"), Output::file(&place.path().join("m.gguf"), false)),
+                false => (place.path().join("m"), Output::begin(&place.path().join("m"))),
+            };
+            quantize::quantize(&files, &format, output.unwrap(), &mut |_, _| {}).unwrap();
+            assert_eq!(loaded, run(&out, &[], None), "{target}: written");
+            let refused =
+                open_on(&out, &[lora.path()], Options { device: Device::Cpu, ..Options::default() }).unwrap_err();
+            let said = refused.to_string();
+            assert!(matches!(refused, Error::Unsupported { .. }), "{target}: {said}");
+            let reason = "an adapter can only be added to weights of bf16, f16 or f32";
+            assert!(
+                said.contains(reason) && said.contains("the model that this one was made from"),
+                "{target}: {said}"
+            );
+            #[cfg(feature = "cuda")]
+            if target == "q8_0" {
+                cuda_emulator::install();
+                let device = Device::Cuda(0);
+                let loaded = on(base.path(), &[lora.path()], device, Some(format));
+                assert_eq!(loaded, on(&out, &[], device, None), "{target}: on a GPU");
+            }
+        }
     }
 }
 
