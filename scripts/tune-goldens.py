@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
-"""Makes goldens (expected values) of training with torch and PEFT, without aoji; also PEFT's logits with an adapter that aoji trained.
+"""Makes goldens (expected values) of training with torch and PEFT, without aoji. scripts/peft-check loads what aoji trained in PEFT.
 
     python3 -m venv target/tune-venv
     target/tune-venv/bin/pip install torch==2.8.0 transformers==4.57.1 peft==0.18.0 numpy
     scripts/tune-goldens.py tiny tests/train/golden              a random Llama, an adapter to begin with, runs of 3 steps: in the tree
     scripts/tune-goldens.py smollm2 MODEL tests/train/golden     the same on SmolLM2-135M: losses, norms and sums, in the tree
-    scripts/tune-goldens.py logits MODEL ADAPTER ID,ID,...       logits of the last token with an adapter, as JSON
 
 Everything is in float32. A document goes through the model alone; packing must give the same. Instead of nn.Dropout, the masks are those
 that aoji documents (Philox4x32-10 by seed, micro-batch, matrix and element).
@@ -166,20 +165,11 @@ def smollm2(path, out):
     (out / "smollm2.json").write_text(json.dumps({"config": r, "rows": rows, "steps": lines, "norms": norms}, separators=(",", ":")) + "\n")
 
 
-def logits(base, adapter, ids):
-    model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
-    model = PeftModel.from_pretrained(model, adapter).eval()
-    with torch.inference_mode():
-        print(json.dumps(model(input_ids=torch.tensor([ids])).logits[0, -1].tolist()))
-
-
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["tiny", out]:
             tiny(Path(out))
         case ["smollm2", path, out]:
             smollm2(Path(path), Path(out))
-        case ["logits", base, adapter, ids]:
-            logits(base, adapter, [int(i) for i in ids.split(",")])
         case _:
             sys.exit(__doc__)
