@@ -1,8 +1,9 @@
 // attn_decode: out[r,h] = softmax_t( q[r,h] . k[s,g,t] / sqrt(D) ) v[s,g,t] over the last `window` t <= pos[r] % max_seq, g = h /
 //              group, in sequence s = pos[r] / max_seq; few rows.
-// shapes:   out [rows, n_heads*D] bf16; qkv [rows, (n_heads+2*n_kv_heads)*D] bf16, q first; k, v [sequences,
-//           n_kv_heads, max_seq, D] bf16; pos [rows] u32, places; part [rows, n_heads, splits, D] f32, then
-//           [rows, n_heads, splits, 2] f32 (maximum, sum); arrived [rows, n_kv_heads] u32, zero before and after.
+// shapes:   out [rows, n_heads*D] bf16; qkv [rows, (n_heads+2*n_kv_heads)*D] bf16, q first; k, v [pages of the cache,
+//           n_kv_heads, ATTN_TILE, D] bf16; pos [rows] u32, places; pages [sequences, max_seq / ATTN_TILE] u32, the page of each
+//           ATTN_TILE places; part [rows, n_heads, splits, D] f32, then [rows, n_heads, splits, 2] f32 (maximum, sum); arrived
+//           [rows, n_kv_heads] u32, zero before and after.
 // rounding: scores, exponentials and sums in f32; a weight enters the tensor cores as the sum of two bf16 (2^-17 of it
 //           is lost); one rounding at the store.
 // mapping:  block (split, kv head, row), 4 warps: all heads of a group, so each key and value is loaded once a row. A
@@ -16,13 +17,18 @@
 //           rows of v are interleaved in registers. Heads that are no multiple of 64 wide (80, 96) are padded with zeros in
 //           registers.
 // overlap:  the first tile of a block is asked for before grid_dependency_wait, except for the keys of this step's own rows.
+// pages:    a tile is a page. Counted: one load of 4 bytes a tile and block, for which a tile has 256*D bytes (at D 128 1 in
+//           8192). Up to 3072 keys a block has one tile, whose page is one round trip to L2 more in the chain from place to
+//           first key (predicted, not measured: 0.2 us), before grid_dependency_wait, where the block has the time; the page of
+//           each further tile is asked for while the tile before it is on its way.
 // merge:    warps in order through shared memory; splits in order by the block that arrives last.
 // traffic:  reads 4*n_kv_heads*D bytes a key (once for all rows where L2 holds them) and 2*rows*n_heads*D; writes as
 //           much; part stays in L2; with a window, only its keys. = AttnDecode::cost. Predicted, not measured, at 4.37 TB/s,
 //           8 kv heads of 128: 8.4 MB 1.9 us at 2048 keys and 33.6 MB 7.7 us at 8192; plus about 4 us for three dependent round trips to
 //           memory. Of a step of Llama-3-8B, 48 splits instead of 32 are predicted to save 2.3 us a layer just above 2048
 //           keys and 1.9 us at 8192 on an H200 (the model of docs/decode-step.md).
-// requires: D 64, 80, 96 or 128, group <= 8 (AttnDecode::check, AttnDecode::check_kernel in src/ops/attn_decode.rs)
+// requires: D 64, 80, 96 or 128, group <= 8, max_seq % ATTN_TILE == 0
+//                                          (AttnDecode::check, AttnDecode::check_kernel in src/ops/attn_decode.rs)
 // source:   Dao et al. 2023 (flash-decoding), Milakov & Gimelshein 2018 (online softmax). Not yet measured.
 #include "common/device.cuh"
 #include "common/tiles.h"
@@ -42,16 +48,16 @@ template <int D> struct Tile {
 };
 
 // Which keys of a tile are asked for: all but those from `skip` to before `until`. Those before `first` and beyond `last` are read
-// as these; their weight is zero.
+// as these; their weight is zero. What is read so lies in the tile's page.
 struct Keys {
   int skip, until, first, last;
 };
 
-// 16 bytes of row `at` from `column` on; zeros beyond the head. Past L1: what is loaded before grid_dependency_wait must not be
-// what L1 has of it.
+// 16 bytes of the row of key `at`, in the page at `rows`, from `column` on; zeros beyond the head. Past L1: what is loaded before
+// grid_dependency_wait must not be what L1 has of it.
 template <int D> DEV uint4 ld_chunk(const bf16* rows, int at, const Keys& keys, int column) {
   if (D % 64 != 0 && column >= D) return make_uint4(0, 0, 0, 0);
-  return ld128_l2(rows + (int64_t)max(min(at, keys.last), keys.first) * D + column);
+  return ld128_l2(rows + (max(min(at, keys.last), keys.first) & (ATTN_TILE - 1)) * D + column);
 }
 
 template <int D> DEV void load_k(Tile<D>& t, const bf16* k, int key, const Keys& keys, int g, int c) {
@@ -155,7 +161,8 @@ template <int D> DEV void add_values(Softmax<D>& m, const float (&p)[4], const T
 
 template <int D> DEV void attn_decode(const Traced& traced, bf16* out, float* part, unsigned* arrived,
                                       const bf16* qkv, const bf16* k, const bf16* v, const unsigned* places,
-                                      int n_heads, int n_kv_heads, int max_seq, int window, float scale) {
+                                      const unsigned* pages, int n_heads, int n_kv_heads, int max_seq, int window,
+                                      float scale) {
   constexpr int PITCH = D + 8;  // moves the heads of a lane's neighbours to other banks
   SHARED(float, acc, WARPS * HEADS * PITCH);
   SHARED(float, max_of, WARPS * HEADS);
@@ -166,7 +173,7 @@ template <int D> DEV void attn_decode(const Traced& traced, bf16* out, float* pa
   int split = blockIdx.x, splits = gridDim.x, kvh = blockIdx.y, r = blockIdx.z;
 
   // written two kernels ago or earlier: this one starts when all blocks of the one before have waited for that
-  uint32_t place = __ldcg(places + r), sequence = place / (uint32_t)max_seq, base = sequence * max_seq;
+  uint32_t place = __ldcg(places + r), base = place - place % (uint32_t)max_seq;  // the first place of its sequence
   int pos = place - base, len = pos + 1;
   uint32_t fresh = pos;  // a row of another sequence is farther from base, below it or above
   for (int i = 0; i < gridDim.z; i++) fresh = min(fresh, __ldcg(places + i) - base);
@@ -175,21 +182,24 @@ template <int D> DEV void attn_decode(const Traced& traced, bf16* out, float* pa
   int first = origin + split * span, end = min(first + span, len);
   if (first >= len) return;
 
-  int64_t head = ((int64_t)sequence * n_kv_heads + kvh) * max_seq * D;
-  k += head, v += head;
+  // the host wrote the table before the step began
+  pages += base / ATTN_TILE;
+  auto head = [&](uint32_t page) { return ((int64_t)page * n_kv_heads + kvh) * (ATTN_TILE * D); };
+  int64_t at = head(__ldcg(pages + first / ATTN_TILE));
   Tile<D> t;
   int key = first + warp * WARP_KEYS;
   if (key < (int)fresh) {  // the kernel before appends the keys from `fresh` on; those of earlier steps are there
     Keys old = {0, seen, 0, (int)fresh - 1};  // none before the window: they would be read again as its first
-    load_k(t, k, key, old, g, c);
-    load_v(t, v, key, old, g, c);
+    load_k(t, k + at, key, old, g, c);
+    load_v(t, v + at, key, old, g, c);
   }
   grid_dependency_wait();
   traced.ready();
   grid_launch_dependents();
   Keys rest = {seen, (int)fresh, seen, pos}, next = {0, 0, 0, pos};
-  load_k(t, k, key, rest, g, c);
-  load_v(t, v, key, rest, g, c);
+  load_k(t, k + at, key, rest, g, c);
+  load_v(t, v + at, key, rest, g, c);
+  uint32_t page = first + ATTN_TILE < end ? __ldcg(pages + first / ATTN_TILE + 1) : 0;  // of the next tile
   int live = (len - origin + span - 1) / span, group = n_heads / n_kv_heads;  // after the loads: divisions take a while
   // lanes without a head compute the last one again
   const bf16* q_row = qkv + ((int64_t)r * (n_heads + 2 * n_kv_heads) + kvh * group + min(g, group - 1)) * D;
@@ -206,15 +216,17 @@ template <int D> DEV void attn_decode(const Traced& traced, bf16* out, float* pa
     bool more = tile + ATTN_TILE < end;
     float s[4];
     scores(s, q, t);
-    if (more) load_k(t, k, key + ATTN_TILE, next, g, c);
+    at = head(page);
+    if (more) load_k(t, k + at, key + ATTN_TILE, next, g, c);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      int at = key + 2 * c + i % 2 + i / 2 * 8;
-      s[i] = at >= seen && at < len ? s[i] * scale : -INFINITY;
+      int j = key + 2 * c + i % 2 + i / 2 * 8;
+      s[i] = j >= seen && j < len ? s[i] * scale : -INFINITY;
     }
     weigh(m, s, c);
     add_values(m, s, t);
-    if (more) load_v(t, v, key + ATTN_TILE, next, g, c);
+    if (more) load_v(t, v + at, key + ATTN_TILE, next, g, c);
+    if (tile + 2 * ATTN_TILE < end) page = __ldcg(pages + tile / ATTN_TILE + 2);
     key += ATTN_TILE;
   }
 
@@ -295,9 +307,11 @@ template <int D> DEV void attn_decode(const Traced& traced, bf16* out, float* pa
 #define ATTN_DECODE(name, D)                                                                                      \
   extern "C" __global__ void __launch_bounds__(ATTN_THREADS, 3)                                                   \
       name(bf16* out, float* part, unsigned* arrived, const bf16* qkv, const bf16* k, const bf16* v,              \
-           const unsigned* pos, int n_heads, int n_kv_heads, int max_seq, int window, float scale, Span* trace) { \
+           const unsigned* pos, const unsigned* pages, int n_heads, int n_kv_heads, int max_seq, int window,      \
+           float scale, Span* trace) {                                                                            \
     Traced traced(trace);                                                                                         \
-    attn_decode<D>(traced, out, part, arrived, qkv, k, v, pos, n_heads, n_kv_heads, max_seq, window, scale);      \
+    attn_decode<D>(traced, out, part, arrived, qkv, k, v, pos, pages, n_heads, n_kv_heads, max_seq, window,       \
+                   scale);                                                                                        \
   }                                                                                                               \
   EXPORT_KERNEL(name)
 

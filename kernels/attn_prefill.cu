@@ -2,7 +2,8 @@
 //               f for the `rows` rows from f = first on, g = h / (n_heads / n_kv_heads), in sequence s = pos[f] / max_seq, of
 //               which the positions below `shared` are sequence 0's
 // shapes:   out [first + rows, n_heads, D] bf16; qkv [first + rows, n_heads + 2 n_kv_heads, D] bf16, of which q is read;
-//           k, v [sequences, n_kv_heads, max_seq, D] bf16; pos [first + 1] u32, places.
+//           k, v [pages of the cache, n_kv_heads, ATTN_TILE, D] bf16; pos [first + 1] u32, places; pages [sequences,
+//           max_seq / ATTN_TILE] u32, the page of each ATTN_TILE places.
 // rounding: scores, maxima and sums in f32 (mma.m16n8k16); the softmax's weights are rounded to bf16 for the second product
 //           but summed before that; one rounding at the store. `scale` is log2(e) / sqrt(D), for exp2.
 // order:    16 keys at a time, at absolute positions, up, from the tile on in which the window of the block's first row begins.
@@ -14,12 +15,15 @@
 // pipeline: PREFILL_STAGES of cp.async, k and v of the next tiles while one is computed: 48 KB where D is 128, so that two
 //           blocks fit the SMs with 100 KB as well. Rows of shared memory are 64 or 128 elements: of a head of 80 or 96 the rest
 //           stays empty.
+// pages:    a page is two tiles of keys. Counted: one load of 4 bytes a tile and thread, of one address, which L1 has but for the
+//           first; it is issued a tile before it is needed, so it waits for nothing.
 // traffic:  reads q, and k and v once per block; = AttnPrefill::cost counts them once per kv head.
 //           Predicted, not measured: what a warp reads of k and v in shared memory serves 32 rows, 4 mma a ldmatrix, which
 //           lets it reach what mma.sync can, some 660 TFLOP/s on an H100 (16 rows a warp were held to 346); k and v come
 //           from L2 half as often. A prompt of 8192 tokens of Llama-3-8B takes about 25 ms less.
 // lost:     32 keys at a time: scores for them need 10 to 25 registers more than there are.
-// requires: head_dim 64, 80, 96 or 128; pos[first] % max_seq + rows <= max_seq; rows of k, over all sequences and heads, fit an int
+// requires: head_dim 64, 80, 96 or 128; pos[first] % max_seq + rows <= max_seq; max_seq % ATTN_TILE == 0; rows of k, over all pages
+//           and heads, fit an int
 //                                                                       (AttnPrefill::launch in src/ops/attn_prefill.rs)
 // source:   FlashAttention-2 (Dao 2023), algorithm 1; code ours. Not yet measured.
 #include "common/device.cuh"
@@ -28,13 +32,14 @@
 constexpr uint32_t ALL = 0xffffffffu;
 constexpr int WARP_ROWS = 32, M = WARP_ROWS / 16;  // rows of a warp, and mma tiles that they are
 static_assert(PREFILL_THREADS / 32 * WARP_ROWS == PREFILL_ROWS, "the warps cover the rows");
+static_assert(ATTN_TILE % PREFILL_KEYS == 0, "a tile of keys is in one page");
 
 // The place of the chunk whose number is that of the chunk at p, xor c.
 DEV const bf16* chunk_xor(const bf16* p, int c) { return (const bf16*)((uintptr_t)p ^ (uintptr_t)(c * 16)); }
 
 template <int D>
-DEV void attn_prefill(bf16* out, const bf16* qkv, const bf16* k, const bf16* v, const uint32_t* pos, int rows, int first_row,
-                      int shared, int n_heads, int n_kv_heads, int max_seq, int window, float scale) {
+DEV void attn_prefill(bf16* out, const bf16* qkv, const bf16* k, const bf16* v, const uint32_t* pos, const uint32_t* pages,
+                      int rows, int first_row, int shared, int n_heads, int n_kv_heads, int max_seq, int window, float scale) {
   constexpr int W = D <= 64 ? 64 : 128;                // elements of a row in shared memory
   constexpr int TILE = PREFILL_KEYS * W, DS = D / 16;  // steps of 16 along the head
   constexpr int STEP = PREFILL_THREADS / (W / 8);      // keys that the block copies at a time
@@ -42,31 +47,35 @@ DEV void attn_prefill(bf16* out, const bf16* qkv, const bf16* k, const bf16* v, 
   DYN_SHARED(bf16, tiles);  // [PREFILL_STAGES][k, v][PREFILL_KEYS][W]
   int lane = threadIdx.x & 31, g = lane >> 2, c = lane & 3;
   int h = blockIdx.x, r0 = (gridDim.y - 1 - blockIdx.y) * PREFILL_ROWS;
-  uint32_t place = pos[first_row], sequence = place / (uint32_t)max_seq;
+  uint32_t place = pos[first_row];
   int first = place % (uint32_t)max_seq, len = first + rows;  // positions below len are in the cache
   int n_tiles = (first + min(r0 + PREFILL_ROWS, rows) + PREFILL_KEYS - 1) / PREFILL_KEYS;
   // The first key that a row of the block sees, and the first of its tile. From that one on positions are counted below.
   int seen = max(first + r0 + 1 - window, 0), begin = seen / PREFILL_KEYS * PREFILL_KEYS;
   n_tiles -= begin / PREFILL_KEYS;
 
-  // The next key that this thread copies a chunk of, its row in k and v, and how far before that its row in sequence 0 is.
+  // The next key that this thread copies a chunk of, and the page in which its tile begins. Sequence 0 is first in the table.
   int key = begin + threadIdx.x / (W / 8), chunk = threadIdx.x % (W / 8);
-  int to_shared = sequence * n_kv_heads * max_seq;
-  int next = h / (n_heads / n_kv_heads) * max_seq + key + to_shared;
+  int own = (place - first) / ATTN_TILE, kv_row = h / (n_heads / n_kv_heads) * ATTN_TILE;
+  auto page_of = [&](int t) { return pages[(t < shared ? 0 : own) + (uint32_t)min(t, len - 1) / ATTN_TILE]; };
+  uint32_t page = page_of(begin);
   bf16* place_of_chunk = tiles + tile_at<W>(threadIdx.x / (W / 8), chunk);
   // Copies a tile. Keys before `seen`, which only the first tile has, and past the last become zero, and nothing is read for
   // them: the cache may hold anything there, and 0 * NaN would spoil the sums.
   auto load_kv = [&](int stage, bool is_first) {
     bf16* to = place_of_chunk + stage * 2 * TILE;
+    int tile = key & -PREFILL_KEYS, stride = n_kv_heads * ATTN_TILE, in_page = kv_row + (key & (ATTN_TILE - 1));
+    int row = page * stride + in_page, rest = row;  // of k and v: for keys below `shared`, and for the rest of the tile
+    if (tile < shared && tile + PREFILL_KEYS > shared) rest = pages[own + tile / ATTN_TILE] * stride + in_page;
 #pragma unroll
     for (int r = 0; r < PREFILL_KEYS; r += STEP) {
       if (W != D && chunk * 8 >= D) break;
       bool in = (!is_first || key + r >= seen) && key + r < len;
-      int64_t from = (int64_t)(next + r - (key + r < shared ? to_shared : 0)) * D + chunk * 8;
+      int64_t from = (int64_t)((key + r < shared ? row : rest) + r) * D + chunk * 8;
       cp_async16(to + r * W, k + from, in);
       cp_async16(to + r * W + TILE, v + from, in);
     }
-    key += PREFILL_KEYS, next += PREFILL_KEYS;
+    key += PREFILL_KEYS, page = page_of(tile + PREFILL_KEYS);
   };
 #pragma unroll
   for (int j = 0; j < PREFILL_STAGES - 1; j++) {
@@ -184,12 +193,12 @@ DEV void attn_prefill(bf16* out, const bf16* qkv, const bf16* k, const bf16* v, 
     }
 }
 
-#define ATTN_PREFILL(name, D, BLOCKS)                                                                                 \
-  extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, BLOCKS)                                               \
-  name(bf16* out, const bf16* qkv, const bf16* k, const bf16* v, const uint32_t* pos, int rows, int first, int shared, \
-       int n_heads, int n_kv_heads, int max_seq, int window, float scale) {                                           \
-    attn_prefill<D>(out, qkv, k, v, pos, rows, first, shared, n_heads, n_kv_heads, max_seq, window, scale);           \
-  }                                                                                                                   \
+#define ATTN_PREFILL(name, D, BLOCKS)                                                                                  \
+  extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, BLOCKS)                                                \
+  name(bf16* out, const bf16* qkv, const bf16* k, const bf16* v, const uint32_t* pos, const uint32_t* pages, int rows, \
+       int first, int shared, int n_heads, int n_kv_heads, int max_seq, int window, float scale) {                     \
+    attn_prefill<D>(out, qkv, k, v, pos, pages, rows, first, shared, n_heads, n_kv_heads, max_seq, window, scale);     \
+  }                                                                                                                    \
   EXPORT_KERNEL(name)
 ATTN_PREFILL(attn_prefill_bf16_d64, 64, 3)
 ATTN_PREFILL(attn_prefill_bf16_d80, 80, 2)

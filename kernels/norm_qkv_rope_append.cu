@@ -1,8 +1,10 @@
 // norm_qkv_rope_append: y[r,i] = sum_j norm(x[r])[j] * w[i,j] + bias[i], norm(x)[j] = x[j] * rsqrt(mean_j(x[j]^2) + eps) * gain[j];
 //           q and k heads h of y, with `heads` h[i] * rsqrt(mean_i(h[i]^2) + eps) * heads[0 or 1,i], rotated to position
-//           pos[r] % max_seq, half-split as in rope.cu; all to qkv, k and v heads to the cache of sequence pos[r] / max_seq too.
-// shapes:   qkv [rows, n_heads + 2*n_kv_heads, head_dim] bf16; k, v [sequences, n_kv_heads, max_seq, head_dim] bf16; arrived
-//           [n_heads + n_kv_heads] u32, 0 before and after; x [rows, dim] bf16; pos [rows] u32, places; gain [dim] bf16; w
+//           pos[r] % max_seq, half-split as in rope.cu; all to qkv, k and v heads also to row pos[r] % ATTN_TILE of page
+//           pages[pos[r] / ATTN_TILE] of the cache.
+// shapes:   qkv [rows, n_heads + 2*n_kv_heads, head_dim] bf16; k, v [pages of the cache, n_kv_heads, ATTN_TILE, head_dim] bf16;
+//           arrived [n_heads + n_kv_heads] u32, 0 before and after; x [rows, dim] bf16; pos [rows] u32, places; pages
+//           [sequences, max_seq / ATTN_TILE] u32, the page of each ATTN_TILE places; gain [dim] bf16; w
 //           [(n_heads + 2*n_kv_heads) * head_dim, dim] bf16 or packed; bias [rows of w] bf16, or null for none; heads [2, head_dim]
 //           bf16, that of q heads and that of k heads, or null: heads are not normed; table [positions, head_dim] f32, cosines
 //           then sines.
@@ -13,9 +15,10 @@
 //           that both of a pair end in one thread. A head that is normed is finished by that of its blocks that arrives last, a
 //           warp for each row.
 // traffic:  reads 2*n*dim + 2*dim + 2*rows*dim + 4*rows*head_dim, n rows of w; writes 2*rows*n and the cache's
-//           4*rows*n_kv_heads*head_dim. = NormQkvRopeAppend::cost. Predicted, not measured, at 4.37 TB/s: 6144x4096 50.3
-//           MB 11.5 us; with normed heads some 2 us more, for the round trips of counter and head to L2.
-// requires: dim % 8 == 0, head_dim % 16 == 0, rows <= DECODE_ROWS, places in the cache, positions in the table
+//           4*rows*n_kv_heads*head_dim. = NormQkvRopeAppend::cost, which leaves out 4 bytes of `pages` a row. Predicted, not
+//           measured, at 4.37 TB/s: 6144x4096 50.3 MB 11.5 us; with normed heads some 2 us more, for the round trips of counter
+//           and head to L2. The page is asked for before the product and first used after it: no time of its own.
+// requires: dim % 8 == 0, head_dim % 16 == 0, rows <= DECODE_ROWS, places in pages of the cache, positions in the table
 //                                             (NormQkvRopeAppend::check in src/ops/norm_qkv_rope_append.rs)
 // source:   ours, see common/gemv.cuh. Not yet measured.
 #include "common/gemv.cuh"
@@ -23,9 +26,9 @@
 
 template <class F, int MOST, int STAGES>
 DEV void norm_qkv_rope_append(const Traced& traced, bf16* qkv, bf16* k, bf16* v, unsigned* arrived, const bf16* x,
-                              const uint32_t* pos, const bf16* gain, const typename F::Element* w, const bf16* bias,
-                              const bf16* heads, const float* table, int rows, int dim, int n_heads, int n_kv_heads,
-                              int head_dim, int max_seq, float eps) {
+                              const uint32_t* pos, const uint32_t* pages, const bf16* gain,
+                              const typename F::Element* w, const bf16* bias, const bf16* heads, const float* table, int rows,
+                              int dim, int n_heads, int n_kv_heads, int head_dim, int max_seq, float eps) {
   int half = head_dim / 2, blocks = head_dim / GEMV_TILE;  // of a head
   int h = blockIdx.x / blocks, i = blockIdx.x % blocks * 8;
   int row = h * head_dim + i;
@@ -40,16 +43,16 @@ DEV void norm_qkv_rope_append(const Traced& traced, bf16* qkv, bf16* k, bf16* v,
   traced.ready();
 
   bool rotates = h < n_heads + n_kv_heads, normed = rotates && heads != nullptr, stores = r < p.rows;
-  uint32_t place = stores ? pos[r] : 0, sequence = place / (uint32_t)max_seq;
-  int64_t at = place - sequence * (uint32_t)max_seq;
+  int kvh = h - n_heads;
+  uint32_t place = stores ? pos[r] : 0, at = place % (uint32_t)max_seq;
+  uint32_t page = stores && kvh >= 0 ? pages[place / ATTN_TILE] : 0;
   float c = 1.f, s = 0.f;  // early, too
-  if (stores && rotates && !normed) c = table[at * head_dim + i], s = table[at * head_dim + half + i];
+  if (stores && rotates && !normed) c = table[(int64_t)at * head_dim + i], s = table[(int64_t)at * head_dim + half + i];
   p.run(x, gain);
   float2 y = p.total(eps);
   if constexpr (MOST > 1) add = biases(bias, column, column + half);  // there were no registers for them
   y.x += add.x, y.y += add.y;
   bf16* to = qkv + ((int64_t)r * (n_heads + 2 * n_kv_heads) + h) * head_dim + i;
-  int kvh = h - n_heads;
   if (!normed) {
     if (!stores) return;
     if (rotates) y = make_float2(y.x * c - y.y * s, y.y * c + y.x * s);
@@ -57,7 +60,7 @@ DEV void norm_qkv_rope_append(const Traced& traced, bf16* qkv, bf16* k, bf16* v,
     to[0] = lo, to[half] = hi;
     if (kvh < 0) return;
     bf16* cache = kvh < n_kv_heads ? k : v;
-    cache += (((int64_t)sequence * n_kv_heads + kvh % n_kv_heads) * max_seq + at) * head_dim + i;
+    cache += (((int64_t)page * n_kv_heads + kvh % n_kv_heads) * ATTN_TILE + place % ATTN_TILE) * head_dim + i;
     cache[0] = lo, cache[half] = hi;
     return;
   }
@@ -77,12 +80,13 @@ DEV void norm_qkv_rope_append(const Traced& traced, bf16* qkv, bf16* k, bf16* v,
       sum = fmaf(hi, hi, fmaf(lo, lo, sum));
     }
     float scale = rsqrtf(warp_sum(sum) / head_dim + eps);
-    place = pos[r], sequence = place / (uint32_t)max_seq, at = place - sequence * (uint32_t)max_seq;
-    bf16* cache = k + (((int64_t)sequence * n_kv_heads + kvh) * max_seq + at) * head_dim;
+    place = pos[r], at = place % (uint32_t)max_seq;
+    if (kvh >= 0) page = pages[place / ATTN_TILE];
+    bf16* cache = k + (((int64_t)page * n_kv_heads + kvh) * ATTN_TILE + place % ATTN_TILE) * head_dim;
     for (i = lane; i < half; i += 32) {
       float lo = __bfloat162float(head[i]) * scale * __bfloat162float(head_gain[i]);
       float hi = __bfloat162float(head[i + half]) * scale * __bfloat162float(head_gain[i + half]);
-      c = table[at * head_dim + i], s = table[at * head_dim + half + i];
+      c = table[(int64_t)at * head_dim + i], s = table[(int64_t)at * head_dim + half + i];
       bf16 first = __float2bfloat16(lo * c - hi * s), second = __float2bfloat16(hi * c + lo * s);
       head[i] = first, head[i + half] = second;
       if (kvh >= 0) cache[i] = first, cache[i + half] = second;
@@ -92,12 +96,12 @@ DEV void norm_qkv_rope_append(const Traced& traced, bf16* qkv, bf16* k, bf16* v,
 
 #define NORM_QKV_ROPE_APPEND(name, F, MOST, STAGES, BLOCKS)                                                           \
   extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                                                       \
-      name(bf16* qkv, bf16* k, bf16* v, unsigned* arrived, const bf16* x, const uint32_t* pos, const bf16* gain,      \
-           const F::Element* w, const bf16* bias, const bf16* heads, const float* table, int rows, int dim,           \
-           int n_heads, int n_kv_heads, int head_dim, int max_seq, float eps, Span* trace) {                          \
+      name(bf16* qkv, bf16* k, bf16* v, unsigned* arrived, const bf16* x, const uint32_t* pos, const uint32_t* pages, \
+           const bf16* gain, const F::Element* w, const bf16* bias, const bf16* heads, const float* table, int rows,  \
+           int dim, int n_heads, int n_kv_heads, int head_dim, int max_seq, float eps, Span* trace) {                 \
     Traced traced(trace);                                                                                             \
-    norm_qkv_rope_append<F, MOST, STAGES>(traced, qkv, k, v, arrived, x, pos, gain, w, bias, heads, table, rows, dim, \
-                                          n_heads, n_kv_heads, head_dim, max_seq, eps);                               \
+    norm_qkv_rope_append<F, MOST, STAGES>(traced, qkv, k, v, arrived, x, pos, pages, gain, w, bias, heads, table,     \
+                                          rows, dim, n_heads, n_kv_heads, head_dim, max_seq, eps);                    \
   }                                                                                                                   \
   EXPORT_KERNEL(name)
 

@@ -131,6 +131,7 @@ class Engine:
         threads: int | None = None,
         activations: Literal["bf16", "f32"] = "bf16",
         sequences: int = 1,
+        cache_tokens: int | None = None,
         widen: bool = False,
         quantize: str | None = None,
         draft: str | None = None,
@@ -138,8 +139,8 @@ class Engine:
         """Opens a model: a directory in Hugging Face layout, a GGUF file, OWNER/NAME of the local Hugging Face cache, or "demo".
 
         device: "auto" (the first GPU, else the CPU), "cpu", "cuda" or "cuda:N". context: most tokens of a session. threads: that
-        compute on the CPU. sequences: for which a GPU must have room, 1 for sessions, those of `batch` else. widen: quantized
-        weights become bf16 when they are loaded. quantize: a format in which weights are quantized while they are loaded, as of
+        compute on the CPU. sequences: for which a GPU must have room, 1 for sessions, those of `batch` else. cache_tokens: of all these
+        sequences together, a whole context for each of up to 16 when absent. widen: quantized weights become bf16 when they are loaded. quantize: a format in which weights are quantized while they are loaded, as of
         `aoji --quantize`. draft: a smaller model with the same vocabulary, for `speculate="model"`.
         """
     def chat(self, question: str | Sequence[Message], *, system: str | None = None, **options: Unpack[Options]) -> Generation:
@@ -151,8 +152,9 @@ class Engine:
     def score(self, context: str | Sequence[int], continuations: Sequence[str] | Sequence[Sequence[int]], *, bos: bool = True) -> list[Score]:
         """How likely each continuation is. Texts are divided into tokens as lm-evaluation-harness does, with the model's BOS in
         front if `bos`."""
-    def batch(self, prompts: Sequence[str | Sequence[int]], *, sequences: int = 8, **options: Unpack[Options]) -> list[Answer]:
-        """Continues several prompts, so many at a time. Each gets what it would get beside any others."""
+    def batch(self, prompts: Sequence[str | Sequence[int]], *, sequences: int = 8, cache_tokens: int | None = None, **options: Unpack[Options]) -> list[Answer]:
+        """Continues several prompts, so many at a time (up to 64), with memory for the keys and values of `cache_tokens`. Each gets what
+        it would get beside any others."""
     def tokenize(self, text: str, *, special: bool = False, bos: bool = False) -> list[int]:
         """Tokens of a text. With `special` the text of a special token becomes that token; with `bos` the model's BOS is first."""
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:

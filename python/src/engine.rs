@@ -83,7 +83,7 @@ pub struct Engine(aoji::Engine);
 impl Engine {
     #[new]
     #[allow(clippy::too_many_arguments)] // keywords in Python
-    #[pyo3(signature = (model = "demo", *, device = "auto", context = None, threads = None, activations = "bf16", sequences = 1, widen = false, quantize = None, draft = None))]
+    #[pyo3(signature = (model = "demo", *, device = "auto", context = None, threads = None, activations = "bf16", sequences = 1, cache_tokens = None, widen = false, quantize = None, draft = None))]
     fn open(
         py: Python,
         model: &str,
@@ -92,6 +92,7 @@ impl Engine {
         threads: Option<NonZeroUsize>,
         activations: &str,
         sequences: usize,
+        cache_tokens: Option<usize>,
         widen: bool,
         quantize: Option<&str>,
         draft: Option<String>,
@@ -99,7 +100,8 @@ impl Engine {
         let device: Device = named("device", device)?;
         let activations: Activations = named("activations", activations)?;
         let quantize = quantize.map(|format| named("quantize", format)).transpose()?;
-        let options = Options { device, activations, context, sequences, threads, widen, quantize, draft: None };
+        let options =
+            Options { device, activations, context, sequences, cache_tokens, threads, widen, quantize, draft: None };
         let model = model.to_string();
         let open = move || match draft {
             None => aoji::Engine::open(&model, &options),
@@ -158,20 +160,22 @@ impl Engine {
         wait(py, move |_| engine.score(&request.context, &request.continuations).map(scores))
     }
 
-    /// Continues several prompts at once, `sequences` at a time. Each gets what it would get alone.
-    #[pyo3(signature = (prompts, *, sequences = 8, **options))]
+    /// Continues several prompts at once, `sequences` at a time, with memory for the keys and values of `cache_tokens`. Each gets what it
+    /// would get alone.
+    #[pyo3(signature = (prompts, *, sequences = 8, cache_tokens = None, **options))]
     fn batch(
         &self,
         py: Python,
         prompts: Vec<Bound<PyAny>>,
         sequences: usize,
+        cache_tokens: Option<usize>,
         options: Option<&Bound<PyDict>>,
     ) -> PyResult<Vec<Answer>> {
         let options = crate::options::options(options)?;
         let prompts: Vec<_> = prompts.iter().map(|p| prompt(&self.0, p)).collect::<PyResult<_>>()?;
         let (engine, longest) = (self.0.clone(), prompts.iter().map(Vec::len).max().unwrap_or(0));
         let max_tokens = longest.saturating_add(options.max_tokens.unwrap_or(usize::MAX)).min(engine.max_context());
-        let sizes = BatchOptions { sequences, max_tokens, ..BatchOptions::default() };
+        let sizes = BatchOptions { sequences, max_tokens, cache_tokens, ..BatchOptions::default() };
         wait(py, move |cancelled| {
             let mut batch = engine.batch(&sizes)?;
             let mut answers: Vec<Answer> = prompts.iter().map(|_| Answer::default()).collect();

@@ -236,6 +236,7 @@ impl Backend for Count {
         _v: &mut Buf<bf16>,
         _qkv: &Buf<bf16>,
         _pos: &Buf<u32>,
+        _pages: &Buf<u32>,
     ) -> Result<()> {
         self.op(op)
     }
@@ -247,6 +248,7 @@ impl Backend for Count {
         _k: &Buf<bf16>,
         _v: &Buf<bf16>,
         _pos: &Buf<u32>,
+        _pages: &Buf<u32>,
     ) -> Result<()> {
         self.op(op)
     }
@@ -260,6 +262,7 @@ impl Backend for Count {
         _k: &Buf<bf16>,
         _v: &Buf<bf16>,
         _pos: &Buf<u32>,
+        _pages: &Buf<u32>,
     ) -> Result<()> {
         self.op(op)
     }
@@ -317,6 +320,7 @@ impl Backend for Count {
         _arrived: &mut Buf<u32>,
         x: &Buf<bf16>,
         pos: &Buf<u32>,
+        pages: &Buf<u32>,
         gain: &Shape,
         w: &Shape,
         heads: Option<&Shape>,
@@ -324,7 +328,7 @@ impl Backend for Count {
     ) -> Result<()> {
         match op.rows <= DECODE_ROWS {
             true => self.biased::<NormQkvRopeAppend>(op.cost(), op.rows, w),
-            false => definition::norm_qkv_rope_append(self, op, qkv, k, v, xb, x, pos, gain, w, heads, table),
+            false => definition::norm_qkv_rope_append(self, op, qkv, k, v, xb, x, pos, pages, gain, w, heads, table),
         }
     }
     fn norm_gate_up(

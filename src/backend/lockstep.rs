@@ -276,10 +276,11 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         v: &mut Both<bf16, D>,
         qkv: &Both<bf16, D>,
         pos: &Both<u32, D>,
+        pages: &Both<u32, D>,
     ) -> Result<()> {
         self.count_op();
-        self.host.kv_append(op, &mut k.host, &mut v.host, &qkv.host, &pos.host)?;
-        self.device.kv_append(op, &mut k.device, &mut v.device, &qkv.device, &pos.device)?;
+        self.host.kv_append(op, &mut k.host, &mut v.host, &qkv.host, &pos.host, &pages.host)?;
+        self.device.kv_append(op, &mut k.device, &mut v.device, &qkv.device, &pos.device, &pages.device)?;
         let cache = k.len(); // all of it: a copy to a wrong place shows
         self.settle(op, "k", op.tolerance(), k, cache)?;
         self.settle(op, "v", op.tolerance(), v, cache)
@@ -292,11 +293,12 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         k: &Both<bf16, D>,
         v: &Both<bf16, D>,
         pos: &Both<u32, D>,
+        pages: &Both<u32, D>,
     ) -> Result<()> {
         self.count_op();
         let Both { host, device } = &mut *out;
-        self.host.attn_prefill(op, host, &qkv.host, &k.host, &v.host, &pos.host)?;
-        self.device.attn_prefill(op, device, &qkv.device, &k.device, &v.device, &pos.device)?;
+        self.host.attn_prefill(op, host, &qkv.host, &k.host, &v.host, &pos.host, &pages.host)?;
+        self.device.attn_prefill(op, device, &qkv.device, &k.device, &v.device, &pos.device, &pages.device)?;
         self.settle(op, "out", op.tolerance(), out, (op.first + op.rows) * op.n_heads * op.head_dim)
     }
     fn attn_decode(
@@ -309,13 +311,15 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         k: &Both<bf16, D>,
         v: &Both<bf16, D>,
         pos: &Both<u32, D>,
+        pages: &Both<u32, D>,
     ) -> Result<()> {
         self.count_op();
-        let (q, p) = (&qkv.device, &pos.device);
         let (host, host_part, host_arrived) = (&mut out.host, &mut part.host, &mut arrived.host);
-        self.host.attn_decode(op, host, host_part, host_arrived, &qkv.host, &k.host, &v.host, &pos.host)?;
+        let (q, p, table) = (&qkv.host, &pos.host, &pages.host);
+        self.host.attn_decode(op, host, host_part, host_arrived, q, &k.host, &v.host, p, table)?;
         let (device, part, arrived) = (&mut out.device, &mut part.device, &mut arrived.device);
-        self.device.attn_decode(op, device, part, arrived, q, &k.device, &v.device, p)?;
+        let (q, p, table) = (&qkv.device, &pos.device, &pages.device);
+        self.device.attn_decode(op, device, part, arrived, q, &k.device, &v.device, p, table)?;
         self.settle(op, "out", op.tolerance(), out, op.rows * op.n_heads * op.head_dim)
     }
     fn swiglu(&self, op: &Swiglu, hb: &mut Both<bf16, D>, gate_up: &Both<bf16, D>) -> Result<()> {
@@ -398,17 +402,18 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         arrived: &mut Both<u32, D>,
         x: &Both<bf16, D>,
         pos: &Both<u32, D>,
+        pages: &Both<u32, D>,
         gain: &BothWeight<D>,
         w: &BothWeight<D>,
         heads: Option<&BothWeight<D>>,
         table: &Both<f32, D>,
     ) -> Result<()> {
         self.enter(NormQkvRopeAppend::STEM);
-        definition::norm_qkv_rope_append(self, op, qkv, k, v, xb, x, pos, gain, w, heads, table)?;
+        definition::norm_qkv_rope_append(self, op, qkv, k, v, xb, x, pos, pages, gain, w, heads, table)?;
         let (dqkv, dk, dv, dxb) = (&mut qkv.device, &mut k.device, &mut v.device, &mut xb.device);
         let (gain, w, heads, table) = (&gain.device, &w.device, heads.map(|h| &h.device), &table.device);
-        let (arrived, x, pos) = (&mut arrived.device, &x.device, &pos.device);
-        self.device.norm_qkv_rope_append(op, dqkv, dk, dv, dxb, arrived, x, pos, gain, w, heads, table)?;
+        let (arrived, x, pos, pages) = (&mut arrived.device, &x.device, &pos.device, &pages.device);
+        self.device.norm_qkv_rope_append(op, dqkv, dk, dv, dxb, arrived, x, pos, pages, gain, w, heads, table)?;
         let fused = &Fused(op);
         self.settle(fused, "qkv", op.tolerance(), qkv, op.rows * op.qkv_dim())?;
         let cache = k.len();

@@ -233,7 +233,7 @@ pub trait Backend: Sized + Send + Sync + 'static {
         pos: &Self::Buf<u32>,
         table: &Self::Buf<f32>,
     ) -> Result<()>;
-    /// Copies the k and v heads of `qkv` to their places in the cache.
+    /// Copies the k and v heads of `qkv` to their places in the cache, whose table is `pages`.
     fn kv_append(
         &self,
         op: &KvAppend,
@@ -241,8 +241,10 @@ pub trait Backend: Sized + Send + Sync + 'static {
         v: &mut Self::Buf<Self::Act>,
         qkv: &Self::Buf<Self::Act>,
         pos: &Self::Buf<u32>,
+        pages: &Self::Buf<u32>,
     ) -> Result<()>;
     /// Causal attention of many consecutive positions.
+    #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
     fn attn_prefill(
         &self,
         op: &AttnPrefill,
@@ -251,6 +253,7 @@ pub trait Backend: Sized + Send + Sync + 'static {
         k: &Self::Buf<Self::Act>,
         v: &Self::Buf<Self::Act>,
         pos: &Self::Buf<u32>,
+        pages: &Self::Buf<u32>,
     ) -> Result<()>;
     /// Causal attention of at most [`DECODE_ROWS`] rows over a long cache, split by keys. `part` and `arrived` are scratch.
     #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
@@ -264,6 +267,7 @@ pub trait Backend: Sized + Send + Sync + 'static {
         k: &Self::Buf<Self::Act>,
         v: &Self::Buf<Self::Act>,
         pos: &Self::Buf<u32>,
+        pages: &Self::Buf<u32>,
     ) -> Result<()>;
     /// `hb = silu(gate) * up`
     fn swiglu(&self, op: &Swiglu, hb: &mut Self::Buf<Self::Act>, gate_up: &Self::Buf<Self::Act>) -> Result<()>;
@@ -330,12 +334,13 @@ pub trait Backend: Sized + Send + Sync + 'static {
         _arrived: &mut Self::Buf<u32>,
         x: &Self::Buf<Self::Act>,
         pos: &Self::Buf<u32>,
+        pages: &Self::Buf<u32>,
         gain: &Self::Weight,
         w: &Self::Weight,
         heads: Option<&Self::Weight>,
         table: &Self::Buf<f32>,
     ) -> Result<()> {
-        definition::norm_qkv_rope_append(self, op, qkv, k, v, xb, x, pos, gain, w, heads, table)
+        definition::norm_qkv_rope_append(self, op, qkv, k, v, xb, x, pos, pages, gain, w, heads, table)
     }
 
     /// `hb = silu(norm(x) w_gate^T) * (norm(x) w_up^T)`, `w` is gate over up. `xb` and `gate_up` are scratch.
@@ -402,6 +407,7 @@ pub mod definition {
         xb: &mut B::Buf<B::Act>,
         x: &B::Buf<B::Act>,
         pos: &B::Buf<u32>,
+        pages: &B::Buf<u32>,
         gain: &B::Weight,
         w: &B::Weight,
         heads: Option<&B::Weight>,
@@ -413,7 +419,7 @@ pub mod definition {
             b.head_norm(&op.heads(), qkv, gains)?;
         }
         b.rope(&op.rope(), qkv, pos, table)?;
-        b.kv_append(&op.append(), k, v, qkv, pos)
+        b.kv_append(&op.append(), k, v, qkv, pos, pages)
     }
 
     /// `hb = silu(norm(x) w_gate^T) * (norm(x) w_up^T)`

@@ -204,8 +204,9 @@ impl<B: Backend> Backend for Observe<B> {
         v: &mut B::Buf<B::Act>,
         qkv: &B::Buf<B::Act>,
         pos: &B::Buf<u32>,
+        pages: &B::Buf<u32>,
     ) -> Result<()> {
-        self.inner.kv_append(op, k, v, qkv, pos)
+        self.inner.kv_append(op, k, v, qkv, pos, pages)
     }
     fn attn_prefill(
         &self,
@@ -215,8 +216,9 @@ impl<B: Backend> Backend for Observe<B> {
         k: &B::Buf<B::Act>,
         v: &B::Buf<B::Act>,
         pos: &B::Buf<u32>,
+        pages: &B::Buf<u32>,
     ) -> Result<()> {
-        self.inner.attn_prefill(op, out, qkv, k, v, pos)
+        self.inner.attn_prefill(op, out, qkv, k, v, pos, pages)
     }
     fn attn_decode(
         &self,
@@ -228,8 +230,9 @@ impl<B: Backend> Backend for Observe<B> {
         k: &B::Buf<B::Act>,
         v: &B::Buf<B::Act>,
         pos: &B::Buf<u32>,
+        pages: &B::Buf<u32>,
     ) -> Result<()> {
-        self.inner.attn_decode(op, out, part, arrived, qkv, k, v, pos)
+        self.inner.attn_decode(op, out, part, arrived, qkv, k, v, pos, pages)
     }
     fn swiglu(&self, op: &Swiglu, hb: &mut B::Buf<B::Act>, gate_up: &B::Buf<B::Act>) -> Result<()> {
         self.inner.swiglu(op, hb, gate_up)

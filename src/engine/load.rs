@@ -1,7 +1,7 @@
 //! An engine is a model, loaded and ready: immutable, cheap to clone, shared by sessions and threads.
 
 use crate::{
-    backend::{Backend, cpu::Cpu},
+    backend::{Backend, DECODE_ROWS, cpu::Cpu},
     engine::{
         batch::BatchOptions,
         speculate,
@@ -9,7 +9,10 @@ use crate::{
     },
     error::{Error, Result},
     files::{ModelFiles, Source, Startup, config::Config, join, quantize, session_file, weights::Weights},
-    model::{Changes, Kept, Model, plan::Plan},
+    model::{
+        Changes, Kept, Model,
+        plan::{Plan, Wanted},
+    },
     text::{Template, Tokenizer},
 };
 use half::bf16;
@@ -77,6 +80,9 @@ pub struct Options {
     pub context: Option<usize>,
     /// How many sequences the GPU must have room for: 1 for a session, or those of a [batch](crate::Batch).
     pub sequences: usize,
+    /// Tokens whose keys and values it must have room for, of all sequences together. When absent: a whole context for each sequence, but
+    /// for no more than 16, or as much of that as fits the GPU.
+    pub cache_tokens: Option<usize>,
     /// Threads that compute on the CPU, used by this engine alone. When absent there is one for each physical core,
     /// shared by all such engines of the process. The results are the same.
     pub threads: Option<NonZeroUsize>,
@@ -99,6 +105,7 @@ impl Default for Options {
             activations: Activations::default(),
             context: None,
             sequences: 1,
+            cache_tokens: None,
             threads: None,
             widen: false,
             quantize: None,
@@ -116,7 +123,10 @@ impl Options {
     pub fn with_draft(self, draft: &str, model: &str) -> Result<Options> {
         let (files, most) = (ModelFiles::open(draft)?, ModelFiles::open(model)?.config.max_seq);
         let context = Some(self.context.unwrap_or(most).min(files.config.max_seq));
-        let draft = Engine::load(files, &Options { context, quantize: None, ..self.clone() }, &mut |_, _| {})?;
+        // as many as a batch asks guesses for; each has a whole context
+        let sequences = self.sequences.min(DECODE_ROWS);
+        let options = Options { context, sequences, cache_tokens: None, quantize: None, ..self.clone() };
+        let draft = Engine::load(files, &options, &mut |_, _| {})?;
         Ok(Options { draft: Some(draft), ..self })
     }
 }
@@ -270,7 +280,9 @@ impl Engine {
         };
         let promised = options.draft.as_ref().map_or(0, |draft| draft.plan().of_sequences());
         let free = b.free_memory()?.map(|free| free.saturating_sub(promised));
-        let plan = Plan::choose::<B>(&config, kept.bytes(&config), options.context, options.sequences, free)?;
+        let &Options { context, sequences, cache_tokens, .. } = options;
+        let wanted = Wanted { context, sequences, cache_tokens };
+        let plan = Plan::choose::<B>(&config, kept.bytes(&config), wanted, free)?;
         tracing::info!("{}: {plan}", b.name());
         // the parts of a prompt in a batch are smaller than the chunks of a session's
         let most = if options.sequences == 1 { B::CHUNK } else { *BatchOptions::CHUNK.end() };
@@ -304,10 +316,24 @@ impl Engine {
 
     /// Creates this many empty sequences with room for `max_tokens` tokens each.
     pub(crate) fn timeline(&self, sequences: usize, max_tokens: usize) -> Result<Box<dyn AnyTimeline>> {
+        self.any_timeline(sequences, max_tokens, None)
+    }
+
+    /// The same for sequences that take their pages from a pool of this many.
+    pub(crate) fn paged_timeline(
+        &self,
+        sequences: usize,
+        max_tokens: usize,
+        pages: usize,
+    ) -> Result<Box<dyn AnyTimeline>> {
+        self.any_timeline(sequences, max_tokens, Some(pages))
+    }
+
+    fn any_timeline(&self, sequences: usize, max_tokens: usize, pool: Option<usize>) -> Result<Box<dyn AnyTimeline>> {
         if max_tokens == 0 || max_tokens > self.max_context() {
             return Err(Error::Context { needed: max_tokens, max: self.max_context() });
         }
-        self.0.loaded.clone().timeline(sequences, max_tokens)
+        self.0.loaded.clone().timeline(sequences, max_tokens, pool)
     }
 
     /// The smaller model that guesses for it, if there is one.
@@ -332,7 +358,7 @@ impl Engine {
         self.0.plan.context
     }
 
-    /// Memory that the model and one session take.
+    /// Memory that the model and its sequences take.
     pub fn plan(&self) -> &Plan {
         &self.0.plan
     }

@@ -313,7 +313,7 @@ impl Session {
             let tokens = self.tokens.clone();
             self.sync(&tokens)?;
         }
-        self.timeline.sampler(0, &self.tokens, sampling, stop_ids, false)?;
+        self.timeline.sampler(0, &self.tokens, &[], sampling, stop_ids, false)?;
         self.has_logits = false;
         let left = most.min(self.max_tokens - self.tokens.len());
         let speculation = guesser.map(|guesser| Speculation::new(guesser, left));

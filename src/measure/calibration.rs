@@ -9,7 +9,11 @@ use crate::{
         ModelFiles, Startup,
         quantize::{self, Inputs},
     },
-    model::{Changes, Model, Rows, Scratch, kv::Kv, plan::Plan},
+    model::{
+        Changes, Model, Rows, Scratch,
+        kv::Kv,
+        plan::{Plan, Wanted},
+    },
 };
 use half::bf16;
 use std::num::NonZeroUsize;
@@ -85,7 +89,8 @@ fn run<B: Backend>(
     let (config, b) = (&files.config, Observe::new(b));
     b.supports(config)?;
     let longest = texts.iter().map(Vec::len).max().unwrap_or(1).min(WINDOW).min(config.max_seq);
-    Plan::choose::<Observe<B>>(config, config.weight_bytes(), Some(longest), 1, b.free_memory()?)?;
+    let wanted = Wanted { context: Some(longest), sequences: 1, cache_tokens: None };
+    Plan::choose::<Observe<B>>(config, config.weight_bytes(), wanted, b.free_memory()?)?;
     b.expect_rows(config, longest)?;
     let changes = Changes { lora: &files.lora, ..Changes::default() };
     let model = Model::load(&b, config, &files.weights, changes, longest, &mut |_| {})?;

@@ -187,9 +187,12 @@ pub fn invariance(engine: &Engine, n: usize) -> Result<Report> {
 }
 
 /// Log-probabilities of 8 tokens drawn after `prompt`: alone in a batch, and for comparison beside other jobs that begin and
-/// end meanwhile, with the prompt from the cache, and with its beginning copied from a busy sequence.
+/// end meanwhile, with the prompt from the cache, with its beginning shared with a busy sequence, and put back with memory for only
+/// one sequence, so that pages change hands.
 fn beside_jobs(engine: &Engine, prompt: &[u32], other: &[u32]) -> Result<Vec<(Vec<f32>, Vec<f32>)>> {
-    let options = BatchOptions { sequences: 3, max_tokens: prompt.len() + 8, chunk: 64 };
+    let max_tokens = prompt.len() + 8;
+    let options = BatchOptions { sequences: 3, max_tokens, cache_tokens: None, chunk: 64 };
+    let tight = BatchOptions { cache_tokens: Some(max_tokens), ..options };
     let job = |prompt: &[u32], n: usize, seed| Job {
         prompt: prompt.to_vec(),
         options: GenerateOptions {
@@ -217,7 +220,11 @@ fn beside_jobs(engine: &Engine, prompt: &[u32], other: &[u32]) -> Result<Vec<(Ve
     let half = prompt.len() / 2;
     let mixed = [&prompt[..half], &other[half..]].concat();
     let crowd: [(&[u32], usize); 4] = [(&mixed, 8), (&other[..half], 5), (prompt, 2), (&other[..4], 8)];
-    for others in [&[][..], &[(other, 3)], &crowd] {
+    for (others, put_backs) in [(&[][..], false), (&[(other, 3)], false), (&crowd, false), (&crowd, true)] {
+        if put_backs {
+            batch = engine.batch(&tight)?;
+            batch.try_put_backs(3);
+        }
         for (i, &(tokens, n)) in others.iter().enumerate() {
             batch.submit(job(tokens, n, 10 + i as u64))?;
         }

@@ -258,7 +258,7 @@ impl<B: Backend> Model<B> {
             for &Part { rows, kv_len, shared } in parts {
                 let (max_seq, window) = (kv.max_seq, self.config.arch.window(l, kv.max_seq));
                 let op = AttnPrefill { rows, first, shared, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window };
-                b.attn_prefill(&op, &mut s.att, &s.qkv, &kv.k[l], &kv.v[l], &at.pos)?;
+                b.attn_prefill(&op, &mut s.att, &s.qkv, &kv.k[l], &kv.v[l], &at.pos, &kv.pages)?;
                 first += rows;
             }
             Ok(())
@@ -282,7 +282,7 @@ impl<B: Backend> Model<B> {
         let gate_up = NormGateUp { rows, dim, ffn_dim, eps };
         b.embed(&Embed { rows, dim, vocab }, &mut s.x, &at.tokens, &self.embed)?; // x [rows, dim]
         for (l, w) in self.layers.iter().enumerate() {
-            let (k, v, pos) = (&mut kv.k[l], &mut kv.v[l], &at.pos);
+            let (k, v, pages, pos) = (&mut kv.k[l], &mut kv.v[l], &kv.pages, &at.pos);
             // qkv [rows, q_dim + 2 kv_dim] of norm(x), heads normed and rotated; the cache
             b.norm_qkv_rope_append(
                 &qkv,
@@ -293,6 +293,7 @@ impl<B: Backend> Model<B> {
                 &mut s.attn_arrived,
                 &s.x,
                 pos,
+                pages,
                 &w.attn_norm,
                 &w.wqkv,
                 w.head_norm.as_ref(),
@@ -322,8 +323,8 @@ impl<B: Backend> Model<B> {
         let Config { n_heads, n_kv_heads, head_dim, .. } = self.config;
         let (max_seq, window) = (kv.max_seq, self.config.arch.window(l, kv.max_seq));
         let op = AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window };
-        let (k, v) = (&kv.k[l], &kv.v[l]);
-        b.attn_decode(&op, &mut s.att, &mut s.attn_part, &mut s.attn_arrived, &s.qkv, k, v, &at.pos)
+        let (k, v, part, arrived) = (&kv.k[l], &kv.v[l], &mut s.attn_part, &mut s.attn_arrived);
+        b.attn_decode(&op, &mut s.att, part, arrived, &s.qkv, k, v, &at.pos, &kv.pages)
     }
 
     /// Computes `s.xb[..rows]`, the normed rows `first..first + rows` of `s.x`: the hidden states that go into the

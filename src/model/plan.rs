@@ -1,10 +1,14 @@
 //! The memory that a model needs, computed before anything is allocated.
 
 use crate::{
-    backend::{Backend, SamplerState},
+    backend::{Backend, DECODE_ROWS, SamplerState},
     error::{Error, Result},
     files::config::Config,
-    model::{LOGIT_ROWS, Scratch, kv::Kv},
+    model::{
+        LOGIT_ROWS, Scratch,
+        kv::{Kv, pages_for},
+    },
+    ops::PAGE,
 };
 use std::fmt;
 
@@ -15,6 +19,8 @@ pub struct Plan {
     pub context: usize,
     /// Number of sequences that they are for.
     pub sequences: usize,
+    /// Tokens whose keys and values there is room for, of all sequences together: whole pages.
+    pub cache_tokens: usize,
     /// Weights, once. For quantized ones that stay quantized, also room for one matrix in 16 bits.
     pub weights: u64,
     /// KV cache of the sequences.
@@ -25,16 +31,44 @@ pub struct Plan {
     pub free: Option<u64>,
 }
 
+/// What is asked of a plan.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted {
+    /// Tokens of context; if absent, the longest that fits, up to the model's maximum.
+    pub context: Option<usize>,
+    pub sequences: usize,
+    /// Tokens of the cache; if absent, those of [`whole_sequences`], or as many of these as fit.
+    pub cache_tokens: Option<usize>,
+}
+
+/// For how many of these sequences a whole context each is reserved if nobody says how large the cache is: as many as a step has rows.
+/// Seldom are all sequences as long as they may become, so more can share that.
+pub fn whole_sequences(sequences: usize) -> usize {
+    sequences.min(DECODE_ROWS)
+}
+
 impl Plan {
-    /// What this many sequences of `context` tokens need.
-    pub fn new<B: Backend>(config: &Config, weights: u64, context: usize, sequences: usize, free: Option<u64>) -> Plan {
+    /// What this many sequences of `context` tokens need, with a cache of `cache_tokens` tokens; if absent, one for
+    /// [`whole_sequences`].
+    pub fn new<B: Backend>(
+        config: &Config,
+        weights: u64,
+        context: usize,
+        sequences: usize,
+        cache_tokens: Option<usize>,
+        free: Option<u64>,
+    ) -> Plan {
         let table = (context * config.head_dim * 4) as u64;
         let sampler = SamplerState::<B>::bytes(config.vocab, sequences);
         let rows = B::CHUNK.min(context);
         let products = B::workspace_bytes(config, rows);
-        let scratch = Scratch::<B>::bytes(config, rows, LOGIT_ROWS, context) + table + sampler + products;
-        let kv = sequences as u64 * Kv::<B>::bytes(config, context);
-        Plan { context, sequences, weights, kv, scratch, free }
+        let pages = 4 * (sequences * pages_for(context)) as u64;
+        let scratch = Scratch::<B>::bytes(config, rows, LOGIT_ROWS, context) + table + sampler + products + pages;
+        let (one, all) = (pages_for(context), sequences * pages_for(context));
+        let cache = cache_tokens.map_or(whole_sequences(sequences) * one, |tokens| pages_for(tokens).clamp(one, all));
+        let cache_tokens = cache * PAGE;
+        let kv = Kv::<B>::bytes(config, cache_tokens);
+        Plan { context, sequences, cache_tokens, weights, kv, scratch, free }
     }
 
     /// The sum of all.
@@ -52,58 +86,133 @@ impl Plan {
         self.free.is_none_or(|free| self.total() + (256 << 20).min(free / 16) <= free)
     }
 
-    /// The plan for the requested context; if none was requested, for the longest that fits, up to the model's maximum.
-    pub(crate) fn choose<B: Backend>(
-        config: &Config,
-        weights: u64,
-        asked: Option<usize>,
-        sequences: usize,
-        free: Option<u64>,
-    ) -> Result<Plan> {
+    /// The plan for what is wanted. A context that nobody asked for is the longest of which one sequence fits; then the cache gets what
+    /// is left, up to what is wanted.
+    pub(crate) fn choose<B: Backend>(config: &Config, weights: u64, wanted: Wanted, free: Option<u64>) -> Result<Plan> {
+        let Wanted { context: asked, sequences, cache_tokens } = wanted;
         if sequences == 0 {
             return Err(Error::Input("room for 0 sequences: at least 1".into()));
         }
         if let Some(n) = asked.filter(|n| *n == 0 || *n > config.max_seq) {
             return Err(Error::Input(format!("a context of {n} tokens: the model allows 1 to {}", config.max_seq)));
         }
-        let plan = |context| Plan::new::<B>(config, weights, context, sequences, free);
-        let wanted = plan(asked.unwrap_or(config.max_seq));
-        if wanted.fits() {
-            return Ok(wanted);
+        if let Some(n) = cache_tokens.filter(|n| *n < asked.unwrap_or(1)) {
+            let asked = asked.unwrap_or(1);
+            return Err(Error::Input(format!("a cache of {n} tokens has no room for one sequence of {asked}")));
         }
-        // bisect for the longest context that fits
-        let (mut low, mut high) = (0, wanted.context);
-        while high - low > 1 {
-            let middle = (low + high) / 2;
-            if plan(middle).fits() { low = middle } else { high = middle }
+        let plan = |context, cache| Plan::new::<B>(config, weights, context, sequences, cache, free);
+        let longest = asked.unwrap_or(config.max_seq).min(cache_tokens.unwrap_or(usize::MAX));
+        let whole = plan(longest, cache_tokens);
+        if whole.fits() {
+            return Ok(whole);
         }
-        match asked {
-            None if low >= 512.min(config.max_seq) => Ok(plan(low)),
-            _ => Err(Error::Memory(format!(
-                "{wanted}; {}",
-                if low > 0 {
-                    format!("a context of {low} tokens would fit")
-                } else {
-                    "not even the weights fit".into()
+        let least = |context| plan(context, cache_tokens.or(Some(context)));
+        let context = largest(0, longest, |context| least(context).fits());
+        if context < if asked.is_some() { longest } else { 512.min(longest) } {
+            let of = |tokens: usize| plan(longest.min(tokens), Some(tokens));
+            let most = pages_for(cache_tokens.unwrap_or(0));
+            let cache = largest(0, most, |pages| of(pages * PAGE).fits()) * PAGE;
+            return Err(Error::Memory(format!(
+                "{}; {}",
+                least(longest),
+                match (cache_tokens, context, cache) {
+                    (_, 1.., _) => format!("a context of {context} tokens would fit"),
+                    (Some(_), _, 1..) => format!("a cache of {cache} tokens would fit"),
+                    _ => "not even the weights fit".into(),
                 }
-            ))),
+            )));
         }
+        if cache_tokens.is_some() {
+            return Ok(plan(context, cache_tokens));
+        }
+        let (one, all) = (pages_for(context), whole_sequences(sequences) * pages_for(context));
+        let pages = largest(one, all, |pages| plan(context, Some(pages * PAGE)).fits());
+        Ok(plan(context, Some(pages * PAGE)))
     }
+}
+
+/// The largest number from `low` up to `high` for which this is true; `low` if there is none. Where it is false, it is for larger ones.
+fn largest(mut low: usize, high: usize, is_true: impl Fn(usize) -> bool) -> usize {
+    let mut high = high + 1;
+    while high - low > 1 {
+        let middle = (low + high) / 2;
+        if is_true(middle) { low = middle } else { high = middle }
+    }
+    low
 }
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let gib = |b: u64| format!("{:.2} GiB", b as f64 / (1u64 << 30) as f64);
-        write!(
-            f,
-            "weights {} + KV cache {} for {}{} tokens + scratch {} = {}",
-            gib(self.weights),
-            gib(self.kv),
-            if self.sequences == 1 { String::new() } else { format!("{} x ", self.sequences) },
-            self.context,
-            gib(self.scratch),
-            gib(self.total())
-        )?;
+        write!(f, "weights {} + KV cache {} for ", gib(self.weights), gib(self.kv))?;
+        match self.sequences {
+            1 => write!(f, "{} tokens", self.context)?,
+            n => write!(f, "{} tokens of {n} sequences of up to {}", self.cache_tokens, self.context)?,
+        }
+        write!(f, " + scratch {} = {}", gib(self.scratch), gib(self.total()))?;
         self.free.map_or(Ok(()), |free| write!(f, ", free {}", gib(free)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::count::Count;
+
+    fn choose(
+        context: Option<usize>,
+        sequences: usize,
+        cache_tokens: Option<usize>,
+        free: Option<u64>,
+    ) -> Result<Plan> {
+        let json = crate::files::synth::preset("llama3-8b").unwrap();
+        let config = Config::from_json(std::path::Path::new("config.json"), &json, None).unwrap();
+        Plan::choose::<Count>(&config, config.weight_bytes(), Wanted { context, sequences, cache_tokens }, free)
+    }
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn the_cache_takes_what_is_wanted_or_what_is_left() {
+        let of = |p: Plan| (p.context, p.sequences, p.cache_tokens);
+        assert_eq!(of(choose(None, 1, None, None).unwrap()), (8192, 1, 8192));
+        assert_eq!(of(choose(None, 64, None, None).unwrap()), (8192, 64, 16 * 8192), "sixteen whole ones");
+        assert_eq!(of(choose(Some(100), 64, Some(1000), None).unwrap()), (100, 64, 1024));
+        assert_eq!(
+            of(choose(None, 64, Some(1000), None).unwrap()),
+            (1000, 64, 1024),
+            "no sequence is longer than the cache"
+        );
+        assert_eq!(
+            of(choose(Some(100), 2, Some(1 << 20), None).unwrap()),
+            (100, 2, 256),
+            "no more than there is use for"
+        );
+
+        let all = choose(None, 16, None, None).unwrap();
+        let fits = |p: &Plan| p.fits() && p.total() + p.kv / p.cache_tokens as u64 * 64 > p.free.unwrap() - GIB / 4;
+        let some = choose(None, 16, None, Some(all.total() - GIB)).unwrap();
+        assert!(some.context == 8192 && some.cache_tokens < all.cache_tokens && fits(&some), "{some}");
+        let one = choose(None, 16, None, Some(all.weights + GIB)).unwrap();
+        assert!((512..8192).contains(&one.context) && one.cache_tokens == one.context.next_multiple_of(64), "{one}");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_said_with_what_would() {
+        let text = |r: Result<Plan>| r.unwrap_err().to_string();
+        let weights = choose(None, 1, None, None).unwrap().weights;
+        let e = text(choose(Some(8192), 8, None, Some(weights + GIB)));
+        assert!(e.contains("8192 tokens of 8 sequences of up to 8192") && e.contains("tokens would fit"), "{e}");
+        assert!(text(choose(None, 8, None, Some(weights))).ends_with("not even the weights fit"));
+        let e = text(choose(Some(64), 8, Some(400), Some(weights)));
+        assert!(e.ends_with("not even the weights fit"), "{e}");
+        let e = text(choose(Some(8192), 8, Some(8191), None));
+        assert!(e.contains("a cache of 8191 tokens has no room for one sequence of 8192"), "{e}");
+        assert!(text(choose(None, 0, None, None)).contains("room for 0 sequences"));
+    }
+
+    #[test]
+    fn the_largest() {
+        assert_eq!([largest(0, 9, |n| n <= 4), largest(0, 9, |_| true), largest(3, 9, |_| false)], [4, 9, 3]);
     }
 }

@@ -5,11 +5,14 @@
 //! 2023).
 //!
 //! Shapes: `out` [rows, n_heads * head_dim]; `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim], of which q is read;
-//! `k`, `v` [sequences, n_kv_heads, max_seq, head_dim], which already hold the rows' own keys and values; `pos` [at
-//! least rows].
+//! `k`, `v` [pages of the cache, n_kv_heads, [`PAGE`](super::PAGE), head_dim], which already hold the rows' own keys and values; `pos` [at
+//! least rows]; `pages` [sequences, max_seq / PAGE], the table.
 //! Rounding: scores and sums in f32, one rounding at the store.
 
-use super::{Act, Cost, Grid, Op, Tolerance, download, expect, noise, noise_buf, poison};
+use super::{
+    Act, Cost, Grid, Op, Tolerance, download, element_at, expect, noise, noise_buf, paged::expect_paged, poison,
+    scrambled, to_pages,
+};
 use crate::{
     backend::{Backend, DECODE_ROWS},
     error::Result,
@@ -31,7 +34,7 @@ pub struct AttnDecode {
     pub n_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Positions of a sequence; the caller proves that each place is in the cache.
+    /// Positions of a sequence; the caller proves that each place, and those before it in its sequence, have a page of the cache.
     pub max_seq: usize,
     /// Positions that the launch covers: each row's position is below. A captured launch serves all lengths up to this.
     pub kv_len: usize,
@@ -46,14 +49,11 @@ impl AttnDecode {
     }
 
     /// Buffer lengths fit the sizes.
-    pub fn check(&self, out: usize, qkv: usize, k: usize, v: usize, pos: usize) -> Result<()> {
+    pub fn check(&self, out: usize, qkv: usize, k: usize, v: usize, pos: usize, pages: usize) -> Result<()> {
         expect(Self::STEM, self.n_kv_heads > 0 && self.n_heads.is_multiple_of(self.n_kv_heads), || {
             format!("{self:?}: n_heads must be a multiple of n_kv_heads")
         })?;
-        let cache = self.n_kv_heads * self.max_seq * self.head_dim;
-        expect(Self::STEM, cache > 0 && k >= cache && v >= cache, || {
-            format!("k has {k} elements and v {v}, {self:?}")
-        })?;
+        expect_paged(Self::STEM, [self.n_kv_heads, self.head_dim, self.max_seq], [k, v, pages], self)?;
         let q = self.rows * self.n_heads * self.head_dim;
         expect(Self::STEM, q > 0 && out >= q && qkv >= self.rows * self.qkv_dim() && pos >= self.rows, || {
             format!("out has {out} elements, qkv {qkv} and pos {pos}, {self:?}")
@@ -108,24 +108,43 @@ impl AttnDecode {
     }
 
     /// The definition. Rows are computed in parallel.
-    pub fn reference<A: Act>(&self, out: &mut [A], qkv: &[A], k: &[A], v: &[A], pos: &[u32]) {
+    pub fn reference<A: Act>(&self, out: &mut [A], qkv: &[A], k: &[A], v: &[A], pos: &[u32], pages: &[u32]) {
+        self.reference_sharing(out, qkv, k, v, pos, pages, 0);
+    }
+
+    /// The definition for rows that read the positions below `shared` from sequence 0.
+    #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
+    pub(super) fn reference_sharing<A: Act>(
+        &self,
+        out: &mut [A],
+        qkv: &[A],
+        k: &[A],
+        v: &[A],
+        pos: &[u32],
+        pages: &[u32],
+        shared: usize,
+    ) {
         let (d, group) = (self.head_dim, self.n_heads / self.n_kv_heads);
         let scale = 1.0 / (d as f32).sqrt();
         let heads = out.par_chunks_exact_mut(d).take(self.rows * self.n_heads).enumerate();
         heads.for_each(|(i, out)| {
             let (r, h) = (i / self.n_heads, i % self.n_heads);
             let q: Vec<f32> = qkv[r * self.qkv_dim() + h * d..][..d].iter().map(|q| q.to_f32()).collect();
-            let (sequence, len) = (pos[r] as usize / self.max_seq, pos[r] as usize % self.max_seq + 1);
-            let base = (sequence * self.n_kv_heads + h / group) * self.max_seq * d;
-            let seen = base + len.saturating_sub(self.window) * d..base + len * d;
-            let keys = k[seen.clone()].chunks_exact(d);
+            let (place, len) = (pos[r] as usize, pos[r] as usize % self.max_seq + 1);
+            let rows_of = |t: usize| {
+                let place = if t < shared { t } else { place + 1 - len + t };
+                let at = element_at(pages, place, self.n_kv_heads, h / group, d);
+                at..at + d
+            };
+            let seen = len.saturating_sub(self.window)..len;
+            let keys = seen.clone().map(|t| &k[rows_of(t)]);
             let mut p: Vec<f32> =
                 keys.map(|k| q.iter().zip(k).map(|(q, k)| q * k.to_f32()).sum::<f32>() * scale).collect();
             let max = p.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             p.iter_mut().for_each(|p| *p = (*p - max).exp());
             let sum: f32 = p.iter().sum();
             let mut acc = vec![0f32; d];
-            for (p, v) in p.iter().zip(v[seen].chunks_exact(d)) {
+            for (p, v) in p.iter().zip(seen.map(|t| &v[rows_of(t)])) {
                 acc.iter_mut().zip(v).for_each(|(acc, v)| *acc += p * v.to_f32());
             }
             out.iter_mut().zip(acc).for_each(|(out, acc)| *out = A::from_f32(acc / sum));
@@ -145,8 +164,9 @@ impl AttnDecode {
         k: &crate::backend::cuda::Buffer<half::bf16>,
         v: &crate::backend::cuda::Buffer<half::bf16>,
         pos: &crate::backend::cuda::Buffer<u32>,
+        pages: &crate::backend::cuda::Buffer<u32>,
     ) -> Result<()> {
-        self.check(out.len(), qkv.len(), k.len(), v.len(), pos.len())?;
+        self.check(out.len(), qkv.len(), k.len(), v.len(), pos.len(), pages.len())?;
         self.check_kernel(part.len(), arrived.len())?;
         let kernel = format!("attn_decode_bf16_d{}", self.head_dim);
         // scores in base 2: the device has exp2
@@ -154,11 +174,11 @@ impl AttnDecode {
         let [n_heads, n_kv_heads, max_seq, window] =
             [self.n_heads, self.n_kv_heads, self.max_seq, self.window].map(crate::backend::cuda::Arg::from);
         // SAFETY: check() and check_kernel() proved that every buffer holds what the sizes say and that these fit the
-        // kernel; each place is in the cache and its position below kv_len, which the caller promises (the device alone
-        // knows them), and `arrived` is 0, as this kernel leaves it; the arguments are those of the kernel, in order. Before
-        // it waits for its predecessor it reads pos, which the last kernel of the step before wrote, at least two kernels
-        // back, and keys and values before the least of them, which earlier steps wrote: neither is written by the
-        // predecessor. `part` and `arrived` it uses after the wait.
+        // kernel; each place, and those before it in its sequence, have a page of the cache and its position is below kv_len,
+        // which the caller promises (the device alone knows them), and `arrived` is 0, as this kernel leaves it; the arguments
+        // are those of the kernel, in order. Before it waits for its predecessor it reads pos, which the last kernel of the step
+        // before wrote, at least two kernels back, the table, which no kernel writes, and keys and values before the least
+        // position, which earlier steps wrote: none is written by the predecessor. `part` and `arrived` it uses after the wait.
         unsafe {
             cu.launch_dependent(
                 &kernel,
@@ -172,6 +192,7 @@ impl AttnDecode {
                     k.into(),
                     v.into(),
                     pos.into(),
+                    pages.into(),
                     n_heads,
                     n_kv_heads,
                     max_seq,
@@ -193,6 +214,7 @@ pub struct Io<B: Backend> {
     k: B::Buf<B::Act>,
     v: B::Buf<B::Act>,
     pos: B::Buf<u32>,
+    pages: B::Buf<u32>,
 }
 
 impl Op for AttnDecode {
@@ -212,24 +234,25 @@ impl Op for AttnDecode {
         let windowed = |window, of| AttnDecode { window, ..case(of) };
         let (smollm2, llama3) = ((9, 3, 64), (32, 8, 128));
         vec![
-            case((1, (1, 1, 64), 1, 1)),        // one key
-            case((8, (2, 1, 64), 70, 65)),      // just past one split; rows from the first key on
-            case((3, (14, 2, 128), 130, 64)),   // 7 heads of a kv head, one full split
-            case((1, (8, 1, 128), 200, 193)),   // 8 heads
-            case((2, smollm2, 300, 131)),       // 3 heads
+            case((1, (1, 1, 64), 64, 1)),       // one key
+            case((8, (2, 1, 64), 128, 65)),     // just past one split; rows from the first key on
+            case((3, (14, 2, 128), 192, 64)),   // 7 heads of a kv head, one full split
+            case((1, (8, 1, 128), 256, 193)),   // 8 heads
+            case((2, smollm2, 320, 131)),       // 3 heads
             case((1, (4, 4, 64), 128, 127)),    // 1 head
-            case((16, (2, 1, 64), 70, 66)),     // all rows
-            case((1, (1, 1, 64), 3100, 3072)),  // most splits of one tile
+            case((16, (2, 1, 64), 128, 66)),    // all rows
+            case((1, (1, 1, 64), 3136, 3072)),  // most splits of one tile
             case((2, (1, 1, 128), 3200, 3137)), // two tiles a split, the last one not full
-            case((1, (4, 1, 128), 40, 33)),
-            windowed(1, (2, (2, 1, 64), 70, 66)),        // its own key alone
-            windowed(40, (5, smollm2, 300, 131)),        // within a tile, across two
-            windowed(64, (3, (2, 1, 128), 400, 321)),    // rows that begin at a tile and inside it
-            windowed(200, (2, (4, 1, 64), 300, 150)),    // wider than what there is
-            windowed(3100, (1, (1, 1, 64), 3400, 3300)), // two tiles a split, from inside a tile on
-            case((3, (4, 2, 80), 150, 131)),
-            case((2, (3, 1, 96), 150, 129)),
-            windowed(70, (9, (6, 2, 80), 200, 190)),
+            case((1, (1, 1, 64), 6208, 6200)),  // three tiles a split
+            case((1, (4, 1, 128), 64, 33)),
+            windowed(1, (2, (2, 1, 64), 128, 66)),       // its own key alone
+            windowed(40, (5, smollm2, 320, 131)),        // within a tile, across two
+            windowed(64, (3, (2, 1, 128), 448, 321)),    // rows that begin at a tile and inside it
+            windowed(200, (2, (4, 1, 64), 320, 150)),    // wider than what there is
+            windowed(3100, (1, (1, 1, 64), 3456, 3300)), // two tiles a split, from inside a tile on
+            case((3, (4, 2, 80), 192, 131)),
+            case((2, (3, 1, 96), 192, 129)),
+            windowed(70, (9, (6, 2, 80), 256, 190)),
             case((1, smollm2, 8192, 8192)),
             case((1, llama3, 8192, 128)),
             case((1, llama3, 8192, 512)),
@@ -254,10 +277,11 @@ impl Op for AttnDecode {
     }
 
     /// All rows are of the second of two sequences, the last one at `kv_len - 1` and the others before it, evenly; the first
-    /// sequence, the cache beyond and what lies before every window are NaN: a stray read shows.
+    /// sequence, the cache beyond and what lies before every window are NaN: a stray read shows. The pages lie in disorder.
     fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Io<B>> {
         let d = self.head_dim;
         let place = |r: usize| (self.max_seq + (self.kv_len - 1) * r / self.rows) as u32;
+        let pages = scrambled(2, self.max_seq);
         let unseen = (place(1) as usize % self.max_seq + 1).saturating_sub(self.window);
         let cache = |seed| {
             let sequence = self.n_kv_heads * self.max_seq * d;
@@ -267,6 +291,7 @@ impl Op for AttnDecode {
                 head[self.kv_len * d..].fill(f32::NAN);
                 head[..unseen * d].fill(f32::NAN);
             }
+            let v = to_pages(&v, &pages, [self.n_kv_heads, self.max_seq, d]);
             b.upload(&v.into_iter().map(B::Act::from_f32).collect::<Vec<_>>())
         };
         let pos: Vec<u32> = (1..=self.rows).map(place).collect();
@@ -279,11 +304,13 @@ impl Op for AttnDecode {
             k: cache(seed + 1)?,
             v: cache(seed + 2)?,
             pos: b.upload(&pos)?,
+            pages: b.upload(&pages)?,
         })
     }
 
     fn run<B: Backend>(&self, b: &B, io: &mut Io<B>) -> Result<()> {
-        b.attn_decode(self, &mut io.out, &mut io.part, &mut io.arrived, &io.qkv, &io.k, &io.v, &io.pos)
+        let Io { out, part, arrived, qkv, k, v, pos, pages } = io;
+        b.attn_decode(self, out, part, arrived, qkv, k, v, pos, pages)
     }
 
     /// `out`, and the counters, which are zero again.
@@ -327,17 +354,20 @@ mod tests {
     fn check_names_what_is_wrong() {
         let text = |r: Result<()>| r.unwrap_err().to_string();
         let ok = op(2, (4, 2, 64), 100);
-        let cache = 2 * (1 << 20) * 64;
-        assert!(ok.check(512, 1024, cache, cache, 2).is_ok());
+        let (cache, pages) = (2 * 64 * 64, (1 << 20) / 64);
+        assert!(ok.check(512, 1024, cache, cache, 2, pages).is_ok());
         assert!(ok.check_kernel(ok.part_len(), 4).is_ok());
         assert!(
-            text(ok.check(512, 1024, cache, cache - 1, 2)).starts_with("attn_decode: k has 134217728 elements and v")
+            text(ok.check(512, 1024, cache, cache - 1, 2, pages))
+                .starts_with("attn_decode: k has 8192 elements, v 8191")
         );
         assert!(
-            text(ok.check(512, 1024, cache, cache, 1))
+            text(ok.check(512, 1024, cache, cache, 1, pages))
                 .starts_with("attn_decode: out has 512 elements, qkv 1024 and pos 1")
         );
-        assert!(text(op(1, (3, 2, 64), 1).check(1, 1, 1, 1, 1)).ends_with("n_heads must be a multiple of n_kv_heads"));
+        assert!(
+            text(op(1, (3, 2, 64), 1).check(1, 1, 1, 1, 1, 1)).ends_with("n_heads must be a multiple of n_kv_heads")
+        );
         assert!(text(ok.check_kernel(ok.part_len() - 1, 4)).contains("needs 1056 and 4"));
         let wrong = |op: AttnDecode| text(op.check_kernel(usize::MAX, usize::MAX));
         assert!(

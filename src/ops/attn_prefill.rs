@@ -3,8 +3,8 @@
 //! FlashAttention-2 (Dao 2023).
 //!
 //! Shapes: `out` [rows, n_heads * head_dim]; `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim], of which q is read;
-//! `k`, `v` [sequences, n_kv_heads, max_seq, head_dim], which already hold the rows' own keys and values; `pos` [at
-//! least rows], consecutive, of which the kernel reads the first.
+//! `k`, `v` [pages of the cache, n_kv_heads, [`PAGE`](super::PAGE), head_dim], which already hold the rows' own keys and values; `pos`
+//! [at least rows], consecutive, of which the kernel reads the first; `pages` [sequences, max_seq / PAGE], the table.
 //! Rounding: scores and sums in f32, one rounding at the store. The kernel also rounds the softmax's weights to bf16
 //! before they are multiplied by `v`, as tensor cores need them; the definition does not.
 //! The rows begin at `first`. The positions of their sequence below `shared` are read from sequence 0: branches of one
@@ -14,7 +14,10 @@
 
 #[cfg(feature = "cuda")]
 use super::attn_decode::HEAD_DIMS;
-use super::{Act, AttnDecode, Cost, Grid, Op, Tolerance, download, expect, noise, noise_buf, poison};
+use super::{
+    Act, AttnDecode, Cost, Grid, Op, Tolerance, download, expect, noise, noise_buf, paged::expect_paged, poison,
+    scrambled, to_pages,
+};
 use crate::{backend::Backend, error::Result, tiles};
 
 /// Sizes of one call.
@@ -32,7 +35,7 @@ pub struct AttnPrefill {
     pub n_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Positions of a sequence; the caller proves that each place is in the cache.
+    /// Positions of a sequence; the caller proves that each place, and those before it that it sees, have a page of the cache.
     pub max_seq: usize,
     /// Positions of the cache in use, including these rows' own: the last row's position plus one, or a larger bound
     /// when the caller knows no better. The caller ensures that each position is below; the cost is counted with this
@@ -49,7 +52,7 @@ impl AttnPrefill {
     }
 
     /// Buffer lengths fit the sizes.
-    pub fn check(&self, out: usize, qkv: usize, k: usize, v: usize, pos: usize) -> Result<()> {
+    pub fn check(&self, out: usize, qkv: usize, k: usize, v: usize, pos: usize, pages: usize) -> Result<()> {
         expect(Self::STEM, self.n_kv_heads > 0 && self.n_heads.is_multiple_of(self.n_kv_heads), || {
             format!("{self:?}: n_heads must be a multiple of n_kv_heads")
         })?;
@@ -57,10 +60,7 @@ impl AttnPrefill {
             format!("{self:?}: kv_len must be at least rows and at most max_seq")
         })?;
         expect(Self::STEM, self.window > 0, || format!("{self:?}: window must be positive"))?;
-        let cache = self.n_kv_heads * self.max_seq * self.head_dim;
-        expect(Self::STEM, cache > 0 && k >= cache && v >= cache, || {
-            format!("k has {k} elements and v {v}, {self:?}")
-        })?;
+        expect_paged(Self::STEM, [self.n_kv_heads, self.head_dim, self.max_seq], [k, v, pages], self)?;
         let (end, width) = (self.first + self.rows, self.n_heads * self.head_dim);
         let fits = out >= end * width && qkv >= end * self.qkv_dim() && pos >= end;
         expect(Self::STEM, self.rows > 0 && width > 0 && self.shared <= self.max_seq && fits, || {
@@ -80,28 +80,16 @@ impl AttnPrefill {
     }
 
     /// The definition: that of the decode attention, whose rows are independent.
-    pub fn reference<A: Act>(&self, out: &mut [A], qkv: &[A], k: &[A], v: &[A], pos: &[u32]) {
+    pub fn reference<A: Act>(&self, out: &mut [A], qkv: &[A], k: &[A], v: &[A], pos: &[u32], pages: &[u32]) {
         let Self { rows, first, shared, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window } = *self;
         let op = AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window };
         let (out, qkv) = (&mut out[first * n_heads * head_dim..], &qkv[first * self.qkv_dim()..]);
-        let pos = &pos[first..first + rows];
-        let sequence = pos[0] as usize / max_seq;
-        if shared == 0 || sequence == 0 {
-            return op.reference(out, qkv, k, v, pos);
-        }
-        // the sequence by itself, with its beginning from sequence 0
-        let whole = |cache: &[A]| -> Vec<A> {
-            let of = |s: usize| cache[s * n_kv_heads * max_seq * head_dim..].chunks_exact(max_seq * head_dim);
-            let heads = of(0).zip(of(sequence)).take(n_kv_heads);
-            let split = shared * head_dim;
-            heads.flat_map(|(base, own)| base[..split].iter().chain(&own[split..]).copied()).collect()
-        };
-        let pos: Vec<u32> = pos.iter().map(|p| p % max_seq as u32).collect();
-        op.reference(out, qkv, &whole(k), &whole(v), &pos);
+        op.reference_sharing(out, qkv, k, v, &pos[first..first + rows], pages, shared);
     }
 
     /// The kernel.
     #[cfg(feature = "cuda")]
+    #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
     pub fn launch(
         &self,
         cu: &crate::backend::cuda::Cuda,
@@ -110,8 +98,9 @@ impl AttnPrefill {
         k: &crate::backend::cuda::Buffer<half::bf16>,
         v: &crate::backend::cuda::Buffer<half::bf16>,
         pos: &crate::backend::cuda::Buffer<u32>,
+        pages: &crate::backend::cuda::Buffer<u32>,
     ) -> Result<()> {
-        self.check(out.len(), qkv.len(), k.len(), v.len(), pos.len())?;
+        self.check(out.len(), qkv.len(), k.len(), v.len(), pos.len(), pages.len())?;
         expect(Self::STEM, HEAD_DIMS.contains(&self.head_dim), || {
             format!("head_dim is {}, the kernels are for 64, 80, 96 and 128", self.head_dim)
         })?;
@@ -122,9 +111,9 @@ impl AttnPrefill {
             format!("{self:?}: rows are above the kernel's limit of 4 million")
         })?;
         let scale = std::f32::consts::LOG2_E / (self.head_dim as f32).sqrt();
-        // SAFETY: check() proved that out and qkv hold `rows` rows, k and v a sequence and pos a place; that the rows
-        // from first on have consecutive places in one sequence of the cache is the caller's promise (`kv_len`). The arguments are
-        // those of the kernel, in order.
+        // SAFETY: check() proved that out and qkv hold `rows` rows, k and v a page and pos a place; that the rows from first on
+        // have consecutive places in one sequence, of which all that is seen has pages of the cache, is the caller's promise
+        // (`kv_len`). The arguments are those of the kernel, in order.
         unsafe {
             cu.launch(
                 &format!("attn_prefill_bf16_d{}", self.head_dim),
@@ -136,6 +125,7 @@ impl AttnPrefill {
                     k.into(),
                     v.into(),
                     pos.into(),
+                    pages.into(),
                     self.rows.into(),
                     self.first.into(),
                     self.shared.into(),
@@ -150,8 +140,8 @@ impl AttnPrefill {
     }
 }
 
-/// `out`, `qkv`, `k`, `v`, `pos` of one call.
-type Io<B> = (ActBuf<B>, ActBuf<B>, ActBuf<B>, ActBuf<B>, <B as Backend>::Buf<u32>);
+/// `out`, `qkv`, `k`, `v`, `pos`, `pages` of one call.
+type Io<B> = (ActBuf<B>, ActBuf<B>, ActBuf<B>, ActBuf<B>, <B as Backend>::Buf<u32>, <B as Backend>::Buf<u32>);
 type ActBuf<B> = <B as Backend>::Buf<<B as Backend>::Act>;
 
 impl Op for AttnPrefill {
@@ -174,22 +164,25 @@ impl Op for AttnPrefill {
         const SMOLLM2: (usize, usize, usize) = (9, 3, 64);
         const LLAMA3: (usize, usize, usize) = (32, 8, 128);
         vec![
-            case(1, 1, (1, 1, 64), 1),
-            case(9, 9, DEMO, 80),            // less than a tile
-            case(65, 65, (3, 1, 64), 65),    // just past tiles of keys, the cache full
-            case(33, 41, (1, 1, 128), 41),   // just past a warp's rows, and half a tile of keys
-            case(70, 193, (2, 1, 128), 200), // a later chunk, whose rows cross tiles of keys
-            case(16, 144, SMOLLM2, 160),
-            AttnPrefill { first: 21, shared: 70, ..case(20, 90, (2, 1, 64), 96) }, // a branch
-            AttnPrefill { first: 3, shared: 100, ..case(9, 137, (4, 2, 128), 140) },
+            case(1, 1, (1, 1, 64), 64),
+            case(9, 9, DEMO, 128),           // less than a tile
+            case(64, 64, (3, 1, 64), 64),    // whole tiles of keys, the cache full
+            case(65, 65, (3, 1, 64), 128),   // just past a page
+            case(33, 41, (1, 1, 128), 64),   // just past a warp's rows, and half a tile of keys
+            case(70, 193, (2, 1, 128), 256), // a later chunk, whose rows cross tiles of keys
+            case(16, 144, SMOLLM2, 192),
+            AttnPrefill { first: 21, shared: 70, ..case(20, 90, (2, 1, 64), 128) }, // a branch that begins inside a tile
+            AttnPrefill { first: 3, shared: 100, ..case(9, 137, (4, 2, 128), 192) },
+            AttnPrefill { shared: 96, ..case(30, 200, (2, 1, 64), 256) }, // one that begins with a tile, inside a page
+            AttnPrefill { shared: 128, ..case(9, 140, (1, 1, 128), 192) }, // with a page
             case(130, 130, (2, 2, 64), 192),
             AttnPrefill { window: 1, ..case(20, 61, (1, 1, 64), 64) }, // each row its own key alone
-            AttnPrefill { window: 40, ..case(135, 193, (2, 1, 64), 200) }, // whole tiles that some rows of a block see and some do not
-            AttnPrefill { window: 33, ..case(70, 150, (1, 1, 128), 160) },
-            AttnPrefill { window: 30, first: 5, shared: 70, ..case(20, 90, (2, 1, 64), 96) }, // a branch that sees less than all of what it shares
-            case(70, 193, (2, 1, 80), 200),
-            case(33, 41, (2, 2, 96), 41),
-            AttnPrefill { window: 50, ..case(131, 150, (1, 1, 96), 150) },
+            AttnPrefill { window: 40, ..case(135, 193, (2, 1, 64), 256) }, // whole tiles that some rows of a block see and some do not
+            AttnPrefill { window: 33, ..case(70, 150, (1, 1, 128), 192) },
+            AttnPrefill { window: 30, first: 5, shared: 70, ..case(20, 90, (2, 1, 64), 128) }, // a branch that sees less than all of what it shares
+            case(70, 193, (2, 1, 80), 256),
+            case(33, 41, (2, 2, 96), 64),
+            AttnPrefill { window: 50, ..case(131, 150, (1, 1, 96), 192) },
             case(512, 512, SMOLLM2, 2048),
             case(512, 512, LLAMA3, 8192),
             case(2048, 2048, LLAMA3, 8192),
@@ -220,7 +213,8 @@ impl Op for AttnPrefill {
         let start = self.max_seq + self.kv_len - self.rows; // of the second sequence
         let unseen = (self.kv_len - self.rows + 1).saturating_sub(self.window); // before every window
         // of the first sequence only what is shared, of the second what is not, and nothing past the last position is to be
-        // read or to leak through a weight of zero: it is poisoned
+        // read or to leak through a weight of zero: it is poisoned. The pages lie in disorder.
+        let pages = scrambled(2, self.max_seq);
         let cache = |seed| {
             let sequence = self.n_kv_heads * self.max_seq * self.head_dim;
             let mut v: Vec<B::Act> = noise(2 * sequence, seed).into_iter().map(B::Act::from_f32).collect();
@@ -234,7 +228,7 @@ impl Op for AttnPrefill {
                 head[..self.shared.max(unseen) * d].fill(nan);
                 head[self.kv_len * d..].fill(nan);
             }
-            b.upload(&v)
+            b.upload(&to_pages(&v, &pages, [self.n_kv_heads, self.max_seq, d]))
         };
         Ok((
             poison(b, (self.first + self.rows) * self.n_heads * self.head_dim)?,
@@ -242,11 +236,12 @@ impl Op for AttnPrefill {
             cache(seed + 1)?,
             cache(seed + 2)?,
             b.upload(&((start as u32 - self.first as u32)..(start + self.rows) as u32).collect::<Vec<_>>())?,
+            b.upload(&pages)?,
         ))
     }
 
-    fn run<B: Backend>(&self, b: &B, (out, qkv, k, v, pos): &mut Self::Io<B>) -> Result<()> {
-        b.attn_prefill(self, out, qkv, k, v, pos)
+    fn run<B: Backend>(&self, b: &B, (out, qkv, k, v, pos, pages): &mut Self::Io<B>) -> Result<()> {
+        b.attn_prefill(self, out, qkv, k, v, pos, pages)
     }
 
     fn outputs<B: Backend>(&self, b: &B, (out, ..): &Self::Io<B>) -> Result<Vec<f32>> {
@@ -288,10 +283,10 @@ mod tests {
 
     #[test]
     fn check_names_what_does_not_fit() {
-        let [q, qkv, cache] = [65 * 256, 65 * 512, 2 * 128 * 64];
-        assert!(OP.check(q, qkv, cache, cache, 65).is_ok());
-        let text = |op: &AttnPrefill, cache| op.check(q, qkv, cache, cache, 65).unwrap_err().to_string();
-        assert!(text(&OP, cache - 1).starts_with("attn_prefill: k has 16383 elements"), "{}", text(&OP, cache - 1));
+        let [q, qkv, cache] = [65 * 256, 65 * 512, 2 * 64 * 64];
+        assert!(OP.check(q, qkv, cache, cache, 65, 2).is_ok());
+        let text = |op: &AttnPrefill, cache| op.check(q, qkv, cache, cache, 65, 2).unwrap_err().to_string();
+        assert!(text(&OP, cache - 1).starts_with("attn_prefill: k has 8191 elements"), "{}", text(&OP, cache - 1));
         assert!(
             text(&AttnPrefill { kv_len: 129, ..OP }, cache)
                 .ends_with("kv_len must be at least rows and at most max_seq")

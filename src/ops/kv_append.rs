@@ -1,10 +1,13 @@
-//! `k[s, h, t, :] = ` k head `h` of row `r`, and likewise `v`. Sequence `s` and position `t` are those of the
-//! [place](crate::model::kv) `pos[r]`, which is both in one number.
+//! The key and value of each row's [place](crate::model::kv) `pos[r]` (sequence and position in one number) `=` the k and v heads
+//! of the row.
 //!
-//! Shapes: `k`, `v` [sequences, n_kv_heads, max_seq, head_dim]; `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim]; `pos` [at least rows].
+//! Shapes: `k`, `v` [pages of the cache, n_kv_heads, [`PAGE`](super::PAGE), head_dim]; `qkv` [rows, (n_heads + 2 n_kv_heads) *
+//! head_dim]; `pos` [at least rows]; `pages` [sequences, max_seq / PAGE], the table.
 //! Exact.
 
-use super::{Act, Cost, Grid, Op, Tolerance, download, expect, noise_buf, poison};
+use super::{
+    Act, Cost, Grid, Op, Tolerance, download, element_at, expect, noise_buf, paged::expect_paged, poison, scrambled,
+};
 use crate::{backend::Backend, error::Result};
 
 /// Sizes of one call.
@@ -18,7 +21,7 @@ pub struct KvAppend {
     pub n_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Positions of a sequence. The caller ensures that each place is in the cache, and that no two rows have the same.
+    /// Positions of a sequence. The caller ensures that each place has a page of the cache, and that no two rows have the same.
     pub max_seq: usize,
 }
 
@@ -29,11 +32,8 @@ impl KvAppend {
     }
 
     /// Buffer lengths fit the sizes.
-    pub fn check(&self, k: usize, v: usize, qkv: usize, pos: usize) -> Result<()> {
-        let cache = self.n_kv_heads * self.max_seq * self.head_dim;
-        expect(Self::STEM, cache > 0 && k >= cache && v >= cache, || {
-            format!("k has {k} elements and v {v}, {self:?}")
-        })?;
+    pub fn check(&self, k: usize, v: usize, qkv: usize, pos: usize, pages: usize) -> Result<()> {
+        expect_paged(Self::STEM, [self.n_kv_heads, self.head_dim, self.max_seq], [k, v, pages], self)?;
         expect(Self::STEM, self.rows > 0 && qkv >= self.rows * self.qkv_dim() && pos >= self.rows, || {
             format!("qkv has {qkv} elements and pos {pos}, {self:?}")
         })
@@ -45,13 +45,12 @@ impl KvAppend {
     }
 
     /// The definition.
-    pub fn reference<A: Act>(&self, k: &mut [A], v: &mut [A], qkv: &[A], pos: &[u32]) {
+    pub fn reference<A: Act>(&self, k: &mut [A], v: &mut [A], qkv: &[A], pos: &[u32], pages: &[u32]) {
         let d = self.head_dim;
-        for (row, &t) in qkv.chunks_exact(self.qkv_dim()).zip(&pos[..self.rows]) {
+        for (row, &place) in qkv.chunks_exact(self.qkv_dim()).zip(&pos[..self.rows]) {
             let (ks, vs) = row[self.n_heads * d..].split_at(self.n_kv_heads * d);
             for h in 0..self.n_kv_heads {
-                let (s, t) = (t as usize / self.max_seq, t as usize % self.max_seq);
-                let at = ((s * self.n_kv_heads + h) * self.max_seq + t) * d;
+                let at = element_at(pages, place as usize, self.n_kv_heads, h, d);
                 k[at..at + d].copy_from_slice(&ks[h * d..][..d]);
                 v[at..at + d].copy_from_slice(&vs[h * d..][..d]);
             }
@@ -67,14 +66,15 @@ impl KvAppend {
         v: &mut crate::backend::cuda::Buffer<half::bf16>,
         qkv: &crate::backend::cuda::Buffer<half::bf16>,
         pos: &crate::backend::cuda::Buffer<u32>,
+        pages: &crate::backend::cuda::Buffer<u32>,
     ) -> Result<()> {
-        self.check(k.len(), v.len(), qkv.len(), pos.len())?;
+        self.check(k.len(), v.len(), qkv.len(), pos.len(), pages.len())?;
         expect(Self::STEM, self.head_dim.is_multiple_of(8), || {
             format!("{self:?}: the kernel needs head_dim % 8 == 0; the CPU runs any head_dim")
         })?;
-        super::expect_ints(Self::STEM, &[self.rows, self.qkv_dim(), self.max_seq])?;
-        // SAFETY: check() proved that a sequence of k and v, rows rows of qkv and rows places exist; each place is in the
-        // cache by the caller's promise. The arguments are those of the kernel, in order.
+        super::expect_ints(Self::STEM, &[self.rows, self.qkv_dim()])?;
+        // SAFETY: check() proved that rows rows of qkv and rows places exist; each place is in the table and its page in k and
+        // v by the caller's promise. The arguments are those of the kernel, in order.
         unsafe {
             cu.launch(
                 "kv_append_bf16",
@@ -85,10 +85,10 @@ impl KvAppend {
                     v.into(),
                     qkv.into(),
                     pos.into(),
+                    pages.into(),
                     self.n_heads.into(),
                     self.n_kv_heads.into(),
                     self.head_dim.into(),
-                    self.max_seq.into(),
                     cu.trace(self, self.grid()),
                 ],
             )
@@ -98,16 +98,16 @@ impl KvAppend {
 
 impl Op for KvAppend {
     const STEM: &'static str = "kv_append";
-    type Io<B: Backend> = (B::Buf<B::Act>, B::Buf<B::Act>, B::Buf<B::Act>, B::Buf<u32>);
+    type Io<B: Backend> = (B::Buf<B::Act>, B::Buf<B::Act>, B::Buf<B::Act>, B::Buf<u32>, B::Buf<u32>);
 
     fn cases() -> Vec<Self> {
         let case =
             |rows, n_heads, n_kv_heads, head_dim, max_seq| KvAppend { rows, n_heads, n_kv_heads, head_dim, max_seq };
         vec![
-            case(1, 1, 1, 8, 1),
-            case(3, 3, 1, 48, 5),
-            case(5, 9, 3, 64, 40),
-            case(2, 9, 9, 128, 11),
+            case(1, 1, 1, 8, 64),
+            case(3, 3, 1, 48, 64),
+            case(5, 9, 3, 64, 128),
+            case(2, 9, 9, 128, 192),
             case(1, 32, 8, 128, 2048),
             case(512, 32, 8, 128, 2048),
         ]
@@ -115,7 +115,7 @@ impl Op for KvAppend {
 
     fn cost(&self) -> Cost {
         let n = (2 * self.rows * self.n_kv_heads * self.head_dim) as u64; // k and v
-        Cost { read: 2 * n + 4 * self.rows as u64, write: 2 * n, flops: 0 }
+        Cost { read: 2 * n + 8 * self.rows as u64, write: 2 * n, flops: 0 }
     }
 
     fn tolerance(&self) -> Tolerance {
@@ -132,11 +132,12 @@ impl Op for KvAppend {
             poison(b, cache)?,
             noise_buf(b, self.rows * self.qkv_dim(), seed, 3.0)?,
             b.upload(&(0..self.rows).map(place).collect::<Vec<u32>>())?,
+            b.upload(&scrambled(2, self.max_seq))?,
         ))
     }
 
-    fn run<B: Backend>(&self, b: &B, (k, v, qkv, pos): &mut Self::Io<B>) -> Result<()> {
-        b.kv_append(self, k, v, qkv, pos)
+    fn run<B: Backend>(&self, b: &B, (k, v, qkv, pos, pages): &mut Self::Io<B>) -> Result<()> {
+        b.kv_append(self, k, v, qkv, pos, pages)
     }
 
     fn outputs<B: Backend>(&self, b: &B, (k, v, ..): &Self::Io<B>) -> Result<Vec<f32>> {
@@ -150,23 +151,23 @@ mod tests {
 
     #[test]
     fn heads_go_to_their_positions() {
-        let op = KvAppend { rows: 1, n_heads: 1, n_kv_heads: 2, head_dim: 1, max_seq: 3 };
-        let (mut k, mut v) = ([0f32; 6], [0f32; 6]);
-        op.reference(&mut k, &mut v, &[9.0, 1.0, 2.0, 3.0, 4.0], &[1]);
-        assert_eq!(k, [0.0, 1.0, 0.0, 0.0, 2.0, 0.0]);
-        assert_eq!(v, [0.0, 3.0, 0.0, 0.0, 4.0, 0.0]);
-        let (mut k, mut v) = ([0f32; 12], [0f32; 12]);
-        op.reference(&mut k, &mut v, &[9.0, 1.0, 2.0, 3.0, 4.0], &[3 + 2]); // of the second sequence
-        assert_eq!([k[8], k[11], v[8], v[11]], [1.0, 2.0, 3.0, 4.0]);
+        let op = KvAppend { rows: 1, n_heads: 1, n_kv_heads: 2, head_dim: 1, max_seq: 64 };
+        for (place, page) in [(1, 1), (64 + 5, 0)] {
+            let (mut k, mut v) = ([0f32; 256], [0f32; 256]);
+            op.reference(&mut k, &mut v, &[9.0, 1.0, 2.0, 3.0, 4.0], &[place], &[1, 0]);
+            let at = page * 128 + place as usize % 64;
+            assert_eq!([k[at], k[at + 64], v[at], v[at + 64]], [1.0, 2.0, 3.0, 4.0]);
+            assert_eq!((k.iter().sum::<f32>(), v.iter().sum::<f32>()), (3.0, 7.0), "nothing else is written");
+        }
     }
 
     #[test]
     fn check_and_grid() {
-        let op = KvAppend { rows: 2, n_heads: 9, n_kv_heads: 9, head_dim: 128, max_seq: 11 };
-        let (cache, qkv) = (9 * 11 * 128, 2 * op.qkv_dim());
-        assert!(op.check(cache, cache, qkv, 2).is_ok());
-        assert!(op.check(cache, cache - 1, qkv, 2).unwrap_err().to_string().starts_with("kv_append: k has 12672"));
-        assert!(op.check(cache, cache, qkv - 1, 2).unwrap_err().to_string().starts_with("kv_append: qkv has 6911"));
+        let op = KvAppend { rows: 2, n_heads: 9, n_kv_heads: 9, head_dim: 128, max_seq: 64 };
+        let (cache, qkv) = (9 * 64 * 128, 2 * op.qkv_dim());
+        assert!(op.check(cache, cache, qkv, 2, 1).is_ok());
+        assert!(op.check(cache, cache - 1, qkv, 2, 1).unwrap_err().to_string().starts_with("kv_append: k has 73728"));
+        assert!(op.check(cache, cache, qkv - 1, 2, 1).unwrap_err().to_string().starts_with("kv_append: qkv has 6911"));
         assert_eq!(op.grid().blocks, [2, 2, 1]); // 1152 elements, 1024 a block
     }
 }

@@ -2,14 +2,14 @@
 //! appended to the cache there: what a layer does before its attention.
 //!
 //! Fused of `rms_norm`, `matmul`, `head_norm`, `rope` and `kv_append`, which are its definition ([`crate::backend::definition`]).
-//! Shapes: `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim]; `k`, `v` [sequences, n_kv_heads, max_seq, head_dim]; `x` [rows, dim]; `pos`
-//! [at least rows]; `gain` [dim]; `w` [(n_heads + 2 n_kv_heads) * head_dim, dim]; `heads` [2, head_dim], gains; `table` [positions, head_dim] f32.
+//! Shapes: `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim]; `k`, `v` [pages of the cache, n_kv_heads, [`PAGE`](super::PAGE), head_dim];
+//! `x` [rows, dim]; `pos` [at least rows]; `pages` [sequences, max_seq / PAGE], the table; `gain` [dim]; `w` [(n_heads + 2 n_kv_heads) * head_dim, dim]; `heads` [2, head_dim], gains; `table` [positions, head_dim] f32.
 //! Rounding: the kernel rounds `x * gain` to bf16 where the definition rounds `x * gain / rms`, and does not round the
 //! product before the rotation. The bits of a row depend on the row, its position and the weights only.
 
 use super::{
     Cost, Grid, HeadNorm, KvAppend, Op, Ring, RmsNorm, Rope, Tolerance, download, expect, gemv::product, noise_buf,
-    noise_weight, poison,
+    noise_weight, paged::expect_paged, poison, scrambled,
 };
 use crate::{
     backend::{Backend, DECODE_ROWS},
@@ -29,7 +29,7 @@ pub struct NormQkvRopeAppend {
     pub n_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Positions of a sequence. The caller ensures that each place is in the cache, and that they differ.
+    /// Positions of a sequence. The caller ensures that each place has a page of the cache, and that they differ.
     pub max_seq: usize,
     /// Positions in the table. The caller ensures that each position is below.
     pub positions: usize,
@@ -78,6 +78,7 @@ impl NormQkvRopeAppend {
         arrived: usize,
         x: usize,
         pos: usize,
+        pages: usize,
         gain: usize,
         w: (usize, usize),
         heads: Option<(usize, usize)>,
@@ -99,10 +100,8 @@ impl NormQkvRopeAppend {
         expect(Self::STEM, heads == gains && (!self.head_norm || arrived >= self.arrived_len()), || {
             format!("heads is {heads:?} and arrived has {arrived} elements, {self:?}")
         })?;
-        let cache = self.n_kv_heads * self.max_seq * self.head_dim;
-        expect(Self::STEM, cache > 0 && k >= cache && v >= cache && table >= self.positions * self.head_dim, || {
-            format!("k has {k} elements, v {v} and table {table}, {self:?}")
-        })
+        expect_paged(Self::STEM, [self.n_kv_heads, self.head_dim, self.max_seq], [k, v, pages], self)?;
+        expect(Self::STEM, table >= self.positions * self.head_dim, || format!("table has {table} elements, {self:?}"))
     }
 
     /// Counters of `arrived`: one a q or k head; zero before and after each call.
@@ -127,24 +126,27 @@ impl NormQkvRopeAppend {
         arrived: &mut crate::backend::cuda::Buffer<u32>,
         x: &crate::backend::cuda::Buffer<half::bf16>,
         pos: &crate::backend::cuda::Buffer<u32>,
+        pages: &crate::backend::cuda::Buffer<u32>,
         gain: &crate::backend::cuda::Weight,
         w: &crate::backend::cuda::Weight,
         heads: Option<&crate::backend::cuda::Weight>,
         table: &crate::backend::cuda::Buffer<f32>,
     ) -> Result<()> {
         let (shape, gains) = ((w.rows, w.cols), heads.map(|h| (h.rows, h.cols)));
-        let (arrived_len, gain_len, table_len) = (arrived.len(), gain.data.len(), table.len());
-        self.check(qkv.len(), k.len(), v.len(), arrived_len, x.len(), pos.len(), gain_len, shape, gains, table_len)?;
+        let (k_len, v_len, arrived_len, x_len) = (k.len(), v.len(), arrived.len(), x.len());
+        let (places, pages_len, gain_len, table_len) = (pos.len(), pages.len(), gain.data.len(), table.len());
+        let qkv_len = qkv.len();
+        self.check(qkv_len, k_len, v_len, arrived_len, x_len, places, pages_len, gain_len, shape, gains, table_len)?;
         let sizes = [self.rows, self.dim, self.n_heads, self.n_kv_heads, self.head_dim, self.max_seq];
         super::expect_ints(Self::STEM, &[&sizes[..], &[self.qkv_dim(), self.positions]].concat())?;
-        let buffers = [qkv.into(), k.into(), v.into(), arrived.into(), x.into(), pos.into()];
+        let buffers = [qkv.into(), k.into(), v.into(), arrived.into(), x.into(), pos.into(), pages.into()];
         let heads = heads.map(|heads| &heads.data).into();
         let weights = [(&gain.data).into(), (&w.data).into(), w.bias.as_ref().into(), heads, table.into()];
         let (grid, kind) = w.product(self.rows, true, cu.ring());
         let scalars = [self.eps.into(), cu.trace(self, grid)];
         let args = [&buffers[..], &weights, &sizes.map(crate::backend::cuda::Arg::from), &scalars].concat();
         // SAFETY: check() proved that every buffer holds what the sizes say, that rows of w and x are 16-byte aligned and
-        // that a head is whole blocks; each place is in the cache and its position in the table, which the caller promises
+        // that a head is whole blocks; each place has a page of the cache and its position is in the table, which the caller promises
         // (the device alone knows them), and `arrived` is 0, as this kernel leaves it; the arguments are those of the kernel, in
         // order; it waits for its predecessor before it reads what that wrote.
         unsafe { cu.launch_dependent(&format!("norm_qkv_rope_append_{}_{kind}", w.kind.name()), self, grid, &args) }
@@ -160,6 +162,7 @@ pub struct Io<B: Backend> {
     arrived: B::Buf<u32>,
     x: B::Buf<B::Act>,
     pos: B::Buf<u32>,
+    pages: B::Buf<u32>,
     gain: B::Weight,
     w: B::Weight,
     heads: Option<B::Weight>,
@@ -183,23 +186,23 @@ impl Op for NormQkvRopeAppend {
             head_norm: false,
         };
         let shapes = [
-            (1, 8, 1, 1, 16, 1),        // one chunk of a row, one block a head
-            (3, 72, 2, 1, 32, 7),       // just past a stage
-            (8, 1032, 1, 1, 64, 20),    // the last warps have one stage less
-            (16, 1032, 1, 1, 64, 20),   // all rows
-            (1, 2056, 1, 1, 32, 9),     // past a round of the deep ring
-            (10, 264, 2, 1, 32, 9),     // a second group of rows that is not full
-            (5, 256, 4, 2, 128, 9),     // as many stages as warps
-            (1, 576, 9, 3, 64, 300),    // SmolLM2-135M
+            (1, 8, 1, 1, 16, 64),       // one chunk of a row, one block a head
+            (3, 72, 2, 1, 32, 64),      // just past a stage
+            (8, 1032, 1, 1, 64, 128),   // the last warps have one stage less
+            (16, 1032, 1, 1, 64, 64),   // all rows
+            (1, 2056, 1, 1, 32, 64),    // past a round of the deep ring
+            (10, 264, 2, 1, 32, 192),   // a second group of rows that is not full
+            (5, 256, 4, 2, 128, 64),    // as many stages as warps
+            (1, 576, 9, 3, 64, 320),    // SmolLM2-135M
             (1, 4096, 32, 8, 128, 512), // Llama-3-8B
             (8, 4096, 32, 8, 128, 512),
             (16, 4096, 32, 8, 128, 512),
         ];
         let normed = [
-            (1, 8, 1, 1, 16, 1),     // one block a head
-            (3, 72, 2, 1, 80, 7),    // as many rows and blocks as make no whole warps
-            (16, 264, 4, 2, 64, 20), // all rows
-            (5, 256, 2, 1, 128, 9),
+            (1, 8, 1, 1, 16, 64),     // one block a head
+            (3, 72, 2, 1, 80, 64),    // as many rows and blocks as make no whole warps
+            (16, 264, 4, 2, 64, 128), // all rows
+            (5, 256, 2, 1, 128, 64),
             (1, 4096, 32, 8, 128, 512), // Qwen3-8B
         ];
         let normed = normed.into_iter().map(|shape| NormQkvRopeAppend { head_norm: true, ..case(shape) });
@@ -239,6 +242,7 @@ impl Op for NormQkvRopeAppend {
             arrived: b.alloc(self.arrived_len())?,
             x: noise_buf(b, self.rows * self.dim, seed, 3.0)?,
             pos: b.upload(&(0..self.rows).map(place).collect::<Vec<u32>>())?,
+            pages: b.upload(&scrambled(2, self.max_seq))?,
             gain: noise_weight(b, 1, self.dim, seed + 1, 1.0)?,
             w: noise_weight(b, self.qkv_dim(), self.dim, seed + 2, scale)?,
             heads: self.head_norm.then(|| noise_weight(b, 2, self.head_dim, seed + 5, 1.0)).transpose()?,
@@ -247,8 +251,8 @@ impl Op for NormQkvRopeAppend {
     }
 
     fn run<B: Backend>(&self, b: &B, io: &mut Io<B>) -> Result<()> {
-        let Io { qkv, k, v, xb, arrived, x, pos, gain, w, heads, table } = io;
-        b.norm_qkv_rope_append(self, qkv, k, v, xb, arrived, x, pos, gain, w, heads.as_ref(), table)
+        let Io { qkv, k, v, xb, arrived, x, pos, pages, gain, w, heads, table } = io;
+        b.norm_qkv_rope_append(self, qkv, k, v, xb, arrived, x, pos, pages, gain, w, heads.as_ref(), table)
     }
 
     fn outputs<B: Backend>(&self, b: &B, io: &Io<B>) -> Result<Vec<f32>> {
@@ -267,7 +271,7 @@ mod tests {
             n_heads: 2,
             n_kv_heads: 1,
             head_dim: 32,
-            max_seq: 10,
+            max_seq: 64,
             positions: 10,
             eps: 1e-5,
             head_norm: false,
@@ -277,16 +281,20 @@ mod tests {
     #[test]
     fn check_names_what_is_wrong() {
         let (op, text) = (op(), |r: Result<()>| r.unwrap_err().to_string());
-        let check = |op: &NormQkvRopeAppend, k, x, w| op.check(256, k, 320, 0, x, 2, 64, w, None, 320);
-        assert!(check(&op, 320, 128, (128, 64)).is_ok());
-        assert!(text(check(&op, 319, 128, (128, 64))).starts_with("norm_qkv_rope_append: k has 319 elements, v 320"));
-        assert!(text(check(&op, 320, 127, (128, 64))).contains("qkv has 256 elements, x 127 and pos 2"));
-        assert!(text(check(&op, 320, 128, (64, 128))).contains("w is (64, 128)"));
-        let wrong = |op: NormQkvRopeAppend| text(check(&op, 320, 128, (128, 64)));
+        let check = |op: &NormQkvRopeAppend, k, x, w| op.check(256, k, 2048, 0, x, 2, 1, 64, w, None, 320);
+        assert!(check(&op, 2048, 128, (128, 64)).is_ok());
+        assert!(
+            text(check(&op, 2047, 128, (128, 64))).starts_with("norm_qkv_rope_append: k has 2047 elements, v 2048")
+        );
+        assert!(text(check(&op, 2048, 127, (128, 64))).contains("qkv has 256 elements, x 127 and pos 2"));
+        assert!(text(check(&op, 2048, 128, (64, 128))).contains("w is (64, 128)"));
+        let short = op.check(256, 2048, 2048, 0, 128, 2, 1, 64, (128, 64), None, 319);
+        assert!(text(short).contains("table has 319 elements"));
+        let wrong = |op: NormQkvRopeAppend| text(check(&op, 2048, 128, (128, 64)));
         assert!(wrong(NormQkvRopeAppend { rows: 17, ..op.clone() }).ends_with("1 to 16 rows"));
         assert!(wrong(NormQkvRopeAppend { head_dim: 8, ..op.clone() }).ends_with("head_dim % 16 == 0"));
         let normed = NormQkvRopeAppend { head_norm: true, ..op };
-        let check = |heads, arrived| normed.check(256, 320, 320, arrived, 128, 2, 64, (128, 64), heads, 320);
+        let check = |heads, arrived| normed.check(256, 2048, 2048, arrived, 128, 2, 1, 64, (128, 64), heads, 320);
         assert!(check(Some((2, 32)), 3).is_ok());
         assert!(text(check(None, 3)).contains("heads is None"));
         assert!(text(check(Some((2, 32)), 2)).contains("arrived has 2 elements"));

@@ -1,6 +1,6 @@
 //! The metrics for Prometheus, under vLLM's names with `aoji:` in place of `vllm:`.
 
-use crate::{Finish, FinishReason, Load};
+use crate::{Finish, FinishReason, Load, ops::PAGE};
 use prometheus_client::{
     encoding::prometheus_text,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
@@ -26,6 +26,7 @@ pub(super) struct Metrics {
     running: Gauge,
     waiting: Gauge,
     kv_usage: Gauge<f64, AtomicU64>,
+    preemptions: Counter,
     queue: Histogram,
     first_token: Histogram,
     inter_token: Histogram,
@@ -47,18 +48,26 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    /// All at zero, for the model `name` on `device`.
-    pub fn new(name: &str, device: &str) -> Metrics {
+    /// All at zero, for the model `name` on `device` and an idle batch.
+    pub fn new(name: &str, device: &str, load: &Load) -> Metrics {
         let mut registry = Registry::default();
         let r = &mut registry;
         let info = |key, value: &str| Info::new([(key, value.to_string())]);
         r.register("aoji:build", "Version of aoji", info("version", env!("CARGO_PKG_VERSION")));
         let model = [("model_name", name.to_string()), ("device", device.to_string())];
         r.register("aoji:model", "The model and where it runs", Info::new(model));
+        let cache = [("block_size", PAGE.to_string()), ("num_gpu_blocks", (load.capacity / PAGE).to_string())];
+        r.register("aoji:cache_config", "Tokens of a page of the KV cache, and how many pages", Info::new(cache));
         Metrics {
             running: add(r, "num_requests_running", "Answers that are being generated", Gauge::default()),
             waiting: add(r, "num_requests_waiting", "Answers that wait for a sequence", Gauge::default()),
             kv_usage: add(r, "kv_cache_usage_perc", "Share of the KV cache in use, 1 is all of it", Gauge::default()),
+            preemptions: add(
+                r,
+                "num_preemptions",
+                "Answers that were put back to be computed again, since the KV cache was full",
+                Counter::default(),
+            ),
             queue: seconds(r, "request_queue_time_seconds", "From the request to its sequence"),
             first_token: seconds(r, "time_to_first_token_seconds", "From the request to its first token"),
             inter_token: add(
@@ -100,6 +109,7 @@ impl Metrics {
     pub fn load(&self, load: Load) {
         self.running.set(load.running as i64);
         self.kv_usage.set(load.tokens as f64 / load.capacity.max(1) as f64);
+        self.preemptions.inc_by(load.put_back.saturating_sub(self.preemptions.get()));
     }
 
     /// A job got its first token this long after it came.

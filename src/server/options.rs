@@ -13,7 +13,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 pub struct ServerOptions {
     /// Names under which requests know the model, at least one.
     pub names: Vec<String>,
-    /// Answers that are generated at the same time.
+    /// Answers that are generated at the same time; their cache is what the engine [planned](crate::Options::cache_tokens).
     pub sequences: usize,
     /// Most tokens of a prompt that are computed between two steps of the running answers.
     pub prefill_chunk: usize,

@@ -62,8 +62,9 @@ impl Server {
         let template = options.template.clone().unwrap_or_else(|| engine.template().clone());
         let calls = CallFormat::of(options.tool_parser, &template)?;
         let (max_tokens, chunk) = (engine.max_context(), options.prefill_chunk);
-        let batch = engine.batch(&BatchOptions { sequences: options.sequences, max_tokens, chunk })?;
-        let metrics = Arc::new(Metrics::new(name, engine.device()));
+        let batch =
+            engine.batch(&BatchOptions { sequences: options.sequences, max_tokens, cache_tokens: None, chunk })?;
+        let metrics = Arc::new(Metrics::new(name, engine.device(), &batch.load()));
         let phase = watch::Sender::new(Phase::Starting);
         let capacity = options.sequences.saturating_add(options.queue).min(tokio::sync::Semaphore::MAX_PERMITS);
         let worker = Worker::start(engine.clone(), batch, capacity, metrics.clone(), phase.clone())?;

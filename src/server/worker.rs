@@ -231,7 +231,7 @@ impl Loop {
         tracing::error!("the engine has stopped: {why}");
         self.phase.send_replace(Phase::Failed(why.clone()));
         self.end_all(&format!("the engine has stopped: {why}"));
-        self.metrics.load(Load { running: 0, waiting: 0, tokens: 0, capacity: 1 }); // the batch must not be used any more
+        self.metrics.load(Load { running: 0, waiting: 0, tokens: 0, capacity: 1, put_back: 0 }); // the batch must not be used any more
     }
 
     /// Generates one token, so that "ready" is true.

@@ -31,6 +31,7 @@ fn help_and_completions_know_every_command_and_flag() {
             [
                 &model[..],
                 &["--host", "--port", "--unix-socket", "--served-model-name", "--sequences", "--prefill-chunk"],
+                &["--cache-tokens"],
                 &["--speculate"],
                 &["--queue", "--api-key", "--api-key-file", "--cors", "--body-limit", "--drain-seconds"],
                 &["--chat-template", "--unknown-fields", "--log-format", "AOJI_API_KEY", "/v1/chat/completions"],
@@ -39,7 +40,7 @@ fn help_and_completions_know_every_command_and_flag() {
         ),
         ("score", [&model[..], &["--prompt-file", "--tokens", "--top", "--no-special", "--json"]].concat()),
         ("tokenize", vec!["--decode", "--no-special", "--jsonl", "--json"]),
-        ("info", vec!["--json"]),
+        ("info", vec!["--sequences", "--memory", "--json"]),
         ("pull", vec!["--revision", "--file", "HF_TOKEN", "NO_PROXY"]),
         ("doctor", vec!["--json"]),
         ("synth", vec!["--like", "--seed", "--dtype", "--shard-size"]),

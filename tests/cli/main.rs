@@ -274,6 +274,18 @@ fn info_says_what_the_files_say() {
         let [weights, kv, scratch, total] = ["weights", "kv", "scratch", "total"].map(|k| plan[k].as_u64().unwrap());
         assert_eq!(weights + kv + scratch, total, "{plan}");
     }
+    // a cache for 16 whole ones of 64, and what fits a little memory
+    let many = aoji(&["info", "demo", "--json", "--sequences", "64", "--memory", "0.5"]).json();
+    let (one, all) = (&info["memory"][0], &many["memory"][0]);
+    assert_eq!(all["kv"].as_u64(), one["kv"].as_u64().map(|n| 16 * n), "{all}");
+    assert_eq!(all["cache_tokens"].as_u64(), all["context"].as_u64().map(|n| 16 * n), "{all}");
+    let page = many["kv_bytes_per_token"].as_u64().unwrap() * many["page_tokens"].as_u64().unwrap();
+    let fits = many["fitting_tokens"][0].as_u64().unwrap() / 64 * page;
+    let rest = all["total"].as_u64().unwrap() - all["kv"].as_u64().unwrap();
+    assert!(fits + rest <= 1 << 29 && fits + rest + page > 1 << 29, "{fits} and {rest}");
+    let text = aoji(&["info", "demo", "--sequences", "64", "--memory", "0.000001"]).ok();
+    assert!(text.contains("64 sequences, with a cache for 16 whole ones") && text.contains("none"), "{text}");
+    aoji(&["info", "demo", "--memory", "-1"]).fails(1, &["--memory -1", "GiB"]);
     let text = aoji(&["info", "demo"]).ok();
     for part in ["2.7 million", "2046 \"<|begin_of_text|>\"", "2047 \"<|end_of_text|>\"", "rope_theta"] {
         assert!(text.contains(part), "no {part:?} in: {text}");
@@ -297,6 +309,7 @@ fn wrong_usage_is_code_2() {
         (&["generate", "--tokens", "1,x"], "--tokens"),
         (&["dance"], "dance"),
         (&["info", "demo", "-m", "demo"], "cannot be used with"),
+        (&["info", "demo", "--sequences", "65"], "1..=64"),
         (&["verify", "demo", "--model", "demo"], "cannot be used with"),
         (&["tokenize", "-m", "demo", "x", "y"], "one word too many"),
         (&["tokenize", "demo", "x", "--decode", "1"], "one word too many"),

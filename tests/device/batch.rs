@@ -8,18 +8,18 @@ use aoji::{
 };
 use std::collections::BTreeMap;
 
-const OPTIONS: BatchOptions = BatchOptions { sequences: 4, max_tokens: 200, chunk: 34 };
+pub const OPTIONS: BatchOptions = BatchOptions { sequences: 4, max_tokens: 200, cache_tokens: None, chunk: 34 };
 
-fn job(prompt: Vec<u32>, n: usize, sampling: Sampling, logprobs: Option<usize>) -> Job {
+pub fn job(prompt: Vec<u32>, n: usize, sampling: Sampling, logprobs: Option<usize>) -> Job {
     let options = GenerateOptions { sampling, max_tokens: Some(n), ignore_eos: true, ..GenerateOptions::default() };
     Job { prompt, options, logprobs, ..Job::default() }
 }
 
-fn greedy(prompt: Vec<u32>, n: usize) -> Job {
+pub fn greedy(prompt: Vec<u32>, n: usize) -> Job {
     job(prompt, n, Sampling::default(), None)
 }
 
-fn drawn(seed: u64) -> Sampling {
+pub fn drawn(seed: u64) -> Sampling {
     Sampling {
         temperature: 1.0,
         top_p: 0.95,
@@ -32,11 +32,11 @@ fn drawn(seed: u64) -> Sampling {
 
 /// The events that the jobs of a batch have yielded.
 #[derive(Default)]
-struct Heard(BTreeMap<JobId, Vec<JobEvent>>);
+pub struct Heard(pub BTreeMap<JobId, Vec<JobEvent>>);
 
 impl Heard {
     /// Does up to `steps` pieces of work.
-    fn steps(&mut self, batch: &mut Batch, steps: usize) {
+    pub fn steps(&mut self, batch: &mut Batch, steps: usize) {
         for _ in 0..steps {
             if !batch.step(&mut |id, event| self.0.entry(id).or_default().push(event)).unwrap() {
                 return;
@@ -44,19 +44,19 @@ impl Heard {
         }
     }
 
-    fn all(batch: &mut Batch) -> Heard {
+    pub fn all(batch: &mut Batch) -> Heard {
         let mut heard = Heard::default();
         heard.steps(batch, usize::MAX);
         heard
     }
 
-    fn tokens(&self, id: JobId) -> Vec<u32> {
+    pub fn tokens(&self, id: JobId) -> Vec<u32> {
         let token = |e: &JobEvent| if let JobEvent::Token(t, _) = e { Some(*t) } else { None };
         self.0[&id].iter().filter_map(token).collect()
     }
 
     /// Tokens and the bits of their log-probabilities.
-    fn bits(&self, id: JobId) -> Vec<(u32, Vec<u32>)> {
+    pub fn bits(&self, id: JobId) -> Vec<(u32, Vec<u32>)> {
         let bits = |l: &TokenLogprobs| l.top.iter().map(|(_, p)| p.to_bits()).chain([l.logprob.to_bits()]).collect();
         let token = |e: &JobEvent| match e {
             JobEvent::Token(t, l) => Some((*t, l.as_ref().map_or(Vec::new(), bits))),
@@ -65,7 +65,7 @@ impl Heard {
         self.0[&id].iter().filter_map(token).collect()
     }
 
-    fn finish(&self, id: JobId) -> &Finish {
+    pub fn finish(&self, id: JobId) -> &Finish {
         match self.0[&id].last() {
             Some(JobEvent::Finish(finish)) => finish,
             other => panic!("{id:?} ended with {other:?}"),
@@ -74,7 +74,7 @@ impl Heard {
 }
 
 /// Runs the job alone in a new batch.
-fn alone(engine: &Engine, job: Job) -> Vec<(u32, Vec<u32>)> {
+pub fn alone(engine: &Engine, job: Job) -> Vec<(u32, Vec<u32>)> {
     let mut batch = engine.batch(&OPTIONS).unwrap();
     let id = batch.submit(job).unwrap();
     Heard::all(&mut batch).bits(id)
@@ -198,7 +198,7 @@ fn jobs_interleave_and_wait_their_turn() {
         assert!(last_of(ids[0]) > first_of(ids[1]), "they run side by side");
         assert!(first_of(ids[2]) > last_of(ids[0]).min(last_of(ids[1])));
         assert_eq!(order.len(), 36);
-        assert_eq!(batch.load(), aoji::Load { running: 0, waiting: 0, tokens: 0, capacity: 400 });
+        assert_eq!(batch.load(), aoji::Load { running: 0, waiting: 0, tokens: 0, capacity: 512, put_back: 0 });
     }
 }
 
@@ -258,7 +258,7 @@ fn log_probabilities_of_a_prompt_are_those_of_score() {
 }
 
 /// Allows the ids of a list in turn, then fails.
-struct Turns(Vec<Vec<u32>>, usize);
+pub struct Turns(pub Vec<Vec<u32>>, pub usize);
 
 impl Constraint for Turns {
     fn allowed(&mut self, mask: &mut [u32]) -> Result<(), String> {
@@ -316,7 +316,11 @@ fn what_does_not_fit_is_refused() {
             "a prompt that fills the sequence"
         );
         for (wrong, what) in [
-            (BatchOptions { sequences: 17, ..OPTIONS }, "sequences 17: allowed is 1 to 16"),
+            (BatchOptions { sequences: 65, ..OPTIONS }, "sequences 65: allowed is 1 to 64"),
+            (
+                BatchOptions { cache_tokens: Some(199), ..OPTIONS },
+                "a cache of 199 tokens has no room for one sequence of 200",
+            ),
             (BatchOptions { sequences: 0, ..OPTIONS }, "sequences 0"),
             (BatchOptions { chunk: 33, ..OPTIONS }, "chunk 33: allowed is 34 to 511"),
         ] {

@@ -11,8 +11,8 @@ use aoji::{
     kv::Kv,
     model::{self, Model, Rows, Scratch},
     ops::{
-        AttnDecode, Gemv, NormGateUp, NormHead, NormHeadArgmax, NormQkvRopeAppend, Op, Ring, Rope, Sample, Tolerance,
-        noise, sample::Params,
+        AttnDecode, Gemv, NormGateUp, NormHead, NormHeadArgmax, NormQkvRopeAppend, Op, PAGE, Ring, Rope, Sample,
+        Tolerance, noise, sample::Params, scrambled, to_pages,
     },
     weights::Weights,
 };
@@ -85,9 +85,14 @@ fn a_row_of_gemv_has_the_same_bits_beside_any_others() {
 
 fn a_row_of_attn_decode_has_the_same_bits_beside_any_others_in_any_bucket() {
     let cuda = device();
-    let (n_heads, n_kv_heads, head_dim, max_seq) = (2, 1, 64, 3300);
-    // three sequences of the same keys and values: a row's bits do not depend on which of them it is in either
-    let cache = |seed| cuda.upload(&values(n_kv_heads * max_seq * head_dim, seed).repeat(3)).unwrap();
+    let (n_heads, n_kv_heads, head_dim, max_seq) = (2, 1, 64, 3328);
+    // three sequences of the same keys and values: a row's bits depend neither on which of them it is in nor on where its pages lie
+    let table = scrambled(3, max_seq);
+    let pages = cuda.upload(&table).unwrap();
+    let cache = |seed| {
+        let whole = values(n_kv_heads * max_seq * head_dim, seed).repeat(3);
+        cuda.upload(&to_pages(&whole, &table, [n_kv_heads, max_seq, head_dim])).unwrap()
+    };
     let (k, v) = (cache(2), cache(3));
     // one key, the last key of a split, the first of the next, one of many, two tiles a split
     let positions = [0u32, 63, 64, 500, 3200];
@@ -102,7 +107,7 @@ fn a_row_of_attn_decode_has_the_same_bits_beside_any_others_in_any_bucket() {
         let mut part = cuda.alloc(op.part_len()).unwrap();
         let mut arrived = cuda.alloc(op.arrived_len()).unwrap();
         let (qkv, pos) = (cuda.upload(&qkv).unwrap(), cuda.upload(&pos).unwrap());
-        cuda.attn_decode(&op, &mut out, &mut part, &mut arrived, &qkv, &k, &v, &pos).unwrap();
+        cuda.attn_decode(&op, &mut out, &mut part, &mut arrived, &qkv, &k, &v, &pos, &pages).unwrap();
         let out = cuda.download(&out).unwrap();
         out.chunks(n_heads * head_dim).map(|row| row.iter().map(|x| x.to_bits()).collect()).collect()
     };
@@ -157,7 +162,7 @@ fn a_row_of_a_fused_product_has_the_same_bits_beside_any_others() {
         cuda.norm_gate_up(&op, &mut hb, &mut xb, &mut gate_up, &x(first, rows), &gain, &w).unwrap();
         bits(&cuda.download(&hb).unwrap(), rows, |x| x.to_bits().into())
     });
-    let max_seq = DECODE_ROWS;
+    let max_seq = PAGE;
     let table = cuda.upload(&Rope::table(&[1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.001], max_seq)).unwrap();
     rows_are_independent("norm_qkv_rope_append", |first, rows| {
         let (mut qkv, mut xb) = (cuda.alloc(rows * 48).unwrap(), cuda.alloc(rows * dim).unwrap());
@@ -168,7 +173,8 @@ fn a_row_of_a_fused_product_has_the_same_bits_beside_any_others() {
         let op = NormQkvRopeAppend { rows, dim, n_heads, n_kv_heads, head_dim, max_seq, positions, eps, head_norm };
         let x = x(first, rows);
         let (k, v, mut arrived) = (&mut k, &mut v, cuda.alloc(op.arrived_len()).unwrap());
-        cuda.norm_qkv_rope_append(&op, &mut qkv, k, v, &mut xb, &mut arrived, &x, &pos, &gain, &w, None, &table)
+        let (xb, pages) = (&mut xb, cuda.upload(&[0]).unwrap());
+        cuda.norm_qkv_rope_append(&op, &mut qkv, k, v, xb, &mut arrived, &x, &pos, &pages, &gain, &w, None, &table)
             .unwrap();
         bits(&cuda.download(&qkv).unwrap(), rows, |x| x.to_bits().into())
     });

@@ -240,8 +240,16 @@ impl Backend for Wrong {
     fn rope(&self, op: &Rope, qkv: &mut Acts, pos: &Words, table: &Vec<f32>) -> Result<()> {
         self.0.rope(op, qkv, pos, table)
     }
-    fn kv_append(&self, op: &KvAppend, k: &mut Acts, v: &mut Acts, qkv: &Acts, pos: &Words) -> Result<()> {
-        self.0.kv_append(op, k, v, qkv, pos)
+    fn kv_append(
+        &self,
+        op: &KvAppend,
+        k: &mut Acts,
+        v: &mut Acts,
+        qkv: &Acts,
+        pos: &Words,
+        pages: &Words,
+    ) -> Result<()> {
+        self.0.kv_append(op, k, v, qkv, pos, pages)
     }
     fn attn_prefill(
         &self,
@@ -251,8 +259,9 @@ impl Backend for Wrong {
         k: &Acts,
         v: &Acts,
         pos: &Words,
+        pages: &Words,
     ) -> Result<()> {
-        self.0.attn_prefill(op, out, qkv, k, v, pos)
+        self.0.attn_prefill(op, out, qkv, k, v, pos, pages)
     }
     fn attn_decode(
         &self,
@@ -264,8 +273,9 @@ impl Backend for Wrong {
         k: &Acts,
         v: &Acts,
         pos: &Words,
+        pages: &Words,
     ) -> Result<()> {
-        self.0.attn_decode(op, out, part, arrived, qkv, k, v, pos)
+        self.0.attn_decode(op, out, part, arrived, qkv, k, v, pos, pages)
     }
     fn swiglu(&self, op: &Swiglu, hb: &mut Acts, gate_up: &Acts) -> Result<()> {
         self.0.swiglu(op, hb, gate_up)?;
@@ -322,12 +332,13 @@ impl Backend for Wrong {
         _arrived: &mut Words,
         x: &Acts,
         pos: &Words,
+        pages: &Words,
         gain: &Weight,
         w: &Weight,
         heads: Option<&Weight>,
         table: &Vec<f32>,
     ) -> Result<()> {
-        definition::norm_qkv_rope_append(self, op, qkv, k, v, xb, x, pos, gain, w, heads, table)?;
+        definition::norm_qkv_rope_append(self, op, qkv, k, v, xb, x, pos, pages, gain, w, heads, table)?;
         self.spoil("norm_qkv_rope_append", k);
         Ok(())
     }

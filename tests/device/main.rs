@@ -14,6 +14,7 @@ mod tiny_gguf;
 mod batch;
 mod decode;
 mod lockstep;
+mod memory;
 mod packed;
 mod prefill;
 mod quantized;

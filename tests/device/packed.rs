@@ -6,7 +6,7 @@ use aoji::{
     Device, Engine, ModelFiles, Options, Session, Tensor,
     backend::{Backend, DECODE_ROWS, Out, SamplerState},
     cuda::{Cuda, GemmBy, Kind, kernels::MODULES},
-    ops::{Gemm, Gemv, NormGateUp, NormHead, NormHeadArgmax, NormQkvRopeAppend, Tolerance, noise},
+    ops::{Gemm, Gemv, NormGateUp, NormHead, NormHeadArgmax, NormQkvRopeAppend, PAGE, Tolerance, noise},
 };
 use half::bf16;
 use serde_json::{Map, Value, json};
@@ -257,8 +257,8 @@ fn each_kind_in_each_product() {
         }
 
         let (w, v) = weight(&cuda, kind, &[layer.wq.clone(), layer.wk.clone(), layer.wv.clone()]);
-        let (n, max_seq) = (w.rows, 2);
-        let table = cuda.upload(&[vec![1f32; 32], vec![0f32; 32]].concat().repeat(max_seq)).unwrap(); // no rotation
+        let (n, max_seq) = (w.rows, PAGE);
+        let table = cuda.upload(&[vec![1f32; 32], vec![0f32; 32]].concat().repeat(2)).unwrap(); // no rotation
         let mut want = product(&scaled, &v, k);
         want.chunks_exact_mut(n).zip(&factors).for_each(|(row, f)| row.iter_mut().for_each(|y| *y *= f));
         for rows in [1, 16] {
@@ -270,17 +270,20 @@ fn each_kind_in_each_product() {
                 n_kv_heads,
                 head_dim,
                 max_seq,
-                positions: max_seq,
+                positions: 2,
                 eps,
                 head_norm: false,
             };
             let (mut qkv, mut xb) = (cuda.alloc(rows * n).unwrap(), cuda.alloc(rows * k).unwrap());
             let len = rows * n_kv_heads * max_seq * head_dim;
             let (mut keys, mut vals) = (cuda.alloc(len).unwrap(), cuda.alloc(len).unwrap());
-            let pos = cuda.upload(&(0..rows as u32).map(|r| r * 2).collect::<Vec<_>>()).unwrap();
+            let pages: Vec<u32> = (0..rows as u32).collect();
+            let pos: Vec<u32> = pages.iter().map(|r| r * max_seq as u32).collect();
+            let (pages, pos) = (cuda.upload(&pages).unwrap(), cuda.upload(&pos).unwrap());
             let x = cuda.upload(&all).unwrap();
             let (k, v, mut arrived) = (&mut keys, &mut vals, cuda.alloc(n_heads + n_kv_heads).unwrap());
-            cuda.norm_qkv_rope_append(&op, &mut qkv, k, v, &mut xb, &mut arrived, &x, &pos, &gain, &w, None, &table)
+            let (xb, arrived) = (&mut xb, &mut arrived);
+            cuda.norm_qkv_rope_append(&op, &mut qkv, k, v, xb, arrived, &x, &pos, &pages, &gain, &w, None, &table)
                 .unwrap();
             let got = f32s(&cuda.download(&qkv).unwrap());
             let want: Vec<f32> = want[..rows * n].iter().map(|y| bf16::from_f32(*y).to_f32()).collect();

@@ -6,7 +6,7 @@ use aoji::{
     backend::{Backend, Out},
     cpu::Cpu,
     cuda::{Cuda, GemmBy, MANY_ROWS, cublas_version},
-    ops::{AttnPrefill, Gemm, Op, Tolerance, noise},
+    ops::{AttnPrefill, Gemm, Op, Tolerance, noise, scrambled, to_pages},
 };
 use half::bf16;
 
@@ -93,7 +93,9 @@ fn bits_of_rows(cuda: &Cuda, n: usize, k: usize) {
 fn attention_has_the_same_bits_however_the_prompt_is_cut() {
     let cuda = device();
     for head_dim in [64, 128] {
-        let (rows, n_heads, n_kv_heads, max_seq) = (150, 2, 1, 150); // two blocks; five tiles of keys, the last not full
+        let (rows, n_heads, n_kv_heads, max_seq) = (150, 2, 1, 192); // two blocks; five tiles of keys, the last not full
+        let table = scrambled(1, max_seq);
+        let pages = cuda.upload(&table).unwrap();
         let op = |rows, kv_len| AttnPrefill {
             rows,
             first: 0,
@@ -113,12 +115,13 @@ fn attention_has_the_same_bits_however_the_prompt_is_cut() {
             let cache = |v: &[bf16]| {
                 let mut v = v.to_vec();
                 v[kv_len * head_dim..].fill(bf16::NAN);
-                cuda.upload(&v).unwrap()
+                cuda.upload(&to_pages(&v, &table, [n_kv_heads, max_seq, head_dim])).unwrap()
             };
             let qkv = cuda.upload(&qkv[first * width..kv_len * width]).unwrap();
             let pos = cuda.upload(&(first as u32..kv_len as u32).collect::<Vec<_>>()).unwrap();
             let mut out = cuda.upload(&vec![bf16::NAN; (kv_len - first) * n_heads * head_dim]).unwrap();
-            cuda.attn_prefill(&op(kv_len - first, kv_len), &mut out, &qkv, &cache(&k), &cache(&v), &pos).unwrap();
+            let op = op(kv_len - first, kv_len);
+            cuda.attn_prefill(&op, &mut out, &qkv, &cache(&k), &cache(&v), &pos, &pages).unwrap();
             cuda.download(&out).unwrap().into_iter().map(bf16::to_bits).collect()
         };
         let whole = run(0, rows);
@@ -139,7 +142,7 @@ fn attention_refuses_other_head_dims() {
         n_heads: 1,
         n_kv_heads: 1,
         head_dim: 8,
-        max_seq: 1,
+        max_seq: 64,
         kv_len: 1,
         window: 1,
     };

@@ -14,7 +14,8 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 /// The vector that the library computes for a prompt, scaled to length 1.
 fn expected(prompt: Vec<u32>, pooling: Pooling) -> Vec<f32> {
-    let mut batch = engine().batch(&aoji::BatchOptions { sequences: 1, max_tokens: 512, chunk: 64 }).unwrap();
+    let mut batch =
+        engine().batch(&aoji::BatchOptions { sequences: 1, max_tokens: 512, cache_tokens: None, chunk: 64 }).unwrap();
     let options = GenerateOptions { max_tokens: Some(0), ..GenerateOptions::default() };
     batch.submit(Job { prompt, options, embed: Some(pooling), ..Job::default() }).unwrap();
     let mut found = Vec::new();

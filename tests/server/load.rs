@@ -1,7 +1,10 @@
 //! More requests than there is room for, clients that go away, and the shutdown of the server.
 
 use super::{Site, http, question};
-use aoji::server::{Phase, ServerOptions};
+use aoji::{
+    Device, Engine, Options,
+    server::{Phase, Server, ServerOptions},
+};
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::{
@@ -64,6 +67,32 @@ async fn many_at_once() {
             _ => assert_eq!(reply.json()["choices"][0]["message"]["content"], json!(expected)),
         }
     }
+}
+
+/// More answers than there is memory for, and than a step has rows: some are put back, and all are what they are elsewhere.
+#[tokio::test]
+async fn a_full_cache_changes_no_answer() {
+    const N: usize = 24;
+    let sizes = Options { context: Some(512), sequences: N, cache_tokens: Some(1024), ..Options::default() };
+    let engine = Engine::open("demo", &Options { device: Device::Cpu, ..sizes }).unwrap();
+    let server = Server::start(engine, ServerOptions { sequences: N, ..ServerOptions::default() }).unwrap();
+    let (narrow, wide) = (Site::of(server, Duration::from_secs(30)).await, Site::new().await);
+    let texts = async |site: &Site| {
+        let one = |i: usize| {
+            let target = site.target();
+            let body = json!({"prompt": format!("{i}. 오늘은"), "max_tokens": 200, "ignore_eos": true, "seed": i});
+            tokio::spawn(async move { http::post(&target, "/v1/completions", &[], &body).await })
+        };
+        let mut texts = Vec::new();
+        for reply in (0..N).map(one).collect::<Vec<_>>() {
+            texts.push(reply.await.unwrap().json()["choices"][0]["text"].clone());
+        }
+        texts
+    };
+    assert_eq!(texts(&narrow).await, texts(&wide).await);
+    assert!(narrow.metric("aoji:num_preemptions_total").await > 0.0);
+    assert_eq!(wide.metric("aoji:num_preemptions_total").await, 0.0);
+    narrow.until("aoji:kv_cache_usage_perc", 0.0).await;
 }
 
 #[tokio::test]

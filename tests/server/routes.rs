@@ -144,14 +144,22 @@ async fn metrics() {
     }
     let reply = site.get("/metrics").await;
     assert_eq!(reply.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
-    for name in
-        ["prompt_tokens_cached_total", "prefix_cache_queries_total", "prefix_cache_hits_total", "kv_cache_usage_perc"]
-    {
+    for name in [
+        "prompt_tokens_cached_total",
+        "prefix_cache_queries_total",
+        "prefix_cache_hits_total",
+        "kv_cache_usage_perc",
+        "num_preemptions_total",
+    ] {
         assert!(reply.body.contains(&format!("\naoji:{name} ")), "no {name} in {}", reply.body);
     }
     assert!(
         reply.body.contains("aoji:model_info{model_name=\"demo\"") && reply.body.contains("aoji:build_info{version=")
     );
+    // eight whole contexts
+    let pages = 8 * engine().max_context().div_ceil(64);
+    let cache = format!("aoji:cache_config_info{{block_size=\"64\",num_gpu_blocks=\"{pages}\"}} 1");
+    assert!(reply.body.contains(&cache), "no {cache} in {}", reply.body);
 }
 
 #[tokio::test]

@@ -6,6 +6,8 @@
 //! depend on its position, its query and the keys and values up to it; not on the other rows, on how the prompt was
 //! cut, or on the threads.
 //!
+//! The keys of a part are in one or more pages, whose products and sums follow each other as if they lay side by side.
+//!
 //! A thread takes a tile of rows with all query heads of one key head, which read each key and value together. Where there are
 //! fewer tiles than threads have use for, it takes one part of one instead, and the parts are merged after as many as that takes.
 //! What a row does not see, keys and values of later tokens and of those before its window, has no part in its sums: its parts begin
@@ -16,7 +18,7 @@ use super::{
     simd::{Line, Product, Weighted, lines, pool::Tile},
     weight::Elements,
 };
-use crate::ops::Act;
+use crate::ops::{Act, PAGE, element_at};
 use std::ops::Range;
 
 /// Keys of a part: their scores of a tile of queries, and keys and values of 64 columns, fit the first-level cache.
@@ -27,7 +29,8 @@ const QUERIES: usize = 32;
 /// Where the keys of a row are.
 #[derive(Clone, Copy)]
 pub(super) struct Row {
-    pub sequence: usize,
+    /// The first place of its sequence.
+    pub base: usize,
     /// Keys up to it.
     pub len: usize,
 }
@@ -35,18 +38,19 @@ pub(super) struct Row {
 impl Row {
     /// The row of a place.
     pub(super) fn of(place: u32, max_seq: usize) -> Row {
-        Row { sequence: place as usize / max_seq, len: place as usize % max_seq + 1 }
+        let pos = place as usize % max_seq;
+        Row { base: place as usize - pos, len: pos + 1 }
     }
 }
 
-/// Sizes of a call.
+/// Sizes of a call, and the table of pages.
 #[derive(Clone, Copy)]
-pub(super) struct Attention {
+pub(super) struct Attention<'a> {
     pub rows: usize,
     pub n_heads: usize,
     pub n_kv_heads: usize,
     pub head_dim: usize,
-    pub max_seq: usize,
+    pub pages: &'a [u32],
     /// Positions below this are read from sequence 0.
     pub shared: usize,
     /// Keys that a row sees at most: the last ones.
@@ -55,14 +59,14 @@ pub(super) struct Attention {
 
 /// A tile: some rows, and a key head with its query heads.
 struct Queries<'a, R> {
-    op: &'a Attention,
+    op: &'a Attention<'a>,
     first: usize,
     rows: usize,
     kv_head: usize,
     row: &'a R,
 }
 
-impl Attention {
+impl Attention<'_> {
     fn group(&self) -> usize {
         self.n_heads / self.n_kv_heads
     }
@@ -72,12 +76,23 @@ impl Attention {
         self.head_dim.next_multiple_of(16)
     }
 
-    /// The `keys` from `from` on of a sequence and key head, in one or two pieces: `(keys before, keys, first element)`.
-    fn pieces(&self, sequence: usize, kv_head: usize, from: usize, keys: Range<usize>) -> [(usize, usize, usize); 2] {
-        let at = |s: usize, t: usize| ((s * self.n_kv_heads + kv_head) * self.max_seq + from + t) * self.head_dim;
-        let Range { start, end } = keys;
-        let own = self.shared.saturating_sub(from).clamp(start, end);
-        [(start, own - start, at(0, start)), (own, end - own, at(sequence, own))]
+    /// The `keys`, counted from position `from` on, of a sequence and key head, in pieces that lie side by side: `(keys before, keys,
+    /// first element)`.
+    fn pieces(
+        &self,
+        base: usize,
+        kv_head: usize,
+        from: usize,
+        mut keys: Range<usize>,
+    ) -> impl Iterator<Item = (usize, usize, usize)> {
+        std::iter::from_fn(move || {
+            let at = from + keys.start;
+            let (place, end) = if at < self.shared { (at, self.shared) } else { (base + at, usize::MAX) };
+            let n = end.min(from + keys.end).min(at / PAGE * PAGE + PAGE).checked_sub(at).filter(|n| *n > 0)?;
+            let before = keys.start;
+            keys.start += n;
+            Some((before, n, element_at(self.pages, place, self.n_kv_heads, kv_head, self.head_dim)))
+        })
     }
 }
 
@@ -118,7 +133,7 @@ impl<A: Act> Cpu<A> {
     /// The rows of a tile belong to one sequence; with `consecutive`, all rows do.
     pub(super) fn attention(
         &self,
-        op: &Attention,
+        op: &Attention<'_>,
         consecutive: bool,
         out: &mut [A],
         qkv: &[A],
@@ -202,14 +217,14 @@ impl<A: Act> Cpu<A> {
         let o_stride = op.width() + 2;
         let sees = |i| tile.sees(i, from);
         let (begin, end) = (0..n).map(sees).fold((PART, 0), |(a, b), keys| (a.min(keys.start), b.max(keys.end)));
-        let pieces = op.pieces((tile.row)(tile.first).sequence, tile.kv_head, from, begin..end);
+        let pieces = || op.pieces((tile.row)(tile.first).base, tile.kv_head, from, begin..end);
         scratch::with(&scratch::SCORES, n * PART, |s| {
             scratch::with(&scratch::X, n * line, |x: &mut [Line]| {
                 for (i, to) in x.chunks_exact_mut(line).enumerate() {
                     let at = (tile.first + i / group) * qkv_dim + (tile.kv_head * group + i % group) * d;
                     each::prepare(level, &qkv[at..][..d], to);
                 }
-                for (before, cols, at) in pieces {
+                for (before, cols, at) in pieces() {
                     let (w, room) = (Elements::of(&kv.0[at..][..cols * d]).into(), cols * line);
                     scratch::with(&scratch::PACKED, room, |packed| {
                         let y = &mut s[before..];
@@ -224,7 +239,7 @@ impl<A: Act> Cpu<A> {
                 o.fill(0.0);
                 of_all.copy_from_slice(&[m, sum]);
             }
-            for (before, n_keys, at) in pieces {
+            for (before, n_keys, at) in pieces() {
                 let (p, v) = (&s[before..], Elements::of(&kv.1[at..][..n_keys * d]));
                 let seen = &|i| {
                     let Range { start, end } = sees(i);
@@ -271,7 +286,7 @@ mod tests {
             Backend,
             cpu::{level::Level, simd::pool::Pool},
         },
-        ops::{AttnDecode, AttnPrefill, noise},
+        ops::{AttnDecode, AttnPrefill, noise, scrambled, to_pages},
     };
     use half::bf16;
     use std::sync::Arc;
@@ -281,10 +296,10 @@ mod tests {
     }
 
     /// `rows` rows of the second sequence that end at `kv_len`, in chunks of `chunk`, checked against the definition.
-    /// The caches are NaN wherever nothing may be read.
+    /// The caches are NaN wherever nothing may be read, and their pages lie in disorder.
     fn run<A: Act>(cpu: &Cpu<A>, op: &AttnPrefill, chunk: usize) -> Vec<u32> {
         let AttnPrefill { rows, shared, n_heads, n_kv_heads, head_dim: d, max_seq, kv_len, window, .. } = *op;
-        let qkv = values::<A>(rows * op.qkv_dim(), 1, 6.0);
+        let (qkv, pages) = (values::<A>(rows * op.qkv_dim(), 1, 6.0), scrambled(2, max_seq));
         let cache = |seed| {
             let mut cache = values::<A>(2 * n_kv_heads * max_seq * d, seed, 1.0);
             for (i, head) in cache.chunks_exact_mut(max_seq * d).enumerate() {
@@ -296,7 +311,7 @@ mod tests {
                 let unseen = (kv_len + 1 - rows).saturating_sub(window);
                 head[..unseen * d].fill(A::from_f32(f32::NAN));
             }
-            cache
+            to_pages(&cache, &pages, [n_kv_heads, max_seq, d])
         };
         let (k, v) = (cache(2), cache(3));
         let pos: Vec<u32> = (0..rows).map(|r| (max_seq + kv_len - rows + r) as u32).collect();
@@ -304,10 +319,10 @@ mod tests {
         for first in (0..rows).step_by(chunk) {
             let part = chunk.min(rows - first);
             let op = AttnPrefill { rows: part, first, kv_len: kv_len - rows + first + part, ..op.clone() };
-            cpu.attn_prefill(&op, &mut out, &qkv, &k, &v, &pos).unwrap();
+            cpu.attn_prefill(&op, &mut out, &qkv, &k, &v, &pos, &pages).unwrap();
         }
         let mut want = vec![A::from_f32(f32::NAN); out.len()];
-        op.reference(&mut want, &qkv, &k, &v, &pos);
+        op.reference(&mut want, &qkv, &k, &v, &pos, &pages);
         let limit = if size_of::<A>() == 2 { 0.01 } else { 1e-5 };
         for (i, (got, want)) in out.iter().zip(&want).enumerate() {
             let (got, want) = (got.to_f32(), want.to_f32());
@@ -317,7 +332,8 @@ mod tests {
             let single = AttnDecode { rows: 1, n_heads, n_kv_heads, head_dim: d, max_seq, kv_len, window };
             let (last, mut decoded) = (rows - 1, vec![A::from_f32(f32::NAN); n_heads * d]);
             let qkv = qkv[last * op.qkv_dim()..].to_vec();
-            cpu.attn_decode(&single, &mut decoded, &mut vec![], &mut vec![], &qkv, &k, &v, &vec![pos[last]]).unwrap();
+            let (mut part, mut arrived, pos) = (vec![], vec![], vec![pos[last]]);
+            cpu.attn_decode(&single, &mut decoded, &mut part, &mut arrived, &qkv, &k, &v, &pos, &pages).unwrap();
             let bits = |out: &[A]| out.iter().map(|x| x.to_f32().to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(&decoded), bits(&out[last * n_heads * d..]), "decode and prefill differ: {op:?}");
         }
@@ -327,7 +343,7 @@ mod tests {
     #[test]
     fn the_definition_and_the_same_bits_however_it_is_cut() {
         let case = |rows, kv_len, (n_heads, n_kv_heads, head_dim), shared| {
-            let max_seq = kv_len + 5;
+            let max_seq = usize::next_multiple_of(kv_len, PAGE);
             AttnPrefill { rows, first: 0, shared, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window: max_seq }
         };
         let windowed = |window, op| AttnPrefill { window, ..op };
@@ -366,11 +382,12 @@ mod tests {
             n_heads: 2,
             n_kv_heads: 1,
             head_dim: d,
-            max_seq: 80,
+            max_seq: 128,
             kv_len: rows,
-            window: 80,
+            window: 128,
         };
         let (qkv, pos) = (values::<bf16>(rows * op.qkv_dim(), 1, 6.0), (0..rows as u32).collect());
+        let pages = vec![0, 1];
         let cache = |seed, fill: Option<f32>| {
             let mut cache = values::<bf16>(op.max_seq * d, seed, 1.0);
             for (i, x) in cache[30 * d..].iter_mut().enumerate() {
@@ -380,7 +397,7 @@ mod tests {
         };
         let run = |level, fill| {
             let (k, v, mut out) = (cache(2, fill), cache(3, fill), vec![bf16::NAN; rows * 2 * d]);
-            Cpu::with(level, Arc::new(Pool::new(2))).attn_prefill(&op, &mut out, &qkv, &k, &v, &pos).unwrap();
+            Cpu::with(level, Arc::new(Pool::new(2))).attn_prefill(&op, &mut out, &qkv, &k, &v, &pos, &pages).unwrap();
             out[..30 * 2 * d].to_vec()
         };
         for level in Level::here() {

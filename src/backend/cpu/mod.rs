@@ -267,9 +267,17 @@ impl<A: Act> Backend for Cpu<A> {
         });
         Ok(())
     }
-    fn kv_append(&self, op: &KvAppend, k: &mut Vec<A>, v: &mut Vec<A>, qkv: &Vec<A>, pos: &Vec<u32>) -> Result<()> {
-        op.check(k.len(), v.len(), qkv.len(), pos.len())?;
-        op.reference(k, v, qkv, pos);
+    fn kv_append(
+        &self,
+        op: &KvAppend,
+        k: &mut Vec<A>,
+        v: &mut Vec<A>,
+        qkv: &Vec<A>,
+        pos: &Vec<u32>,
+        pages: &Vec<u32>,
+    ) -> Result<()> {
+        op.check(k.len(), v.len(), qkv.len(), pos.len(), pages.len())?;
+        op.reference(k, v, qkv, pos, pages);
         Ok(())
     }
     fn attn_prefill(
@@ -280,10 +288,11 @@ impl<A: Act> Backend for Cpu<A> {
         k: &Vec<A>,
         v: &Vec<A>,
         pos: &Vec<u32>,
+        pages: &Vec<u32>,
     ) -> Result<()> {
-        op.check(out.len(), qkv.len(), k.len(), v.len(), pos.len())?;
+        op.check(out.len(), qkv.len(), k.len(), v.len(), pos.len(), pages.len())?;
         let AttnPrefill { rows, first, shared, n_heads, n_kv_heads, head_dim, max_seq, window, .. } = *op;
-        let sizes = Attention { rows, n_heads, n_kv_heads, head_dim, max_seq, shared, window };
+        let sizes = Attention { rows, n_heads, n_kv_heads, head_dim, pages, shared, window };
         let row = |r: usize| Row::of(pos[first + r], max_seq);
         let (out, qkv) = (&mut out[first * n_heads * head_dim..], &qkv[first * op.qkv_dim()..]);
         self.attention(&sizes, true, out, qkv, (k, v), row);
@@ -299,10 +308,11 @@ impl<A: Act> Backend for Cpu<A> {
         k: &Vec<A>,
         v: &Vec<A>,
         pos: &Vec<u32>,
+        pages: &Vec<u32>,
     ) -> Result<()> {
-        op.check(out.len(), qkv.len(), k.len(), v.len(), pos.len())?;
+        op.check(out.len(), qkv.len(), k.len(), v.len(), pos.len(), pages.len())?;
         let AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, window, .. } = *op;
-        let sizes = Attention { rows, n_heads, n_kv_heads, head_dim, max_seq, shared: 0, window };
+        let sizes = Attention { rows, n_heads, n_kv_heads, head_dim, pages, shared: 0, window };
         let row = |r: usize| Row::of(pos[r], max_seq);
         self.attention(&sizes, false, out, qkv, (k, v), row);
         Ok(())

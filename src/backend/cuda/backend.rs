@@ -7,7 +7,7 @@ use crate::{
     files::{config::Config, weights::Tensor},
     ops::{
         AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, HeadNorm, KvAppend, LogProb,
-        NormGateUp, NormHead, NormHeadArgmax, NormQkvRopeAppend, RmsNorm, Rope, Sample, StreamRead, Swiglu,
+        NormGateUp, NormHead, NormHeadArgmax, NormQkvRopeAppend, PAGE, RmsNorm, Rope, Sample, StreamRead, Swiglu,
     },
 };
 use cudarc::driver::{CudaSlice, DevicePtr, DriverError, sys};
@@ -56,11 +56,12 @@ impl Backend for Cuda {
     fn supports(&self, c: &Config) -> Result<()> {
         let &Config { dim, ffn_dim, vocab, n_heads, n_kv_heads, head_dim, max_seq, norm_eps: eps, .. } = c;
         let (rows, positions, any) = (DECODE_ROWS, max_seq, usize::MAX);
+        let max_seq = max_seq.next_multiple_of(PAGE);
         let (kv_len, window, head_norm) = (max_seq, max_seq, c.arch.qk_norm);
         AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window }.check_kernel(any, any)?;
         let qkv = NormQkvRopeAppend { rows, dim, n_heads, n_kv_heads, head_dim, max_seq, positions, eps, head_norm };
         let gains = head_norm.then_some((2, head_dim));
-        qkv.check(any, any, any, any, any, any, dim, (qkv.qkv_dim(), dim), gains, any)?;
+        qkv.check(any, any, any, any, any, any, any, dim, (qkv.qkv_dim(), dim), gains, any)?;
         NormGateUp { rows, dim, ffn_dim, eps }.check(any, any, dim, (2 * ffn_dim, dim))?;
         NormHead { rows, first: 0, dim, vocab, eps }.check(any, any, dim, (vocab, dim))
     }
@@ -213,8 +214,9 @@ impl Backend for Cuda {
         v: &mut Buffer<bf16>,
         qkv: &Buffer<bf16>,
         pos: &Buffer<u32>,
+        pages: &Buffer<u32>,
     ) -> Result<()> {
-        op.launch(self, k, v, qkv, pos)
+        op.launch(self, k, v, qkv, pos, pages)
     }
     fn attn_prefill(
         &self,
@@ -224,8 +226,9 @@ impl Backend for Cuda {
         k: &Buffer<bf16>,
         v: &Buffer<bf16>,
         pos: &Buffer<u32>,
+        pages: &Buffer<u32>,
     ) -> Result<()> {
-        op.launch(self, out, qkv, k, v, pos)
+        op.launch(self, out, qkv, k, v, pos, pages)
     }
     fn attn_decode(
         &self,
@@ -237,8 +240,9 @@ impl Backend for Cuda {
         k: &Buffer<bf16>,
         v: &Buffer<bf16>,
         pos: &Buffer<u32>,
+        pages: &Buffer<u32>,
     ) -> Result<()> {
-        op.launch(self, out, part, arrived, qkv, k, v, pos)
+        op.launch(self, out, part, arrived, qkv, k, v, pos, pages)
     }
     fn swiglu(&self, op: &Swiglu, hb: &mut Buffer<bf16>, gate_up: &Buffer<bf16>) -> Result<()> {
         op.launch(self, hb, gate_up)
@@ -280,14 +284,15 @@ impl Backend for Cuda {
         arrived: &mut Buffer<u32>,
         x: &Buffer<bf16>,
         pos: &Buffer<u32>,
+        pages: &Buffer<u32>,
         gain: &Weight,
         w: &Weight,
         heads: Option<&Weight>,
         table: &Buffer<f32>,
     ) -> Result<()> {
         match op.rows <= DECODE_ROWS {
-            true => op.launch(self, qkv, k, v, arrived, x, pos, gain, w, heads, table),
-            false => definition::norm_qkv_rope_append(self, op, qkv, k, v, xb, x, pos, gain, w, heads, table),
+            true => op.launch(self, qkv, k, v, arrived, x, pos, pages, gain, w, heads, table),
+            false => definition::norm_qkv_rope_append(self, op, qkv, k, v, xb, x, pos, pages, gain, w, heads, table),
         }
     }
     fn norm_gate_up(

@@ -100,18 +100,19 @@ impl ModelArgs {
 
     /// The same, also with the model that guesses, if there is one.
     pub fn open_with(&self, guesses: &Guesses) -> Result<Engine> {
-        let engine = self.load(1, guesses)?;
+        let engine = self.load(1, None, guesses)?;
         note(format_args!("{}", self.describe(&engine)));
         Ok(engine)
     }
 
-    /// Opens the model with room for this many sequences, and the model that guesses, with a progress bar on a terminal.
-    pub fn load(&self, sequences: usize, guesses: &Guesses) -> Result<Engine> {
+    /// Opens the model with room for so many sequences and tokens of their cache, and the model that guesses; a progress bar.
+    pub fn load(&self, sequences: usize, cache_tokens: Option<usize>, guesses: &Guesses) -> Result<Engine> {
         let options = Options {
             device: self.device,
             activations: self.dtype,
             context: self.context,
             sequences,
+            cache_tokens,
             threads: self.threads,
             widen: self.widen,
             draft: None,

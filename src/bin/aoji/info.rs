@@ -5,7 +5,13 @@ use crate::common::{self, OneModel};
 use aoji::cpu::Cpu;
 #[cfg(feature = "cuda")]
 use aoji::cuda::Cuda;
-use aoji::{Config, Format, ModelFiles, Plan, Result, Tensor, Tokenizer, model::Kept, quantize};
+use aoji::{
+    BatchOptions, Config, Error, Format, ModelFiles, Plan, Result, Tensor, Tokenizer,
+    kv::Kv,
+    model::{Kept, plan::whole_sequences},
+    ops::PAGE,
+    quantize,
+};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 use std::{
@@ -22,13 +28,21 @@ type Backend = Cpu<half::bf16>;
 
 /// Arguments of `aoji info`.
 #[derive(clap::Args)]
-#[command(after_help = "Examples: aoji info demo\n          aoji info -m OWNER/NAME --quantize q4_k")]
+#[command(
+    after_help = "Examples: aoji info demo\n          aoji info -m OWNER/NAME --quantize q4_k --sequences 64 --memory 24"
+)]
 pub struct Args {
     #[command(flatten)]
     model: OneModel,
     /// The memory with weights that are quantized while they are loaded, as other commands do with --quantize
     #[arg(long, value_name = "FORMAT[:GROUP]")]
     quantize: Option<quantize::Options>,
+    /// The memory for this many sequences, 1 to 64, as aoji serve reserves it
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = common::within(BatchOptions::SEQUENCES))]
+    sequences: usize,
+    /// Also how many tokens of all sequences together fit this much memory
+    #[arg(long, value_name = "GIB", allow_negative_numbers = true)]
+    memory: Option<f64>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -36,7 +50,7 @@ pub struct Args {
 
 /// Prints what the files say.
 pub fn run(args: Args) -> Result<()> {
-    let info = Info::new(ModelFiles::open(args.model.name())?, args.quantize.as_ref())?;
+    let info = Info::new(ModelFiles::open(args.model.name())?, &args)?;
     if args.json { common::print_json(&info.json()) } else { common::print(&info.text()) }
 }
 
@@ -49,13 +63,20 @@ struct Info {
     tensors: usize,
     bytes: u64,
     shards: usize,
+    /// Bytes of the keys and values of a token.
+    kv_bytes: u64,
     plans: Vec<Plan>,
+    /// For each plan, how many tokens of cache fit the memory that was asked about.
+    fitting: Option<Vec<usize>>,
 }
 
 impl Info {
-    fn new(files: ModelFiles, quantize: Option<&quantize::Options>) -> Result<Info> {
+    fn new(files: ModelFiles, args: &Args) -> Result<Info> {
         let ModelFiles { dir, config, mut weights, tokenizer, template, .. } = files;
-        if let Some(quantize) = quantize {
+        if let Some(gib) = args.memory.filter(|gib| !(0.0..1e6).contains(gib)) {
+            return Err(Error::Input(format!("--memory {gib}: expected a number of GiB")));
+        }
+        if let Some(quantize) = &args.quantize {
             weights = quantize.planned(&weights)?;
         }
         let shards: BTreeSet<&Path> = weights.tensors().map(|t| t.file()).collect();
@@ -66,10 +87,17 @@ impl Info {
         let dtypes: BTreeSet<String> = weights.tensors().map(dtype).collect();
         let shorter = [512, 2048, 8192, 32768, 131_072].into_iter().filter(|n| *n < config.max_seq);
         let held = Kept::of::<Backend>(&config, &weights, false).bytes(&config);
-        let plan = |context| Plan::new::<Backend>(&config, held, context, 1, None);
-        let plans = shorter.chain([config.max_seq]).map(plan).collect();
+        let plan = |context| Plan::new::<Backend>(&config, held, context, args.sequences, None, None);
+        let plans: Vec<Plan> = shorter.chain([config.max_seq]).map(plan).collect();
+        let kv_bytes = Kv::<Backend>::bytes(&config, 1);
+        let fitting = args.memory.map(|gib| {
+            let bytes = (gib * f64::from(1 << 30)) as u64;
+            let pages = |p: &Plan| bytes.saturating_sub(p.total() - p.kv) / (kv_bytes * PAGE as u64);
+            plans.iter().map(|p| pages(p) as usize * PAGE).collect()
+        });
         let (tensors, bytes, shards) = (weights.tensors().count(), weights.bytes(), shards.len());
-        Ok(Info { dir, config, tokenizer, template: template.to_string(), dtypes, tensors, bytes, shards, plans })
+        let template = template.to_string();
+        Ok(Info { dir, config, tokenizer, template, dtypes, tensors, bytes, shards, kv_bytes, plans, fitting })
     }
 
     fn bos(&self) -> Option<u32> {
@@ -80,7 +108,7 @@ impl Info {
         let c = &self.config;
         let plan = |p: &Plan| {
             json!({
-                "context": p.context, "weights": p.weights, "kv": p.kv, "scratch": p.scratch, "total": p.total(),
+                "context": p.context, "sequences": p.sequences, "cache_tokens": p.cache_tokens, "weights": p.weights, "kv": p.kv, "scratch": p.scratch, "total": p.total(),
             })
         };
         json!({
@@ -92,7 +120,8 @@ impl Info {
             "parameters": c.params(), "dtypes": self.dtypes, "tensors": self.tensors, "bytes": self.bytes,
             "shards": self.shards, "bos": self.bos(), "eos": c.eos, "sampling": c.sampling, "template": self.template,
             "tokenizer_vocab": self.tokenizer.as_ref().map(Tokenizer::vocab),
-            "memory": self.plans.iter().map(plan).collect::<Vec<_>>(),
+            "kv_bytes_per_token": self.kv_bytes, "page_tokens": PAGE,
+            "memory": self.plans.iter().map(plan).collect::<Vec<_>>(), "fitting_tokens": self.fitting,
         })
     }
 
@@ -127,6 +156,7 @@ impl Info {
                     dtypes.join(" and ")
                 ),
             ),
+            ("KV cache", format!("{} a token, in pages of {PAGE}", HumanBytes(self.kv_bytes))),
             ("tokenizer", tokenizer),
             ("BOS", self.bos().map_or_else(none, token)),
             ("eos", eos),
@@ -137,15 +167,25 @@ impl Info {
         for (name, value) in lines {
             let _ = writeln!(text, "{name:<14}{value}");
         }
+        let sequences = self.plans.first().map_or(1, |p| p.sequences);
+        if sequences > 1 {
+            let _ =
+                writeln!(text, "\n{sequences} sequences, with a cache for {} whole ones:", whole_sequences(sequences));
+        }
+        let fits = if self.fitting.is_some() { format!("{:>16}", "tokens that fit") } else { String::new() };
         let _ = writeln!(
             text,
-            "\n{:>8}{:>14}{:>14}{:>14}{:>14}",
+            "\n{:>8}{:>14}{:>14}{:>14}{:>14}{fits}",
             "context", "weights", "KV cache", "scratch", "GPU memory"
         );
-        for p in &self.plans {
+        for (i, p) in self.plans.iter().enumerate() {
             let bytes = |n: u64| HumanBytes(n).to_string();
             let [w, kv, scratch, total] = [p.weights, p.kv, p.scratch, p.total()].map(bytes);
-            let _ = writeln!(text, "{:>8}{w:>14}{kv:>14}{scratch:>14}{total:>14}", p.context);
+            let fits = self.fitting.as_ref().map_or(String::new(), |fitting| match fitting[i] {
+                n if n < p.context => format!("{:>16}", "none"),
+                n => format!("{n:>16}"),
+            });
+            let _ = writeln!(text, "{:>8}{w:>14}{kv:>14}{scratch:>14}{total:>14}{fits}", p.context);
         }
         text
     }

@@ -53,9 +53,14 @@ pub struct Args {
     /// Name of the model in requests and replies; repeatable [default: as --model]
     #[arg(long, value_name = "NAME")]
     served_model_name: Vec<String>,
-    /// Answers that are generated at the same time, 1 to 16
+    /// Answers that are generated at the same time, 1 to 64; more than 16 take turns
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = common::within(BatchOptions::SEQUENCES))]
     sequences: usize,
+    /// Tokens whose keys and values there is memory for, of all answers together with their prompts. An answer that finds none left waits,
+    /// or, if it came last, is computed again later; its text is the same [default: --context for each answer, but for no more than
+    /// 16, or as much of that as fits the GPU]
+    #[arg(long, value_name = "TOKENS")]
+    cache_tokens: Option<usize>,
     /// Most tokens of a prompt that are computed between two tokens of other answers, 34 to 511
     #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = common::within(BatchOptions::CHUNK))]
     prefill_chunk: usize,
@@ -178,8 +183,9 @@ pub fn run(args: Args) -> Result<()> {
 async fn serve(args: &Args) -> Result<()> {
     // The socket comes first, so that a port that is taken is reported before the model is loaded.
     let socket = Socket::open(args).await?;
-    let engine = tokio::task::block_in_place(|| args.model.load(args.sequences, &args.speculate))?;
+    let engine = tokio::task::block_in_place(|| args.model.load(args.sequences, args.cache_tokens, &args.speculate))?;
     tracing::info!("{}", args.model.describe(&engine));
+    tracing::info!("{} answers at a time, with a cache of {} tokens", args.sequences, engine.plan().cache_tokens);
     args.generation_config.announce(&engine, |text| tracing::info!("{text}"));
     let options = args.options(&engine)?;
     if let Socket::Tcp(_, address) = &socket

@@ -1,16 +1,20 @@
 //! Runs several sequences on one device at once, as a server does.
 //!
-//! Jobs (requests for an answer) wait in the order in which they came until one of the batch's sequences is free. Each
-//! call of [`Batch::step`] does the next piece of work, which is a part of one prompt and one token of every running
-//! sequence, and reports what happened. A step of several sequences reads the weights once, so it takes little longer
-//! than a step of one.
+//! Jobs (requests for an answer) wait in the order in which they came until one of the batch's sequences is free, and pages for their
+//! keys and values. Each call of [`Batch::step`] does the next piece of work, which is a part of one prompt and one token of every
+//! sequence whose turn it is, and reports what happened. A step of several sequences reads the weights once, so it takes little
+//! longer than a step of one. It has up to [`DECODE_ROWS`] rows; more sequences take turns.
+//!
+//! Sequences take pages of [`PAGE`] tokens from a pool as they grow, and prompts that begin alike share the pages of their beginning.
+//! If a sequence needs a page and none is left, the job that came last is put back: it waits in front of the others, and all that it
+//! had is computed again later. Nothing of it is told twice.
 //!
 //! **What a job gets does not depend on the other jobs, bit for bit.** A row of a step (one token of one sequence) has
-//! the same bits whatever the other rows are. A prompt is computed in parts of more than [`DECODE_ROWS`] tokens, so
+//! the same bits whatever the other rows are, and wherever its pages lie. A prompt is computed in parts of more than [`DECODE_ROWS`] tokens, so
 //! that all of it goes through the kernels for many rows, where a row's bits do not depend on where the parts begin.
-//! Parts are also smaller than the number of rows from which cuBLAS may take over, which adds in an order of its own. A
-//! sequence keeps the keys and values of its prompt for later prompts, but not those of its answer, since the kernels
-//! for few rows computed them.
+//! Parts are also smaller than the number of rows from which cuBLAS may take over, which adds in an order of its own. The
+//! pages of a prompt are kept for later prompts, but not those of its answer, since the kernels for few rows computed them. What was
+//! put back is computed again by the kernels that computed it before: those for prompts, and those for few rows for the answer.
 //!
 //! ```
 //! use aoji::{BatchOptions, Device, Engine, GenerateOptions, Job, JobEvent, Options};
@@ -35,9 +39,14 @@
 //! ```
 
 mod logprobs;
-mod prefix;
+mod pool;
+mod prompt;
+mod room;
 mod schedule;
 mod speculate;
+#[cfg(test)]
+mod tests;
+mod text;
 
 use crate::{
     backend::DECODE_ROWS,
@@ -48,10 +57,13 @@ use crate::{
         timeline::AnyTimeline,
     },
     error::{Error, Result},
+    model::{kv::pages_for, plan::whole_sequences},
+    ops::PAGE,
 };
-use prefix::Held;
-use schedule::{Filling, Text, Waiting};
-use std::{collections::VecDeque, ops::RangeInclusive, time::Instant};
+use pool::Pool;
+use prompt::Filling;
+use std::{collections::VecDeque, ops::RangeInclusive};
+use text::Text;
 
 /// Most tokens of a part of a prompt: fewer than would be given to cuBLAS.
 const MAX_CHUNK: usize = 511;
@@ -61,10 +73,14 @@ const MIN_CHUNK: usize = 2 * (DECODE_ROWS + 1);
 /// Sizes of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchOptions {
-    /// Sequences that run at the same time, 1 to 16.
+    /// Sequences that run at the same time, 1 to 64. More than 16 take turns.
     pub sequences: usize,
     /// Most tokens of each, prompt and answer together.
     pub max_tokens: usize,
+    /// Tokens whose keys and values there is memory for, of all sequences together, rounded up to whole pages. At least `max_tokens`.
+    /// Absent: what the engine [planned](crate::Plan::cache_tokens), if it was opened for so many sequences; else `max_tokens` for
+    /// each sequence, but for no more than 16.
+    pub cache_tokens: Option<usize>,
     /// Most tokens of a prompt that are computed between two steps of the running sequences, 34 to 511. While no
     /// sequence runs, it is 511.
     pub chunk: usize,
@@ -72,7 +88,7 @@ pub struct BatchOptions {
 
 impl BatchOptions {
     /// How many sequences are allowed.
-    pub const SEQUENCES: RangeInclusive<usize> = 1..=DECODE_ROWS;
+    pub const SEQUENCES: RangeInclusive<usize> = 1..=64;
     /// How many tokens a part of a prompt may have.
     pub const CHUNK: RangeInclusive<usize> = MIN_CHUNK..=MAX_CHUNK;
 }
@@ -81,7 +97,7 @@ impl Default for BatchOptions {
     /// Eight sequences of 2048 tokens; while one answers, at most 256 tokens of another's prompt are computed between
     /// two of its tokens.
     fn default() -> Self {
-        BatchOptions { sequences: 8, max_tokens: 2048, chunk: 256 }
+        BatchOptions { sequences: 8, max_tokens: 2048, cache_tokens: None, chunk: 256 }
     }
 }
 
@@ -159,7 +175,7 @@ pub struct Finish {
     pub by: Option<StoppedBy>,
     /// Times and counts.
     pub timings: Timings,
-    /// Seconds that the job waited for a sequence.
+    /// Seconds that the job waited until its prompt was begun.
     pub queue_seconds: f64,
 }
 
@@ -187,10 +203,12 @@ pub struct Load {
     pub running: usize,
     /// Jobs that wait for one.
     pub waiting: usize,
-    /// Tokens of the running sequences.
+    /// Tokens of the pages that these jobs have; those that are only kept for later prompts do not count.
     pub tokens: usize,
-    /// Tokens that all sequences could have.
+    /// Tokens of all pages.
     pub capacity: usize,
+    /// How often a job was put back so far, since a page was needed and none was left.
+    pub put_back: u64,
 }
 
 /// Sequences that share a model and the steps through it.
@@ -198,13 +216,14 @@ pub struct Batch {
     engine: Engine,
     options: BatchOptions,
     timeline: Box<dyn AnyTimeline>,
-    /// What each sequence's cache holds.
-    held: Vec<Held>,
-    queue: VecDeque<Waiting>,
+    pool: Pool,
+    queue: VecDeque<Text>,
     /// The one job whose prompt is being computed.
     filling: Option<Filling>,
-    /// The jobs that decode.
+    /// The jobs that decode; it is the turn of the first ones.
     running: Vec<Text>,
+    /// Steps since the turn began.
+    served: usize,
     /// The jobs of the rows that the device decodes (some of these jobs may have ended), and whether their logits are
     /// kept.
     rows: (Vec<JobId>, bool),
@@ -217,17 +236,20 @@ pub struct Batch {
     /// For each running text, the number of guesses that the next step tries.
     taken: Vec<usize>,
     next_id: u64,
-    /// Counts how often sequences were used.
-    clock: u64,
+    /// How often a job was put back.
+    put_back: u64,
+    /// For [`Batch::try_put_backs`]: a job is put back after so many steps, and steps since it was.
+    trial: Option<(usize, usize)>,
 }
 
 impl Engine {
     /// An empty batch.
     ///
     /// # Errors
-    /// `Input` for sizes out of range, `Context` when a sequence would be longer than [`Engine::max_context`], `Memory`.
+    /// `Input` for sizes out of range or a cache that is too small for one sequence, `Context` when a sequence would be longer than
+    /// [`Engine::max_context`], `Memory`.
     pub fn batch(&self, options: &BatchOptions) -> Result<Batch> {
-        let BatchOptions { sequences, max_tokens, chunk } = *options;
+        let BatchOptions { sequences, max_tokens, cache_tokens, chunk } = *options;
         let range = |name: &str, x: usize, allowed: RangeInclusive<usize>| match allowed.contains(&x) {
             true => Ok(()),
             false => {
@@ -237,23 +259,39 @@ impl Engine {
         };
         range("sequences", sequences, BatchOptions::SEQUENCES)?;
         range("chunk", chunk, BatchOptions::CHUNK)?;
-        let timeline = self.timeline(sequences, max_tokens)?;
-        let companion = self.draft().map(|draft| Companion::new(draft, sequences, max_tokens)).transpose()?;
+        let (one, all) = (pages_for(max_tokens), sequences * pages_for(max_tokens));
+        let pages = match cache_tokens {
+            Some(tokens) if tokens < max_tokens => {
+                return Err(Error::Input(format!(
+                    "a cache of {tokens} tokens has no room for one sequence of {max_tokens}: give it at least as many, or shorten \
+                     the sequences"
+                )));
+            }
+            Some(tokens) => pages_for(tokens).min(all),
+            None if self.plan().sequences >= sequences => pages_for(self.plan().cache_tokens).clamp(one, all),
+            None => whole_sequences(sequences) * one,
+        };
+        let timeline = self.paged_timeline(sequences, max_tokens, pages)?;
+        // rows for guesses are only left while no more texts run than a step has rows
+        let guessed = sequences.min(DECODE_ROWS);
+        let companion = self.draft().map(|draft| Companion::new(draft, guessed, max_tokens)).transpose()?;
         Ok(Batch {
             engine: self.clone(),
             options: *options,
             timeline,
-            held: (0..sequences).map(|_| Held::default()).collect(),
+            pool: Pool::new(pages),
             queue: VecDeque::new(),
             filling: None,
             running: Vec::new(),
+            served: 0,
             rows: (Vec::new(), false),
             tokens: Vec::new(),
             costs: Costs::default(),
             companion,
             taken: Vec::new(),
             next_id: 0,
-            clock: 0,
+            put_back: 0,
+            trial: None,
         })
     }
 }
@@ -285,28 +323,29 @@ impl Batch {
         let writer = Writer::new(&self.engine, &job.options, &job.prompt, max - n)?;
         job.options.sampling.params(writer.stop_ids())?;
         self.next_id += 1;
-        self.queue.push_back(Waiting { text: Text::new(id, job, writer), since: Instant::now() });
+        self.queue.push_back(Text::new(id, job, writer));
         Ok(id)
     }
 
     /// Ends a job: no event of it follows.
     pub fn cancel(&mut self, id: JobId) {
-        self.queue.retain(|w| w.text.id != id);
-        if self.filling.as_ref().is_some_and(|f| f.text.id == id) {
-            self.filling = None;
+        self.queue.retain(|t| t.id != id);
+        if let Some(filling) = self.filling.take_if(|f| f.text.id == id) {
+            self.pool.give_back(&filling.text.pages);
         }
-        self.running.retain(|t| t.id != id);
-        self.release();
+        if let Some(i) = self.running.iter().position(|t| t.id == id) {
+            self.end(i);
+        }
     }
 
     /// How busy it is.
     pub fn load(&self) -> Load {
-        let texts = self.running.iter().chain(self.filling.as_ref().map(|f| &f.text));
         Load {
-            running: texts.clone().count(),
+            running: self.running.len() + usize::from(self.filling.is_some()),
             waiting: self.queue.len(),
-            tokens: texts.map(|t| t.pos).sum(),
-            capacity: self.options.sequences * self.options.max_tokens,
+            tokens: (self.pool.size() - self.pool.available()) * PAGE,
+            capacity: self.pool.size() * PAGE,
+            put_back: self.put_back,
         }
     }
 
@@ -320,7 +359,7 @@ impl Batch {
             self.queue.clear();
             self.filling = None;
             self.running.clear();
-            self.held.iter_mut().for_each(|h| *h = Held::default());
+            self.pool = Pool::new(self.pool.size());
         }
         result
     }

@@ -2,7 +2,7 @@
 
 use super::{
     Batch, JobId,
-    schedule::{Each, Text},
+    text::{Each, Text},
 };
 use crate::{
     backend::DECODE_ROWS,
@@ -20,7 +20,7 @@ const EXPECTED: f32 = 0.9;
 impl Text {
     /// The guesses that the next step may try.
     fn offer(&mut self, vocab: usize, companion: Option<&Companion>) -> Offer<'_> {
-        let most = self.writer.left().saturating_sub(1).min(DECODE_ROWS - 1);
+        let most = self.writer.left().min(self.room()).saturating_sub(1).min(DECODE_ROWS - 1);
         self.expected.clear();
         let Some(guesser) = &mut self.guesser else { return Offer::default() };
         let Some(constraint) = &mut self.constraint else { return guesser.offer(most, companion) };
@@ -63,15 +63,16 @@ impl Batch {
         self.costs = Costs::trial(seed);
     }
 
-    /// Decides how many guesses are worth computing in the next step, for each running text: they go to `taken`.
+    /// Decides how many guesses are worth computing in the next step, for each text whose turn it is: they go to `taken`.
     /// Returns their sum.
     pub(super) fn plan(&mut self) -> usize {
         self.taken.clear();
-        if self.running.iter().all(|t| t.guesser.is_none()) {
+        let turn = self.turn();
+        if self.running[..turn].iter().all(|t| t.guesser.is_none()) {
             return 0;
         }
         let (vocab, companion) = (self.engine.config().vocab, self.companion.as_ref());
-        let offers: Vec<Offer> = self.running.iter_mut().map(|t| t.offer(vocab, companion)).collect();
+        let offers: Vec<Offer> = self.running[..turn].iter_mut().map(|t| t.offer(vocab, companion)).collect();
         share(&mut self.costs, &offers, &mut self.taken);
         self.taken.iter().sum()
     }
@@ -89,13 +90,13 @@ impl Batch {
         companion.guess(&mut texts)
     }
 
-    /// Computes one token of every running text, and one more for each guess that is right.
+    /// Computes one token of every text whose turn it is, and one more for each guess that is right.
     pub(super) fn speculate(&mut self, each: Each<'_>) -> Result<()> {
         self.guess()?;
         let (begin, mut rows) = (Instant::now(), Vec::with_capacity(DECODE_ROWS));
         let mut texts: Vec<(JobId, usize)> = Vec::with_capacity(self.running.len());
         for (text, &most) in self.running.iter_mut().zip(&self.taken) {
-            let (first, last, sequence, pos) = (rows.len(), text.last, text.sequence, text.pos);
+            let (first, last, sequence, pos) = (rows.len(), text.last(), text.sequence, text.pos);
             let tokens = std::iter::once(last).chain(text.guesses(most)).zip(pos..);
             rows.extend(tokens.map(|(token, pos)| Row { sequence, token, pos }));
             let drafts = rows.len() - first - 1;
@@ -110,8 +111,8 @@ impl Batch {
             self.choose_while_right(id, first, guessed, each)?;
             first += 1 + drafts;
         }
+        self.served += 1;
         self.observe(rows.len(), begin);
-        self.release();
         Ok(())
     }
 
@@ -127,7 +128,7 @@ impl Batch {
                     Ok(Some(mask)) => self.timeline.mask(text.sequence, &mask)?,
                     Ok(None) => {}
                     Err(()) => {
-                        self.running.remove(i);
+                        self.end(i);
                         return Ok(());
                     }
                 }
@@ -137,7 +138,7 @@ impl Batch {
             let token = self.timeline.choose(sequence, first + row, pos)?;
             let logprobs = self.logprobs(top, first + row, token)?;
             if !self.running[i].tell(token, logprobs, each) {
-                self.running.remove(i);
+                self.end(i);
                 return Ok(());
             }
             if guessed.get(row).is_none_or(|next| next.token != token) {

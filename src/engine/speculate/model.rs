@@ -66,6 +66,11 @@ impl ByModel {
         ByModel { text: Vec::with_capacity(room), same: None, room, trust, drafts, guesses, idle: 0 }
     }
 
+    /// From now on the text has another of the model's sequences, which holds none of it.
+    pub fn moved(&mut self) {
+        self.same = None;
+    }
+
     /// Reads more of the text.
     pub fn read(&mut self, tokens: &[u32]) {
         self.text.extend(tokens);
@@ -118,10 +123,15 @@ impl Companion {
         let max_tokens = max_tokens.min(draft.max_context());
         let mut timeline = draft.timeline(sequences, max_tokens)?;
         for sequence in 0..sequences {
-            timeline.sampler(sequence, &[], &Sampling::default(), &[], false)?;
+            timeline.sampler(sequence, &[], &[], &Sampling::default(), &[], false)?;
         }
         let (held, tokens) = (vec![Vec::new(); sequences], Vec::with_capacity(sequences));
         Ok(Companion { timeline, held, max_tokens, tokens, seconds: None, guessed: false })
+    }
+
+    /// Sequences for whose texts it guesses.
+    pub fn sequences(&self) -> usize {
+        self.held.len()
     }
 
     /// Most tokens of a text for which it guesses, including the guesses.

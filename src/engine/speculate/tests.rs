@@ -43,7 +43,8 @@ fn batch(trial: Option<u64>) -> Batch {
 }
 
 fn batch_of(engine: &Engine, trial: Option<u64>) -> Batch {
-    let mut batch = engine.batch(&BatchOptions { sequences: SEQUENCES, max_tokens: 128, chunk: 64 }).unwrap();
+    let mut batch =
+        engine.batch(&BatchOptions { sequences: SEQUENCES, max_tokens: 128, cache_tokens: None, chunk: 64 }).unwrap();
     trial.into_iter().for_each(|seed| batch.try_drafts(seed));
     batch
 }

@@ -84,7 +84,7 @@ fn in_batch(
     times: usize,
     trial: Option<u64>,
 ) -> Result<Vec<(Vec<f32>, Vec<u32>)>> {
-    let sizes = BatchOptions { sequences: 3, max_tokens: prompt.len() + TOKENS, chunk: 64 };
+    let sizes = BatchOptions { sequences: 3, max_tokens: prompt.len() + TOKENS, cache_tokens: None, chunk: 64 };
     let mut batch = engine.batch(&sizes)?;
     if let Some(seed) = trial {
         batch.try_drafts(seed);

@@ -117,8 +117,16 @@ impl<A: Act> Backend for Definition<A> {
         op.reference(qkv, pos, table);
         Ok(())
     }
-    fn kv_append(&self, op: &KvAppend, k: &mut Vec<A>, v: &mut Vec<A>, qkv: &Vec<A>, pos: &Vec<u32>) -> Result<()> {
-        op.reference(k, v, qkv, pos);
+    fn kv_append(
+        &self,
+        op: &KvAppend,
+        k: &mut Vec<A>,
+        v: &mut Vec<A>,
+        qkv: &Vec<A>,
+        pos: &Vec<u32>,
+        pages: &Vec<u32>,
+    ) -> Result<()> {
+        op.reference(k, v, qkv, pos, pages);
         Ok(())
     }
     fn attn_prefill(
@@ -129,8 +137,9 @@ impl<A: Act> Backend for Definition<A> {
         k: &Vec<A>,
         v: &Vec<A>,
         pos: &Vec<u32>,
+        pages: &Vec<u32>,
     ) -> Result<()> {
-        op.reference(out, qkv, k, v, pos);
+        op.reference(out, qkv, k, v, pos, pages);
         Ok(())
     }
     fn attn_decode(
@@ -143,8 +152,9 @@ impl<A: Act> Backend for Definition<A> {
         k: &Vec<A>,
         v: &Vec<A>,
         pos: &Vec<u32>,
+        pages: &Vec<u32>,
     ) -> Result<()> {
-        op.reference(out, qkv, k, v, pos);
+        op.reference(out, qkv, k, v, pos, pages);
         Ok(())
     }
     fn swiglu(&self, op: &Swiglu, hb: &mut Vec<A>, gate_up: &Vec<A>) -> Result<()> {

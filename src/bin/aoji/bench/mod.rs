@@ -24,7 +24,7 @@ use crate::{
     common::{self, ModelArgs},
     guesses::Guesses,
 };
-use aoji::{BatchOptions, Error, Result, bench};
+use aoji::{Error, Result, backend::DECODE_ROWS, bench};
 use serde::Serialize;
 use std::{ops::Deref, path::PathBuf, str::FromStr};
 
@@ -67,7 +67,7 @@ pub struct Args {
     #[arg(long, hide = true, num_args = 0..=1)]
     decode: Option<Option<String>>,
     /// Also time steps of N sequences together, 1 to 16, at those depths that fit the context
-    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = common::within(BatchOptions::SEQUENCES))]
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = common::within(1..=DECODE_ROWS))]
     sequences: Vec<usize>,
     /// Runs of each prompt, of each depth or of the start; of each kernel, 20 times as many
     #[arg(long, value_name = "N", default_value_t = 5)]

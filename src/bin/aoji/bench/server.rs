@@ -25,6 +25,9 @@ struct Report {
     #[serde(flatten)]
     header: Header,
     model: String,
+    sequences: usize,
+    /// Of the server.
+    cache_tokens: usize,
     prompt_tokens: usize,
     tokens: usize,
     streams: Vec<Row>,
@@ -73,7 +76,10 @@ pub fn run(args: &Args) -> Result<()> {
     if args.repeat == 0 || args.tokens < 2 {
         return Err(Error::Input("--repeat must be at least 1 and --tokens at least 2".into()));
     }
-    let engine = args.model.load(SEQUENCES, &Guesses::Off)?;
+    // as many sequences as the largest load has streams, as a server for it would be started
+    let most = args.streams.iter().copied().max().unwrap_or(1);
+    let sequences = most.clamp(BatchOptions::default().sequences, *BatchOptions::SEQUENCES.end());
+    let engine = args.model.load(sequences, None, &Guesses::Off)?;
     let prompt_tokens = args.depth.first().copied().unwrap_or(0).max(1);
     let needed = prompt_tokens + args.tokens;
     if needed > engine.max_context() {
@@ -82,10 +88,11 @@ pub fn run(args: &Args) -> Result<()> {
     let mut rows = Vec::new();
     for &streams in &args.streams {
         common::note(format_args!("{streams} streams"));
-        let load = Load { engine: &engine, streams, prompt_tokens, tokens: args.tokens, repeat: args.repeat };
+        let (engine, tokens, repeat) = (&engine, args.tokens, args.repeat);
+        let load = Load { engine, sequences, streams, prompt_tokens, tokens, repeat };
         let (engine, _) = load.alone()?;
         let (http, wall) = load.served()?;
-        let streamed = (args.tokens * streams.min(SEQUENCES)) as f64;
+        let streamed = (args.tokens * streams.min(sequences)) as f64;
         let overhead = (ms(median(&http, |t| t.total)) - ms(median(&engine, |t| t.total))) * 1e3 / streamed;
         rows.push(Row {
             streams,
@@ -99,12 +106,10 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let header = header(&engine);
     let model = args.model.model.clone();
-    let report = Report { header, model, prompt_tokens, tokens: args.tokens, streams: rows };
+    let (tokens, cache_tokens) = (args.tokens, engine.plan().cache_tokens);
+    let report = Report { header, model, sequences, cache_tokens, prompt_tokens, tokens, streams: rows };
     if args.json { common::print_json(&report) } else { common::print(&text(&report)) }
 }
-
-/// Sequences of the batch.
-const SEQUENCES: usize = 8;
 
 fn header(engine: &Engine) -> Header {
     #[cfg(feature = "cuda")]
@@ -117,6 +122,7 @@ fn header(engine: &Engine) -> Header {
 /// What the clients ask at the same time, and how often.
 struct Load<'a> {
     engine: &'a Engine,
+    sequences: usize,
     streams: usize,
     prompt_tokens: usize,
     tokens: usize,
@@ -135,8 +141,8 @@ impl Load<'_> {
     /// Through the batch. The first run warms up and is not counted.
     fn alone(&self) -> Result<(Vec<Timed>, Duration)> {
         let max_tokens = self.prompt_tokens + self.tokens;
-        let mut batch =
-            self.engine.batch(&BatchOptions { sequences: SEQUENCES, max_tokens, ..BatchOptions::default() })?;
+        let sizes = BatchOptions { sequences: self.sequences, max_tokens, ..BatchOptions::default() };
+        let mut batch = self.engine.batch(&sizes)?;
         let (mut timed, mut wall) = (Vec::new(), Duration::ZERO);
         for run in 0..=self.repeat {
             let begin = Instant::now();
@@ -164,7 +170,7 @@ impl Load<'_> {
 
     /// Through HTTP, each stream a thread and a connection of its own.
     fn served(&self) -> Result<(Vec<Timed>, Duration)> {
-        let options = ServerOptions { sequences: SEQUENCES, queue: self.streams, ..ServerOptions::default() };
+        let options = ServerOptions { sequences: self.sequences, queue: self.streams, ..ServerOptions::default() };
         let site = Site::start(self.engine.clone(), options)?;
         let barrier = Barrier::new(self.streams);
         let stream = |stream: usize| -> Result<Vec<(Instant, Timed)>> {
@@ -323,7 +329,11 @@ fn text(r: &Report) -> String {
         "tokens/s",
     ];
     let rows: Vec<Vec<String>> = r.streams.iter().map(row).collect();
-    let (prompt, tokens) = (r.prompt_tokens, r.tokens);
-    let head = format!("{}{}: prompts of {prompt} tokens, answers of {tokens}\n\n", r.header.text(), r.model);
+    let (prompt, tokens, sequences) = (r.prompt_tokens, r.tokens, r.sequences);
+    let head = format!(
+        "{}{}: prompts of {prompt} tokens, answers of {tokens}; {sequences} sequences\n\n",
+        r.header.text(),
+        r.model
+    );
     head + &table::table(&columns, &rows)
 }
