@@ -11,7 +11,7 @@
 
 use super::{Act, Cost, Grid, Op, Tolerance, download, expect, noise, noise_buf, poison};
 use crate::{
-    backend::{Backend, DECODE_ROWS},
+    backend::{Backend, DECODE_ROWS, train::TrainBackend},
     error::Result,
     tiles,
 };
@@ -197,7 +197,7 @@ pub struct Io<B: Backend> {
 
 impl Op for AttnDecode {
     const STEM: &'static str = "attn_decode";
-    type Io<B: Backend> = Io<B>;
+    type Io<B: TrainBackend> = Io<B>;
 
     fn cases() -> Vec<Self> {
         let case = |(rows, (n_heads, n_kv_heads, head_dim), max_seq, kv_len)| AttnDecode {
@@ -255,7 +255,7 @@ impl Op for AttnDecode {
 
     /// All rows are of the second of two sequences, the last one at `kv_len - 1` and the others before it, evenly; the first
     /// sequence, the cache beyond and what lies before every window are NaN: a stray read shows.
-    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Io<B>> {
+    fn setup<B: TrainBackend>(&self, b: &B, seed: u64) -> Result<Io<B>> {
         let d = self.head_dim;
         let place = |r: usize| (self.max_seq + (self.kv_len - 1) * r / self.rows) as u32;
         let unseen = (place(1) as usize % self.max_seq + 1).saturating_sub(self.window);
@@ -282,12 +282,12 @@ impl Op for AttnDecode {
         })
     }
 
-    fn run<B: Backend>(&self, b: &B, io: &mut Io<B>) -> Result<()> {
+    fn run<B: TrainBackend>(&self, b: &B, io: &mut Io<B>) -> Result<()> {
         b.attn_decode(self, &mut io.out, &mut io.part, &mut io.arrived, &io.qkv, &io.k, &io.v, &io.pos)
     }
 
     /// `out`, and the counters, which are zero again.
-    fn outputs<B: Backend>(&self, b: &B, io: &Io<B>) -> Result<Vec<f32>> {
+    fn outputs<B: TrainBackend>(&self, b: &B, io: &Io<B>) -> Result<Vec<f32>> {
         let mut v = download(b, &io.out)?;
         v.extend(b.download(&io.arrived)?.into_iter().map(|n| n as f32));
         Ok(v)

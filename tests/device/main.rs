@@ -19,3 +19,4 @@ mod prefill;
 mod quantized;
 mod sampler;
 mod session;
+mod train;
