@@ -251,69 +251,6 @@ struct To {
     beta: f32,
 }
 
-fn open(stream: &Arc<CudaStream>) -> Result<Blas> {
-        load()?;
-        let context = stream.context().clone();
-        let what = || super::failed(|| "opening cuBLAS".into());
-        context.bind_to_thread().map_err(what())?;
-        let workspace = stream.alloc_zeros::<u8>(WORKSPACE_BYTES).map_err(what())?;
-        let address = workspace.device_ptr(stream).0 as *mut c_void;
-        let handle = result::create_handle().map_err(failed("cublasCreate"))?;
-        let blas = Blas { handle, _workspace: workspace, context };
-        // SAFETY: handle, stream and workspace are alive, and the handle is destroyed before the others. Setting the stream
-        // resets the workspace, so it comes first. Without the mode, long sums may be split with bf16 partial sums.
-        unsafe {
-            result::set_stream(handle, stream.cu_stream().cast()).map_err(failed("cublasSetStream"))?;
-            sys::cublasSetWorkspace_v2(handle, address, WORKSPACE_BYTES)
-                .result()
-                .map_err(failed("cublasSetWorkspace"))?;
-            let mode = sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
-            sys::cublasSetMathMode(handle, mode).result().map_err(failed("cublasSetMathMode"))?;
-        }
-        Ok(blas)
-    }
-
-    /// `out (+)= x w^T` in bf16 with f32 sums. [`Out::Add`] is cuBLAS's `beta = 1`: added in f32, rounded once.
-    pub fn gemm(&self, op: &Gemm, out: &Out<'_, Cuda>, x: &Buffer<bf16>, w: &Weight) -> Result<()> {
-        use sys::cudaDataType_t::{CUDA_R_16BF, CUDA_R_32F};
-        let (len, address, kind, beta) = match out {
-            Out::Store(out) => (out.len(), out.address, CUDA_R_16BF, 0f32),
-            Out::Add(out) => (out.len(), out.address, CUDA_R_16BF, 1.0),
-            Out::F32(out) => (out.len(), out.address, CUDA_R_32F, 0.0),
-        };
-        op.check(len, x.len(), (w.rows, w.cols))?;
-        let [rows, n, k] = [op.rows, op.n, op.k].map(|n| i32::try_from(n).unwrap_or(i32::MAX)); // cuBLAS refuses the latter
-        let alpha = 1f32;
-        self.context.bind_to_thread().map_err(super::failed(|| format!("cublasGemmEx for {op:?}")))?;
-        // SAFETY: check() proved that x holds [rows, k], w [n, k] and out [rows, n] elements. Row-major matrices are the
-        // transposes of cuBLAS's column-major ones, so this is out^T = w x^T; alpha and beta are read during the call.
-        unsafe {
-            result::gemm_ex(
-                self.handle,
-                sys::cublasOperation_t::CUBLAS_OP_T,
-                sys::cublasOperation_t::CUBLAS_OP_N,
-                n,
-                rows,
-                k,
-                std::ptr::from_ref(&alpha).cast(),
-                w.data.address as *const c_void,
-                CUDA_R_16BF,
-                k,
-                x.address as *const c_void,
-                CUDA_R_16BF,
-                k,
-                std::ptr::from_ref(&beta).cast(),
-                address as *mut c_void,
-                kind,
-                n,
-                sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-                sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
-            )
-        }
-        .map_err(failed(&format!("cublasGemmEx for {op:?}")))
-    }
-}
-
 fn open(stream: &Arc<CudaStream>) -> Result<Blas, String> {
     Blas::open(stream).map_err(|e| {
         tracing::debug!("matrix products by our own kernel: {e}");
