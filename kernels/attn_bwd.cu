@@ -38,7 +38,7 @@ EXPORT_KERNEL(attn_bwd_delta_f32)
 template <int D, bool KEYS>
 DEV void attn_bwd(bf16* dqkv, const bf16* dout, const bf16* qkv, const float* lse, const float* delta, const uint32_t* starts,
                   int rows, int documents, int n_heads, int n_kv_heads, float scale) {
-  constexpr int W = packed_width<D>(), TILE = PACKED_TILE * W, DS = D / 16;
+  constexpr int W = packed_width<D>, TILE = PACKED_TILE * W, DS = D / 16;
   constexpr bool HELD = !KEYS || D <= 64;  // the own rows are in registers
   DYN_SHARED(bf16, tiles);  // [PACKED_STAGES][2][PACKED_TILE][W], and unless HELD [2][PACKED_ROWS][W]
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = lane & 3;
@@ -166,18 +166,18 @@ DEV void attn_bwd(bf16* dqkv, const bf16* dout, const bf16* qkv, const float* ls
   }
 }
 
-#define ATTN_BWD(name, D, KEYS)                                                                                            \
-  extern "C" __global__ void __launch_bounds__(PACKED_THREADS)                                                             \
+#define ATTN_BWD(name, D, KEYS, BLOCKS)                                                                                    \
+  extern "C" __global__ void __launch_bounds__(PACKED_THREADS, BLOCKS)                                                     \
   name(bf16* dqkv, const bf16* dout, const bf16* qkv, const float* lse, const float* delta, const uint32_t* starts, int rows, \
        int documents, int n_heads, int n_kv_heads, float scale) {                                                          \
     attn_bwd<D, KEYS>(dqkv, dout, qkv, lse, delta, starts, rows, documents, n_heads, n_kv_heads, scale);                   \
   }                                                                                                                        \
   EXPORT_KERNEL(name)
-ATTN_BWD(attn_bwd_q_bf16_d64, 64, false)
-ATTN_BWD(attn_bwd_q_bf16_d80, 80, false)
-ATTN_BWD(attn_bwd_q_bf16_d96, 96, false)
-ATTN_BWD(attn_bwd_q_bf16_d128, 128, false)
-ATTN_BWD(attn_bwd_kv_bf16_d64, 64, true)
-ATTN_BWD(attn_bwd_kv_bf16_d80, 80, true)
-ATTN_BWD(attn_bwd_kv_bf16_d96, 96, true)
-ATTN_BWD(attn_bwd_kv_bf16_d128, 128, true)
+ATTN_BWD(attn_bwd_q_bf16_d64, 64, false, 3)
+ATTN_BWD(attn_bwd_q_bf16_d80, 80, false, 3)
+ATTN_BWD(attn_bwd_q_bf16_d96, 96, false, 2)
+ATTN_BWD(attn_bwd_q_bf16_d128, 128, false, 2)
+ATTN_BWD(attn_bwd_kv_bf16_d64, 64, true, 2)
+ATTN_BWD(attn_bwd_kv_bf16_d80, 80, true, 2)
+ATTN_BWD(attn_bwd_kv_bf16_d96, 96, true, 2)
+ATTN_BWD(attn_bwd_kv_bf16_d128, 128, true, 2)

@@ -19,7 +19,7 @@ constexpr uint32_t ALL = 0xffffffffu;
 template <int D>
 DEV void attn_packed(bf16* out, float* lse, const bf16* qkv, const uint32_t* starts, int rows, int documents, int n_heads,
                      int n_kv_heads, float scale) {
-  constexpr int TILE = PACKED_TILE * packed_width<D>(), DS = D / 16;
+  constexpr int TILE = PACKED_TILE * packed_width<D>, DS = D / 16;
   DYN_SHARED(bf16, tiles);  // [PACKED_STAGES][k, v][PACKED_TILE][width]
   int lane = threadIdx.x & 31, g = lane >> 2, c = lane & 3;
   int h = blockIdx.x, kv_head = h / (n_heads / n_kv_heads), first = blockIdx.y * PACKED_ROWS;

@@ -31,9 +31,9 @@ lora_grad_factor_bf16(float* grad, float* sums, uint32_t* arrived, const float* 
   constexpr int X = LORA_GRAD_DEPTH * LORA_GRAD_COLS, LD = LORA_RANKS + 4, P = LORA_GRAD_DEPTH * LD;
   constexpr int CHUNKS = LORA_GRAD_COLS / 8, MI = LORA_RANKS / 16, NI = LORA_GRAD_COLS / 32;  // chunks of a row; mma tiles
   static_assert(LORA_THREADS == 4 * 32 && LD % 32 == 4 && NI % 2 == 0, "four warps; no bank twice; pairs of tiles");
-  DYN_SHARED(unsigned char, shared);  // [LORA_GRAD_STAGES]: x [LORA_GRAD_DEPTH][LORA_GRAD_COLS] bf16, p [LORA_GRAD_DEPTH][LD] f32
-  auto x_of = [&](int stage) { return reinterpret_cast<bf16*>(shared + stage * (X * 2 + P * 4)); };
-  auto p_of = [&](int stage) { return reinterpret_cast<float*>(shared + stage * (X * 2 + P * 4) + X * 2); };
+  DYN_SHARED(unsigned char, stages);  // [LORA_GRAD_STAGES]: x [LORA_GRAD_DEPTH][LORA_GRAD_COLS] bf16, p [LORA_GRAD_DEPTH][LD] f32
+  auto x_of = [&](int stage) { return reinterpret_cast<bf16*>(stages + stage * (X * 2 + P * 4)); };
+  auto p_of = [&](int stage) { return reinterpret_cast<float*>(stages + stage * (X * 2 + P * 4) + X * 2); };
   Dropout drop{threshold, step, site, seed};
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, c = lane & 3;
   int j0 = blockIdx.x * LORA_GRAD_COLS, t0 = blockIdx.y * LORA_RANKS;
@@ -118,7 +118,7 @@ lora_grad_factor_bf16(float* grad, float* sums, uint32_t* arrived, const float* 
         st128(place(blockIdx.z, m, j), make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]),
                                                   __float_as_uint(v[3])));
       }
-    uint32_t* before = reinterpret_cast<uint32_t*>(shared);
+    uint32_t* before = reinterpret_cast<uint32_t*>(stages);
     cp_wait<0>();
     __syncthreads();  // all threads have written their sums, which the next line publishes, and are done with the stages
     if (threadIdx.x == 0) before[0] = atomic_add_acq_rel(arrived + tile, 1u);

@@ -9,7 +9,7 @@ constexpr int TILE_CHUNKS = PACKED_THREADS / PACKED_TILE;  // chunks of a row th
 static_assert(PACKED_THREADS / 32 * 16 == PACKED_ROWS && PACKED_TILE % 16 == 0, "a warp has 16 rows, and takes 16 at a time");
 
 // Elements of a row in shared memory, for heads of D.
-template <int D> constexpr int packed_width() { return D <= 64 ? 64 : 128; }
+template <int D> constexpr int packed_width = D <= 64 ? 64 : 128;
 
 // Rows [begin, end).
 struct Range {
@@ -45,7 +45,7 @@ template <int D> DEV void copy_tile(bf16* tile, const bf16* from, int64_t stride
   for (int i = 0; i < D / 8; i += TILE_CHUNKS) {
     int chunk = i + threadIdx.x % TILE_CHUNKS;
     if (D / 8 % TILE_CHUNKS && chunk >= D / 8) break;
-    cp_async16(tile + tile_at<packed_width<D>()>(row, chunk), source + chunk * 8, in);
+    cp_async16(tile + tile_at<packed_width<D>>(row, chunk), source + chunk * 8, in);
   }
 }
 
@@ -65,11 +65,11 @@ template <int D> DEV void row_operand(uint32_t (&a)[D / 16][4], const bf16* from
 // column, and for a sum over the rows, whose result columns are these.
 template <int D> DEV void columns_operand(uint32_t (&b)[4], const bf16* tile, int t, int d) {
   int lane = threadIdx.x & 31;
-  ldmatrix_x4(b, tile + tile_at<packed_width<D>()>(t + (lane & 7) + (lane >> 4) * 8, d * 2 + (lane >> 3 & 1)));
+  ldmatrix_x4(b, tile + tile_at<packed_width<D>>(t + (lane & 7) + (lane >> 4) * 8, d * 2 + (lane >> 3 & 1)));
 }
 template <int D> DEV void rows_operand(uint32_t (&b)[4], const bf16* tile, int t, int d) {
   int lane = threadIdx.x & 31;
-  ldmatrix_x4_trans(b, tile + tile_at<packed_width<D>()>(t + (lane & 15), d * 2 + (lane >> 4)));
+  ldmatrix_x4_trans(b, tile + tile_at<packed_width<D>>(t + (lane & 15), d * 2 + (lane >> 4)));
 }
 
 // d[0], d[1] += a b: both halves of what columns_operand and rows_operand give.

@@ -15,7 +15,11 @@
 #[cfg(feature = "cuda")]
 use super::attn_decode::HEAD_DIMS;
 use super::{Act, AttnDecode, Cost, Grid, Op, Tolerance, download, expect, noise, noise_buf, poison};
-use crate::{backend::{Backend, train::TrainBackend}, error::Result, tiles};
+use crate::{
+    backend::{Backend, train::TrainBackend},
+    error::Result,
+    tiles,
+};
 
 /// Sizes of one call.
 #[derive(Debug, Clone, PartialEq)]

@@ -57,7 +57,9 @@ impl Place {
     #[cfg(feature = "cuda")]
     fn cuda(tuner: &Tuner, n: usize) -> Result<On> {
         if !tuner.config().bf16 {
-            return Err(Error::Input("bf16 is false, and a GPU trains in bf16: set bf16: true, or --device cpu".into()));
+            return Err(Error::Input(
+                "bf16 is false, and a GPU trains in bf16: set bf16: true, or --device cpu".into(),
+            ));
         }
         crate::backend::cuda::Cuda::open(n).map(|cuda| On::Cuda(Box::new(cuda)))
     }

@@ -193,7 +193,9 @@ impl Tuner {
     pub fn fits<B: TrainBackend>(&self, b: &B) -> Result<()> {
         let Tuner { config, files, adapter, .. } = self;
         if B::IS_GPU && !config.bf16 {
-            return Err(Error::Input("bf16 is false, and a GPU trains in bf16: set bf16: true, or --device cpu".into()));
+            return Err(Error::Input(
+                "bf16 is false, and a GPU trains in bf16: set bf16: true, or --device cpu".into(),
+            ));
         }
         b.trains(&files.config, adapter.shape.rank)?;
         fits(b, files, adapter, self.sizes())

@@ -92,8 +92,7 @@ fn steps_are_those_of_the_cpu() {
     for ((name, got), (other, want)) in got.1.iter().zip(&cpu.1) {
         assert_eq!(name, other);
         let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| f64::from(x * x)).sum::<f64>().sqrt();
-        let (off, size) =
-            (norm(&mut got.iter().zip(want).map(|(g, w)| g - w)), norm(&mut want.iter().copied()));
+        let (off, size) = (norm(&mut got.iter().zip(want).map(|(g, w)| g - w)), norm(&mut want.iter().copied()));
         assert!(off < FACTOR * size, "{name} is {off} from the CPU's of length {size}");
     }
 }

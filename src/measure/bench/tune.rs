@@ -89,8 +89,7 @@ fn speed<B: TrainBackend>(tuner: &Tuner, b: &B, runs: usize) -> Result<Speed> {
 
     b.expect_rows(c, sizes.rows)?;
     let changes = Changes { widen: true, ..Changes::default() };
-    let model =
-        Model::load(b, c, &tuner.files.weights, changes, tuner.summary().longest.max(1), &mut |_| {})?;
+    let model = Model::load(b, c, &tuner.files.weights, changes, tuner.summary().longest.max(1), &mut |_| {})?;
     let mut pass = Pass::new(b, model, tuner.adapter.clone(), sizes)?;
     let mut params = b.upload(&tuner.adapter.init(config.seed))?;
     let (mut m, mut v, mut grads) = (b.alloc(len)?, b.alloc(len)?, b.alloc(len)?);

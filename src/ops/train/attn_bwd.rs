@@ -9,8 +9,8 @@ use super::{AttnPacked, Real};
 use crate::{
     backend::train::TrainBackend,
     error::Result,
-    tiles,
     ops::{Cost, Grid, Op, Tolerance, download, expect, noise_buf, poison},
+    tiles,
 };
 
 /// Sizes of one call.

@@ -8,8 +8,8 @@ use super::{Real, poison_f32};
 use crate::{
     backend::train::TrainBackend,
     error::Result,
-    tiles,
     ops::{Cost, Grid, Op, Tolerance, download, expect, noise_buf, poison},
+    tiles,
 };
 
 /// What the kernels are compiled for.

@@ -7,8 +7,8 @@ use super::{Real, noise_f32, poison_f32};
 use crate::{
     backend::train::TrainBackend,
     error::Result,
-    tiles,
     ops::{Cost, Grid, Op, Tolerance, expect},
+    tiles,
 };
 
 /// Sizes of one call.

@@ -74,7 +74,8 @@ impl LinearDx {
         expect(Self::STEM, grid.blocks[1] <= 0xffff, || {
             format!("{self:?}: k is above the kernel's limit of 4 million")
         })?;
-        let kernel = if tile.side == crate::tiles::GEMM_LARGE_SIDE { "linear_dx_bf16_large" } else { "linear_dx_bf16_small" };
+        let kernel =
+            if tile.side == crate::tiles::GEMM_LARGE_SIDE { "linear_dx_bf16_large" } else { "linear_dx_bf16_small" };
         cu.with_workspace(sums, counters, |sums, arrived| {
             let [rows, n, k, part] = [rows, k, n, gemm.part()].map(Arg::from);
             let (dx, w, bias) = (Arg::from(&mut *dx), Arg::from(&w.data), Arg::from(0usize));

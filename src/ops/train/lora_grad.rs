@@ -8,8 +8,8 @@ use super::{Dropout, Real, noise_f32, poison_f32};
 use crate::{
     backend::train::TrainBackend,
     error::Result,
-    tiles,
     ops::{Cost, Grid, Op, Tolerance, expect, noise_buf},
+    tiles,
 };
 
 /// Sizes of one call.
@@ -158,8 +158,18 @@ impl Op for LoraGrad {
 
     fn cases() -> Vec<Self> {
         let dropout = Dropout { p: 0.3, seed: 1 << 40 | 5, step: 3, site: 9 };
-        let one =
-            LoraGrad { rows: 1, k: 8, n: 8, rank: 8, a: 0, b: 64, stride: 8, at: 0, scale: 2.0, dropout: Dropout::NONE };
+        let one = LoraGrad {
+            rows: 1,
+            k: 8,
+            n: 8,
+            rank: 8,
+            a: 0,
+            b: 64,
+            stride: 8,
+            at: 0,
+            scale: 2.0,
+            dropout: Dropout::NONE,
+        };
         vec![
             one.clone(),
             LoraGrad { rows: 3, k: 40, n: 16, a: 128, b: 0, stride: 64, at: 32, dropout, ..one },

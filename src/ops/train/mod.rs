@@ -96,7 +96,9 @@ fn wide_grid(rows: usize, n: usize) -> Grid {
 fn expect_chunks(op: &'static str, sizes: &dyn std::fmt::Debug, widths: &[usize], places: &[usize]) -> Result<()> {
     let fits = widths.iter().all(|n| n.is_multiple_of(8)) && places.iter().all(|n| n.is_multiple_of(4));
     super::expect(op, fits, || {
-        format!("{sizes:?}: the kernel needs widths and a rank that are multiples of 8, and places that are multiples of 4")
+        format!(
+            "{sizes:?}: the kernel needs widths and a rank that are multiples of 8, and places that are multiples of 4"
+        )
     })
 }
 

@@ -75,7 +75,14 @@ impl RmsNormBwd {
         let (dim, eps, add) = (self.dim.into(), self.eps.into(), usize::from(self.add).into());
         // SAFETY: check() proved that rows rows of dx, dy and x and dim elements of w exist; the arguments are those of the
         // kernel, in order.
-        unsafe { cu.launch("rms_norm_bwd_bf16", self, self.grid(), &[dx.into(), dy.into(), x.into(), w.into(), dim, eps, add]) }
+        unsafe {
+            cu.launch(
+                "rms_norm_bwd_bf16",
+                self,
+                self.grid(),
+                &[dx.into(), dy.into(), x.into(), w.into(), dim, eps, add],
+            )
+        }
     }
 }
 

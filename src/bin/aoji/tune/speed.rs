@@ -37,7 +37,10 @@ pub fn print(place: &Place, tuner: &Tuner, as_json: bool) -> Result<()> {
     );
     match (of.utilisation, peak.matmul_tflops) {
         (Some(share), Some(best)) => {
-            text += &format!(", {:.1}% of the {best:.0} of a large product here (what is computed again is not counted)\n", 100.0 * share);
+            text += &format!(
+                ", {:.1}% of the {best:.0} of a large product here (what is computed again is not counted)\n",
+                100.0 * share
+            );
         }
         _ => text += "\n",
     }
