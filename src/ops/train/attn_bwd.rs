@@ -127,9 +127,10 @@ impl Op for AttnBwd {
         Cost { read: 2 * qkv + 4 * out + 4 * (op.rows * op.n_heads) as u64, write: 2 * qkv, flops }
     }
 
+    /// `dp - delta` cancels, so what was rounded before counts for more; the kernel rounds weights and gradients of scores to bf16
+    /// (a relative L2 of 2.4e-3 over the small cases).
     fn tolerance(&self) -> Tolerance {
-        // dp - delta cancels, so what was rounded before counts for more
-        Tolerance { l2: 2e-3, worst: 1.6e-2 }
+        Tolerance::FUSED
     }
 
     fn setup<B: TrainBackend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
