@@ -29,6 +29,7 @@
 // source:   ours; radix select and histograms by atomics are common practice (e.g. Dr.Top-k 2021). Not yet measured.
 #include "common/best.cuh"
 #include "common/outbox.cuh"
+#include "common/philox.cuh"
 #include "common/trace.cuh"
 
 constexpr uint32_t ALL = 0xffffffffu;
@@ -66,15 +67,10 @@ DEV u64 share_of(float share, u64 total) {
 }
 
 // The first 64 bits of Philox4x32-10.
-DEV u64 philox(uint32_t key0, uint32_t key1, uint32_t counter) {
-  uint32_t c0 = counter, c1 = 0, c2 = 0, c3 = 0;
-  for (int i = 0; i < 10; i++) {
-    uint32_t hi0 = __umulhi(c0, 0xD2511F53u), lo0 = c0 * 0xD2511F53u;
-    uint32_t hi1 = __umulhi(c2, 0xCD9E8D57u), lo1 = c2 * 0xCD9E8D57u;
-    c0 = hi1 ^ c1 ^ key0, c1 = lo1, c2 = hi0 ^ c3 ^ key1, c3 = lo0;
-    key0 += 0x9E3779B9u, key1 += 0xBB67AE85u;
-  }
-  return (u64)c1 << 32 | c0;
+DEV u64 philox64(uint32_t key0, uint32_t key1, uint32_t counter) {
+  uint32_t c[4] = {counter, 0, 0, 0};
+  philox(c, key0, key1);
+  return (u64)c[1] << 32 | c[0];
 }
 
 // Of f(0), ..., f(n - 1) the first at which their running sum reaches `target`, which is positive; `before` becomes the sum
@@ -377,7 +373,7 @@ sample_draw_f32(uint32_t* token, uint32_t* pos, uint32_t* params, uint32_t* hist
   int chosen = candidate_id(row.best->best);
   if (draws) {
     auto part = [&](int b) { return row.parts[b]; };
-    u64 random = philox(row.params[SEED_LO], row.params[SEED_HI], row.params[DRAWS]);
+    u64 random = philox64(row.params[SEED_LO], row.params[SEED_HI], row.params[DRAWS]);
     u64 upto = __umul64hi(random, sum_of(gridDim.x, part)) + 1, before, ignored;  // of the running sum of weights
     int first = reach(gridDim.x, part, upto, before) * SAMPLE_TILE;
     auto of_tile = [&](int i) { return weight(first + i, row.y[first + i]); };

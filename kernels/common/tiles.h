@@ -46,3 +46,21 @@
 #define WIDEN_THREADS 256        // gemm, widen: threads of a block, a warp for each record
 #define STREAM_THREADS 256       // stream_read: threads of a block
 #define STREAM_LOADS 8           // stream_read: loads of 16 bytes that a thread has in flight
+#define LORA_THREADS 128         // lora_down, lora_up, lora_dx, lora_grad: threads of a block
+#define LORA_ROWS 64             // rows of activations of a block, 16 a warp
+#define LORA_RANKS 32            // ranks of a block, and ranks that a sum over ranks takes at a time
+#define LORA_DEPTH 32            // lora_down, lora_grad: columns of x a stage
+#define LORA_STAGES 4            // their stages
+#define LORA_COLS 64             // lora_up, lora_dx: columns of a block
+#define LORA_GRAD_COLS 128       // lora_grad, gradients of factors: columns of a block, a quarter of them a warp
+#define LORA_GRAD_DEPTH 32       // rows a stage
+#define LORA_GRAD_STAGES 3       // stages
+#define LORA_GRAD_PART 1024      // rows that are summed on their own
+#define PACKED_THREADS 128       // attn_packed, attn_bwd: threads of a block, four warps that have 16 rows each
+#define PACKED_ROWS 64           // attn_packed, attn_bwd: rows of a block, of queries or of keys
+#define PACKED_TILE 32           // rows of the other side that it takes at a time
+#define PACKED_STAGES 2          // tiles of them in shared memory
+#define CE_THREADS 512           // linear_ce: threads of the block that owns a row of logits
+#define GRAD_NORM_THREADS 256    // grad_norm: threads of a block
+#define GRAD_NORM_PART 4096      // grad_norm: elements of a block
+#define ADAMW_THREADS 256        // adamw: threads of a block, each with 4 parameters

@@ -4,6 +4,8 @@
 //! The forward pass itself is what is counted, so the count cannot drift from it. Bytes are those of the device: bf16
 //! activations and weights.
 
+mod train;
+
 use crate::{
     backend::{Backend, Buffer, DECODE_ROWS, Out, Shaped, definition},
     error::{Error, Result},
@@ -98,15 +100,7 @@ impl Count {
             )));
         }
         let b = Count::new();
-        let shapes = Weights::table(config, |_, shape| match *shape {
-            [cols] => Ok((1, cols)),
-            [rows, cols] => Ok((rows, cols)),
-            _ => Err(Error::Input(format!("a weight of shape {shape:?}: expected a vector or a matrix"))),
-        })?;
-        let stack = |parts: Vec<(usize, usize)>| Shape(parts.iter().map(|s| s.0).sum(), parts[0].1, false);
-        let stacks = model::stacks(config, &shapes, |shape| *shape).into_iter().map(stack).collect();
-        let mut model = Model::bind(config, stacks, b.alloc(kv_len * config.head_dim)?, kv_len);
-        model.set_biases(&b, &shapes.layers, |(_, n)| vec![0.0; *n])?;
+        let model = b.model(config, kv_len)?;
         let mut s = Scratch::new(&b, config, rows, 1, kv_len)?;
         let mut kv = Kv::new(&b, config, 1, kv_len)?;
         model.forward(&b, &mut s, &mut kv, &Rows::new(&b, rows)?, rows, kv_len)?;
@@ -114,7 +108,24 @@ impl Count {
         Ok(b.costs())
     }
 
-    fn add(&self, stem: &'static str, cost: Cost) -> Result<()> {
+    /// A model without content, with room for `positions`.
+    ///
+    /// # Errors
+    /// A weight that is neither a vector nor a matrix.
+    pub(crate) fn model(&self, config: &Config, positions: usize) -> Result<Model<Count>> {
+        let shapes = Weights::table(config, |_, shape| match *shape {
+            [cols] => Ok((1, cols)),
+            [rows, cols] => Ok((rows, cols)),
+            _ => Err(Error::Input(format!("a weight of shape {shape:?}: expected a vector or a matrix"))),
+        })?;
+        let stack = |parts: Vec<(usize, usize)>| Shape(parts.iter().map(|s| s.0).sum(), parts[0].1, false);
+        let stacks = model::stacks(config, &shapes, |shape| *shape).into_iter().map(stack).collect();
+        let mut model = Model::bind(config, stacks, self.alloc(positions * config.head_dim)?, positions);
+        model.set_biases(self, &shapes.layers, |(_, n)| vec![0.0; *n])?;
+        Ok(model)
+    }
+
+    pub(super) fn add(&self, stem: &'static str, cost: Cost) -> Result<()> {
         let mut costs = self.costs.lock().unwrap_or_else(PoisonError::into_inner);
         let (calls, sum) = costs.0.entry(stem).or_default();
         *calls += 1;
@@ -122,7 +133,7 @@ impl Count {
         Ok(())
     }
 
-    fn op<O: Op>(&self, op: &O) -> Result<()> {
+    pub(super) fn op<O: Op>(&self, op: &O) -> Result<()> {
         self.add(O::STEM, op.cost())
     }
 

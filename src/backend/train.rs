@@ -6,14 +6,44 @@
 use crate::{
     backend::Backend,
     error::Result,
+    files::config::Config,
     ops::train::{
         AdamW, AttnBwd, AttnPacked, GradNorm, LinearCe, LinearDx, LoraDown, LoraDx, LoraGrad, LoraUp, RmsNormBwd,
         SwigluBwd,
     },
 };
 
+/// How long the calls of a kernel took.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct KernelTime {
+    /// Name of the function, or `cublas`.
+    pub kernel: String,
+    /// Calls.
+    pub calls: u64,
+    /// Milliseconds in all.
+    pub ms: f64,
+}
+
 /// A backend that can train adapters.
 pub trait TrainBackend: Backend {
+    /// Checks that its ops take the sizes of a model and the rank of an adapter, before anything is loaded.
+    ///
+    /// # Errors
+    /// `Op` names what they do not take.
+    fn trains(&self, config: &Config, _rank: usize) -> Result<()> {
+        self.supports(config)
+    }
+    /// Bytes of its own memory that the ops of a micro-batch of `rows` tokens need at most.
+    fn training_bytes(_config: &Config, _rank: usize, _rows: usize) -> u64 {
+        0
+    }
+    /// Runs `ops`, and measures each of its kernels by itself: name, calls, milliseconds. Nothing where a backend has no kernels.
+    ///
+    /// # Errors
+    /// Those of `ops`.
+    fn times(&self, ops: impl FnOnce() -> Result<()>) -> Result<Vec<KernelTime>> {
+        ops().map(|()| Vec::new())
+    }
     /// `dst[..len] = src[..len]`
     fn copy_from(&self, dst: &mut Self::Buf<Self::Act>, src: &Self::Buf<Self::Act>, len: usize) -> Result<()>;
     /// `u = drop(x) A^T`

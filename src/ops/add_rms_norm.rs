@@ -5,7 +5,7 @@
 //! Rounding: the sum is rounded when it is stored, and the norm is that of the rounded sum; then as [`RmsNorm`].
 
 use super::{Act, Cost, Grid, Op, RmsNorm, Tolerance, download, expect, expect_len, noise_buf, noise_weight, poison};
-use crate::{backend::Backend, error::Result};
+use crate::{backend::train::TrainBackend, error::Result};
 
 /// Sizes of one call.
 #[derive(Debug, Clone, PartialEq)]
@@ -78,7 +78,7 @@ impl AddRmsNorm {
 
 impl Op for AddRmsNorm {
     const STEM: &'static str = "add_rms_norm";
-    type Io<B: Backend> = (B::Buf<B::Act>, B::Buf<B::Act>, B::Buf<B::Act>, B::Weight);
+    type Io<B: TrainBackend> = (B::Buf<B::Act>, B::Buf<B::Act>, B::Buf<B::Act>, B::Weight);
 
     fn cases() -> Vec<Self> {
         let case = |rows, dim| AddRmsNorm { rows, dim, eps: 1e-5 };
@@ -94,7 +94,7 @@ impl Op for AddRmsNorm {
         Tolerance::BF16
     }
 
-    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
+    fn setup<B: TrainBackend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
         let n = self.rows * self.dim;
         Ok((
             poison(b, n)?,
@@ -104,11 +104,11 @@ impl Op for AddRmsNorm {
         ))
     }
 
-    fn run<B: Backend>(&self, b: &B, (out, x, d, w): &mut Self::Io<B>) -> Result<()> {
+    fn run<B: TrainBackend>(&self, b: &B, (out, x, d, w): &mut Self::Io<B>) -> Result<()> {
         b.add_rms_norm(self, out, x, d, w)
     }
 
-    fn outputs<B: Backend>(&self, b: &B, (out, x, ..): &Self::Io<B>) -> Result<Vec<f32>> {
+    fn outputs<B: TrainBackend>(&self, b: &B, (out, x, ..): &Self::Io<B>) -> Result<Vec<f32>> {
         Ok([download(b, out)?, download(b, x)?].concat())
     }
 }

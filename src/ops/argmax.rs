@@ -7,7 +7,7 @@
 
 use super::{Cost, Grid, Op, Tolerance, expect, noise};
 use crate::{
-    backend::{Backend, DECODE_ROWS, SamplerState},
+    backend::{DECODE_ROWS, SamplerState, train::TrainBackend},
     error::Result,
     tiles::{ARGMAX_BLOCKS, ARGMAX_THREADS, BEST_WORDS},
 };
@@ -96,7 +96,7 @@ impl Argmax {
 
 impl Op for Argmax {
     const STEM: &'static str = "argmax";
-    type Io<B: Backend> = (B::Buf<u32>, B::Buf<u32>, SamplerState<B>, B::Buf<f32>);
+    type Io<B: TrainBackend> = (B::Buf<u32>, B::Buf<u32>, SamplerState<B>, B::Buf<f32>);
 
     fn cases() -> Vec<Self> {
         let shapes = [(1, 1), (1, 7), (3, 5), (16, 70), (1, 1025), (1, 49152), (5, 49152), (1, 128_256), (16, 128_256)];
@@ -112,7 +112,7 @@ impl Op for Argmax {
     }
 
     /// The largest logit of a row comes three times, among NaN. The last row is of the first sequence.
-    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
+    fn setup<B: TrainBackend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
         let mut logits = noise(self.rows * self.vocab, seed);
         for (r, logits) in logits.chunks_exact_mut(self.vocab).enumerate() {
             let at = |part: usize| ((seed as usize + r) * 7 + self.vocab * part / 5) % self.vocab;
@@ -124,12 +124,12 @@ impl Op for Argmax {
         Ok((b.upload(&vec![u32::MAX; self.rows])?, b.upload(&places)?, state, b.upload(&logits)?))
     }
 
-    fn run<B: Backend>(&self, b: &B, (token, pos, state, logits): &mut Self::Io<B>) -> Result<()> {
+    fn run<B: TrainBackend>(&self, b: &B, (token, pos, state, logits): &mut Self::Io<B>) -> Result<()> {
         b.argmax(self, token, pos, &mut state.scratch, &mut state.outbox, logits)
     }
 
     /// Tokens, places, and the words of scratch that must be 0 again. `tests/device/sampler.rs` looks at the outbox.
-    fn outputs<B: Backend>(&self, b: &B, (token, pos, state, _): &Self::Io<B>) -> Result<Vec<f32>> {
+    fn outputs<B: TrainBackend>(&self, b: &B, (token, pos, state, _): &Self::Io<B>) -> Result<Vec<f32>> {
         let mut out = vec![f32::NAN; Self::scratch(self.rows)];
         b.read(&mut out, &state.scratch, 0)?;
         out.extend(b.download(token)?.into_iter().chain(b.download(pos)?).map(|n| n as f32));

@@ -14,7 +14,7 @@ use super::{
     scrambled, to_pages,
 };
 use crate::{
-    backend::{Backend, DECODE_ROWS},
+    backend::{Backend, DECODE_ROWS, train::TrainBackend},
     error::Result,
     tiles,
 };
@@ -219,7 +219,7 @@ pub struct Io<B: Backend> {
 
 impl Op for AttnDecode {
     const STEM: &'static str = "attn_decode";
-    type Io<B: Backend> = Io<B>;
+    type Io<B: TrainBackend> = Io<B>;
 
     fn cases() -> Vec<Self> {
         let case = |(rows, (n_heads, n_kv_heads, head_dim), max_seq, kv_len)| AttnDecode {
@@ -278,7 +278,7 @@ impl Op for AttnDecode {
 
     /// All rows are of the second of two sequences, the last one at `kv_len - 1` and the others before it, evenly; the first
     /// sequence, the cache beyond and what lies before every window are NaN: a stray read shows. The pages lie in disorder.
-    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Io<B>> {
+    fn setup<B: TrainBackend>(&self, b: &B, seed: u64) -> Result<Io<B>> {
         let d = self.head_dim;
         let place = |r: usize| (self.max_seq + (self.kv_len - 1) * r / self.rows) as u32;
         let pages = scrambled(2, self.max_seq);
@@ -308,13 +308,13 @@ impl Op for AttnDecode {
         })
     }
 
-    fn run<B: Backend>(&self, b: &B, io: &mut Io<B>) -> Result<()> {
+    fn run<B: TrainBackend>(&self, b: &B, io: &mut Io<B>) -> Result<()> {
         let Io { out, part, arrived, qkv, k, v, pos, pages } = io;
         b.attn_decode(self, out, part, arrived, qkv, k, v, pos, pages)
     }
 
     /// `out`, and the counters, which are zero again.
-    fn outputs<B: Backend>(&self, b: &B, io: &Io<B>) -> Result<Vec<f32>> {
+    fn outputs<B: TrainBackend>(&self, b: &B, io: &Io<B>) -> Result<Vec<f32>> {
         let mut v = download(b, &io.out)?;
         v.extend(b.download(&io.arrived)?.into_iter().map(|n| n as f32));
         Ok(v)

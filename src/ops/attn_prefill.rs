@@ -18,7 +18,11 @@ use super::{
     Act, AttnDecode, Cost, Grid, Op, Tolerance, download, expect, noise, noise_buf, paged::expect_paged, poison,
     scrambled, to_pages,
 };
-use crate::{backend::Backend, error::Result, tiles};
+use crate::{
+    backend::{Backend, train::TrainBackend},
+    error::Result,
+    tiles,
+};
 
 /// Sizes of one call.
 #[derive(Debug, Clone, PartialEq)]
@@ -146,7 +150,7 @@ type ActBuf<B> = <B as Backend>::Buf<<B as Backend>::Act>;
 
 impl Op for AttnPrefill {
     const STEM: &'static str = "attn_prefill";
-    type Io<B: Backend> = Io<B>;
+    type Io<B: TrainBackend> = Io<B>;
 
     fn cases() -> Vec<Self> {
         let case = |rows, kv_len, (n_heads, n_kv_heads, head_dim), max_seq| AttnPrefill {
@@ -209,7 +213,7 @@ impl Op for AttnPrefill {
         Tolerance { l2: 2.5e-3, worst: 1.1e-2 }
     }
 
-    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
+    fn setup<B: TrainBackend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
         let start = self.max_seq + self.kv_len - self.rows; // of the second sequence
         let unseen = (self.kv_len - self.rows + 1).saturating_sub(self.window); // before every window
         // of the first sequence only what is shared, of the second what is not, and nothing past the last position is to be
@@ -240,11 +244,11 @@ impl Op for AttnPrefill {
         ))
     }
 
-    fn run<B: Backend>(&self, b: &B, (out, qkv, k, v, pos, pages): &mut Self::Io<B>) -> Result<()> {
+    fn run<B: TrainBackend>(&self, b: &B, (out, qkv, k, v, pos, pages): &mut Self::Io<B>) -> Result<()> {
         b.attn_prefill(self, out, qkv, k, v, pos, pages)
     }
 
-    fn outputs<B: Backend>(&self, b: &B, (out, ..): &Self::Io<B>) -> Result<Vec<f32>> {
+    fn outputs<B: TrainBackend>(&self, b: &B, (out, ..): &Self::Io<B>) -> Result<Vec<f32>> {
         Ok(download(b, out)?.split_off(self.first * self.n_heads * self.head_dim))
     }
 }

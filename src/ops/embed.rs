@@ -3,7 +3,7 @@
 //! Shapes: `x` [rows, dim], `tokens` [at least rows], `table` [vocab, dim]. Exact.
 
 use super::{Act, Cost, Grid, Op, Tolerance, download, expect, noise_ids, noise_weight, poison};
-use crate::{backend::Backend, error::Result};
+use crate::{backend::train::TrainBackend, error::Result};
 
 /// Sizes of one call.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,7 +66,7 @@ impl Embed {
 
 impl Op for Embed {
     const STEM: &'static str = "embed";
-    type Io<B: Backend> = (B::Buf<B::Act>, B::Buf<u32>, B::Weight);
+    type Io<B: TrainBackend> = (B::Buf<B::Act>, B::Buf<u32>, B::Weight);
 
     fn cases() -> Vec<Self> {
         let case = |rows, dim, vocab| Embed { rows, dim, vocab };
@@ -94,7 +94,7 @@ impl Op for Embed {
         Tolerance::EXACT
     }
 
-    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
+    fn setup<B: TrainBackend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
         Ok((
             poison(b, self.rows * self.dim)?,
             b.upload(&noise_ids(self.rows, self.vocab, seed))?,
@@ -102,11 +102,11 @@ impl Op for Embed {
         ))
     }
 
-    fn run<B: Backend>(&self, b: &B, (x, tokens, table): &mut Self::Io<B>) -> Result<()> {
+    fn run<B: TrainBackend>(&self, b: &B, (x, tokens, table): &mut Self::Io<B>) -> Result<()> {
         b.embed(self, x, tokens, table)
     }
 
-    fn outputs<B: Backend>(&self, b: &B, (x, ..): &Self::Io<B>) -> Result<Vec<f32>> {
+    fn outputs<B: TrainBackend>(&self, b: &B, (x, ..): &Self::Io<B>) -> Result<Vec<f32>> {
         download(b, x)
     }
 }

@@ -9,7 +9,7 @@
 
 use super::{Cost, Grid, Op, Tolerance, download, expect, noise_buf, noise_weight, poison};
 use crate::{
-    backend::{Backend, Out},
+    backend::{Out, train::TrainBackend},
     error::Result,
     tiles,
 };
@@ -123,7 +123,7 @@ impl Gemm {
         if bias.is_none()
             && let Some(blas) = cu.blas_for(self.rows)?
         {
-            return blas.gemm(self, &out, x, w);
+            return cu.timed("cublas", || blas.gemm(self, &out, x, w));
         }
         let (epilogue, len, out): (_, _, Arg) = match out {
             Out::Store(out) => (0, out.len(), out.into()),
@@ -155,7 +155,7 @@ impl Gemm {
 /// The cases run [`Out::Store`]; `tests/device/prefill.rs` has the other epilogues.
 impl Op for Gemm {
     const STEM: &'static str = "gemm";
-    type Io<B: Backend> = (B::Buf<B::Act>, B::Buf<B::Act>, B::Weight);
+    type Io<B: TrainBackend> = (B::Buf<B::Act>, B::Buf<B::Act>, B::Weight);
 
     fn cases() -> Vec<Self> {
         let case = |rows, n, k| Gemm { rows, n, k };
@@ -189,7 +189,7 @@ impl Op for Gemm {
         Tolerance::BF16
     }
 
-    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
+    fn setup<B: TrainBackend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
         Ok((
             poison(b, self.rows * self.n)?,
             noise_buf(b, self.rows * self.k, seed, 1.0)?,
@@ -197,11 +197,11 @@ impl Op for Gemm {
         ))
     }
 
-    fn run<B: Backend>(&self, b: &B, (out, x, w): &mut Self::Io<B>) -> Result<()> {
+    fn run<B: TrainBackend>(&self, b: &B, (out, x, w): &mut Self::Io<B>) -> Result<()> {
         b.gemm(self, Out::Store(out), x, w)
     }
 
-    fn outputs<B: Backend>(&self, b: &B, (out, ..): &Self::Io<B>) -> Result<Vec<f32>> {
+    fn outputs<B: TrainBackend>(&self, b: &B, (out, ..): &Self::Io<B>) -> Result<Vec<f32>> {
         download(b, out)
     }
 }

@@ -7,7 +7,7 @@
 
 use super::{Act, Cost, Grid, Op, Tolerance, download, expect, noise_buf, noise_weight, poison};
 use crate::{
-    backend::{Backend, DECODE_ROWS, Out},
+    backend::{DECODE_ROWS, Out, train::TrainBackend},
     error::Result,
     tiles,
 };
@@ -123,7 +123,7 @@ pub(crate) fn product(n: usize, rows: usize, norm: bool, ring: Ring) -> (Grid, &
 /// The cases run [`Out::Store`]; `tests/device/decode.rs` has the other epilogues.
 impl Op for Gemv {
     const STEM: &'static str = "gemv";
-    type Io<B: Backend> = (B::Buf<B::Act>, B::Buf<B::Act>, B::Weight);
+    type Io<B: TrainBackend> = (B::Buf<B::Act>, B::Buf<B::Act>, B::Weight);
 
     fn cases() -> Vec<Self> {
         let case = |(rows, n, k)| Gemv { rows, n, k };
@@ -156,7 +156,7 @@ impl Op for Gemv {
         Tolerance::BF16
     }
 
-    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
+    fn setup<B: TrainBackend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
         Ok((
             poison(b, self.rows * self.n)?,
             noise_buf(b, self.rows * self.k, seed, 1.0)?,
@@ -164,11 +164,11 @@ impl Op for Gemv {
         ))
     }
 
-    fn run<B: Backend>(&self, b: &B, (out, x, w): &mut Self::Io<B>) -> Result<()> {
+    fn run<B: TrainBackend>(&self, b: &B, (out, x, w): &mut Self::Io<B>) -> Result<()> {
         b.gemv(self, Out::Store(out), x, w)
     }
 
-    fn outputs<B: Backend>(&self, b: &B, (out, ..): &Self::Io<B>) -> Result<Vec<f32>> {
+    fn outputs<B: TrainBackend>(&self, b: &B, (out, ..): &Self::Io<B>) -> Result<Vec<f32>> {
         download(b, out)
     }
 }

@@ -5,7 +5,7 @@
 //! Rounding: sums in f32, one rounding at the store.
 
 use super::{Act, Cost, Grid, Op, Tolerance, download, expect, noise_buf, noise_weight};
-use crate::{backend::Backend, error::Result};
+use crate::{backend::train::TrainBackend, error::Result};
 
 /// Sizes of one call.
 #[derive(Debug, Clone, PartialEq)]
@@ -85,7 +85,7 @@ impl HeadNorm {
 
 impl Op for HeadNorm {
     const STEM: &'static str = "head_norm";
-    type Io<B: Backend> = (B::Buf<B::Act>, B::Weight);
+    type Io<B: TrainBackend> = (B::Buf<B::Act>, B::Weight);
 
     fn cases() -> Vec<Self> {
         let case = |rows, n_heads, n_kv_heads, head_dim| HeadNorm { rows, n_heads, n_kv_heads, head_dim, eps: 1e-6 };
@@ -109,16 +109,16 @@ impl Op for HeadNorm {
         Tolerance::BF16
     }
 
-    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
+    fn setup<B: TrainBackend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
         let gains = noise_weight(b, 2, self.head_dim, seed + 1, 1.0)?;
         Ok((noise_buf(b, self.rows * self.qkv_dim(), seed, 3.0)?, gains))
     }
 
-    fn run<B: Backend>(&self, b: &B, (qkv, gains): &mut Self::Io<B>) -> Result<()> {
+    fn run<B: TrainBackend>(&self, b: &B, (qkv, gains): &mut Self::Io<B>) -> Result<()> {
         b.head_norm(self, qkv, gains)
     }
 
-    fn outputs<B: Backend>(&self, b: &B, (qkv, ..): &Self::Io<B>) -> Result<Vec<f32>> {
+    fn outputs<B: TrainBackend>(&self, b: &B, (qkv, ..): &Self::Io<B>) -> Result<Vec<f32>> {
         download(b, qkv)
     }
 }

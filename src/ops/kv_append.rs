@@ -8,7 +8,7 @@
 use super::{
     Act, Cost, Grid, Op, Tolerance, download, element_at, expect, noise_buf, paged::expect_paged, poison, scrambled,
 };
-use crate::{backend::Backend, error::Result};
+use crate::{backend::train::TrainBackend, error::Result};
 
 /// Sizes of one call.
 #[derive(Debug, Clone, PartialEq)]
@@ -98,7 +98,7 @@ impl KvAppend {
 
 impl Op for KvAppend {
     const STEM: &'static str = "kv_append";
-    type Io<B: Backend> = (B::Buf<B::Act>, B::Buf<B::Act>, B::Buf<B::Act>, B::Buf<u32>, B::Buf<u32>);
+    type Io<B: TrainBackend> = (B::Buf<B::Act>, B::Buf<B::Act>, B::Buf<B::Act>, B::Buf<u32>, B::Buf<u32>);
 
     fn cases() -> Vec<Self> {
         let case =
@@ -124,7 +124,7 @@ impl Op for KvAppend {
 
     /// The caches are poison, so a copy to a wrong place shows twice. Two sequences; rows go to the end of the second and, when
     /// there are several, to that of the first.
-    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
+    fn setup<B: TrainBackend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
         let cache = 2 * self.n_kv_heads * self.max_seq * self.head_dim;
         let place = |r: usize| ((2 - r % 2) * self.max_seq - 1 - r / 2) as u32;
         Ok((
@@ -136,11 +136,11 @@ impl Op for KvAppend {
         ))
     }
 
-    fn run<B: Backend>(&self, b: &B, (k, v, qkv, pos, pages): &mut Self::Io<B>) -> Result<()> {
+    fn run<B: TrainBackend>(&self, b: &B, (k, v, qkv, pos, pages): &mut Self::Io<B>) -> Result<()> {
         b.kv_append(self, k, v, qkv, pos, pages)
     }
 
-    fn outputs<B: Backend>(&self, b: &B, (k, v, ..): &Self::Io<B>) -> Result<Vec<f32>> {
+    fn outputs<B: TrainBackend>(&self, b: &B, (k, v, ..): &Self::Io<B>) -> Result<Vec<f32>> {
         Ok([download(b, k)?, download(b, v)?].concat())
     }
 }

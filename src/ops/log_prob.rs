@@ -6,7 +6,7 @@
 //! Rounding: the definition sums in f64, the kernel in f32.
 
 use super::{Cost, Grid, Op, Tolerance, expect, noise, noise_ids};
-use crate::{backend::Backend, error::Result, tiles::LOG_PROB_THREADS};
+use crate::{backend::train::TrainBackend, error::Result, tiles::LOG_PROB_THREADS};
 
 /// Sizes of one call.
 #[derive(Debug, Clone, PartialEq)]
@@ -95,7 +95,7 @@ impl LogProb {
 
 impl Op for LogProb {
     const STEM: &'static str = "log_prob";
-    type Io<B: Backend> = (B::Buf<f32>, B::Buf<u32>, B::Buf<f32>, B::Buf<u32>);
+    type Io<B: TrainBackend> = (B::Buf<f32>, B::Buf<u32>, B::Buf<f32>, B::Buf<u32>);
 
     fn cases() -> Vec<Self> {
         let case = |rows, targets, vocab| LogProb { rows, targets, vocab };
@@ -121,7 +121,7 @@ impl Op for LogProb {
     }
 
     /// The largest logit of a row comes twice. Targets are the first of them, the second, and others, in turn.
-    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
+    fn setup<B: TrainBackend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
         let mut logits: Vec<f32> = noise(self.rows * self.vocab, seed).into_iter().map(|x| 8.0 * x).collect();
         let at = |r: usize, part: usize| (r * 7 + self.vocab * part / 5) % self.vocab;
         for (r, row) in logits.chunks_exact_mut(self.vocab).enumerate() {
@@ -140,12 +140,12 @@ impl Op for LogProb {
         Ok((b.upload(&vec![f32::NAN; n])?, b.upload(&vec![u32::MAX; n])?, b.upload(&logits)?, b.upload(&target)?))
     }
 
-    fn run<B: Backend>(&self, b: &B, (out, greedy, logits, target): &mut Self::Io<B>) -> Result<()> {
+    fn run<B: TrainBackend>(&self, b: &B, (out, greedy, logits, target): &mut Self::Io<B>) -> Result<()> {
         b.log_prob(self, out, greedy, logits, target)
     }
 
     /// Log-probabilities, then flags.
-    fn outputs<B: Backend>(&self, b: &B, (out, greedy, ..): &Self::Io<B>) -> Result<Vec<f32>> {
+    fn outputs<B: TrainBackend>(&self, b: &B, (out, greedy, ..): &Self::Io<B>) -> Result<Vec<f32>> {
         let mut v = b.download(out)?;
         v.extend(b.download(greedy)?.into_iter().map(|g| g as f32));
         Ok(v)

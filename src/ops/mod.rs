@@ -8,7 +8,7 @@
 //! Argument order everywhere: outputs, inputs, weights, sizes, scalars. Shapes are `[rows, cols]`, row-major.
 
 use crate::{
-    backend::Backend,
+    backend::{Backend, train::TrainBackend},
     error::{Error, Result},
 };
 use half::bf16;
@@ -59,8 +59,8 @@ pub use sample::Sample;
 pub use stream_read::StreamRead;
 pub use swiglu::Swiglu;
 
-/// The one list of all ops: calls [`Visitor::op`] once for each, in the order of a layer. Ops that only measure come
-/// last.
+/// The one list of all ops: calls [`Visitor::op`] once for each, in the order of a layer, forwards and then backwards.
+/// Ops that only measure come last.
 pub fn each(v: &mut impl Visitor) -> Result<()> {
     v.op::<Embed>()?;
     v.op::<RmsNorm>()?;
@@ -80,6 +80,18 @@ pub fn each(v: &mut impl Visitor) -> Result<()> {
     v.op::<Argmax>()?;
     v.op::<Sample>()?;
     v.op::<LogProb>()?;
+    v.op::<train::LoraDown>()?;
+    v.op::<train::LoraUp>()?;
+    v.op::<train::AttnPacked>()?;
+    v.op::<train::LinearCe>()?;
+    v.op::<train::RmsNormBwd>()?;
+    v.op::<train::LinearDx>()?;
+    v.op::<train::LoraGrad>()?;
+    v.op::<train::LoraDx>()?;
+    v.op::<train::SwigluBwd>()?;
+    v.op::<train::AttnBwd>()?;
+    v.op::<train::GradNorm>()?;
+    v.op::<train::AdamW>()?;
     v.op::<StreamRead>()
 }
 
@@ -89,15 +101,19 @@ pub trait Visitor {
     fn op<O: Op>(&mut self) -> Result<()>;
 }
 
-/// What tests, benches and the kernel table need of an op.
+/// What tests, benches and the kernel table need of an op. Its backends are those that have all ops, also those of training.
 pub trait Op: Sized + Clone + std::fmt::Debug {
-    /// Name of the op, of `src/ops/<stem>.rs` and of `kernels/<stem>.cu`.
+    /// Name of the op, of `src/ops/<stem>.rs` or `src/ops/train/<stem>.rs`, and of `kernels/<stem>.cu`.
     const STEM: &'static str;
     /// The buffers of one call.
-    type Io<B: Backend>;
+    type Io<B: TrainBackend>;
 
     /// Edge shapes first (1, odd, just past a tile), then the shapes of Llama-3-8B.
     fn cases() -> Vec<Self>;
+    /// Shapes that the CPU takes and the kernels do not.
+    fn odd() -> Vec<Self> {
+        Vec::new()
+    }
     /// Whether the case is small enough for the emulated device, which runs some 10 million accesses a second.
     fn is_small(&self) -> bool {
         let c = self.cost();
@@ -108,11 +124,11 @@ pub trait Op: Sized + Clone + std::fmt::Debug {
     /// How far a backend may be from the reference.
     fn tolerance(&self) -> Tolerance;
     /// Allocates the buffers of one call; inputs are functions of `seed` and index, never zeros; outputs are poisoned.
-    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>>;
+    fn setup<B: TrainBackend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>>;
     /// One call of the op through the backend.
-    fn run<B: Backend>(&self, b: &B, io: &mut Self::Io<B>) -> Result<()>;
+    fn run<B: TrainBackend>(&self, b: &B, io: &mut Self::Io<B>) -> Result<()>;
     /// The outputs of the last call as f32, in order.
-    fn outputs<B: Backend>(&self, b: &B, io: &Self::Io<B>) -> Result<Vec<f32>>;
+    fn outputs<B: TrainBackend>(&self, b: &B, io: &Self::Io<B>) -> Result<Vec<f32>>;
 }
 
 /// Bytes and floating-point operations of a call.

@@ -9,7 +9,7 @@ use super::{
     Cost, Grid, Op, Ring, RmsNorm, Swiglu, Tolerance, download, expect, gemv::product, noise_buf, noise_weight, poison,
 };
 use crate::{
-    backend::{Backend, DECODE_ROWS},
+    backend::{Backend, DECODE_ROWS, train::TrainBackend},
     error::Result,
 };
 
@@ -95,7 +95,7 @@ pub struct Io<B: Backend> {
 
 impl Op for NormGateUp {
     const STEM: &'static str = "norm_gate_up";
-    type Io<B: Backend> = Io<B>;
+    type Io<B: TrainBackend> = Io<B>;
 
     fn cases() -> Vec<Self> {
         let case = |(rows, dim, ffn_dim)| NormGateUp { rows, dim, ffn_dim, eps: 1e-5 };
@@ -132,7 +132,7 @@ impl Op for NormGateUp {
         Tolerance { l2: 9e-3, worst: 2.2e-2 }
     }
 
-    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Io<B>> {
+    fn setup<B: TrainBackend>(&self, b: &B, seed: u64) -> Result<Io<B>> {
         let scale = 2.0 / (self.dim as f32).sqrt(); // gates of about 1: silu is neither 0 nor straight
         Ok(Io {
             hb: poison(b, self.rows * self.ffn_dim)?,
@@ -144,11 +144,11 @@ impl Op for NormGateUp {
         })
     }
 
-    fn run<B: Backend>(&self, b: &B, io: &mut Io<B>) -> Result<()> {
+    fn run<B: TrainBackend>(&self, b: &B, io: &mut Io<B>) -> Result<()> {
         b.norm_gate_up(self, &mut io.hb, &mut io.xb, &mut io.gate_up, &io.x, &io.gain, &io.w)
     }
 
-    fn outputs<B: Backend>(&self, b: &B, io: &Io<B>) -> Result<Vec<f32>> {
+    fn outputs<B: TrainBackend>(&self, b: &B, io: &Io<B>) -> Result<Vec<f32>> {
         download(b, &io.hb)
     }
 }

@@ -7,7 +7,7 @@
 
 use super::{Cost, Grid, Op, Ring, RmsNorm, Tolerance, expect, gemv::product, noise_buf, noise_weight, poison};
 use crate::{
-    backend::{Backend, DECODE_ROWS},
+    backend::{Backend, DECODE_ROWS, train::TrainBackend},
     error::Result,
     tiles,
 };
@@ -94,7 +94,7 @@ pub struct Io<B: Backend> {
 
 impl Op for NormHead {
     const STEM: &'static str = "norm_head";
-    type Io<B: Backend> = Io<B>;
+    type Io<B: TrainBackend> = Io<B>;
 
     fn cases() -> Vec<Self> {
         let case = |(rows, first, dim, vocab)| NormHead { rows, first, dim, vocab, eps: 1e-5 };
@@ -127,7 +127,7 @@ impl Op for NormHead {
         Tolerance::FUSED
     }
 
-    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Io<B>> {
+    fn setup<B: TrainBackend>(&self, b: &B, seed: u64) -> Result<Io<B>> {
         Ok(Io {
             logits: b.upload(&vec![f32::NAN; self.rows * self.vocab])?,
             xb: poison(b, self.rows * self.dim)?,
@@ -137,11 +137,11 @@ impl Op for NormHead {
         })
     }
 
-    fn run<B: Backend>(&self, b: &B, io: &mut Io<B>) -> Result<()> {
+    fn run<B: TrainBackend>(&self, b: &B, io: &mut Io<B>) -> Result<()> {
         b.norm_head(self, &mut io.logits, &mut io.xb, &io.x, &io.gain, &io.w)
     }
 
-    fn outputs<B: Backend>(&self, b: &B, io: &Io<B>) -> Result<Vec<f32>> {
+    fn outputs<B: TrainBackend>(&self, b: &B, io: &Io<B>) -> Result<Vec<f32>> {
         b.download(&io.logits)
     }
 }

@@ -9,7 +9,7 @@
 
 use super::{Argmax, Cost, Grid, NormHead, Op, Ring, Tolerance, expect, gemv::product, noise, poison};
 use crate::{
-    backend::{Backend, DECODE_ROWS, SamplerState},
+    backend::{Backend, DECODE_ROWS, SamplerState, train::TrainBackend},
     error::Result,
 };
 use half::bf16;
@@ -108,7 +108,7 @@ pub struct Io<B: Backend> {
 
 impl Op for NormHeadArgmax {
     const STEM: &'static str = "norm_head_argmax";
-    type Io<B: Backend> = Io<B>;
+    type Io<B: TrainBackend> = Io<B>;
 
     fn cases() -> Vec<Self> {
         let case = |(rows, dim, vocab)| NormHeadArgmax { rows, dim, vocab, max_seq: 50, eps: 1e-5 };
@@ -137,7 +137,7 @@ impl Op for NormHeadArgmax {
 
     /// For each row of `x`, two rows of `w` have the signs that make their logits the largest, and they have the same
     /// bits: the lower id must win. The last row is of the first sequence.
-    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Io<B>> {
+    fn setup<B: TrainBackend>(&self, b: &B, seed: u64) -> Result<Io<B>> {
         let NormHeadArgmax { rows, dim, vocab, .. } = *self;
         let (x, gain, mut w) = (noise(rows * dim, seed), noise(dim, seed + 1), noise(vocab * dim, seed + 2));
         for (r, x) in x.chunks_exact(dim).enumerate() {
@@ -162,13 +162,13 @@ impl Op for NormHeadArgmax {
         })
     }
 
-    fn run<B: Backend>(&self, b: &B, io: &mut Io<B>) -> Result<()> {
+    fn run<B: TrainBackend>(&self, b: &B, io: &mut Io<B>) -> Result<()> {
         let Io { token, pos, state, logits, xb, x, gain, w } = io;
         b.norm_head_argmax(self, token, pos, &mut state.scratch, &mut state.outbox, logits, xb, x, gain, w)
     }
 
     /// Tokens, places, and the words of scratch that must be 0 again.
-    fn outputs<B: Backend>(&self, b: &B, io: &Io<B>) -> Result<Vec<f32>> {
+    fn outputs<B: TrainBackend>(&self, b: &B, io: &Io<B>) -> Result<Vec<f32>> {
         let mut out = vec![f32::NAN; Argmax::scratch(self.rows)];
         b.read(&mut out, &io.state.scratch, 0)?;
         out.extend(b.download(&io.token)?.into_iter().chain(b.download(&io.pos)?).map(|n| n as f32));

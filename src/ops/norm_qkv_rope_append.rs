@@ -12,7 +12,7 @@ use super::{
     noise_weight, paged::expect_paged, poison, scrambled,
 };
 use crate::{
-    backend::{Backend, DECODE_ROWS},
+    backend::{Backend, DECODE_ROWS, train::TrainBackend},
     error::Result,
 };
 
@@ -171,7 +171,7 @@ pub struct Io<B: Backend> {
 
 impl Op for NormQkvRopeAppend {
     const STEM: &'static str = "norm_qkv_rope_append";
-    type Io<B: Backend> = Io<B>;
+    type Io<B: TrainBackend> = Io<B>;
 
     fn cases() -> Vec<Self> {
         let case = |(rows, dim, n_heads, n_kv_heads, head_dim, max_seq)| NormQkvRopeAppend {
@@ -229,7 +229,7 @@ impl Op for NormQkvRopeAppend {
 
     /// The caches are full before the call, so a copy to a wrong place is noticed twice. Two sequences, to which the
     /// rows belong in turn.
-    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Io<B>> {
+    fn setup<B: TrainBackend>(&self, b: &B, seed: u64) -> Result<Io<B>> {
         let cache = 2 * self.n_kv_heads * self.max_seq * self.head_dim;
         let place = |r: usize| ((2 - r % 2) * self.max_seq - 1 - r / 2) as u32; // from the cache's end
         let scale = 2.0 / (self.dim as f32).sqrt(); // heads as large as what the caches hold
@@ -250,12 +250,12 @@ impl Op for NormQkvRopeAppend {
         })
     }
 
-    fn run<B: Backend>(&self, b: &B, io: &mut Io<B>) -> Result<()> {
+    fn run<B: TrainBackend>(&self, b: &B, io: &mut Io<B>) -> Result<()> {
         let Io { qkv, k, v, xb, arrived, x, pos, pages, gain, w, heads, table } = io;
         b.norm_qkv_rope_append(self, qkv, k, v, xb, arrived, x, pos, pages, gain, w, heads.as_ref(), table)
     }
 
-    fn outputs<B: Backend>(&self, b: &B, io: &Io<B>) -> Result<Vec<f32>> {
+    fn outputs<B: TrainBackend>(&self, b: &B, io: &Io<B>) -> Result<Vec<f32>> {
         Ok([download(b, &io.qkv)?, download(b, &io.k)?, download(b, &io.v)?].concat())
     }
 }

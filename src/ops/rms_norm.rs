@@ -5,7 +5,7 @@
 //! are about 1 ulp apart.
 
 use super::{Act, Cost, Grid, Op, Tolerance, download, expect, expect_len, noise_buf, noise_weight, poison};
-use crate::{backend::Backend, error::Result};
+use crate::{backend::train::TrainBackend, error::Result};
 
 /// Sizes of one call.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,7 +83,7 @@ impl RmsNorm {
 
 impl Op for RmsNorm {
     const STEM: &'static str = "rms_norm";
-    type Io<B: Backend> = (B::Buf<B::Act>, B::Buf<B::Act>, B::Weight);
+    type Io<B: TrainBackend> = (B::Buf<B::Act>, B::Buf<B::Act>, B::Weight);
 
     fn cases() -> Vec<Self> {
         let case = |rows, first, dim| RmsNorm { rows, first, dim, eps: 1e-5 };
@@ -99,7 +99,7 @@ impl Op for RmsNorm {
         Tolerance::BF16
     }
 
-    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
+    fn setup<B: TrainBackend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
         Ok((
             poison(b, self.rows * self.dim)?,
             noise_buf(b, (self.first + self.rows) * self.dim, seed, 3.0)?,
@@ -107,11 +107,11 @@ impl Op for RmsNorm {
         ))
     }
 
-    fn run<B: Backend>(&self, b: &B, (out, x, w): &mut Self::Io<B>) -> Result<()> {
+    fn run<B: TrainBackend>(&self, b: &B, (out, x, w): &mut Self::Io<B>) -> Result<()> {
         b.rms_norm(self, out, x, w)
     }
 
-    fn outputs<B: Backend>(&self, b: &B, (out, ..): &Self::Io<B>) -> Result<Vec<f32>> {
+    fn outputs<B: TrainBackend>(&self, b: &B, (out, ..): &Self::Io<B>) -> Result<Vec<f32>> {
         download(b, out)
     }
 }

@@ -8,7 +8,7 @@
 //! Rounding: f32 arithmetic, one rounding at the store.
 
 use super::{Act, Cost, Grid, Op, Tolerance, download, expect, noise, noise_buf};
-use crate::{backend::Backend, error::Result, files::config::Config};
+use crate::{backend::train::TrainBackend, error::Result, files::config::Config};
 
 /// Sizes of one call.
 #[derive(Debug, Clone, PartialEq)]
@@ -128,7 +128,7 @@ fn row(table: &mut Vec<f32>, t: usize, inv_freq: &[f32]) {
 
 impl Op for Rope {
     const STEM: &'static str = "rope";
-    type Io<B: Backend> = (B::Buf<B::Act>, B::Buf<u32>, B::Buf<f32>);
+    type Io<B: TrainBackend> = (B::Buf<B::Act>, B::Buf<u32>, B::Buf<f32>);
 
     fn cases() -> Vec<Self> {
         let case = |rows, n_heads, n_kv_heads, head_dim| Rope {
@@ -159,7 +159,7 @@ impl Op for Rope {
         Tolerance::EXACT // no fused multiply-add on either side
     }
 
-    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
+    fn setup<B: TrainBackend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
         let pos: Vec<u32> =
             (0..self.rows as u32).map(|r| (r * 7 + seed as u32 * 31) % (3 * self.max_seq as u32)).collect();
         Ok((
@@ -169,11 +169,11 @@ impl Op for Rope {
         ))
     }
 
-    fn run<B: Backend>(&self, b: &B, (qkv, pos, table): &mut Self::Io<B>) -> Result<()> {
+    fn run<B: TrainBackend>(&self, b: &B, (qkv, pos, table): &mut Self::Io<B>) -> Result<()> {
         b.rope(self, qkv, pos, table)
     }
 
-    fn outputs<B: Backend>(&self, b: &B, (qkv, ..): &Self::Io<B>) -> Result<Vec<f32>> {
+    fn outputs<B: TrainBackend>(&self, b: &B, (qkv, ..): &Self::Io<B>) -> Result<Vec<f32>> {
         download(b, qkv)
     }
 }

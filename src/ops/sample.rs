@@ -29,7 +29,7 @@ pub use params::{MAX_STOP_IDS, Params};
 
 use super::{Cost, Grid, Op, Tolerance, expect, noise};
 use crate::{
-    backend::{Backend, DECODE_ROWS, SamplerState},
+    backend::{Backend, DECODE_ROWS, SamplerState, train::TrainBackend},
     error::Result,
     tiles::{BEST_WORDS, SAMPLE_BINS, SAMPLE_MAX_VOCAB, SAMPLE_PARAMS, SAMPLE_STATE, SAMPLE_THREADS, SAMPLE_TILE},
 };
@@ -303,7 +303,7 @@ impl Sample {
 
 impl Op for Sample {
     const STEM: &'static str = "sample";
-    type Io<B: Backend> = (B::Buf<u32>, B::Buf<u32>, SamplerState<B>, B::Buf<f32>);
+    type Io<B: TrainBackend> = (B::Buf<u32>, B::Buf<u32>, SamplerState<B>, B::Buf<f32>);
 
     fn cases() -> Vec<Self> {
         [1, 7, 129, 1000, 4099, 49152, 128256].into_iter().map(|vocab| Sample { rows: 1, vocab, max_seq: 50 }).collect()
@@ -323,7 +323,7 @@ impl Op for Sample {
     }
 
     /// All filters and penalties at once; `tests/device/sampler.rs` tries them one by one.
-    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
+    fn setup<B: TrainBackend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
         let p = Params {
             temperature: 0.8,
             top_k: 40,
@@ -343,13 +343,13 @@ impl Op for Sample {
         Ok((b.upload(&[u32::MAX])?, b.upload(&[41])?, state(b, &p, &history, &bias)?, b.upload(&logits)?))
     }
 
-    fn run<B: Backend>(&self, b: &B, (token, pos, s, logits): &mut Self::Io<B>) -> Result<()> {
+    fn run<B: TrainBackend>(&self, b: &B, (token, pos, s, logits): &mut Self::Io<B>) -> Result<()> {
         let SamplerState { params, history, bias, mask, scratch, outbox } = s;
         b.sample(self, token, pos, params, history, scratch, outbox, bias, mask, logits)
     }
 
     /// Token, position, draws and the token's count.
-    fn outputs<B: Backend>(&self, b: &B, (token, pos, state, _): &Self::Io<B>) -> Result<Vec<f32>> {
+    fn outputs<B: TrainBackend>(&self, b: &B, (token, pos, state, _): &Self::Io<B>) -> Result<Vec<f32>> {
         let (token, draws) = (b.download(token)?[0], Params::from_words(&b.download(&state.params)?).draws);
         let count = b.download(&state.history)?.get(token as usize).map_or(f32::NAN, |h| (h & !IN_PROMPT) as f32);
         Ok(vec![token as f32, b.download(pos)?[0] as f32, draws as f32, count])

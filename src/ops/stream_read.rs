@@ -6,7 +6,7 @@
 //! Rounding: none.
 
 use super::{Cost, Grid, Op, Tolerance, expect, noise};
-use crate::{backend::Backend, error::Result, tiles};
+use crate::{backend::train::TrainBackend, error::Result, tiles};
 
 /// Words that a block reads at a time.
 const TILE: usize = (tiles::STREAM_THREADS * tiles::STREAM_LOADS * 4) as usize;
@@ -67,7 +67,7 @@ impl StreamRead {
 
 impl Op for StreamRead {
     const STEM: &'static str = "stream_read";
-    type Io<B: Backend> = (B::Buf<u32>, B::Buf<u32>);
+    type Io<B: TrainBackend> = (B::Buf<u32>, B::Buf<u32>);
 
     fn cases() -> Vec<Self> {
         let case = |(blocks, words)| StreamRead { blocks, words };
@@ -84,17 +84,17 @@ impl Op for StreamRead {
         Tolerance::EXACT
     }
 
-    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
+    fn setup<B: TrainBackend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
         let x: Vec<u32> = noise(self.words, seed).into_iter().map(|x| x.to_bits().rotate_left(9)).collect();
         Ok((b.upload(&vec![u32::MAX; self.blocks])?, b.upload(&x)?))
     }
 
-    fn run<B: Backend>(&self, b: &B, (out, x): &mut Self::Io<B>) -> Result<()> {
+    fn run<B: TrainBackend>(&self, b: &B, (out, x): &mut Self::Io<B>) -> Result<()> {
         b.stream_read(self, out, x)
     }
 
     /// Both halves of each sum.
-    fn outputs<B: Backend>(&self, b: &B, (out, _): &Self::Io<B>) -> Result<Vec<f32>> {
+    fn outputs<B: TrainBackend>(&self, b: &B, (out, _): &Self::Io<B>) -> Result<Vec<f32>> {
         Ok(b.download(out)?.into_iter().flat_map(|sum| [(sum >> 16) as f32, (sum & 0xffff) as f32]).collect())
     }
 }

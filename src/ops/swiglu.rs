@@ -4,7 +4,7 @@
 //! Rounding: f32 arithmetic, one rounding at the store.
 
 use super::{Act, Cost, Grid, Op, Tolerance, download, expect, noise_buf, poison};
-use crate::{backend::Backend, error::Result};
+use crate::{backend::train::TrainBackend, error::Result};
 
 /// Sizes of one call.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,7 +66,7 @@ impl Swiglu {
 
 impl Op for Swiglu {
     const STEM: &'static str = "swiglu";
-    type Io<B: Backend> = (B::Buf<B::Act>, B::Buf<B::Act>);
+    type Io<B: TrainBackend> = (B::Buf<B::Act>, B::Buf<B::Act>);
 
     fn cases() -> Vec<Self> {
         let case = |rows, ffn_dim| Swiglu { rows, ffn_dim };
@@ -82,16 +82,16 @@ impl Op for Swiglu {
         Tolerance::BF16
     }
 
-    fn setup<B: Backend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
+    fn setup<B: TrainBackend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
         let n = self.rows * self.ffn_dim;
         Ok((poison(b, n)?, noise_buf(b, 2 * n, seed, 12.0)?)) // 12: both tails of silu
     }
 
-    fn run<B: Backend>(&self, b: &B, (hb, gate_up): &mut Self::Io<B>) -> Result<()> {
+    fn run<B: TrainBackend>(&self, b: &B, (hb, gate_up): &mut Self::Io<B>) -> Result<()> {
         b.swiglu(self, hb, gate_up)
     }
 
-    fn outputs<B: Backend>(&self, b: &B, (hb, _): &Self::Io<B>) -> Result<Vec<f32>> {
+    fn outputs<B: TrainBackend>(&self, b: &B, (hb, _): &Self::Io<B>) -> Result<Vec<f32>> {
         download(b, hb)
     }
 }

@@ -7,7 +7,7 @@ use super::{
     pass::{self, Sizes},
 };
 use crate::{
-    backend::cpu::Cpu,
+    backend::{cpu::Cpu, train::TrainBackend},
     error::{Error, Result},
     files::ModelFiles,
 };
@@ -43,9 +43,6 @@ pub struct Summary {
 }
 
 /// Plans a run.
-///
-/// # Errors
-/// `Memory` if the machine's memory is too small.
 pub(super) fn plan(
     config: &TuneConfig,
     files: &ModelFiles,
@@ -53,7 +50,7 @@ pub(super) fn plan(
     data: &Data,
     eval: &Data,
     packing: Packing,
-) -> Result<Summary> {
+) -> Summary {
     let batches = data.epoch(0, packing);
     let steps_of_epoch = batches.len().div_ceil(config.gradient_accumulation_steps);
     let steps = config.max_steps.unwrap_or_else(|| (config.num_epochs * steps_of_epoch as f64).ceil() as usize);
@@ -64,20 +61,8 @@ pub(super) fn plan(
         false => pass::bytes::<Cpu<f32>>(&files.config, adapter, sizes),
     };
     let memory = [files.weights.bytes(), 16 * adapter.len as u64, activations];
-    let free = available();
-    if free.is_some_and(|free| memory[1] + memory[2] > free) {
-        let gib = |b: u64| format!("{:.2} GiB", b as f64 / (1u64 << 30) as f64);
-        return Err(Error::Memory(format!(
-            "adapter and optimizer {} + activations of {} tokens {}, available {}; smaller: micro_batch_size, sequence_len, \
-             gradient_checkpointing: true",
-            gib(memory[1]),
-            sizes.rows,
-            gib(memory[2]),
-            gib(free.unwrap_or(0))
-        )));
-    }
     let room = batches.len() * packing.capacity.unwrap_or(packing.rows * longest);
-    Ok(Summary {
+    Summary {
         rows: data.examples.len(),
         eval_rows: eval.examples.len(),
         dropped: data.dropped.len(),
@@ -89,7 +74,37 @@ pub(super) fn plan(
         steps,
         parameters: adapter.len,
         memory,
-    })
+    }
+}
+
+/// Checks that a run fits the memory of a backend, or of the machine, where that is known: for a GPU with its weights, which
+/// on a CPU stay in their file.
+///
+/// # Errors
+/// `Memory` with the numbers.
+pub(super) fn fits<B: TrainBackend>(b: &B, files: &ModelFiles, adapter: &Adapter, sizes: Sizes) -> Result<()> {
+    let (c, free) = (&files.config, if B::IS_GPU { b.free_memory()? } else { available() });
+    let elements: usize = files.weights.tensors().map(|t| t.rows() * t.cols()).sum();
+    let weights = if B::IS_GPU { 2 * elements as u64 } else { 0 };
+    let parts = [
+        ("weights", weights),
+        ("adapter and optimizer", 16 * adapter.len as u64),
+        ("activations", pass::bytes::<B>(c, adapter, sizes)),
+        ("work", B::training_bytes(c, adapter.shape.rank, sizes.rows)),
+    ];
+    let needed: u64 = parts.iter().map(|(_, bytes)| bytes).sum();
+    let Some(free) = free.filter(|free| needed > *free) else { return Ok(()) };
+    let gib = |b: u64| format!("{:.2} GiB", b as f64 / (1u64 << 30) as f64);
+    let parts = parts.iter().filter(|(_, bytes)| *bytes > 0);
+    let parts: Vec<String> = parts.map(|(what, bytes)| format!("{what} {}", gib(*bytes))).collect();
+    Err(Error::Memory(format!(
+        "a micro-batch of {} tokens needs {} ({}), available {}; smaller: micro_batch_size, sequence_len, \
+         gradient_checkpointing: true",
+        sizes.rows,
+        gib(needed),
+        parts.join(", "),
+        gib(free)
+    )))
 }
 
 /// The most tokens of a micro-batch: as many as packing allows, or the longest rows together.

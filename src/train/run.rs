@@ -5,19 +5,20 @@ use super::{
     checkpoint::{self, State},
     config::{LossMean, Resume, TuneConfig},
     data::{Data, Packing},
-    pass::{MicroBatch, Pass, Training},
-    plan::{Summary, plan, sizes},
+    pass::{MicroBatch, Pass, Sizes, Training},
+    place::Place,
+    plan::{Summary, fits, plan, sizes},
     prompt::{self, Encoder, Kind},
 };
 use crate::{
-    backend::{cpu::Cpu, train::TrainBackend},
+    backend::train::TrainBackend,
+    engine::Device,
     error::{Error, Result},
     files::{ModelFiles, config::Arch, json, output::Output},
     model::{Changes, Model},
     ops::train::{AdamW, GradNorm},
     text::{Tokenizer, TokenizerConfig},
 };
-use half::bf16;
 use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, File},
@@ -79,13 +80,13 @@ pub struct Outcome {
 /// A run that is ready to begin.
 pub struct Tuner {
     config: TuneConfig,
-    files: ModelFiles,
-    adapter: Adapter,
+    pub(crate) files: ModelFiles,
+    pub(crate) adapter: Adapter,
     /// Rows that are learned.
     pub data: Data,
     /// Rows kept apart.
     pub eval: Data,
-    packing: Packing,
+    pub(crate) packing: Packing,
     summary: Summary,
 }
 
@@ -120,8 +121,8 @@ impl Tuner {
     /// Reads model and data, and plans the run.
     ///
     /// # Errors
-    /// Of the files; `Unsupported` for a quantized model and for an architecture with parts that have no backward pass here; `Input` for sizes that do not fit it and for data with nothing to learn;
-    /// `Memory` where the machine's would not do.
+    /// Of the files; `Unsupported` for a quantized model and for an architecture with parts that have no backward pass here; `Input` for
+    /// sizes that do not fit it and for data with nothing to learn.
     pub fn open(config: TuneConfig) -> Result<Tuner> {
         let files = ModelFiles::open(&config.base_model)?;
         if let Some(t) = files.weights.tensors().find(|t| t.format().is_quantized()) {
@@ -157,7 +158,7 @@ impl Tuner {
             capacity: config.sample_packing.then(|| config.capacity()),
             rows: config.micro_batch_size,
         };
-        let summary = plan(&config, &files, &adapter, &data, &eval, packing)?;
+        let summary = plan(&config, &files, &adapter, &data, &eval, packing);
         Ok(Tuner { config, files, adapter, data, eval, packing, summary })
     }
 
@@ -185,15 +186,33 @@ impl Tuner {
         &self.config
     }
 
-    /// Runs to the end, or until `event` returns `false`: then it writes a checkpoint from which the run can go on.
+    /// Checks that a backend takes the run: the sizes of the model, and its memory, where that is known.
     ///
     /// # Errors
-    /// `Input` at the first loss or gradient that is not finite, with step, layer and rows; those of writing. The last checkpoint stays.
-    pub fn run(self, threads: Option<NonZeroUsize>, event: &mut dyn FnMut(TuneEvent<'_>) -> bool) -> Result<Outcome> {
-        match self.config.bf16 {
-            true => self.run_on(Cpu::<bf16>::open(threads)?, event),
-            false => self.run_on(Cpu::<f32>::open(threads)?, event),
+    /// `Op` or `Input` for what the backend does not take; `Memory` with the numbers.
+    pub fn fits<B: TrainBackend>(&self, b: &B) -> Result<()> {
+        let Tuner { config, files, adapter, .. } = self;
+        if B::IS_GPU && !config.bf16 {
+            return Err(Error::Input(
+                "bf16 is false, and a GPU trains in bf16: set bf16: true, or --device cpu".into(),
+            ));
         }
+        b.trains(&files.config, adapter.shape.rank)?;
+        fits(b, files, adapter, self.sizes())
+    }
+
+    /// The sizes of the memory of a pass.
+    pub(crate) fn sizes(&self) -> Sizes {
+        sizes(&self.config, &self.data, &self.eval, self.packing)
+    }
+
+    /// Runs to the end on the CPU, or until `event` returns `false`: then it writes a checkpoint from which the run can go on.
+    ///
+    /// # Errors
+    /// `Input` at the first loss or gradient that is not finite, with step, layer and rows; those of [`Tuner::fits`]; those of
+    /// writing. The last checkpoint stays.
+    pub fn run(self, threads: Option<NonZeroUsize>, event: &mut dyn FnMut(TuneEvent<'_>) -> bool) -> Result<Outcome> {
+        Place::open(&self, Device::Cpu, threads)?.run(self, event)
     }
 
     /// The same on a backend.
@@ -201,6 +220,7 @@ impl Tuner {
     /// # Errors
     /// As [`Tuner::run`].
     pub fn run_on<B: TrainBackend>(self, b: B, event: &mut dyn FnMut(TuneEvent<'_>) -> bool) -> Result<Outcome> {
+        self.fits(&b)?;
         let mut run = Run::begin(&b, &self)?;
         run.finish(event)
     }
@@ -258,7 +278,8 @@ impl<'a, B: TrainBackend> Run<'a, B> {
         fs::create_dir_all(dir).map_err(Error::io(dir))?;
         let log_path = dir.join("train.jsonl");
         let log = log_until(&log_path, state.step)?;
-        let sizes = sizes(config, &t.data, &t.eval, t.packing);
+        let sizes = t.sizes();
+        b.expect_rows(&t.files.config, sizes.rows)?;
         let positions = t.summary.longest.max(1);
         let changes = Changes { widen: true, ..Changes::default() };
         let model = Model::load(b, &t.files.config, &t.files.weights, changes, positions, &mut |_| {})?;

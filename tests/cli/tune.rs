@@ -41,7 +41,7 @@ fn what_a_run_would_be_and_what_it_cannot() {
     assert!(plan.contains("40 steps of 1 micro-batches") && plan.contains("memory: weights"), "{plan}");
     let keys = aoji(&["tune", "--keys"]).ok();
     assert!(keys.contains("lora_target_linear") && keys.contains("gradient_accumulation_steps"), "{keys}");
-    tune(&["--device", "cuda"]).fails(1, &["runs on the CPU for now"]);
+    tune(&["--device", "cuda"]).fails(1, &["a GPU trains in bf16: set bf16: true"]);
     tune(&["--set", "lora_rank=4"]).fails(1, &["lora_rank", "no such key", "--keys"]);
     tune(&["--set", "load_in_4bit=true"]).fails(1, &["load_in_4bit"]);
     tune(&["--set", "lora_r"]).fails(1, &["expected KEY=VALUE"]);

@@ -20,3 +20,4 @@ mod prefill;
 mod quantized;
 mod sampler;
 mod session;
+mod train;

@@ -8,7 +8,7 @@ use super::{Buffer, Cuda, Weight};
 use crate::{
     backend::Out,
     error::{Error, Result},
-    ops::Gemm,
+    ops::{Gemm, train::LinearDx},
 };
 use cudarc::{
     cublas::{result, sys},
@@ -19,6 +19,7 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use std::{
     env,
     ffi::{OsString, c_void},
+    fmt::Debug,
     fs,
     path::{Path, PathBuf},
     str::FromStr,
@@ -183,15 +184,43 @@ impl Blas {
             Out::F32(out) => (out.len(), out.address, CUDA_R_32F, 0.0),
         };
         op.check(len, x.len(), (w.rows, w.cols))?;
-        let [rows, n, k] = [op.rows, op.n, op.k].map(|n| i32::try_from(n).unwrap_or(i32::MAX)); // cuBLAS refuses the latter
+        let to = To { address, kind, beta };
+        // SAFETY: check() proved that x holds [rows, k], w [n, k] and out [rows, n] elements.
+        unsafe { self.product(op, [op.n, op.rows, op.k], sys::cublasOperation_t::CUBLAS_OP_T, w, x, to) }
+    }
+
+    /// `dx = dy w` in bf16 with f32 sums.
+    pub fn linear_dx(&self, op: &LinearDx, dx: &Buffer<bf16>, dy: &Buffer<bf16>, w: &Weight) -> Result<()> {
+        op.check(dx.len(), dy.len(), (w.rows, w.cols))?;
+        let to = To { address: dx.address, kind: sys::cudaDataType_t::CUDA_R_16BF, beta: 0.0 };
+        // SAFETY: check() proved that dy holds [rows, n], w [n, k] and dx [rows, k] elements.
+        unsafe { self.product(op, [op.k, op.rows, op.n], sys::cublasOperation_t::CUBLAS_OP_N, w, dy, to) }
+    }
+
+    /// `out [rows, n] = x w^T` or, without the transposition, `x w`, summed over `k`. Row-major matrices are the transposes of
+    /// cuBLAS's column-major ones, so this is `out^T = w x^T` or `w^T x^T`.
+    ///
+    /// # Safety
+    /// The matrices have these sizes.
+    unsafe fn product(
+        &self,
+        op: &dyn Debug,
+        [n, rows, k]: [usize; 3],
+        turn: sys::cublasOperation_t,
+        w: &Weight,
+        x: &Buffer<bf16>,
+        to: To,
+    ) -> Result<()> {
+        use sys::cudaDataType_t::CUDA_R_16BF;
+        let [rows, n, k] = [rows, n, k].map(|n| i32::try_from(n).unwrap_or(i32::MAX)); // cuBLAS refuses the latter
         let alpha = 1f32;
+        let of_w = if turn == sys::cublasOperation_t::CUBLAS_OP_T { k } else { n };
         self.context.bind_to_thread().map_err(super::failed(|| format!("cublasGemmEx for {op:?}")))?;
-        // SAFETY: check() proved that x holds [rows, k], w [n, k] and out [rows, n] elements. Row-major matrices are the
-        // transposes of cuBLAS's column-major ones, so this is out^T = w x^T; alpha and beta are read during the call.
+        // SAFETY: the caller's promise; alpha and beta are read during the call.
         unsafe {
             result::gemm_ex(
                 self.handle,
-                sys::cublasOperation_t::CUBLAS_OP_T,
+                turn,
                 sys::cublasOperation_t::CUBLAS_OP_N,
                 n,
                 rows,
@@ -199,13 +228,13 @@ impl Blas {
                 std::ptr::from_ref(&alpha).cast(),
                 w.data.address as *const c_void,
                 CUDA_R_16BF,
-                k,
+                of_w,
                 x.address as *const c_void,
                 CUDA_R_16BF,
                 k,
-                std::ptr::from_ref(&beta).cast(),
-                address as *mut c_void,
-                kind,
+                std::ptr::from_ref(&to.beta).cast(),
+                to.address as *mut c_void,
+                to.kind,
                 n,
                 sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
                 sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
@@ -213,6 +242,13 @@ impl Blas {
         }
         .map_err(failed(&format!("cublasGemmEx for {op:?}")))
     }
+}
+
+/// Where a product goes, of which type it is there, and what what is there is multiplied by before it is added.
+struct To {
+    address: u64,
+    kind: sys::cudaDataType_t,
+    beta: f32,
 }
 
 fn open(stream: &Arc<CudaStream>) -> Result<Blas, String> {

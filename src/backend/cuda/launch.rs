@@ -69,7 +69,7 @@ impl Kernel {
     }
 }
 
-/// A kernel argument: the bytes of a pointer, an int or a float, low end first.
+/// A kernel argument: the bytes of a pointer, a whole number or a float, low end first.
 #[derive(Clone, Copy)]
 pub struct Arg(pub(super) u64);
 
@@ -105,6 +105,16 @@ impl From<usize> for Arg {
     fn from(n: usize) -> Arg {
         debug_assert!(i32::try_from(n).is_ok(), "{n} does not fit an int");
         Arg(n as u64)
+    }
+}
+impl From<u32> for Arg {
+    fn from(n: u32) -> Arg {
+        Arg(n.into())
+    }
+}
+impl From<u64> for Arg {
+    fn from(n: u64) -> Arg {
+        Arg(n)
     }
 }
 impl From<f32> for Arg {
@@ -194,7 +204,7 @@ impl Cuda {
             if self.sync && recording.is_none() { self.stream.synchronize() } else { Ok(()) }
         };
         let mut run = run;
-        run().map_err(failed(|| format!("{} for {op:?} with {grid:?}", k.name)))
+        self.timed(&k.name, || run().map_err(failed(|| format!("{} for {op:?} with {grid:?}", k.name))))
     }
 
     /// How many percent of a multiprocessor's memory each kernel asks to be shared memory, by name.

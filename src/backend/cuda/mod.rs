@@ -18,6 +18,7 @@ pub mod occupancy;
 mod outbox;
 mod packed;
 mod trace;
+mod train;
 mod upload;
 mod workspace;
 
@@ -37,8 +38,9 @@ use crate::{
 };
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 use std::{
+    collections::BTreeMap,
     ffi::c_void,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 /// CUDA version that the kernels need of the driver, as the driver counts: 13.0 is 13000.
@@ -64,11 +66,15 @@ pub struct Cuda {
     sync: bool,
     /// The launches so far, while they are being recorded.
     launches: Mutex<Option<Vec<Launched>>>,
+    /// Calls and milliseconds of each kernel, while they are being measured.
+    times: Mutex<Option<BTreeMap<String, (u64, f64)>>>,
     trace: trace::Tracer,
     /// Scratch memory of matrix products for many rows.
     workspace: Mutex<workspace::Workspace>,
     /// Memory in which such a product converts a packed (quantized) matrix to bf16.
     widened: Mutex<Option<Weight>>,
+    /// Memory of some labels' logits, in training.
+    logits: Mutex<Option<train::Logits>>,
 }
 
 /// For `map_err`: a driver error with what was being done.
@@ -157,7 +163,7 @@ impl Cuda {
             kernels::waits_for_predecessor(info.capability) && std::env::var_os("AOJI_PDL").is_none_or(|v| v != "0");
         let ring = ring.unwrap_or_else(|| occupancy::ring(info.shared_per_sm));
         let (blas, launches, trace) = (background::Background::default(), Mutex::default(), trace::Tracer::default());
-        let (workspace, widened) = (Mutex::default(), Mutex::default());
+        let (workspace, widened, logits) = (Mutex::default(), Mutex::default(), Mutex::default());
         Ok(Cuda {
             blas,
             gemm_by,
@@ -170,9 +176,11 @@ impl Cuda {
             ring,
             sync,
             launches,
+            times: Mutex::default(),
             trace,
             workspace,
             widened,
+            logits,
         })
     }
 
@@ -226,6 +234,20 @@ impl Cuda {
         let begin = event()?;
         ops()?;
         begin.elapsed_ms(&event()?).map_err(failed(|| "timing".into()))
+    }
+
+    /// Enqueues a call of a kernel; while kernels are being measured, waits for it and notes its time.
+    pub(crate) fn timed(&self, kernel: &str, call: impl FnOnce() -> Result<()>) -> Result<()> {
+        let times = || self.times.lock().unwrap_or_else(PoisonError::into_inner);
+        if times().is_none() {
+            return call();
+        }
+        let ms = f64::from(self.time(call)?);
+        if let Some(times) = &mut *times() {
+            let (calls, sum) = times.entry(kernel.into()).or_default();
+            (*calls, *sum) = (*calls + 1, *sum + ms);
+        }
+        Ok(())
     }
 }
 

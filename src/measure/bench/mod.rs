@@ -16,6 +16,7 @@ mod smi;
 mod speculate;
 #[cfg(feature = "cuda")]
 mod timeline;
+mod tune;
 
 #[cfg(feature = "cuda")]
 pub use case::{Bench, Check, KernelOptions, KernelResult};
@@ -28,6 +29,7 @@ pub use smi::{Board, Running};
 pub use speculate::{Kind, Prompt, Speculation, speculate};
 #[cfg(feature = "cuda")]
 pub use timeline::{Sm, TIMELINE_STEPS, Timed, Timeline, timeline};
+pub use tune::{Speed, tune};
 
 use crate::{
     BatchOptions, Engine, GenerateOptions, Job, JobEvent, Sampling,

@@ -4,11 +4,11 @@
 //!
 //! Shapes: `params`, `m`, `v` and `grads` [len] f32, `norm` [1] f32 of [`super::GradNorm`].
 
-use super::{Real, TrainOp, noise_f32};
+use super::{Real, noise_f32};
 use crate::{
-    backend::{cpu::Cpu, train::TrainBackend},
+    backend::train::TrainBackend,
     error::Result,
-    ops::{Act, Cost, Tolerance, expect, noise},
+    ops::{Cost, Grid, Op, Tolerance, expect, noise},
 };
 
 /// Sizes of one call, and the numbers of the step.
@@ -58,7 +58,7 @@ impl AdamW {
     /// `Op` names what does not.
     pub fn check(&self, params: usize, m: usize, v: usize, grads: usize, norm: usize) -> Result<()> {
         let least = params.min(m).min(v).min(grads);
-        expect(Self::STEM, least >= self.len && norm > 0 && self.step > 0, || {
+        expect(Self::STEM, least >= self.len && self.len > 0 && norm > 0 && self.step > 0, || {
             format!("a buffer has {least} elements, norm {norm}: too few for {self:?}")
         })
     }
@@ -81,6 +81,12 @@ impl AdamW {
         }
     }
 
+    /// Four parameters a thread.
+    pub fn grid(&self) -> Grid {
+        let threads = crate::tiles::ADAMW_THREADS;
+        Grid { blocks: [self.len.div_ceil(4 * threads as usize) as u32, 1, 1], threads, shared: 0 }
+    }
+
     /// The definition.
     pub fn reference<P: Real>(&self, params: &mut [P], m: &mut [P], v: &mut [P], grads: &mut [P], norm: &[P]) {
         let clip = if self.max_norm == 0.0 { 1.0 } else { (self.max_norm / (norm[0].get() + 1e-6)).min(1.0) };
@@ -95,9 +101,33 @@ impl AdamW {
                 (P::put(mean), P::put(square), P::put(w - self.lr * step), P::default());
         }
     }
+
+    /// The kernel.
+    ///
+    /// # Errors
+    /// As `check`; those of the launch.
+    #[cfg(feature = "cuda")]
+    pub fn launch(
+        &self,
+        cu: &crate::backend::cuda::Cuda,
+        params: &mut crate::backend::cuda::Buffer<f32>,
+        m: &mut crate::backend::cuda::Buffer<f32>,
+        v: &mut crate::backend::cuda::Buffer<f32>,
+        grads: &mut crate::backend::cuda::Buffer<f32>,
+        norm: &crate::backend::cuda::Buffer<f32>,
+    ) -> Result<()> {
+        use crate::backend::cuda::Arg;
+        self.check(params.len(), m.len(), v.len(), grads.len(), norm.len())?;
+        crate::ops::expect_ints(Self::STEM, &[self.len])?;
+        let Factors { keep, mix1, beta2, mix2, root, eps, rate } = self.factors();
+        let factors = [self.max_norm as f32, keep, mix1, beta2, mix2, root, eps, rate].map(Arg::from);
+        let buffers: [Arg; 6] = [params.into(), m.into(), v.into(), grads.into(), norm.into(), self.len.into()];
+        // SAFETY: check() proved that the buffers hold len elements and norm one; the arguments are those of the kernel, in order.
+        unsafe { cu.launch("adamw_f32", self, self.grid(), &[&buffers[..], &factors].concat()) }
+    }
 }
 
-impl TrainOp for AdamW {
+impl Op for AdamW {
     const STEM: &'static str = "adamw";
     /// `params`, `m`, `v`, `grads`, `norm`
     type Io<B: TrainBackend> = (B::Buf<f32>, B::Buf<f32>, B::Buf<f32>, B::Buf<f32>, B::Buf<f32>);
@@ -106,8 +136,9 @@ impl TrainOp for AdamW {
         let step = AdamW { len: 1, lr: 2e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, decay: 0.0, max_norm: 1.0, step: 1 };
         vec![
             step.clone(),
-            AdamW { len: 1000, decay: 0.1, lr: 0.01, step: 7, ..step },
+            AdamW { len: 1003, decay: 0.1, lr: 0.01, step: 7, ..step },
             AdamW { len: 20_000, max_norm: 0.0, step: 100_000, ..step },
+            AdamW { len: 83_886_080, step: 3, ..step },
         ]
     }
 
@@ -133,10 +164,6 @@ impl TrainOp for AdamW {
 
     fn run<B: TrainBackend>(&self, b: &B, (params, m, v, grads, norm): &mut Self::Io<B>) -> Result<()> {
         b.adamw(self, params, m, v, grads, norm)
-    }
-
-    fn define<A: Act + Real>(&self, (params, m, v, grads, norm): &mut Self::Io<Cpu<A>>) {
-        self.reference(params, m, v, grads, norm);
     }
 
     fn outputs<B: TrainBackend>(&self, b: &B, (params, m, v, grads, _): &Self::Io<B>) -> Result<Vec<f32>> {

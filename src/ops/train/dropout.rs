@@ -41,6 +41,12 @@ impl Dropout {
     pub fn scale(&self) -> f32 {
         1.0 / (1.0 - self.p)
     }
+
+    /// What the kernels take: threshold, seed, step and site.
+    #[cfg(feature = "cuda")]
+    pub(super) fn args(&self) -> [crate::backend::cuda::Arg; 4] {
+        [self.threshold().into(), self.seed.into(), self.step.into(), self.site.into()]
+    }
 }
 
 #[cfg(test)]

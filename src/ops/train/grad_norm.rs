@@ -3,11 +3,12 @@
 //! Shapes: `norm` [1] f32, `grads` [len] f32.
 //! Order: the squares of each [`GradNorm::PART`] elements are summed, and then these sums.
 
-use super::{Real, TrainOp, noise_f32, poison_f32};
+use super::{Real, noise_f32, poison_f32};
 use crate::{
-    backend::{cpu::Cpu, train::TrainBackend},
+    backend::train::TrainBackend,
     error::Result,
-    ops::{Act, Cost, Tolerance, expect},
+    ops::{Cost, Grid, Op, Tolerance, expect},
+    tiles,
 };
 
 /// Sizes of one call.
@@ -19,30 +20,61 @@ pub struct GradNorm {
 
 impl GradNorm {
     /// Elements of a first sum.
-    pub const PART: usize = 4096;
+    pub const PART: usize = tiles::GRAD_NORM_PART as usize;
 
     /// Buffer lengths fit the sizes.
     ///
     /// # Errors
     /// `Op` names what does not.
     pub fn check(&self, norm: usize, grads: usize) -> Result<()> {
-        expect(Self::STEM, norm > 0 && grads >= self.len, || {
+        expect(Self::STEM, norm > 0 && self.len > 0 && grads >= self.len, || {
             format!("norm has {norm} elements and grads {grads}: too few for {self:?}")
         })
+    }
+
+    /// One block for each part.
+    pub fn grid(&self) -> Grid {
+        Grid { blocks: [self.len.div_ceil(Self::PART) as u32, 1, 1], threads: tiles::GRAD_NORM_THREADS, shared: 0 }
     }
 
     /// The definition.
     pub fn reference<P: Real>(&self, norm: &mut [P], grads: &[P]) {
         norm[0] = P::put(grads[..self.len].iter().map(|g| g.get() * g.get()).sum::<f64>().sqrt());
     }
+
+    /// The kernels: the sums of the parts, and their root.
+    ///
+    /// # Errors
+    /// As `check`; those of the launches.
+    #[cfg(feature = "cuda")]
+    pub fn launch(
+        &self,
+        cu: &crate::backend::cuda::Cuda,
+        norm: &mut crate::backend::cuda::Buffer<f32>,
+        grads: &crate::backend::cuda::Buffer<f32>,
+    ) -> Result<()> {
+        self.check(norm.len(), grads.len())?;
+        crate::ops::expect_ints(Self::STEM, &[self.len])?;
+        let (parts, grid) = (self.len.div_ceil(Self::PART), self.grid());
+        let one = Grid { blocks: [1; 3], ..grid };
+        cu.with_workspace(parts, 0, |sums, _| {
+            // SAFETY: check() proved that grads holds len elements and norm one; sums holds one for each part, and no other kernel
+            // uses it at the same time, since the stream runs one after the other; the arguments are those of the kernels, in order.
+            unsafe {
+                let args = [sums.into(), grads.into(), self.len.into()];
+                cu.launch("grad_norm_parts_f32", self, grid, &args)?;
+                cu.launch("grad_norm_root_f32", self, one, &[norm.into(), sums.into(), parts.into()])
+            }
+        })
+    }
 }
 
-impl TrainOp for GradNorm {
+impl Op for GradNorm {
     const STEM: &'static str = "grad_norm";
     type Io<B: TrainBackend> = (B::Buf<f32>, B::Buf<f32>);
 
     fn cases() -> Vec<Self> {
-        [1, 4096, 10_000].map(|len| GradNorm { len }).into()
+        [1, 4096, 10_001, 83_886_080].map(|len| GradNorm { len }).into()
     }
 
     fn cost(&self) -> Cost {
@@ -59,10 +91,6 @@ impl TrainOp for GradNorm {
 
     fn run<B: TrainBackend>(&self, b: &B, (norm, grads): &mut Self::Io<B>) -> Result<()> {
         b.grad_norm(self, norm, grads)
-    }
-
-    fn define<A: Act + Real>(&self, (norm, grads): &mut Self::Io<Cpu<A>>) {
-        self.reference(norm, grads);
     }
 
     fn outputs<B: TrainBackend>(&self, b: &B, (norm, _): &Self::Io<B>) -> Result<Vec<f32>> {

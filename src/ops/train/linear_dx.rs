@@ -3,11 +3,11 @@
 //! Shapes: `dx` [rows, k], `dy` [at least rows, n], `w` [n, k].
 //! Rounding: sums in f32, one rounding at the store.
 
-use super::{Real, TrainOp};
+use super::Real;
 use crate::{
-    backend::{cpu::Cpu, train::TrainBackend},
+    backend::train::TrainBackend,
     error::Result,
-    ops::{Act, Cost, Tolerance, download, expect, noise_buf, noise_weight, poison},
+    ops::{Cost, Gemm, Op, Tolerance, download, expect, noise_buf, noise_weight, poison},
 };
 
 /// Sizes of one call.
@@ -34,6 +34,11 @@ impl LinearDx {
         })
     }
 
+    /// The product that it is, with `w` turned.
+    pub fn product(&self) -> Gemm {
+        Gemm { rows: self.rows, n: self.k, k: self.n }
+    }
+
     /// The definition.
     pub fn reference<X: Real, W: Real>(&self, dx: &mut [X], dy: &[X], w: &[W]) {
         for (dx, dy) in dx.chunks_exact_mut(self.k).zip(dy.chunks_exact(self.n)).take(self.rows) {
@@ -42,15 +47,69 @@ impl LinearDx {
             }
         }
     }
+
+    /// The kernel, or cuBLAS where [`GemmBy`](crate::backend::cuda::GemmBy) says so. It is a [`Gemm`] with `w` turned.
+    ///
+    /// # Errors
+    /// As `check`; sizes that the kernel does not take; those of the launch.
+    #[cfg(feature = "cuda")]
+    pub fn launch(
+        &self,
+        cu: &crate::backend::cuda::Cuda,
+        dx: &mut crate::backend::cuda::Buffer<half::bf16>,
+        dy: &crate::backend::cuda::Buffer<half::bf16>,
+        w: &crate::backend::cuda::Weight,
+    ) -> Result<()> {
+        use crate::backend::cuda::Arg;
+        self.check(dx.len(), dy.len(), (w.rows, w.cols))?;
+        let LinearDx { rows, n, k } = *self;
+        if let Some(blas) = cu.blas_for(rows)? {
+            return cu.timed("cublas", || blas.linear_dx(self, dx, dy, w));
+        }
+        super::expect_chunks(Self::STEM, self, &[n, k], &[])?;
+        crate::ops::expect_ints(Self::STEM, &[rows, n, k])?;
+        let gemm = self.product();
+        let tile = gemm.tile(cu.info().sm_count);
+        let (grid, (sums, counters)) = (gemm.grid(tile), gemm.workspace(tile));
+        expect(Self::STEM, grid.blocks[1] <= 0xffff, || {
+            format!("{self:?}: k is above the kernel's limit of 4 million")
+        })?;
+        let kernel =
+            if tile.side == crate::tiles::GEMM_LARGE_SIDE { "linear_dx_bf16_large" } else { "linear_dx_bf16_small" };
+        cu.with_workspace(sums, counters, |sums, arrived| {
+            let [rows, n, k, part] = [rows, k, n, gemm.part()].map(Arg::from);
+            let (dx, w, bias) = (Arg::from(&mut *dx), Arg::from(&w.data), Arg::from(0usize));
+            let args = [dx, sums.into(), arrived.into(), dy.into(), w, bias, rows, n, k, part];
+            // SAFETY: check() proved that dy holds [rows, n], w [n, k] and dx [rows, k] elements; workspace() is what the kernel needs
+            // of sums and counters, which are 0 and which no kernel uses at the same time, since the stream runs one after the
+            // other; the sizes fit an int; the arguments are those of the kernel, in order.
+            unsafe { cu.launch(kernel, self, grid, &args) }
+        })
+    }
 }
 
-impl TrainOp for LinearDx {
+impl Op for LinearDx {
     const STEM: &'static str = "linear_dx";
     type Io<B: TrainBackend> = (B::Buf<B::Act>, B::Buf<B::Act>, B::Weight);
 
     fn cases() -> Vec<Self> {
         let case = |rows, n, k| LinearDx { rows, n, k };
-        vec![case(1, 1, 1), case(3, 7, 17), case(2, 300, 64), case(65, 96, 100), case(300, 130, 70)]
+        let mut cases = vec![
+            case(1, 8, 8),
+            case(3, 16, 24),
+            case(2, 304, 64),
+            case(65, 96, 136),   // just past small tiles
+            case(300, 136, 200), // large tiles, the last ones not full
+            case(17, 1096, 72),  // four parts of small tiles
+            case(200, 520, 184), // two parts of large tiles
+        ];
+        cases.extend([(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)].map(|(n, k)| case(4096, n, k)));
+        cases
+    }
+
+    fn odd() -> Vec<Self> {
+        let case = |rows, n, k| LinearDx { rows, n, k };
+        vec![case(1, 1, 1), case(3, 7, 17), case(65, 96, 100), case(300, 130, 70)]
     }
 
     fn cost(&self) -> Cost {
@@ -72,10 +131,6 @@ impl TrainOp for LinearDx {
 
     fn run<B: TrainBackend>(&self, b: &B, (dx, dy, w): &mut Self::Io<B>) -> Result<()> {
         b.linear_dx(self, dx, dy, w)
-    }
-
-    fn define<A: Act + Real>(&self, (dx, dy, w): &mut Self::Io<Cpu<A>>) {
-        self.reference(dx, dy, &w.to_f32());
     }
 
     fn outputs<B: TrainBackend>(&self, b: &B, (dx, ..): &Self::Io<B>) -> Result<Vec<f32>> {

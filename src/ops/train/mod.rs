@@ -1,19 +1,15 @@
 //! The ops of training: what a LoRA adapter adds to the forward pass, and the backward pass.
 //!
-//! Each file is built as in [`crate::ops`]: one struct with all sizes, `check`, `reference`, and the [`TrainOp`] impl
-//! with `cost`, `cases` and tolerance. The op is called through [`TrainBackend`]. Every reference computes in f64,
-//! whatever the type of its buffers. So each backward op can be checked against central differences of its forward op
-//! in f64 (at the end of each file), and every backend is checked against the reference.
+//! Each file is built as in [`crate::ops`]. Ops are called through [`TrainBackend`](crate::backend::train::TrainBackend).
+//! Every reference computes in f64, whatever the type of its buffers. So each backward op can be checked against central
+//! differences of its forward op in f64 (at the end of each file), and every backend is checked against the reference.
 //!
 //! Gradients of activations have the type and the shape of the activations. Adapters are f32: all factors of a model
 //! are in one buffer of parameters, and their gradients at the same indices of another one. Both factors are stored by
 //! rows: `A` [r, k] as PEFT has it, and `Bt` [r, n], the transpose of PEFT's `lora_B`.
 
-use super::{Act, Cost, Tolerance};
-use crate::{
-    backend::{Backend, cpu::Cpu, train::TrainBackend},
-    error::Result,
-};
+use super::{Grid, Tolerance};
+use crate::{backend::Backend, error::Result, tiles};
 use half::bf16;
 
 mod adamw;
@@ -76,52 +72,34 @@ impl Real for bf16 {
     }
 }
 
-/// What tests need of an op of training; [`crate::ops::Op`] is the same for the others.
-pub trait TrainOp: Sized + Clone + std::fmt::Debug {
-    /// Name of the op and of `src/ops/train/<stem>.rs`.
-    const STEM: &'static str;
-    /// The buffers of one call.
-    type Io<B: TrainBackend>;
+/// For f32 sums of what the reference sums in f64. Kernels take each f32 of the factors as two bf16, which are it up to
+/// 2^-17: over the small cases an L2 of 3.2e-6, the worst element 2.6e-5.
+const SPLIT: Tolerance = Tolerance { l2: 6e-6, worst: 5e-5 };
 
-    /// Edge shapes first.
-    fn cases() -> Vec<Self>;
-    /// Bytes moved and arithmetic done by one call, at least.
-    fn cost(&self) -> Cost;
-    /// How far a backend may be from the reference.
-    fn tolerance(&self) -> Tolerance;
-    /// Allocates the buffers of one call; inputs are functions of `seed` and index, never zeros; outputs are poisoned.
-    fn setup<B: TrainBackend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>>;
-    /// One call of the op through the backend.
-    fn run<B: TrainBackend>(&self, b: &B, io: &mut Self::Io<B>) -> Result<()>;
-    /// The same call by the reference.
-    fn define<A: Act + Real>(&self, io: &mut Self::Io<Cpu<A>>);
-    /// The outputs of the last call as f32, in order.
-    fn outputs<B: TrainBackend>(&self, b: &B, io: &Self::Io<B>) -> Result<Vec<f32>>;
+/// Launch of a product with few columns, `lora_narrow` of `kernels/common/lora.cuh`: blocks over rows and ranks.
+fn narrow_grid(rows: usize, rank: usize) -> Grid {
+    let (depth, ranks) = (tiles::LORA_DEPTH, tiles::LORA_RANKS);
+    let stage = 2 * tiles::LORA_ROWS * depth + 4 * ranks * (depth + 8);
+    let blocks = [rows.div_ceil(tiles::LORA_ROWS as usize) as u32, rank.div_ceil(ranks as usize) as u32, 1];
+    Grid { blocks, threads: tiles::LORA_THREADS, shared: tiles::LORA_STAGES * stage }
 }
 
-/// Calls [`TrainVisitor::op`] once for each op of training. The one list of them.
-///
-/// # Errors
-/// The visitor's.
-pub fn each(v: &mut impl TrainVisitor) -> Result<()> {
-    v.op::<LoraDown>()?;
-    v.op::<LoraUp>()?;
-    v.op::<AttnPacked>()?;
-    v.op::<LinearCe>()?;
-    v.op::<RmsNormBwd>()?;
-    v.op::<LinearDx>()?;
-    v.op::<LoraGrad>()?;
-    v.op::<LoraDx>()?;
-    v.op::<SwigluBwd>()?;
-    v.op::<AttnBwd>()?;
-    v.op::<GradNorm>()?;
-    v.op::<AdamW>()
+/// Launch of a sum over ranks, `lora_wide` of `kernels/common/lora.cuh`: blocks over rows and columns.
+fn wide_grid(rows: usize, n: usize) -> Grid {
+    let blocks = [rows.div_ceil(tiles::LORA_ROWS as usize) as u32, n.div_ceil(tiles::LORA_COLS as usize) as u32, 1];
+    Grid { blocks, threads: tiles::LORA_THREADS, shared: 0 }
 }
 
-/// A loop body over all ops of training; see [`each`].
-pub trait TrainVisitor {
-    /// Called with each op's type.
-    fn op<O: TrainOp>(&mut self) -> Result<()>;
+/// The kernels read and write 16 bytes at a time, so the widths of what they take are multiples of 8, and places among the
+/// parameters multiples of 4.
+#[cfg(feature = "cuda")]
+fn expect_chunks(op: &'static str, sizes: &dyn std::fmt::Debug, widths: &[usize], places: &[usize]) -> Result<()> {
+    let fits = widths.iter().all(|n| n.is_multiple_of(8)) && places.iter().all(|n| n.is_multiple_of(4));
+    super::expect(op, fits, || {
+        format!(
+            "{sizes:?}: the kernel needs widths and a rank that are multiples of 8, and places that are multiples of 4"
+        )
+    })
 }
 
 /// [`super::noise`] as f32 in a backend's memory.

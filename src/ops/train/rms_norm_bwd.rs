@@ -3,11 +3,11 @@
 //!
 //! Shapes: `dx`, `dy` and `x` [at least rows, dim], `w` [1, dim].
 
-use super::{Real, TrainOp};
+use super::Real;
 use crate::{
-    backend::{cpu::Cpu, train::TrainBackend},
+    backend::train::TrainBackend,
     error::Result,
-    ops::{Act, Cost, Tolerance, download, expect, expect_len, noise_buf, noise_weight},
+    ops::{Cost, Grid, Op, Tolerance, download, expect, expect_len, noise_buf, noise_weight},
 };
 
 /// Sizes of one call.
@@ -36,6 +36,11 @@ impl RmsNormBwd {
         expect_len(Self::STEM, "w", w, self.dim)
     }
 
+    /// One block per row.
+    pub fn grid(&self) -> Grid {
+        Grid { blocks: [self.rows as u32, 1, 1], threads: crate::tiles::NORM_THREADS, shared: 0 }
+    }
+
     /// The definition.
     pub fn reference<X: Real, W: Real>(&self, dx: &mut [X], dy: &[X], x: &[X], w: &[W]) {
         let n = self.dim;
@@ -50,16 +55,50 @@ impl RmsNormBwd {
             }
         }
     }
+
+    /// The kernel.
+    ///
+    /// # Errors
+    /// As `check`; a width that the kernel does not take; those of the launch.
+    #[cfg(feature = "cuda")]
+    pub fn launch(
+        &self,
+        cu: &crate::backend::cuda::Cuda,
+        dx: &mut crate::backend::cuda::Buffer<half::bf16>,
+        dy: &crate::backend::cuda::Buffer<half::bf16>,
+        x: &crate::backend::cuda::Buffer<half::bf16>,
+        w: &crate::backend::cuda::Buffer<half::bf16>,
+    ) -> Result<()> {
+        self.check(dx.len(), dy.len(), x.len(), w.len())?;
+        super::expect_chunks(Self::STEM, self, &[self.dim], &[])?;
+        crate::ops::expect_ints(Self::STEM, &[self.rows, self.dim])?;
+        let (dim, eps, add) = (self.dim.into(), self.eps.into(), usize::from(self.add).into());
+        // SAFETY: check() proved that rows rows of dx, dy and x and dim elements of w exist; the arguments are those of the
+        // kernel, in order.
+        unsafe {
+            cu.launch(
+                "rms_norm_bwd_bf16",
+                self,
+                self.grid(),
+                &[dx.into(), dy.into(), x.into(), w.into(), dim, eps, add],
+            )
+        }
+    }
 }
 
-impl TrainOp for RmsNormBwd {
+impl Op for RmsNormBwd {
     const STEM: &'static str = "rms_norm_bwd";
     type Io<B: TrainBackend> = (B::Buf<B::Act>, B::Buf<B::Act>, B::Buf<B::Act>, B::Weight);
 
     fn cases() -> Vec<Self> {
         let case = |rows, dim, add| RmsNormBwd { rows, dim, eps: 1e-5, add };
+        vec![case(1, 8, false), case(3, 24, true), case(40, 576, true), case(2, 2056, false), case(4096, 4096, true)]
+    }
+
+    fn odd() -> Vec<Self> {
+        let case = |rows, dim, add| RmsNormBwd { rows, dim, eps: 1e-5, add };
         // with one column, the gradient is what eps leaves of a difference of equal numbers: nothing to test in f32
-        vec![case(1, 2, false), case(3, 17, true), case(40, 576, true), case(2, 1000, false)]
+        vec![case(1, 2, false), case(3, 17, true)]
     }
 
     fn cost(&self) -> Cost {
@@ -83,10 +122,6 @@ impl TrainOp for RmsNormBwd {
 
     fn run<B: TrainBackend>(&self, b: &B, (dx, dy, x, w): &mut Self::Io<B>) -> Result<()> {
         b.rms_norm_bwd(self, dx, dy, x, w)
-    }
-
-    fn define<A: Act + Real>(&self, (dx, dy, x, w): &mut Self::Io<Cpu<A>>) {
-        self.reference(dx, dy, x, &w.to_f32());
     }
 
     fn outputs<B: TrainBackend>(&self, b: &B, (dx, ..): &Self::Io<B>) -> Result<Vec<f32>> {

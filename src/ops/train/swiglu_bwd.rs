@@ -3,11 +3,11 @@
 //!
 //! Shapes: `d_gate_up` and `gate_up` [at least rows, 2 ffn_dim], a row is the gate and then the up; `dh` [at least rows, ffn_dim].
 
-use super::{Real, TrainOp};
+use super::Real;
 use crate::{
-    backend::{cpu::Cpu, train::TrainBackend},
+    backend::train::TrainBackend,
     error::Result,
-    ops::{Act, Cost, Tolerance, download, expect, noise_buf, poison},
+    ops::{Cost, Grid, Op, Tolerance, download, expect, noise_buf, poison},
 };
 
 /// Sizes of one call.
@@ -31,6 +31,11 @@ impl SwigluBwd {
         })
     }
 
+    /// Blocks over rows and columns, 8 elements a thread.
+    pub fn grid(&self) -> Grid {
+        Grid::of_vectors(self.rows, self.ffn_dim)
+    }
+
     /// The definition.
     pub fn reference<X: Real>(&self, d_gate_up: &mut [X], dh: &[X], gate_up: &[X]) {
         let n = self.ffn_dim;
@@ -44,14 +49,38 @@ impl SwigluBwd {
             }
         }
     }
+
+    /// The kernel.
+    ///
+    /// # Errors
+    /// As `check`; a width that the kernel does not take; those of the launch.
+    #[cfg(feature = "cuda")]
+    pub fn launch(
+        &self,
+        cu: &crate::backend::cuda::Cuda,
+        d_gate_up: &mut crate::backend::cuda::Buffer<half::bf16>,
+        dh: &crate::backend::cuda::Buffer<half::bf16>,
+        gate_up: &crate::backend::cuda::Buffer<half::bf16>,
+    ) -> Result<()> {
+        self.check(d_gate_up.len(), dh.len(), gate_up.len())?;
+        super::expect_chunks(Self::STEM, self, &[self.ffn_dim], &[])?;
+        crate::ops::expect_ints(Self::STEM, &[self.rows, self.ffn_dim])?;
+        let args = [d_gate_up.into(), dh.into(), gate_up.into(), self.ffn_dim.into()];
+        // SAFETY: check() proved that rows rows of each buffer exist; the arguments are those of the kernel, in order.
+        unsafe { cu.launch("swiglu_bwd_bf16", self, self.grid(), &args) }
+    }
 }
 
-impl TrainOp for SwigluBwd {
+impl Op for SwigluBwd {
     const STEM: &'static str = "swiglu_bwd";
     type Io<B: TrainBackend> = (B::Buf<B::Act>, B::Buf<B::Act>, B::Buf<B::Act>);
 
     fn cases() -> Vec<Self> {
-        [(1, 1), (3, 17), (50, 768)].map(|(rows, ffn_dim)| SwigluBwd { rows, ffn_dim }).into()
+        [(1, 8), (3, 1032), (50, 768), (4096, 14336)].map(|(rows, ffn_dim)| SwigluBwd { rows, ffn_dim }).into()
+    }
+
+    fn odd() -> Vec<Self> {
+        [(1, 1), (3, 17)].map(|(rows, ffn_dim)| SwigluBwd { rows, ffn_dim }).into()
     }
 
     fn cost(&self) -> Cost {
@@ -70,10 +99,6 @@ impl TrainOp for SwigluBwd {
 
     fn run<B: TrainBackend>(&self, b: &B, (d, dh, gate_up): &mut Self::Io<B>) -> Result<()> {
         b.swiglu_bwd(self, d, dh, gate_up)
-    }
-
-    fn define<A: Act + Real>(&self, (d, dh, gate_up): &mut Self::Io<Cpu<A>>) {
-        self.reference(d, dh, gate_up);
     }
 
     fn outputs<B: TrainBackend>(&self, b: &B, (d, ..): &Self::Io<B>) -> Result<Vec<f32>> {

@@ -1,10 +1,16 @@
 //! A backend whose ops are their definitions: the `reference` of each op, on plain memory.
 
 use crate::{
-    backend::{Backend, Out, Shaped},
+    backend::{Backend, Out, Shaped, train::TrainBackend},
     error::{Error, Result},
     files::weights::Tensor,
-    ops::*,
+    ops::{
+        train::{
+            AdamW, AttnBwd, AttnPacked, GradNorm, LinearCe, LinearDx, LoraDown, LoraDx, LoraGrad, LoraUp, Real,
+            RmsNormBwd, SwigluBwd,
+        },
+        *,
+    },
 };
 use half::bf16;
 use std::{collections::VecDeque, marker::PhantomData};
@@ -202,6 +208,103 @@ impl<A: Act> Backend for Definition<A> {
     }
     fn stream_read(&self, op: &StreamRead, out: &mut Vec<u32>, x: &Vec<u32>) -> Result<()> {
         op.reference(out, x);
+        Ok(())
+    }
+}
+
+impl<A: Act + Real> TrainBackend for Definition<A> {
+    fn copy_from(&self, dst: &mut Vec<A>, src: &Vec<A>, len: usize) -> Result<()> {
+        dst[..len].copy_from_slice(&src[..len]);
+        Ok(())
+    }
+    fn lora_down(&self, op: &LoraDown, u: &mut Vec<f32>, x: &Vec<A>, params: &Vec<f32>) -> Result<()> {
+        op.reference(u, x, params);
+        Ok(())
+    }
+    fn lora_up(&self, op: &LoraUp, y: &mut Vec<A>, u: &Vec<f32>, params: &Vec<f32>) -> Result<()> {
+        op.reference(y, u, params);
+        Ok(())
+    }
+    fn attn_packed(
+        &self,
+        op: &AttnPacked,
+        out: &mut Vec<A>,
+        lse: &mut Vec<f32>,
+        qkv: &Vec<A>,
+        starts: &Vec<u32>,
+    ) -> Result<()> {
+        op.reference(out, lse, qkv, starts);
+        Ok(())
+    }
+    fn linear_ce(
+        &self,
+        op: &LinearCe,
+        loss: &mut Vec<f32>,
+        dx: &mut Vec<A>,
+        x: &Vec<A>,
+        at: &Vec<u32>,
+        target: &Vec<u32>,
+        w: &Matrix,
+    ) -> Result<()> {
+        op.reference(loss, dx, x, at, target, &w.data);
+        Ok(())
+    }
+    fn rms_norm_bwd(&self, op: &RmsNormBwd, dx: &mut Vec<A>, dy: &Vec<A>, x: &Vec<A>, w: &Matrix) -> Result<()> {
+        op.reference(dx, dy, x, &w.data);
+        Ok(())
+    }
+    fn linear_dx(&self, op: &LinearDx, dx: &mut Vec<A>, dy: &Vec<A>, w: &Matrix) -> Result<()> {
+        op.reference(dx, dy, &w.data);
+        Ok(())
+    }
+    fn lora_grad(
+        &self,
+        op: &LoraGrad,
+        du: &mut Vec<f32>,
+        grads: &mut Vec<f32>,
+        dy: &Vec<A>,
+        x: &Vec<A>,
+        u: &Vec<f32>,
+        params: &Vec<f32>,
+    ) -> Result<()> {
+        op.reference(du, grads, dy, x, u, params);
+        Ok(())
+    }
+    fn lora_dx(&self, op: &LoraDx, dx: &mut Vec<A>, du: &Vec<f32>, params: &Vec<f32>) -> Result<()> {
+        op.reference(dx, du, params);
+        Ok(())
+    }
+    fn swiglu_bwd(&self, op: &SwigluBwd, d_gate_up: &mut Vec<A>, dh: &Vec<A>, gate_up: &Vec<A>) -> Result<()> {
+        op.reference(d_gate_up, dh, gate_up);
+        Ok(())
+    }
+    fn attn_bwd(
+        &self,
+        op: &AttnBwd,
+        dqkv: &mut Vec<A>,
+        dout: &Vec<A>,
+        out: &Vec<A>,
+        qkv: &Vec<A>,
+        _lse: &Vec<f32>,
+        starts: &Vec<u32>,
+    ) -> Result<()> {
+        op.reference(dqkv, dout, out, qkv, starts);
+        Ok(())
+    }
+    fn grad_norm(&self, op: &GradNorm, norm: &mut Vec<f32>, grads: &Vec<f32>) -> Result<()> {
+        op.reference(norm, grads);
+        Ok(())
+    }
+    fn adamw(
+        &self,
+        op: &AdamW,
+        params: &mut Vec<f32>,
+        m: &mut Vec<f32>,
+        v: &mut Vec<f32>,
+        grads: &mut Vec<f32>,
+        norm: &Vec<f32>,
+    ) -> Result<()> {
+        op.reference(params, m, v, grads, norm);
         Ok(())
     }
 }

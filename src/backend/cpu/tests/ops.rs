@@ -4,11 +4,11 @@
 use super::{definition::Definition, others};
 use crate::{
     backend::{
-        Backend,
         cpu::{Cpu, level::Level, simd::pool::Pool},
+        train::TrainBackend,
     },
     error::Result,
-    ops::{self, Act, Op, Visitor},
+    ops::{self, Act, Op, Visitor, train::Real},
 };
 use half::bf16;
 use std::{marker::PhantomData, sync::Arc};
@@ -18,18 +18,18 @@ const FLOPS: u64 = 60_000_000;
 
 struct Check<A>(PhantomData<A>);
 
-fn outputs<O: Op, B: Backend>(op: &O, b: &B) -> Result<Vec<f32>> {
+fn outputs<O: Op, B: TrainBackend>(op: &O, b: &B) -> Result<Vec<f32>> {
     let mut io = op.setup(b, 3)?;
     op.run(b, &mut io)?;
     op.outputs(b, &io)
 }
 
-impl<A: Act> Visitor for Check<A> {
+impl<A: Act + Real> Visitor for Check<A> {
     fn op<O: Op>(&mut self) -> Result<()> {
         let cpu = |level, threads| Cpu::<A>::with(level, Arc::new(Pool::new(threads)));
         let cases: Vec<O> = O::cases().into_iter().filter(|c| c.cost().flops <= FLOPS).collect();
         assert!(cases.len() >= 3, "{}: too few cases", O::STEM);
-        for op in cases {
+        for op in cases.into_iter().chain(O::odd()) {
             let want = outputs(&op, &Definition::<A>(PhantomData))?;
             let got = outputs(&op, &cpu(Level::best(), 2))?;
             op.tolerance().compare(&got, &want).unwrap_or_else(|e| panic!("{op:?}: {e}"));

@@ -243,6 +243,11 @@ void integer_forms() {
   bits_of_width<u16>(), bits_of_width<u32>(), bits_of_width<u64>();
   fields_of<u32>(), fields_of<u64>();
   define3<permuted, u32, u32, u32, u32>("prmt.b32");
+  // two products of 16 and 8 bits, added
+  define3<[](u32 a, u32 b, u32 c) { return c + (a & 0xffff) * (b & 0xff) + (a >> 16) * (b >> 8 & 0xff); }, u32, u32, u32,
+          u32>("dp2a.lo.u32.u32");
+  define3<[](u32 a, u32 b, u32 c) { return c + (a & 0xffff) * (b >> 16 & 0xff) + (a >> 16) * (b >> 24); }, u32, u32, u32,
+          u32>("dp2a.hi.u32.u32");
   define("lop3.b32", {lop3, "4:444i"});
   define3<[](u32 a, u32 b, u32 n) { return funnel_left(a, b, n & 31); }, u32, u32, u32, u32>("shf.l.wrap.b32");
   define3<[](u32 a, u32 b, u32 n) { return funnel_left(a, b, std::min(n, 32u)); }, u32, u32, u32, u32>(
