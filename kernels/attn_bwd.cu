@@ -49,7 +49,13 @@ DEV void attn_bwd(bf16* dqkv, const bf16* dout, const bf16* qkv, const float* ls
     return KEYS ? that_see(starts, documents, rows, row) : seen_by(starts, documents, rows, row);
   };
   int first = blockIdx.y * PACKED_ROWS, own = first + warp * 16, row = own + g;  // the thread also has row + 8
-  Range low = range(row), high = range(row + 8);
+  // Of what a row sees, the end that is not the row itself; for what is no row, one that leaves nothing.
+  int edge[2];
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    Range seen = range(row + half * 8);
+    edge[half] = KEYS ? (row + half * 8 < rows ? seen.end : 0) : seen.begin;
+  }
   int begin = range(first).begin, end = range(min(first + PACKED_ROWS, rows) - 1).end;
   int warp_begin = range(own).begin, warp_end = own < rows ? range(min(own + 16, rows) - 1).end : 0;
 
@@ -123,7 +129,7 @@ DEV void attn_bwd(bf16* dqkv, const bf16* dout, const bf16* qkv, const float* ls
 #pragma unroll
         for (int e = 0; e < 2; e++) {
           int other = t + n * 8 + c * 2 + e;
-          int64_t place = (int64_t)min(other, rows - 1) * n_heads + h;
+          int place = min(other, rows - 1) * n_heads + h;
           other_lse[e] = KEYS ? lse[place] * LOG2E : 0.f, other_delta[e] = KEYS ? delta[place] : 0.f;
         }
 #pragma unroll
@@ -132,9 +138,9 @@ DEV void attn_bwd(bf16* dqkv, const bf16* dout, const bf16* qkv, const float* ls
 #pragma unroll
           for (int e = 0; e < 2; e++) {
             int other = t + n * 8 + c * 2 + e;
-            Range seen = half ? high : low;
+            int own_row = row + half * 8;
             float l = KEYS ? other_lse[e] : own_lse[half], of_row = KEYS ? other_delta[e] : own_delta[half];
-            bool sees = seen.begin <= other && other < seen.end;
+            bool sees = KEYS ? own_row <= other && other < edge[half] : edge[half] <= other && other <= own_row;
             weight[e] = sees ? exp2f(fmaf(s[n][half * 2 + e], scale * LOG2E, -l)) : 0.f;
             grad[e] = weight[e] * (dp[n][half * 2 + e] - of_row);
           }

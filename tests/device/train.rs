@@ -56,7 +56,8 @@ fn result(dir: &Path) -> Trained {
     let bytes = fs::read(dir.join("adapter_model.safetensors")).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let values = |data: &[u8]| data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
-    let factors = file.tensors().into_iter().map(|(name, tensor)| (name, values(tensor.data()))).collect();
+    let mut factors: Vec<_> = file.tensors().into_iter().map(|(name, tensor)| (name, values(tensor.data()))).collect();
+    factors.sort_by(|a, b| a.0.cmp(&b.0));
     (text.lines().map(line).collect(), factors)
 }
 

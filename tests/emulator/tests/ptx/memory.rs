@@ -81,6 +81,7 @@ fn vectors() {
         "ld.global.v4.f32 {%f0, %f1, %f2, %f3}, [%i]; st.shared.v4.f32 [%r0], {%f0, %f1, %f2, %f3}; ld.shared.v4.f32 {%f0, %f1, %f2, %f3}, [%r0]; st.global.v4.f32 [%o], {%f0, %f1, %f2, %f3};",
         "ld.global.v2.u64 {%a, %b}, [%i]; st.shared.u64 [%r0], %a; st.shared.u64 [%r0+8], %b; ld.shared.u64 %b, [%r0+8]; ld.shared.u64 %a, [%r0]; st.global.u64 [%o], %a; st.global.u64 [%o+8], %b;",
         "ld.global.v2.f32 {%f0, %f1}, [%i]; st.shared.f32 [%r0], %f0; ld.shared.f32 %f2, [%r0]; st.global.f32 [%o], %f2; st.global.f32 [%o+4], %f1; ld.global.u64 %a, [%i+8]; st.global.u64 [%o+8], %a;",
+        "ld.global.v4.f32 {%f0, %f1, %f2, %f3}, [%i]; st.shared.v2.f32 [%r0], {%f0, %f1}; st.shared.v2.f32 [%r0+8], {%f2, %f3}; ld.shared.v2.f32 {%f2, %f3}, [%r0]; ld.shared.v2.f32 {%f0, %f1}, [%r0+8]; st.global.v2.f32 [%o], {%f2, %f3}; st.global.v2.f32 [%o+8], {%f0, %f1};",
         "ld.global.v4.u32 {%r0, %r1, %r2, %r3}, [%i]; st.global.v2.u32 [%o], {%r0, %r1}; st.global.v2.u32 [%o+8], {%r2, %r3};",
         "ld.global.v4.f32 {%f0, %f1, %f2, %f3}, [%i]; st.shared.v4.f32 [%r0], {%f0, %f1, %f2, %f3}; ld.shared.v2.u32 {%r1, %r2}, [%r0]; ld.shared.v2.u32 {%r3, %r0}, [%r0+8]; st.global.v2.u32 [%o], {%r1, %r2}; st.global.v2.u32 [%o+8], {%r3, %r0};",
     ] {
