@@ -34,7 +34,7 @@ pub(super) fn expect_paged(
 /// For cases: a table for sequences of `max_seq` positions together, in which neighbours are seldom side by side.
 pub fn scrambled(sequences: usize, max_seq: usize) -> Vec<u32> {
     let n = sequences * max_seq / PAGE;
-    let step = [7, 11, 13, 17].into_iter().find(|step| n % step != 0).unwrap_or(1);
+    let step = [7, 11, 13, 17].into_iter().find(|step| !n.is_multiple_of(*step)).unwrap_or(1);
     (0..n).map(|i| ((i + 1) * step % n) as u32).collect()
 }
 
