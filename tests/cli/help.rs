@@ -51,7 +51,7 @@ fn help_and_completions_know_every_command_and_flag() {
         ("ppl", [&model[..], &["--window", "--stride", "--jsonl", "--json"]].concat()),
         ("merge-lora", vec!["--lora"]),
         ("data", vec!["alpaca", "chat", "card", "preview"]),
-        ("tune", vec!["--set", "--threads", "--dry-run", "--keys", "CPU for now"]),
+        ("tune", vec!["--set", "--threads", "--dry-run", "--keys", "--device", "--bench"]),
         ("completions", vec!["bash"]),
     ];
     let top = aoji(&["--help"]).ok();

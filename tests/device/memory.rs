@@ -140,7 +140,8 @@ fn more_texts_than_rows_take_turns() {
     for engine in engines() {
         let n = 80; // more than the first is told before the last begins
         let (is_gpu, sequences) = if engine.is_gpu() { (true, 18) } else { (false, 40) };
-        let make = |i: u32| job(prompt(3 + i as usize, i), n, drawn(i.into()), (i % 7 == 0 && !is_gpu).then_some(1));
+        let make =
+            |i: u32| job(prompt(3 + i as usize, i), n, drawn(i.into()), (i.is_multiple_of(7) && !is_gpu).then_some(1));
         let mut batch = engine
             .batch(&BatchOptions { sequences, max_tokens: 128, cache_tokens: Some(sequences * 128), ..OPTIONS })
             .unwrap();

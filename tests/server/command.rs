@@ -113,12 +113,12 @@ fn wrong_use() {
         String::from_utf8(output.stderr).unwrap()
     };
     assert!(error(&["--port", "99999"]).contains("99999"));
-    assert!(error(&["--sequences", "17"]).contains("17 is not in 1..=16"));
+    assert!(error(&["--sequences", "65"]).contains("65 is not in 1..=64"));
     assert!(error(&["--prefill-chunk", "33"]).contains("33 is not in 34..=511"));
     assert!(error(&["--unknown-fields", "x"]).contains("warn, reject or ignore"));
     assert!(error(&["--host", "nowhere"]).contains("nowhere"));
     assert!(error(&["--unix-socket", "/nowhere/x"]).contains("/nowhere/x"));
-    assert!(error(&["--api-key-file", "/nowhere"]).contains("/nowhere"));
+    assert!(error(&["--port", "0", "--api-key-file", "/nowhere"]).contains("/nowhere"));
     assert!(error(&["--unix-socket", "a", "--port", "1"]).contains("--port"));
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();

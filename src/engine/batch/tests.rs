@@ -17,7 +17,7 @@ struct Thirds(u32);
 
 impl Constraint for Thirds {
     fn allowed(&mut self, mask: &mut [u32]) -> Result<(), String> {
-        (0..2000u32).filter(|id| (id + self.0) % 3 == 0).for_each(|id| mask[id as usize / 32] |= 1 << (id % 32));
+        (0..2000u32).filter(|id| (id + self.0).is_multiple_of(3)).for_each(|id| mask[id as usize / 32] |= 1 << (id % 32));
         Ok(())
     }
     fn accept(&mut self, token: u32) -> Result<(), String> {
@@ -29,12 +29,12 @@ impl Constraint for Thirds {
 
 fn job(i: u32) -> Job {
     let sampling = Sampling {
-        temperature: if i % 3 == 0 { 0.0 } else { 1.0 },
+        temperature: if i.is_multiple_of(3) { 0.0 } else { 1.0 },
         seed: i.into(),
-        repetition_penalty: if i % 2 == 0 { 1.3 } else { 1.0 },
-        frequency_penalty: if i % 4 == 0 { 0.2 } else { 0.0 },
+        repetition_penalty: if i.is_multiple_of(2) { 1.3 } else { 1.0 },
+        frequency_penalty: if i.is_multiple_of(4) { 0.2 } else { 0.0 },
         min_tokens: i % 5 * 3,
-        logit_bias: if i % 6 == 0 { vec![(5, 2.0)] } else { Vec::new() },
+        logit_bias: if i.is_multiple_of(6) { vec![(5, 2.0)] } else { Vec::new() },
         ..Sampling::default()
     };
     let prompt = match i % 4 {
@@ -47,13 +47,13 @@ fn job(i: u32) -> Job {
         max_tokens: Some(if i == 19 { 0 } else { 20 + i as usize }),
         ignore_eos: i % 5 != 1,
         speculate: [Speculate::Off, Speculate::Ngram, Speculate::Model][i as usize % 3],
-        prediction: if i % 7 == 0 { prompt.clone() } else { Vec::new() },
+        prediction: if i.is_multiple_of(7) { prompt.clone() } else { Vec::new() },
         ..GenerateOptions::default()
     };
     Job {
         prompt,
         options,
-        logprobs: (i % 5 == 0).then_some(i as usize % 3),
+        logprobs: i.is_multiple_of(5).then_some(i as usize % 3),
         prompt_logprobs: (i % 8 == 3).then_some(1),
         embed: [None, None, None, Some(Pooling::Mean), Some(Pooling::Last)][i as usize % 5],
         constraint: (i % 6 == 5).then(|| Box::new(Thirds(i)) as Box<dyn Constraint>),
