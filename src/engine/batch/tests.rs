@@ -17,7 +17,9 @@ struct Thirds(u32);
 
 impl Constraint for Thirds {
     fn allowed(&mut self, mask: &mut [u32]) -> Result<(), String> {
-        (0..2000u32).filter(|id| (id + self.0).is_multiple_of(3)).for_each(|id| mask[id as usize / 32] |= 1 << (id % 32));
+        (0..2000u32)
+            .filter(|id| (id + self.0).is_multiple_of(3))
+            .for_each(|id| mask[id as usize / 32] |= 1 << (id % 32));
         Ok(())
     }
     fn accept(&mut self, token: u32) -> Result<(), String> {
