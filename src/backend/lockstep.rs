@@ -16,7 +16,7 @@ use crate::{
     ops::{
         AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, HeadNorm, KvAppend, LogProb,
         NormGateUp, NormHead, NormHeadArgmax, NormQkvRopeAppend, Op, RmsNorm, Rope, Sample, StreamRead, Swiglu,
-        Tolerance,
+        Tolerance, element_at,
     },
 };
 use half::bf16;
@@ -123,6 +123,26 @@ impl<D: Backend<Act = bf16>> Lockstep<D> {
         same.map_err(|what| self.disagree(op, output, &what))?;
         host[..len].copy_from_slice(&got);
         Ok(())
+    }
+
+    /// As `settle` for a cache: what the rows wrote is within the tolerance, and all else is equal, so that a write to a wrong place
+    /// shows. `heads` is where each row's heads begin, of `head_dim` elements.
+    fn settle_cache(
+        &self,
+        op: &dyn Debug,
+        output: &str,
+        tolerance: Tolerance,
+        cache: &mut Both<bf16, D>,
+        (heads, head_dim): (&[usize], usize),
+    ) -> Result<()> {
+        let got = self.device.download(&cache.device)?;
+        let written =
+            |v: &[bf16]| heads.iter().flat_map(|at| &v[*at..at + head_dim]).map(|x| x.to_f32()).collect::<Vec<_>>();
+        let same = tolerance.compare(&written(&got), &written(&cache.host));
+        same.map_err(|what| self.disagree(op, output, &what))?;
+        heads.iter().for_each(|at| cache.host[*at..at + head_dim].copy_from_slice(&got[*at..at + head_dim]));
+        let len = cache.len();
+        self.settle(op, output, Tolerance::EXACT, cache, len)
     }
 
     /// As `settle` for all of a buffer of integers, which must be equal.
@@ -412,13 +432,18 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         definition::norm_qkv_rope_append(self, op, qkv, k, v, xb, x, pos, pages, gain, w, heads, table)?;
         let (dqkv, dk, dv, dxb) = (&mut qkv.device, &mut k.device, &mut v.device, &mut xb.device);
         let (gain, w, heads, table) = (&gain.device, &w.device, heads.map(|h| &h.device), &table.device);
-        let (arrived, x, pos, pages) = (&mut arrived.device, &x.device, &pos.device, &pages.device);
-        self.device.norm_qkv_rope_append(op, dqkv, dk, dv, dxb, arrived, x, pos, pages, gain, w, heads, table)?;
-        let fused = &Fused(op);
+        let (arrived, x) = (&mut arrived.device, &x.device);
+        let (p, t) = (&pos.device, &pages.device);
+        self.device.norm_qkv_rope_append(op, dqkv, dk, dv, dxb, arrived, x, p, t, gain, w, heads, table)?;
+        let (fused, places, table) = (&Fused(op), &pos.host[..op.rows], &pages.host);
         self.settle(fused, "qkv", op.tolerance(), qkv, op.rows * op.qkv_dim())?;
-        let cache = k.len();
-        self.settle(fused, "k", op.tolerance(), k, cache)?;
-        self.settle(fused, "v", op.tolerance(), v, cache)
+        let (kv_heads, d) = (op.n_kv_heads, op.head_dim);
+        let at = |(place, h): (&u32, usize)| element_at(table, *place as usize, kv_heads, h, d);
+        let heads: Vec<usize> =
+            places.iter().flat_map(|place| (0..kv_heads).map(move |h| (place, h))).map(at).collect();
+        let heads = (&heads[..], d);
+        self.settle_cache(fused, "k", op.tolerance(), k, heads)?;
+        self.settle_cache(fused, "v", op.tolerance(), v, heads)
     }
 
     fn norm_gate_up(

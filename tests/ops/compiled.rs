@@ -49,7 +49,7 @@ fn check<O: Op>(capabilities: &[u32], variant: Option<&'static Variant>) {
             });
         }
         for (capability, got) in sources {
-            op.tolerance().compare(&got, &source).unwrap_or_else(|e| panic!("sm_{capability}: {op:?}: {e}"));
+            op.kernel_tolerance().compare(&got, &source).unwrap_or_else(|e| panic!("sm_{capability}: {op:?}: {e}"));
             let other = got.iter().zip(&**source).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
             assert!(
                 other == 0 || OTHER_BITS.iter().any(|(stem, _)| *stem == O::STEM),

@@ -59,7 +59,7 @@ fn check<O: Op>(cuda: &Cuda, real: bool) -> Result<BTreeSet<String>, String> {
             return Err(format!("{op:?}: two runs differ"));
         }
         let want = reference().unwrap_or_else(|e| panic!("{op:?} on the CPU: {e}"));
-        op.tolerance().compare(&got, &want).map_err(|e| format!("{op:?}: {e}"))?;
+        op.kernel_tolerance().compare(&got, &want).map_err(|e| format!("{op:?}: {e}"))?;
         if let Some(fault) = fault() {
             return Err(format!("{op:?}: {fault}"));
         }
@@ -224,7 +224,7 @@ fn a_trace_shows_each_block() {
     let mut reference = op.setup(&cpu, 1).unwrap();
     op.run(&cpu, &mut reference).unwrap();
     let want = op.outputs(&cpu, &reference).unwrap();
-    op.tolerance().compare(&op.outputs(&cuda, &io).unwrap(), &want).unwrap();
+    op.kernel_tolerance().compare(&op.outputs(&cuda, &io).unwrap(), &want).unwrap();
 }
 
 /// A variant of the lab may have another grid than the op says: its blocks still have spans of their own, and a launch

@@ -131,17 +131,18 @@ mod tests {
             let min = x.iter().fold(0f32, |m, x| m.min(*x));
             let max = x.iter().fold(min, |m, x| m.max(*x));
             for w in &weights(n) {
+                let most = w.iter().fold(0f32, |m, w| m.max(*w)); // an error counts so often
                 let round = |d: f32| error(&x, w, |x| d * nearest(x / d).clamp(-8.0, 7.0));
                 let (found, plain) = (symmetric(&x, w, -8.0, 7.0), largest / -8.0);
                 let (found, plain) = (round(found), round(plain));
-                assert!(found <= plain * 1.0001 + 1e-10, "{seed}, {n}: {found} {plain}");
+                assert!(found <= plain * 1.0001 + 1e-12 * most, "{seed}, {n}: {found} {plain}");
                 let (scale, offset) = affine(&x, w, 15.0);
                 assert!(scale >= 0.0 && offset >= 0.0, "{scale}, {offset}");
                 let fit = |scale: f32, offset: f32| {
                     error(&x, w, |x| scale * nearest((x + offset) / scale).clamp(0.0, 15.0) - offset)
                 };
                 let plain = fit((max - min) / 15.0, -min);
-                assert!(scale == 0.0 || fit(scale, offset) <= plain * 1.001 + 1e-7, "{seed}, {n}");
+                assert!(scale == 0.0 || fit(scale, offset) <= plain * 1.001 + 1e-9 * most, "{seed}, {n}");
             }
         }
     }

@@ -143,7 +143,7 @@ impl<'a, O: Op> Bench<'a, O> {
         let mut io = op.setup(&cpu, 0)?;
         op.run(&cpu, &mut io)?;
         let want = op.outputs(&cpu, &io)?;
-        op.tolerance().compare(&got, &want).map_err(|e| Error::Disagree(format!("{op:?}: {e}")))
+        op.kernel_tolerance().compare(&got, &want).map_err(|e| Error::Disagree(format!("{op:?}: {e}")))
     }
 
     /// Milliseconds of one call: the device's time for one call on every set, divided by their number.

@@ -203,8 +203,12 @@ impl Op for AttnPacked {
         Cost { read: 2 * qkv, write: 2 * out + 4 * (self.rows * self.n_heads) as u64, flops }
     }
 
-    /// As [`AttnPrefill`](crate::ops::AttnPrefill), whose weights the kernel rounds likewise.
     fn tolerance(&self) -> Tolerance {
+        Tolerance::BF16
+    }
+
+    /// As [`AttnPrefill`](crate::ops::AttnPrefill), whose weights the kernel rounds likewise.
+    fn kernel_tolerance(&self) -> Tolerance {
         Tolerance { l2: 2.5e-3, worst: 1.1e-2 }
     }
 

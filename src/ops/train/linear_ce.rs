@@ -179,8 +179,12 @@ impl Op for LinearCe {
         }
     }
 
-    /// The kernel rounds the gradients of the logits for the second product.
     fn tolerance(&self) -> Tolerance {
+        Tolerance::BF16
+    }
+
+    /// The kernel rounds the gradients of the logits for the second product.
+    fn kernel_tolerance(&self) -> Tolerance {
         Tolerance::FUSED
     }
 

@@ -117,6 +117,10 @@ impl Op for LoraDown {
     }
 
     fn tolerance(&self) -> Tolerance {
+        Tolerance { l2: 2e-6, worst: 1e-5 } // f32 sums of what the reference sums in f64
+    }
+
+    fn kernel_tolerance(&self) -> Tolerance {
         super::SPLIT
     }
 

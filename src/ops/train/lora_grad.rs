@@ -204,6 +204,11 @@ impl Op for LoraGrad {
     }
 
     fn tolerance(&self) -> Tolerance {
+        // f32 sums of what the reference sums in f64, whose error grows with the root of the number of rows
+        Tolerance { l2: 2e-6, worst: 1e-5 * (self.rows as f32 / 1024.0).sqrt().max(1.0) }
+    }
+
+    fn kernel_tolerance(&self) -> Tolerance {
         super::SPLIT
     }
 

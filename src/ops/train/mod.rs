@@ -72,8 +72,7 @@ impl Real for bf16 {
     }
 }
 
-/// For f32 sums of what the reference sums in f64. Kernels take each f32 of the factors as two bf16, which are it up to
-/// 2^-17: over the small cases an L2 of 3.2e-6, the worst element 2.6e-5.
+/// For kernels that take each f32 of the factors as two bf16, which are it up to 2^-17: over the small cases an L2 of 3.2e-6, the worst element 2.6e-5.
 const SPLIT: Tolerance = Tolerance { l2: 6e-6, worst: 5e-5 };
 
 /// Launch of a product with few columns, `lora_narrow` of `kernels/common/lora.cuh`: blocks over rows and ranks.
