@@ -108,7 +108,8 @@ impl Info {
         let c = &self.config;
         let plan = |p: &Plan| {
             json!({
-                "context": p.context, "sequences": p.sequences, "cache_tokens": p.cache_tokens, "weights": p.weights, "kv": p.kv, "scratch": p.scratch, "total": p.total(),
+                "context": p.context, "sequences": p.sequences, "cache_tokens": p.cache_tokens, "weights": p.weights, "kv": p.kv,
+                "scratch": p.scratch, "total": p.total(),
             })
         };
         json!({
