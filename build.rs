@@ -4,9 +4,14 @@
 //! Environment: NVCC, CUDA_HOME or CUDA_PATH, NVCC_CCBIN, AOJI_CUDA_ARCHS ("80,90a,ptx80"), AOJI_LINEINFO=1 (for profilers;
 //! triples the size), AOJI_SKIP_KERNELS=1 (no kernels: for checks and documentation), AOJI_KERNEL_CACHE=DIR (keeps what the compiler has made,
 //! for other profiles and branches).
+#[path = "build/cache.rs"]
+mod cache;
 #[path = "build/nvcc.rs"]
 mod nvcc;
+#[path = "build/ptx.rs"]
+mod ptx;
 
+use cache::{Cache, fnv1a};
 use nvcc::{Nvcc, children};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -91,10 +96,6 @@ fn source_hash(f: &Path) -> String {
     format!("{:016x}", fnv1a(files.flat_map(|p| read(&p).into_bytes())))
 }
 
-fn fnv1a(bytes: impl Iterator<Item = u8>) -> u64 {
-    bytes.fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
-}
-
 /// `#define NAME 1 // why` becomes `/// why` `pub const NAME: u32 = 1;`.
 fn tiles() -> String {
     let mut rs = String::new();
@@ -115,12 +116,12 @@ fn compile_all(nvcc: &Nvcc, sources: &[PathBuf], out: &Path) {
     let archs = env::var("AOJI_CUDA_ARCHS").unwrap_or_else(|_| ARCHS.into()).replace(' ', "");
     args.extend(archs.split(',').map(|a| match a.strip_prefix("ptx") {
         Some(p) => format!("-gencode=arch=compute_{p},code=compute_{p}"),
-        None => format!("-gencode=arch=compute_{a},code=sm_{a}"),
+        None => format!("-gencode=arch=compute_{},code=sm_{a}", ptx::arch_of(a)),
     }));
     println!("cargo:rustc-env=AOJI_KERNEL_IMAGES={archs}");
     println!("cargo:rustc-env=AOJI_NVCC_VERSION={}", nvcc.version);
     println!("cargo:rustc-env=AOJI_NVCC={}", nvcc.path.display()); // for tests: the disassembler is beside it
-    forget_ptx(&out.join("ptx"), &archs, sources);
+    ptx::forget(&out.join("ptx"), &archs, sources);
     let jobs: usize = env::var("NUM_JOBS").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
     let next = AtomicUsize::new(0);
     let work = || {
@@ -131,44 +132,12 @@ fn compile_all(nvcc: &Nvcc, sources: &[PathBuf], out: &Path) {
     thread::scope(|s| (0..jobs).for_each(|_| drop(s.spawn(work))));
 }
 
-/// Removes the PTX of earlier builds that this one does not make.
-fn forget_ptx(ptx: &Path, archs: &str, sources: &[PathBuf]) {
-    for dir in children(ptx) {
-        let arch = dir.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        if !archs.split(',').any(|i| i.trim_start_matches("ptx") == arch) {
-            let _ = fs::remove_dir_all(&dir);
-        }
-        for f in children(&dir).iter().filter(|f| sources.iter().all(|s| stem(s) != stem(f))) {
-            let _ = fs::remove_file(f);
-        }
-    }
-}
-
-/// Of what nvcc left in `kept`, the PTX of each architecture: the emulated device of the tests runs what the machine code was
-/// made from. Which architecture it is, the text says: the file's name does only where there are several.
-fn keep_ptx(kept: &Path, out: &Path, stem: &str) -> std::io::Result<()> {
-    for f in children(kept).into_iter().filter(|f| f.extension().is_some_and(|e| e == "ptx")) {
-        let text = fs::read_to_string(&f)?;
-        let arch = text.lines().find_map(|l| l.strip_prefix(".target sm_")).map(str::trim);
-        let arch = arch.ok_or_else(|| std::io::Error::other(format!("{} has no .target", f.display())))?;
-        let kept = kept_ptx(out, arch, stem);
-        fs::create_dir_all(kept.parent().expect("a directory of the architecture"))?;
-        fs::rename(&f, kept)?;
-    }
-    fs::remove_dir_all(kept) // megabytes of preprocessed source
-}
-
-/// Where the PTX of a file is for an architecture.
-fn kept_ptx(out: &Path, arch: &str, stem: &str) -> PathBuf {
-    out.join("ptx").join(arch).join(format!("{stem}.ptx"))
-}
-
 /// Compiles one file for `archs` unless its stamp, which names the command and the text of its sources, is current.
 fn compile(nvcc: &Nvcc, f: &Path, out: &Path, args: &[String], archs: &str) {
     let [image, log, stamp] = ["fatbin", "ptxas", "stamp"].map(|x| out.join(format!("{}.{x}", stem(f))));
     let key = || format!("{} {} {args:?} {}", nvcc.path.display(), nvcc.version, source_hash(f));
     let compiled = key();
-    let ptx = archs.split(',').map(|a| kept_ptx(out, a.trim_start_matches("ptx"), stem(f)));
+    let ptx = archs.split(',').map(|a| ptx::file(out, ptx::arch_of(a), stem(f)));
     let there = ptx.clone().chain([image.clone(), log.clone()]).all(|f| f.is_file());
     if there && fs::read_to_string(&stamp).is_ok_and(|s| s == compiled) {
         return;
@@ -188,7 +157,7 @@ fn compile(nvcc: &Nvcc, f: &Path, out: &Path, args: &[String], archs: &str) {
         fail(&format!("error: nvcc failed on {}\n{text}", f.display()));
     }
     text.lines().filter(|l| l.contains("warning")).for_each(|l| println!("cargo:warning={l}"));
-    keep_ptx(&kept, out, stem(f)).unwrap_or_else(|e| fail(&format!("error: keeping the PTX of {}: {e}", f.display())));
+    ptx::keep(&kept, out, stem(f)).unwrap_or_else(|e| fail(&format!("error: keeping the PTX of {}: {e}", f.display())));
     fs::write(&log, &text).expect("OUT_DIR is writable");
     // No stamp when a source was edited while nvcc ran: the stamp would be the new text's, the code the old one's.
     if key() == compiled {
@@ -196,39 +165,5 @@ fn compile(nvcc: &Nvcc, f: &Path, out: &Path, args: &[String], archs: &str) {
         if let Some(Err(e)) = cache.map(|c| c.keep(&made)) {
             println!("cargo:warning=AOJI_KERNEL_CACHE: kernels/{}.cu was not kept: {e}", stem(f));
         }
-    }
-}
-
-/// What the compiler made of one file by one command, in `$AOJI_KERNEL_CACHE`: a directory of numbered files, and the key that they
-/// were made for.
-struct Cache<'a> {
-    dir: PathBuf,
-    key: &'a str,
-}
-
-impl<'a> Cache<'a> {
-    fn of(stem: &str, key: &'a str) -> Option<Cache<'a>> {
-        let root = env::var_os("AOJI_KERNEL_CACHE").filter(|v| !v.is_empty())?;
-        Some(Cache { dir: Path::new(&root).join(format!("{stem}-{:016x}", fnv1a(key.bytes()))), key })
-    }
-
-    /// Copies what is kept to `files`; false where it is not there.
-    fn take(&self, files: &[PathBuf]) -> bool {
-        let copy = |(i, to): (usize, &PathBuf)| {
-            to.parent().is_some_and(|dir| fs::create_dir_all(dir).is_ok())
-                && fs::copy(self.dir.join(i.to_string()), to).is_ok()
-        };
-        fs::read_to_string(self.dir.join("key")).is_ok_and(|key| key == self.key) && files.iter().enumerate().all(copy)
-    }
-
-    fn keep(&self, files: &[PathBuf]) -> std::io::Result<()> {
-        let new = self.dir.with_extension(std::process::id().to_string()); // whole or not at all, also beside another build
-        fs::create_dir_all(&new)?;
-        for (i, from) in files.iter().enumerate() {
-            fs::copy(from, new.join(i.to_string()))?;
-        }
-        fs::write(new.join("key"), self.key)?;
-        let _ = fs::remove_dir_all(&self.dir);
-        fs::rename(new, &self.dir)
     }
 }

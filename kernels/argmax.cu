@@ -1,11 +1,13 @@
 // argmax: token[r] = argmax_i logits[r,i], the lowest id of several equals; pos[r] += 1; the tokens also go to the host
-// shapes:   token, pos [rows] u32, where pos are places (sequence * max_seq + position) of different sequences; scratch
-//           [rows] of Best (common/best.cuh); serial, ring: common/outbox.cuh; logits [rows, vocab] f32.
+// Rows of one sequence are side by side; each but the first has computed a guess, token[r], of the token that the row before it
+// chooses. Only rows up to the first wrong guess count, and the others change nothing.
+// shapes:   token, pos [rows] u32, where pos are places (sequence * max_seq + position); scratch [rows] of Best (common/best.cuh);
+//           serial, ring: common/outbox.cuh; logits [rows, vocab] f32.
 // rounding: none. NaN is smaller than everything; -0 equals 0.
 // mapping:  up to ARGMAX_BLOCKS blocks of ARGMAX_THREADS threads stride over a row, 4 logits a thread; each block offers its
-//           best to an atomic maximum, and the block that arrives last takes the result.
+//           best to an atomic maximum. The last block of all rows takes the results, a lane of its first warp for each row.
 // traffic:  reads 4*rows*vocab bytes. = Argmax::cost. Two atomics a block.
-// requires: scratch is 0; the kernel leaves it 0 again                  (Argmax::launch in src/ops/argmax.rs)
+// requires: rows <= 32; scratch is 0; the kernel leaves it 0 again                  (Argmax::launch in src/ops/argmax.rs)
 // source:   ours. Not yet measured.
 #include "common/best.cuh"
 #include "common/outbox.cuh"
@@ -30,12 +32,10 @@ argmax_f32(uint32_t* token, uint32_t* pos, Best* scratch, uint32_t* serial, u64*
     }
   }
   best = block_max(best, warps);
-  if (threadIdx.x > 0) return;
-  scratch[r].offer(best);
-  if (!scratch[r].is_last(gridDim.x)) return;
-  int chosen = candidate_id(scratch[r].take());
-  post(ring, serial, pos[r] / (uint32_t)max_seq, chosen);
-  token[r] = chosen;
-  pos[r] += 1;
+  if (threadIdx.x >= 32) return;
+  if (threadIdx.x == 0) scratch[r].offer(best);
+  if (!Best::is_last_warp(scratch->arrived, gridDim.x * gridDim.y)) return;
+  int rows = gridDim.y, chosen = threadIdx.x < rows ? candidate_id(scratch[threadIdx.x].take()) : 0;
+  feed_back(token, pos, serial, ring, rows, max_seq, chosen);
 }
 EXPORT_KERNEL(argmax_f32)

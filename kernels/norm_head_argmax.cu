@@ -1,15 +1,15 @@
 // norm_head_argmax: token[r] = argmax_i sum_j norm(x[r])[j] * w[i,j], the lowest id of several equals; pos[r] += 1; the tokens
 //           also go to the host; norm(x)[j] = x[j] * rsqrt(mean_j(x[j]^2) + eps) * gain[j].
-// shapes:   token, pos [rows] u32, where pos are places (sequence * max_seq + position) of different sequences; scratch
-//           [rows] of Best (common/best.cuh); serial, ring: common/outbox.cuh; x [rows, dim] bf16; gain [dim] bf16; w
-//           [vocab, dim] bf16 or packed.
+// Guesses in rows of one sequence: as in argmax.cu.
+// shapes:   token, pos [rows] u32, where pos are places (sequence * max_seq + position); scratch [rows] of Best
+//           (common/best.cuh); serial, ring: common/outbox.cuh; x [rows, dim] bf16; gain [dim] bf16; w [vocab, dim] bf16 or packed.
 // rounding: that of norm_head.cu: the logits are the same, bit for bit, but are not stored. NaN is smaller than everything.
 // mapping:  common/gemv.cuh; block b owns rows 16b to 16b + 15 of w. For each row of x one thread of a block offers the best
-//           of these, as an integer that orders like value and id, to an atomic maximum, and the block that arrives last
-//           takes the result.
-// traffic:  reads 2*vocab*dim + 2*dim + 2*rows*dim (x and gain from L2 once per block). = NormHeadArgmax::cost. Two atomics
-//           a block and row, from 8016 blocks while 1051 MB arrive. Predicted, not measured: they hide behind that (at 16
-//           rows each of 16 addresses gets an atomic every 15 ns), and save the launch of argmax, or those of sample.
+//           of these, as an integer that orders like value and id, to an atomic maximum. The block that arrives last takes the
+//           results, a lane of its first warp for each row.
+// traffic:  reads 2*vocab*dim + 2*dim + 2*rows*dim (x and gain from L2 once per block). = NormHeadArgmax::cost. An atomic
+//           a block and row, and one more a block, from 8016 blocks while 1051 MB arrive. Predicted, not measured: they hide behind
+//           that (each of 17 addresses gets an atomic every 30 ns), and save the launch of argmax, or those of sample.
 // requires: dim % 8 == 0, vocab >= 16, rows <= DECODE_ROWS; scratch is 0, and the kernel leaves it 0 again
 //                                                       (NormHeadArgmax::launch in src/ops/norm_head_argmax.rs)
 // source:   ours, see common/gemv.cuh. Not yet measured.
@@ -33,13 +33,11 @@ DEV void norm_head_argmax(const Traced& traced, uint32_t* token, uint32_t* pos, 
   u64 best = max(candidate(y.x, i), candidate(y.y, i + 8));
 #pragma unroll
   for (int o = 4; o; o >>= 1) best = max(best, __shfl_xor_sync(0xffffffffu, best, o));  // those of a row
-  if (threadIdx.x % 8 > 0 || r >= p.rows) return;
-  scratch[r].offer(best);
-  if (!scratch[r].is_last(gridDim.x)) return;
-  int chosen = candidate_id(scratch[r].take());
-  post(ring, serial, pos[r] / (uint32_t)max_seq, chosen);
-  token[r] = chosen;
-  pos[r] += 1;
+  if (threadIdx.x % 8 == 0 && r < p.rows) scratch[r].offer(best);
+  __syncthreads();  // all rows of x have their offer
+  if (threadIdx.x >= 32 || !Best::is_last_warp(scratch->arrived, gridDim.x)) return;
+  int chosen = threadIdx.x < p.rows ? candidate_id(scratch[threadIdx.x].take()) : 0;
+  feed_back(token, pos, serial, ring, p.rows, max_seq, chosen);
 }
 
 #define NORM_HEAD_ARGMAX(name, F, MOST, STAGES, BLOCKS)                                                                \

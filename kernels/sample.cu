@@ -1,9 +1,11 @@
 // sample: token[r] drawn from logits[r] as params of sequence s = pos[r] / max_seq say; pos[r] += 1, params.draws += 1,
 //         history[s,token] += 1; the token also goes to the host
+// Rows of one sequence are side by side; each but the first has computed a guess, token[r], of the token that the row before it
+// draws. It draws as if that were right: with the guesses up to its own in history, and as many more draws. Only rows up to the
+// first wrong guess count, and the others change nothing.
 // The definition is the text of src/ops/sample.rs. The choice here is the same, bit for bit: each f32 operation is rounded
 // by itself, everything after the weights is integers, and sums of integers do not depend on their order.
-// shapes:   token, pos [rows] u32, where pos are places (sequence * max_seq + position) of different sequences; params
-//           [sequences, SAMPLE_PARAMS] u32; history [sequences, vocab] u32; scratch: DECODE_ROWS of Best (common/best.cuh),
+// shapes:   token, pos [rows] u32, where pos are places (sequence * max_seq + position); params [sequences, SAMPLE_PARAMS] u32; history [sequences, vocab] u32; scratch: DECODE_ROWS of Best (common/best.cuh),
 //           then a Row's arrays for each row; serial, ring: common/outbox.cuh; bias [sequences, vocab] f32; mask [sequences,
 //           ceil(vocab / 32)] u32, a bit for each token that MASKED allows; logits [rows, vocab] f32.
 // mapping:  four kernels in a row, each with a block for SAMPLE_TILE ids of a row; work that needs the whole row is done by
@@ -13,7 +15,8 @@
 //                      finds the bins in which top_k and top_p end.
 //           select:    lists the ids in these bins, some hundred of them. The last block finds the last candidate that is
 //                      kept, by radix select, 8 bits a pass.
-//           draw:      adds up the weight that is kept in each block. The last block draws the token.
+//           draw:      adds up the weight that is kept in each block. The last block draws the token, and that of the last row
+//                      finds the rows that count, a lane of its first warp for each row.
 //           histogram and select return at once for rows without top_k and top_p.
 // traffic:  reads 12*vocab bytes a row, writes 4*vocab (= Sample::cost), both in adjust; then 4*vocab from L2 in each of
 //           the others, 24*SAMPLE_BINS read and written for the bins, and 12 a weight for its atomics.
@@ -117,6 +120,7 @@ struct Row {
     Ends ends;
     u64 threshold;    // the last candidate that is kept
     uint32_t listed;  // ids in list
+    uint32_t chosen;  // the token
   };
   static_assert(sizeof(State) <= 4 * SAMPLE_STATE, "words of scratch");
 
@@ -136,11 +140,15 @@ struct Row {
     sequence = pos[r] / (uint32_t)max_seq;
     params = all_params + sequence * SAMPLE_PARAMS;
     best = (Best*)scratch + r;
-    int words = SAMPLE_STATE + 3 * BINS + 2 * gridDim.x + 2 * vocab;  // an even number
-    state = (State*)(scratch + DECODE_ROWS * BEST_WORDS + (int64_t)r * words);
+    state = state_of(scratch, r, vocab);
     weights = (u64*)state + SAMPLE_STATE / 2, parts = weights + BINS;
     counts = (uint32_t*)(parts + gridDim.x), y = (float*)(counts + BINS), list = (uint32_t*)y + vocab;
     temperature = param(TEMPERATURE);
+  }
+
+  static DEV State* state_of(float* scratch, int r, int vocab) {
+    int words = SAMPLE_STATE + 3 * BINS + 2 * gridDim.x + 2 * vocab;  // an even number
+    return (State*)(scratch + DECODE_ROWS * BEST_WORDS + (int64_t)r * words);
   }
 
   DEV float param(int which) const { return __uint_as_float(params[which]); }
@@ -174,7 +182,7 @@ struct Row {
   DEV bool is_last() const {
     SHARED(uint32_t, last, 1);
     __syncthreads();  // this block's part is done
-    if (threadIdx.x == 0) last[0] = best->is_last(gridDim.x);
+    if (threadIdx.x == 0) last[0] = Best::is_last(best->arrived, gridDim.x);
     __syncthreads();
     return last[0];
   }
@@ -215,8 +223,8 @@ struct Adjust {
   bool masked, held;
   float repetition, frequency, presence;
 
-  DEV Adjust(const uint32_t* params, const uint32_t* mask)
-      : params(params), mask(mask), masked(params[MASKED]), held(params[DRAWS] < params[MIN_TOKENS]),
+  DEV Adjust(const uint32_t* params, const uint32_t* mask, int guesses)
+      : params(params), mask(mask), masked(params[MASKED]), held(params[DRAWS] + guesses < params[MIN_TOKENS]),
         repetition(__uint_as_float(params[REPETITION])), frequency(__uint_as_float(params[FREQUENCY])),
         presence(__uint_as_float(params[PRESENCE])) {}
 
@@ -236,8 +244,8 @@ struct Adjust {
 };
 
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS, 4)
-sample_adjust_f32(float* scratch, const uint32_t* pos, const uint32_t* params, const uint32_t* history, const float* bias,
-                  const uint32_t* mask, const float* logits, int vocab, int max_seq, Span* trace) {
+sample_adjust_f32(const uint32_t* token, float* scratch, const uint32_t* pos, const uint32_t* params, const uint32_t* history,
+                  const float* bias, const uint32_t* mask, const float* logits, int vocab, int max_seq, Span* trace) {
   Traced traced(trace);
   SHARED(u64, warps, 32);
   grid_dependency_wait();
@@ -259,7 +267,13 @@ sample_adjust_f32(float* scratch, const uint32_t* pos, const uint32_t* params, c
       row.weights[b] = 0, row.counts[b] = 0;
   }
   if (blockIdx.x == 0 && threadIdx.x == 0) row.state->threshold = 0, row.state->listed = 0;
-  Adjust adjust(row.params, mask);
+  int sequence_begin = first_row(pos, row.r, max_seq);
+  for (int guess = sequence_begin + 1; guess <= row.r; guess++) {
+    uint32_t guessed = token[guess];
+#pragma unroll
+    for (int j = 0; j < EACH; j++) seen[j] += guessed == (uint32_t)(first + j * SAMPLE_THREADS);
+  }
+  Adjust adjust(row.params, mask, row.r - sequence_begin);
   u64 best = 0;
 #pragma unroll
   for (int j = 0; j < EACH; j++) {
@@ -373,20 +387,21 @@ sample_draw_f32(uint32_t* token, uint32_t* pos, uint32_t* params, uint32_t* hist
   int chosen = candidate_id(row.best->best);
   if (draws) {
     auto part = [&](int b) { return row.parts[b]; };
-    u64 random = philox64(row.params[SEED_LO], row.params[SEED_HI], row.params[DRAWS]);
+    uint32_t guesses = row.r - first_row(pos, row.r, max_seq);
+    u64 random = philox64(row.params[SEED_LO], row.params[SEED_HI], row.params[DRAWS] + guesses);
     u64 upto = __umul64hi(random, sum_of(gridDim.x, part)) + 1, before, ignored;  // of the running sum of weights
     int first = reach(gridDim.x, part, upto, before) * SAMPLE_TILE;
     auto of_tile = [&](int i) { return weight(first + i, row.y[first + i]); };
     chosen = first + reach(min(SAMPLE_TILE, vocab - first), of_tile, upto - before, ignored);
   }
   __syncthreads();  // all have read what changes now
-  if (threadIdx.x == 0) {
-    row.best->take();
-    token[row.r] = chosen;
-    pos[row.r] += 1;
-    params[row.sequence * SAMPLE_PARAMS + DRAWS] += 1;
-    history[(int64_t)row.sequence * vocab + chosen] += 1;
-    post(ring, serial, row.sequence, chosen);
-  }
+  if (threadIdx.x >= 32) return;
+  if (threadIdx.x == 0) row.best->take(), row.state->chosen = chosen;
+  int rows = gridDim.y;
+  if (!Best::is_last_warp(((Best*)scratch)->rows, rows)) return;
+  chosen = threadIdx.x < rows ? Row::state_of(scratch, threadIdx.x, vocab)->chosen : 0;
+  Fed fed = feed_back(token, pos, serial, ring, rows, max_seq, chosen);
+  if (fed.counts) atomicAdd(history + (int64_t)fed.sequence * vocab + chosen, 1u);
+  if (fed.is_last) params[fed.sequence * SAMPLE_PARAMS + DRAWS] += fed.before + 1;
 }
 EXPORT_KERNEL(sample_draw_f32)

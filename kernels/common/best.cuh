@@ -5,18 +5,27 @@
 
 // In scratch, one for each row. All of it is 0 between ops.
 struct Best {
-  uint32_t arrived, zero;
-  u64 best;  // of all that was offered; see candidate()
+  uint32_t arrived;  // blocks; of argmax and norm_head_argmax those of all rows, in the first row's
+  uint32_t rows;     // that are chosen, in the first row's
+  u64 best;          // of all that was offered; see candidate()
 
   // For one thread of a block.
   DEV void offer(u64 c) { atomicMax(&best, c); }
 
-  // For one thread of each of `blocks` blocks, which has everything behind it that its block is to do: whether the others have
+  // For one thread of each of `all` blocks, which has everything behind it that its block is to do: whether the others have
   // too. What they did is visible to the one that is the last.
-  DEV bool is_last(uint32_t blocks) {
-    if (atomic_add_acq_rel(&arrived, 1u) + 1 != blocks) return false;
+  static DEV bool is_last(uint32_t& arrived, uint32_t all) {
+    if (atomic_add_acq_rel(&arrived, 1u) + 1 != all) return false;
     arrived = 0;
     return true;
+  }
+
+  // The same for a full warp of each block, whose first lane has everything behind it.
+  static DEV bool is_last_warp(uint32_t& arrived, uint32_t all) {
+    uint32_t last = (threadIdx.x & 31) == 0 && is_last(arrived, all);
+    last = __shfl_sync(0xffffffffu, last, 0);
+    __syncwarp();  // what the first lane sees, all see
+    return last;
   }
 
   // The best, for the last block.

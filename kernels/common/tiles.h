@@ -13,7 +13,7 @@
 #define SAMPLE_MAX_VOCAB 8388608 // sample: 2^23 weights of at most 2^40 add up to less than 2^64
 #define SAMPLE_PARAMS 20         // sample: words of its parameters
 #define LOG_PROB_THREADS 512     // log_prob: threads of the block that owns a row
-#define OUTBOX 8                 // argmax, sample: tokens of a sequence on their way to the host, more than are ever in flight
+#define OUTBOX 32                // argmax, sample: tokens of a sequence on their way to the host, more than are ever in flight
 #define ATTN_TILE 64             // attn_decode: keys that a block takes at a time
 #define ATTN_SPLITS 48           // attn_decode: most blocks that share the keys of a row and head
 #define ATTN_GROUP 8             // attn_decode: most query heads of a kv head

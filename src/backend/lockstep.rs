@@ -499,10 +499,12 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         gain: &BothWeight<D>,
         w: &BothWeight<D>,
     ) -> Result<()> {
-        let before = pos.host[..op.rows].to_vec();
+        let [guesses, before] = [&token.host, &pos.host].map(|words| words[..op.rows].to_vec());
         definition::norm_head_argmax(self, op, token, pos, scratch, outbox, logits, xb, x, gain, w)?;
         // then the fused kernel from the same places; its tokens are the ones that the host gets
-        before.iter().for_each(|&p| self.device.skip(&mut outbox.1, p as usize / op.max_seq, 1));
+        let counted = before.iter().zip(&pos.host).filter(|(before, now)| before != now);
+        counted.for_each(|(&p, _)| self.device.skip(&mut outbox.1, p as usize / op.max_seq, 1));
+        self.device.write(&mut token.device, 0, &guesses)?;
         self.device.write(&mut pos.device, 0, &before)?;
         let (dtoken, dpos, dscratch) = (&mut token.device, &mut pos.device, &mut scratch.device);
         let (dlogits, dxb, outbox) = (&mut logits.device, &mut xb.device, &mut outbox.1);

@@ -82,13 +82,12 @@ pub struct SamplerState<B: Backend> {
 impl<B: Backend> SamplerState<B> {
     /// Buffers for this many sequences, all zeros.
     pub fn new(b: &B, vocab: usize, sequences: usize) -> Result<Self> {
-        let rows = DECODE_ROWS.min(sequences);
         Ok(SamplerState {
             params: b.alloc(sequences * crate::tiles::SAMPLE_PARAMS as usize)?,
             history: b.alloc(sequences * vocab)?,
             bias: b.alloc(sequences * vocab)?,
             mask: b.alloc(sequences * vocab.div_ceil(32))?,
-            scratch: b.alloc(Sample::scratch(rows, vocab))?,
+            scratch: b.alloc(Sample::scratch(DECODE_ROWS, vocab))?, // one sequence may have all rows, with guesses
             outbox: b.outbox(sequences)?,
         })
     }
@@ -96,7 +95,7 @@ impl<B: Backend> SamplerState<B> {
     /// Bytes of the buffers. An outbox, which has one word on the device for each sequence, is not counted.
     pub fn bytes(vocab: usize, sequences: usize) -> u64 {
         let of_sequence = crate::tiles::SAMPLE_PARAMS as usize + 2 * vocab + vocab.div_ceil(32);
-        4 * (sequences * of_sequence + Sample::scratch(DECODE_ROWS.min(sequences), vocab)) as u64
+        4 * (sequences * of_sequence + Sample::scratch(DECODE_ROWS, vocab)) as u64
     }
 }
 
@@ -271,8 +270,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
     ) -> Result<()>;
     /// `hb = silu(gate) * up`
     fn swiglu(&self, op: &Swiglu, hb: &mut Self::Buf<Self::Act>, gate_up: &Self::Buf<Self::Act>) -> Result<()>;
-    /// `token[r] = argmax(logits[r])` and `pos[r] += 1`; the token also goes to its sequence's outbox. `scratch` as in
-    /// [`SamplerState`].
+    /// `token[r] = argmax(logits[r])` and `pos[r] += 1`; the token also goes to its sequence's outbox. Rows after a wrong guess are
+    /// left out, see [`Argmax`]. `scratch` as in [`SamplerState`].
     fn argmax(
         &self,
         op: &Argmax,
@@ -283,7 +282,7 @@ pub trait Backend: Sized + Send + Sync + 'static {
         logits: &Self::Buf<f32>,
     ) -> Result<()>;
     /// Draws `token[r]` from `logits[r]` as the sequence's `params` say, and `pos[r] += 1`; the token also goes to the
-    /// sequence's outbox. Updates history and draw counter.
+    /// sequence's outbox. Updates history and draw counter. Rows after a wrong guess are left out, see [`Sample`].
     #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
     fn sample(
         &self,

@@ -371,6 +371,8 @@ struct Speculation {
     taken: Vec<usize>,
     /// The last token and the guesses.
     rows: Vec<Row>,
+    /// What the rows chose, those after a wrong guess nothing.
+    chosen: Vec<Option<u32>>,
     drafted: usize,
     accepted: usize,
 }
@@ -378,7 +380,8 @@ struct Speculation {
 impl Speculation {
     fn new(guesser: Guesser, left: usize) -> Speculation {
         let (taken, rows) = (Vec::with_capacity(1), Vec::with_capacity(DECODE_ROWS));
-        Speculation { guesser, left, moved: false, taken, rows, drafted: 0, accepted: 0 }
+        let chosen = Vec::with_capacity(DECODE_ROWS);
+        Speculation { guesser, left, moved: false, taken, rows, chosen, drafted: 0, accepted: 0 }
     }
 
     /// How many guesses are worth a row in the next step.
@@ -455,16 +458,10 @@ impl Decode<'_> {
             costs.observe(1, begin.elapsed().as_secs_f64());
             return Ok(());
         }
-        timeline.compute(&s.rows)?;
+        timeline.speculate(&s.rows, false, &mut s.chosen)?;
         s.moved = true;
-        for row in 0..s.rows.len() {
-            self.computed += 1;
-            let token = timeline.choose(0, row, self.computed)?;
-            self.ready.push_back(token);
-            if s.rows.get(row + 1).is_none_or(|next| next.token != token) {
-                break;
-            }
-        }
+        self.ready.extend(s.chosen.iter().flatten());
+        self.computed += self.ready.len();
         s.drafted += drafts;
         s.accepted += self.ready.len() - 1;
         s.guesser.tried(drafts, self.ready.len() - 1);

@@ -130,6 +130,10 @@ pub(crate) trait AnyTimeline: Send {
     /// Computes these rows, at most [`DECODE_ROWS`](crate::backend::DECODE_ROWS), and the logits after each. Several may be consecutive tokens of
     /// one sequence: each sees those before it. This cancels an earlier [`AnyTimeline::run`].
     fn compute(&mut self, rows: &[Row]) -> Result<()>;
+    /// Computes these rows as [`AnyTimeline::compute`] does, and chooses a token after each, on the device. Rows of one sequence are side by
+    /// side, and all but its first are guesses: `tokens` has `None` for the rows after a wrong one. With `keep_logits`, the logits are
+    /// kept until the next step.
+    fn speculate(&mut self, rows: &[Row], keep_logits: bool, tokens: &mut Vec<Option<u32>>) -> Result<()>;
     /// From now on these rows decode; steps that were enqueued ahead are dropped. With `keep_logits`, the logits of
     /// each step are kept until the next.
     fn run(&mut self, rows: &[Row], keep_logits: bool) -> Result<()>;

@@ -1,11 +1,14 @@
 //! `token[r] = argmax_i logits[r, i]`, the lowest id of several equals; `pos[r] += 1`: the greedy choice, fed back on
 //! the device.
 //!
+//! Rows of one sequence are side by side; each but the first has computed a guess, `token[r]`, of the token that the row before it
+//! chooses. Only rows up to the first wrong guess count, and the others change nothing.
+//!
 //! Shapes: `token`, `pos` [at least rows], where `pos` are [places](crate::model::kv) (sequence and position in one
-//! number) of different sequences, whose outboxes (where the host waits for tokens) get the tokens; `logits` [at least
-//! rows, vocab] f32. NaN counts as smaller than everything. Exact.
+//! number), to whose sequences' outboxes (where the host waits for tokens) the tokens go; `logits` [at least rows, vocab] f32. NaN
+//! counts as smaller than everything. Exact.
 
-use super::{Cost, Grid, Op, Tolerance, expect, noise};
+use super::{Cost, Grid, Op, Tolerance, expect, guesses::Counted, noise};
 use crate::{
     backend::{DECODE_ROWS, SamplerState, train::TrainBackend},
     error::Result,
@@ -19,7 +22,7 @@ pub struct Argmax {
     pub rows: usize,
     /// Logits of each.
     pub vocab: usize,
-    /// Positions of a sequence. The caller ensures that the sequence of each place has an outbox, and that they differ.
+    /// Positions of a sequence. The caller ensures that the sequence of each place has an outbox.
     pub max_seq: usize,
 }
 
@@ -50,13 +53,18 @@ impl Argmax {
 
     /// The definition.
     pub fn reference(&self, token: &mut [u32], pos: &mut [u32], logits: &[f32]) {
+        let mut counted = Counted::default();
         for (r, logits) in logits.chunks_exact(self.vocab).take(self.rows).enumerate() {
+            if !counted.next(pos[r] as usize / self.max_seq, token[r]) {
+                continue;
+            }
             let mut best = 0;
             for (i, x) in logits.iter().enumerate() {
                 if *x > logits[best] || logits[best].is_nan() && !x.is_nan() {
                     best = i;
                 }
             }
+            counted.chose(best as u32);
             token[r] = best as u32;
             pos[r] = pos[r].wrapping_add(1);
         }
@@ -111,7 +119,8 @@ impl Op for Argmax {
         Tolerance::EXACT
     }
 
-    /// The largest logit of a row comes three times, among NaN. The last row is of the first sequence.
+    /// The largest logit of a row comes three times, among NaN. Sequences have two rows each, the first sequence the last two; every
+    /// other guess is right.
     fn setup<B: TrainBackend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
         let mut logits = noise(self.rows * self.vocab, seed);
         for (r, logits) in logits.chunks_exact_mut(self.vocab).enumerate() {
@@ -119,9 +128,11 @@ impl Op for Argmax {
             [at(0), at(4)].iter().for_each(|&i| logits[i] = f32::NAN);
             [at(3), at(1), at(2)].iter().for_each(|&i| logits[i] = 2.0);
         }
-        let places: Vec<u32> = (0..self.rows).map(|r| ((self.rows - 1 - r) * self.max_seq + 41) as u32).collect();
+        let best = |r: usize| logits[r * self.vocab..][..self.vocab].iter().position(|x| *x == 2.0).unwrap_or(0) as u32;
+        let guess = |r: usize| if r % 2 == 0 { u32::MAX } else { best(r - 1) + u32::from(r % 4 == 3) };
+        let guesses: Vec<u32> = (0..self.rows).map(guess).collect();
         let state = SamplerState::new(b, self.vocab, self.rows)?;
-        Ok((b.upload(&vec![u32::MAX; self.rows])?, b.upload(&places)?, state, b.upload(&logits)?))
+        Ok((b.upload(&guesses)?, b.upload(&pairs(self.rows, self.max_seq))?, state, b.upload(&logits)?))
     }
 
     fn run<B: TrainBackend>(&self, b: &B, (token, pos, state, logits): &mut Self::Io<B>) -> Result<()> {
@@ -135,6 +146,11 @@ impl Op for Argmax {
         out.extend(b.download(token)?.into_iter().chain(b.download(pos)?).map(|n| n as f32));
         Ok(out)
     }
+}
+
+/// For cases: places of rows of which two each are of one sequence; the last ones are of the first sequence.
+pub(super) fn pairs(rows: usize, max_seq: usize) -> Vec<u32> {
+    (0..rows).map(|r| ((rows.div_ceil(2) - 1 - r / 2) * max_seq + 41 + r % 2) as u32).collect()
 }
 
 #[cfg(test)]

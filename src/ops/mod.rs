@@ -20,6 +20,7 @@ mod attn_prefill;
 mod embed;
 mod gemm;
 mod gemv;
+pub(crate) mod guesses;
 mod head_norm;
 mod kv_append;
 mod log_prob;

@@ -2,12 +2,13 @@
 //! fed back on the device.
 //!
 //! Fuses `norm_head` and `argmax`, which are its definition ([`crate::backend::definition`]).
+//! Guesses in rows of one sequence: as [`Argmax`].
 //! Shapes: `token`, `pos` [at least rows], where `pos` are [places](crate::model::kv) (sequence and position in one
-//! number) of different sequences, whose outboxes (where the host waits for tokens) get the tokens; `x` [rows, dim];
-//! `gain` [dim]; `w` [vocab, dim]. The kernel stores no logits.
+//! number), to whose sequences' outboxes (where the host waits for tokens) the tokens go; `x` [rows, dim]; `gain` [dim]; `w` [vocab,
+//! dim]. The kernel stores no logits.
 //! Rounding: that of [`super::NormHead`]'s kernel, with which it agrees bit for bit.
 
-use super::{Argmax, Cost, Grid, NormHead, Op, Ring, Tolerance, expect, gemv::product, noise, poison};
+use super::{Argmax, Cost, Grid, NormHead, Op, Ring, Tolerance, argmax::pairs, expect, gemv::product, noise, poison};
 use crate::{
     backend::{Backend, DECODE_ROWS, SamplerState, train::TrainBackend},
     error::Result,
@@ -23,7 +24,7 @@ pub struct NormHeadArgmax {
     pub dim: usize,
     /// Rows of `w`.
     pub vocab: usize,
-    /// Positions of a sequence. The caller ensures that the sequence of each place has an outbox, and that they differ.
+    /// Positions of a sequence. The caller ensures that the sequence of each place has an outbox.
     pub max_seq: usize,
     /// Added to the mean square.
     pub eps: f32,
@@ -136,23 +137,25 @@ impl Op for NormHeadArgmax {
     }
 
     /// For each row of `x`, two rows of `w` have the signs that make their logits the largest, and they have the same
-    /// bits: the lower id must win. The last row is of the first sequence.
+    /// bits: the lower id must win. Sequences have two rows each, the first sequence the last two; every other guess is right.
     fn setup<B: TrainBackend>(&self, b: &B, seed: u64) -> Result<Io<B>> {
         let NormHeadArgmax { rows, dim, vocab, .. } = *self;
         let (x, gain, mut w) = (noise(rows * dim, seed), noise(dim, seed + 1), noise(vocab * dim, seed + 2));
+        let largest = |r: usize| [0, vocab / 2].map(|first| (seed as usize * 7 + first + r) % vocab);
         for (r, x) in x.chunks_exact(dim).enumerate() {
             let best: Vec<f32> = x.iter().zip(&gain).map(|(x, g)| (x * g).signum()).collect();
-            for first in [0, vocab / 2] {
-                let row = (seed as usize * 7 + first + r) % vocab;
+            for row in largest(r) {
                 w[row * dim..][..dim].copy_from_slice(&best);
             }
         }
-        let places: Vec<u32> = (0..rows).map(|r| ((rows - 1 - r) * self.max_seq + 41) as u32).collect();
+        let best = |r: usize| largest(r).into_iter().min().unwrap_or(0) as u32;
+        let guess = |r: usize| if r % 2 == 0 { u32::MAX } else { best(r - 1) + u32::from(r % 4 == 3) };
+        let guesses: Vec<u32> = (0..rows).map(guess).collect();
         let bits = |v: &[f32]| v.iter().map(|x| bf16::from_f32(*x)).collect::<Vec<_>>();
         let acts = |v: &[f32]| v.iter().map(|x| super::Act::from_f32(*x)).collect::<Vec<B::Act>>();
         Ok(Io {
-            token: b.upload(&vec![u32::MAX; rows])?,
-            pos: b.upload(&places)?,
+            token: b.upload(&guesses)?,
+            pos: b.upload(&pairs(rows, self.max_seq))?,
             state: SamplerState::new(b, vocab, rows)?,
             logits: b.upload(&vec![f32::NAN; rows * vocab])?,
             xb: poison(b, rows * dim)?,

@@ -1,6 +1,9 @@
 //! Draws `token[r]` from `logits[r]` as the parameters of the row's sequence say, and feeds it back: `pos[r] += 1`,
-//! `history[token] += 1`, one more draw. Each row belongs to a different sequence, that of its
-//! [place](crate::model::kv) `pos[r]` (sequence and position in one number).
+//! `history[token] += 1`, one more draw. The sequence of a row is that of its [place](crate::model::kv) `pos[r]` (sequence and
+//! position in one number).
+//!
+//! Rows of one sequence are side by side and drawn one after the other; each but the first has computed a guess, `token[r]`, of the
+//! token that the row before it draws. Only rows up to the first wrong guess count, and the others change nothing.
 //!
 //! The choice is the same on every backend, by construction: comparisons are of the ordered bits of f32, sums are of
 //! integers (which do not depend on the order), and the few f32 operations before that are rounded one by one. In
@@ -27,7 +30,7 @@ mod params;
 pub(crate) use params::DRAWS;
 pub use params::{MAX_STOP_IDS, Params};
 
-use super::{Cost, Grid, Op, Tolerance, expect, noise};
+use super::{Cost, Grid, Op, Tolerance, expect, guesses::Counted, noise};
 use crate::{
     backend::{Backend, DECODE_ROWS, SamplerState, train::TrainBackend},
     error::Result,
@@ -41,8 +44,7 @@ pub struct Sample {
     pub rows: usize,
     /// Logits of each.
     pub vocab: usize,
-    /// Positions of a sequence. The caller ensures that the sequence of each place has a state and an outbox, and that
-    /// they differ.
+    /// Positions of a sequence. The caller ensures that the sequence of each place has a state and an outbox.
     pub max_seq: usize,
 }
 
@@ -175,13 +177,17 @@ impl Sample {
         mask: &[u32],
         logits: &[f32],
     ) {
-        let vocab = self.vocab;
+        let (vocab, mut counted) = (self.vocab, Counted::default());
         for (r, logits) in logits.chunks_exact(vocab).take(self.rows).enumerate() {
             let s = self.sequence(pos[r]);
+            if !counted.next(s, token[r]) {
+                continue;
+            }
             let (p, mask) = (self.params_of(params, s), &mask[s * self.mask_len()..][..self.mask_len()]);
             let y: Vec<f32> =
                 (0..vocab).map(|i| p.adjust(i, logits[i], bias[s * vocab + i], history[s * vocab + i], mask)).collect();
             let chosen = self.choose(&p, &y);
+            counted.chose(chosen as u32);
             self.advance(r, chosen, token, pos, params, history);
         }
     }
@@ -280,7 +286,7 @@ impl Sample {
         let [token, pos, params, history] = [token, pos, params, history].map(Arg::from);
         let (scratch, sizes) = (Arg::from(scratch), [self.vocab.into(), self.max_seq.into()]);
         let row = [scratch, pos, params];
-        let adjust = [&row[..], &[history, bias.into(), mask.into(), logits.into()]].concat();
+        let adjust = [&[token], &row[..], &[history, bias.into(), mask.into(), logits.into()]].concat();
         let draw = [token, pos, params, history, scratch, serial, ring];
         // what the others read comes from the L2 cache
         let kernels = [
@@ -292,8 +298,8 @@ impl Sample {
         for (kernel, buffers, cost) in kernels {
             let args = [buffers, &sizes, &[cu.trace_part(cost, self.grid())]].concat();
             // SAFETY: check() proved that tokens, places, scratch and logits have `rows` rows and that the rest has a sequence;
-            // that each place's sequence is in the rest, and in the outbox, and that they differ is the caller's promise; ids
-            // in scratch, and that of history, are below vocab. The arguments are those of the kernel, in order; it waits for
+            // that each place's sequence is in the rest, and in the outbox, is the caller's promise; ids in scratch, and that
+            // of history, are below vocab. The arguments are those of the kernel, in order; it waits for
             // its predecessor before it reads anything.
             unsafe { cu.launch_dependent(kernel, self, self.grid(), &args)? }
         }
@@ -306,7 +312,8 @@ impl Op for Sample {
     type Io<B: TrainBackend> = (B::Buf<u32>, B::Buf<u32>, SamplerState<B>, B::Buf<f32>);
 
     fn cases() -> Vec<Self> {
-        [1, 7, 129, 1000, 4099, 49152, 128256].into_iter().map(|vocab| Sample { rows: 1, vocab, max_seq: 50 }).collect()
+        let shapes = [(1, 1), (1, 7), (3, 7), (1, 129), (16, 129), (1, 1000), (5, 4099), (1, 49152), (1, 128_256)];
+        shapes.into_iter().map(|(rows, vocab)| Sample { rows, vocab, max_seq: 50 }).collect()
     }
 
     fn is_small(&self) -> bool {
@@ -322,7 +329,8 @@ impl Op for Sample {
         Tolerance::EXACT
     }
 
-    /// All filters and penalties at once; `tests/device/sampler.rs` tries them one by one.
+    /// All filters and penalties at once; `tests/device/sampler.rs` tries them one by one. Rows are of one sequence, and their
+    /// guesses are right but for the one before the last.
     fn setup<B: TrainBackend>(&self, b: &B, seed: u64) -> Result<Self::Io<B>> {
         let p = Params {
             temperature: 0.8,
@@ -339,8 +347,16 @@ impl Op for Sample {
         let scaled = |scale: f32, seed| noise(self.vocab, seed).into_iter().map(move |x| x * scale);
         let history: Vec<u32> = scaled(4.0, seed + 1).map(|x| x.max(0.0) as u32 | u32::from(x > 3.0) << 31).collect();
         let bias: Vec<f32> = scaled(1.0, seed + 2).collect();
-        let logits: Vec<f32> = scaled(8.0, seed).collect();
-        Ok((b.upload(&[u32::MAX])?, b.upload(&[41])?, state(b, &p, &history, &bias)?, b.upload(&logits)?))
+        let logits: Vec<f32> = noise(self.rows * self.vocab, seed).into_iter().map(|x| x * 8.0).collect();
+        let places: Vec<u32> = (30..).take(self.rows).collect();
+        let (mut guesses, mut pos) = (vec![u32::MAX; self.rows], places.clone());
+        let (mut words, mut counts, mask) = (p.words().to_vec(), history.clone(), vec![0; self.mask_len()]);
+        for (r, logits) in logits.chunks_exact(self.vocab).enumerate().take(self.rows - 1) {
+            let (one, mut token) = (Sample { rows: 1, ..self.clone() }, [0]);
+            one.reference(&mut token, &mut pos[r..], &mut words, &mut counts, &bias, &mask, logits);
+            guesses[r + 1] = token[0] + u32::from(r + 2 == self.rows - 1);
+        }
+        Ok((b.upload(&guesses)?, b.upload(&places)?, state(b, &p, &history, &bias)?, b.upload(&logits)?))
     }
 
     fn run<B: TrainBackend>(&self, b: &B, (token, pos, s, logits): &mut Self::Io<B>) -> Result<()> {
@@ -348,11 +364,13 @@ impl Op for Sample {
         b.sample(self, token, pos, params, history, scratch, outbox, bias, mask, logits)
     }
 
-    /// Token, position, draws and the token's count.
+    /// Draws, and of each row the token, its count, and the place.
     fn outputs<B: TrainBackend>(&self, b: &B, (token, pos, state, _): &Self::Io<B>) -> Result<Vec<f32>> {
-        let (token, draws) = (b.download(token)?[0], Params::from_words(&b.download(&state.params)?).draws);
-        let count = b.download(&state.history)?.get(token as usize).map_or(f32::NAN, |h| (h & !IN_PROMPT) as f32);
-        Ok(vec![token as f32, b.download(pos)?[0] as f32, draws as f32, count])
+        let (draws, history) = (Params::from_words(&b.download(&state.params)?).draws, b.download(&state.history)?);
+        let count = |token: u32| history.get(token as usize).map_or(f32::NAN, |h| (h & !IN_PROMPT) as f32);
+        let rows = b.download(token)?.into_iter().zip(b.download(pos)?);
+        let rows = rows.flat_map(|(token, pos)| [token as f32, count(token), pos as f32]);
+        Ok(std::iter::once(draws as f32).chain(rows).collect())
     }
 }
 

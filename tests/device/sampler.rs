@@ -269,6 +269,83 @@ fn rows_are_drawn_each_for_its_own_sequence() {
     }
 }
 
+/// What a call of several rows changes, and what the host is told, by sequence.
+type Drawn = (Vec<u32>, Vec<u32>, Vec<u32>, Vec<u32>, Vec<Vec<u32>>);
+
+/// Draws rows of several sequences, whose states are those of `calls`.
+fn draw_rows<B: Backend>(b: &B, op: &Sample, calls: &[Call], guesses: &[u32], places: &[u32], logits: &[f32]) -> Drawn {
+    let mut state = SamplerState::new(b, op.vocab, calls.len()).unwrap();
+    for (s, call) in calls.iter().enumerate() {
+        let words = call.params.words();
+        b.write(&mut state.params, s * words.len(), &words).unwrap();
+        b.write(&mut state.history, s * op.vocab, &call.history).unwrap();
+        b.write(&mut state.bias, s * op.vocab, &call.bias).unwrap();
+        b.write(&mut state.mask, s * call.mask.len(), &call.mask).unwrap();
+    }
+    let (mut token, mut pos, logits) =
+        (b.upload(guesses).unwrap(), b.upload(places).unwrap(), b.upload(logits).unwrap());
+    let SamplerState { params, history, bias, mask, scratch, outbox } = &mut state;
+    b.sample(op, &mut token, &mut pos, params, history, scratch, outbox, bias, mask, &logits).unwrap();
+    let get = |buf: &B::Buf<u32>| b.download(buf).unwrap();
+    let (token, pos) = (get(&token), get(&pos));
+    // every row that counts has moved on, and its sequence's host gets its token
+    let told = (0..calls.len()).map(|s| {
+        let rows = (0..op.rows).filter(|&r| op.sequence(places[r]) == s && pos[r] != places[r]);
+        rows.map(|_| b.take(outbox, s).unwrap()).collect()
+    });
+    let told = told.collect();
+    let mut heads = vec![f32::NAN; Argmax::scratch(DECODE_ROWS)];
+    b.read(&mut heads, scratch, 0).unwrap();
+    assert!(heads.iter().all(|x| x.to_bits() == 0), "the first words of scratch are argmax's: {heads:?}");
+    (token, pos, get(params), get(history), told)
+}
+
+/// Rows of one sequence are drawn as if one after the other, with penalties, `min_tokens` and draws as the guesses before them say, and
+/// only as far as these are right; beside rows of another sequence.
+fn guesses_are_drawn_until_one_is_wrong() {
+    let (cuda, cpu, mut random) = (emulated(), Cpu::<bf16>::new().unwrap(), Random(4));
+    let mut lengths = [0; DECODE_ROWS + 1];
+    for i in 0..80 {
+        let vocab = if i % 20 == 0 { 1100 } else { 1 + random.below(60) };
+        let calls: Vec<Call> = (0..2).map(|_| Call::random(&mut random, vocab)).collect();
+        let beside = random.below(DECODE_ROWS); // rows of sequence 1, which come first
+        let rows = beside + 1 + random.below(DECODE_ROWS - beside);
+        let op = Sample { rows, vocab, max_seq: 40 };
+        let logits: Vec<f32> = (0..rows).flat_map(|_| Call::random(&mut random, vocab).logits).collect();
+        let place = |r: usize| if r < beside { 40 + 3 + r } else { 24 + r - beside };
+        let places: Vec<u32> = (0..rows).map(|r| place(r) as u32).collect();
+        // what each sequence draws, a row at a time; then a guess may be changed
+        let mut guesses = vec![u32::MAX; rows];
+        let mut states = calls.clone();
+        for r in 0..rows {
+            let sequence = op.sequence(places[r]);
+            let state = &mut states[sequence];
+            let call = Call { logits: logits[r * vocab..][..vocab].to_vec(), ..state.clone() };
+            let (token, _, params, history) = call.run(&cpu);
+            (state.params, state.history) = (Params::from_words(&params), history);
+            if r + 1 < rows && op.sequence(places[r + 1]) == sequence {
+                guesses[r + 1] = if random.below(6) == 0 { random.below(vocab) as u32 } else { token };
+            }
+        }
+        let want = draw_rows(&cpu, &op, &calls, &guesses, &places, &logits);
+        let (mut token, mut pos) = (guesses.clone(), places.clone());
+        let mut params: Vec<u32> = calls.iter().flat_map(|c| c.params.words()).collect();
+        let mut history: Vec<u32> = calls.iter().flat_map(|c| c.history.clone()).collect();
+        let bias: Vec<f32> = calls.iter().flat_map(|c| c.bias.clone()).collect();
+        let mask: Vec<u32> = calls.iter().flat_map(|c| c.mask.clone()).collect();
+        op.reference(&mut token, &mut pos, &mut params, &mut history, &bias, &mask, &logits);
+        assert_eq!(
+            (&want.0, &want.1, &want.2, &want.3),
+            (&token, &pos, &params, &history),
+            "the CPU's and the definition"
+        );
+        assert_eq!(draw_rows(&cuda, &op, &calls, &guesses, &places, &logits), want, "{op:?} {guesses:?} {calls:?}");
+        assert_eq!(cuda_emulator::last_fault(), None);
+        lengths[want.4[0].len()] += 1;
+    }
+    assert!(lengths[1] > 0 && lengths[5..].iter().sum::<i32>() > 5, "how many rows counted: {lengths:?}");
+}
+
 #[test]
 fn penalties_and_bias() {
     let cpu = Cpu::<bf16>::new().unwrap();
@@ -363,4 +440,5 @@ both_codes!(
     the_largest_logits_of_several_rows_go_to_their_sequences,
     without_a_choice,
     rows_are_drawn_each_for_its_own_sequence,
+    guesses_are_drawn_until_one_is_wrong,
 );

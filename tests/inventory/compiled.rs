@@ -98,7 +98,9 @@ fn kept() -> Vec<PathBuf> {
     modules.flat_map(|m| of(m.stem)).collect()
 }
 
+/// The PTX that machine code was made from: later GPUs of a generation have that of the first.
 fn ptx_file(arch: &str, stem: &str) -> PathBuf {
+    let arch = if matches!(arch, "86" | "89") { "80" } else { arch };
     Path::new(env!("OUT_DIR")).join(format!("ptx/{arch}/{stem}.ptx"))
 }
 

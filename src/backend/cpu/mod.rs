@@ -29,7 +29,7 @@ use crate::{
     files::weights::Tensor,
     ops::{
         Act, AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, HeadNorm, KvAppend, LogProb,
-        RmsNorm, Rope, Sample, StreamRead, Swiglu, sample::Lengths,
+        RmsNorm, Rope, Sample, StreamRead, Swiglu, guesses::Counted, sample::Lengths,
     },
 };
 use attention::{Attention, Row};
@@ -337,9 +337,14 @@ impl<A: Act> Backend for Cpu<A> {
         logits: &Vec<f32>,
     ) -> Result<()> {
         op.check(token.len(), pos.len(), scratch.len(), logits.len())?;
+        let mut counted = Counted::default();
         for (r, logits) in logits.chunks_exact(op.vocab).take(op.rows).enumerate() {
             let sequence = pos[r] as usize / op.max_seq;
+            if !counted.next(sequence, token[r]) {
+                continue;
+            }
             token[r] = self.best(logits) as u32;
+            counted.chose(token[r]);
             pos[r] = pos[r].wrapping_add(1);
             outbox[sequence].push_back(token[r]);
         }
@@ -368,10 +373,15 @@ impl<A: Act> Backend for Cpu<A> {
             mask: mask.len(),
             logits: logits.len(),
         })?;
+        let mut counted = Counted::default();
         for r in 0..op.rows {
             let s = op.sequence(pos[r]);
+            if !counted.next(s, token[r]) {
+                continue;
+            }
             let chosen = self.draw(op, r, s, &op.params_of(params, s), history, bias, mask, logits);
             op.advance(r, chosen, token, pos, params, history);
+            counted.chose(token[r]);
             outbox[s].push_back(token[r]);
         }
         Ok(())

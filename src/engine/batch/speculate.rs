@@ -10,7 +10,7 @@ use crate::{
         speculate::{Companion, Costs, Draft, Guesser, Offer, share},
         timeline::Row,
     },
-    error::Result,
+    error::{Error, Result},
 };
 use std::time::Instant;
 
@@ -103,12 +103,22 @@ impl Batch {
             text.timings.drafted_tokens += drafts;
             texts.push((text.id, drafts));
         }
-        self.timeline.compute(&rows)?;
+        // The device chooses a token after each row, unless what is allowed there depends on the token before: then the host asks for
+        // one after the other.
+        let turn = self.running.iter().zip(&texts);
+        let one_by_one = turn.clone().any(|(text, (_, drafts))| *drafts > 0 && text.constraint.is_some());
+        let mut chosen = Vec::new();
+        if one_by_one {
+            self.timeline.compute(&rows)?;
+        } else {
+            let keep_logits = turn.into_iter().any(|(text, _)| text.logprobs.is_some());
+            self.timeline.speculate(&rows, keep_logits, &mut chosen)?;
+        }
         self.rows.0.clear(); // the rows that decode are to be set anew
         let mut first = 0;
         for (id, drafts) in texts {
             let guessed = &rows[first + 1..][..drafts];
-            self.choose_while_right(id, first, guessed, each)?;
+            self.tell_while_right(id, first, guessed, &chosen, each)?;
             first += 1 + drafts;
         }
         self.served += 1;
@@ -116,8 +126,16 @@ impl Batch {
         Ok(())
     }
 
-    /// Reports a text's tokens, by the rows from `first` on, until one differs from the guess.
-    fn choose_while_right(&mut self, id: JobId, first: usize, guessed: &[Row], each: Each<'_>) -> Result<()> {
+    /// Reports a text's tokens, by the rows from `first` on, until one differs from the guess. They are chosen here, if the device has
+    /// not `chosen` them.
+    fn tell_while_right(
+        &mut self,
+        id: JobId,
+        first: usize,
+        guessed: &[Row],
+        chosen: &[Option<u32>],
+        each: Each<'_>,
+    ) -> Result<()> {
         let Some(i) = self.running.iter().position(|t| t.id == id) else { return Ok(()) };
         let vocab = self.engine.config().vocab;
         for row in 0..=guessed.len() {
@@ -135,7 +153,12 @@ impl Batch {
             }
             text.pos += 1;
             let (sequence, pos, top) = (text.sequence, text.pos, text.logprobs);
-            let token = self.timeline.choose(sequence, first + row, pos)?;
+            let token = match chosen.get(first + row) {
+                Some(&token) => {
+                    token.ok_or_else(|| Error::Op { op: "speculate", what: "a row chose no token".into() })?
+                }
+                None => self.timeline.choose(sequence, first + row, pos)?,
+            };
             let logprobs = self.logprobs(top, first + row, token)?;
             if !self.running[i].tell(token, logprobs, each) {
                 self.end(i);

@@ -346,6 +346,19 @@ impl<B: Backend> AnyTimeline for Timeline<B> {
         Ok(())
     }
 
+    fn speculate(&mut self, rows: &[Row], keep_logits: bool, tokens: &mut Vec<Option<u32>>) -> Result<()> {
+        self.run(rows, keep_logits)?;
+        self.step()?;
+        self.run = Run::default(); // the next step has other rows
+        tokens.clear();
+        for (r, row) in rows.iter().enumerate() {
+            let counts = r == 0 || rows[r - 1].sequence != row.sequence || tokens[r - 1] == Some(row.token);
+            let token = if counts { Some(self.take(row.sequence)?) } else { None };
+            tokens.push(token);
+        }
+        Ok(())
+    }
+
     fn run(&mut self, rows: &[Row], keep_logits: bool) -> Result<()> {
         let ahead = self.ahead();
         let Timeline { loaded, kv, sampler, steps, greedy, run, .. } = self;

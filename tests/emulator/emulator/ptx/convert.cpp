@@ -56,15 +56,25 @@ template <class D, class S, auto f> static void convert(Warp& w, const Instr& in
   if (in.op[0].width == sizeof(D) && in.op[1].width == sizeof(S)) return map1<f, D, S>(w, in, lanes);
   each(lanes, [&](int i) { write<D>(w, in.op[0], i, f(read<S>(w, in.op[1], i))); });
 }
+// Conversions that are seldom: one loop for all of two types, so that this file is compiled soon.
+template <class D, class S> __attribute__((noinline)) static void convert_by(Warp& w, const Instr& in, u32 lanes, D (*f)(S)) {
+  each(lanes, [&](int i) { write<D>(w, in.op[0], i, f(read<S>(w, in.op[1], i))); });
+}
+template <class D, class S, auto f> static void convert_seldom(Warp& w, const Instr& in, u32 lanes) {
+  convert_by<D, S>(w, in, lanes, [](S v) -> D { return f(v); });
+}
 template <class T> static std::string name() {
   bool integer = std::numeric_limits<T>::is_integer;
   char kind = !integer ? 'f' : std::numeric_limits<T>::is_signed ? 's' : 'u';
   return std::string(".") + kind + std::to_string(sizeof(T) * 8);
 }
 static char at_least(size_t bytes) { return bytes == 1 ? 'b' : bytes == 2 ? 'h' : bytes == 4 ? 'w' : 'd'; }
-template <class D, class S, auto f> static void define_cvt(const std::string& modifiers) {
+template <class D, class S> static void define_run(const std::string& modifiers, Run run) {
   std::string both{at_least(sizeof(D)), ':', at_least(sizeof(S))};
-  define("cvt" + modifiers + name<D>() + name<S>(), {convert<D, S, f>, both});
+  define("cvt" + modifiers + name<D>() + name<S>(), {run, both});
+}
+template <class D, class S, auto f> static void define_cvt(const std::string& modifiers) {
+  define_run<D, S>(modifiers, convert_seldom<D, S, f>);
 }
 template <class D, class S> static D saturated(S v) {  // between integers
   using L = std::numeric_limits<D>;
@@ -97,7 +107,7 @@ template <class T> static void floats_of_integer() {
   define_cvt<float, T, [](T v) { return rounded({(double)v, 0}, UP); }>(".rp");
 }
 template <class D, class... S> static void from_integers() {
-  (define_cvt<D, S, [](S v) { return (D)v; }>(""), ...);
+  (define_run<D, S>("", convert<D, S, [](S v) { return (D)v; }>), ...);
   (define_cvt<D, S, saturated<D, S>>(".sat"), ...);
   integer_from_float<D, float>(), integer_from_float<D, double>();
   floats_of_integer<D>();

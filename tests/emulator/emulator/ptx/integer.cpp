@@ -167,16 +167,16 @@ static u32 funnel_left(u32 a, u32 b, u32 n) { return (u32)(pair(a, b) << n >> 32
 static u32 funnel_right(u32 a, u32 b, u32 n) { return (u32)(pair(a, b) >> n); }
 
 // --- predicates
-template <class T, class F> static u32 compare(Warp& w, const Instr& in, u32 lanes, F f) {
+template <class T, auto f> __attribute__((noinline)) static u32 compare(Warp& w, const Instr& in) {  // in all lanes
   const T *a = w.reg<T>(in.op[in.x]), *b = w.reg<T>(in.op[in.x + 1]);
   u32 r = 0;
   for (int i = 0; i < 32; i++) r |= (u32)f(a[i], b[i]) << i;
-  return r & lanes;
+  return r;
 }
 // setp d{|q}, a, b{, c}: with c, the comparison is combined with it. Form::x is the place of a.
 enum Combine { ALONE, AND, OR, XOR };
 template <class T, auto f, Combine how> static void set_predicate(Warp& w, const Instr& in, u32 lanes) {
-  u32 r = compare<T>(w, in, lanes, f), not_r = ~r;
+  u32 r = compare<T, f>(w, in), not_r = ~r;
   if (how != ALONE) {
     u32 c = w.pred(in.op[in.x + 2]);
     auto combined = [&](u32 v) { return how == AND ? v & c : how == OR ? v | c : v ^ c; };
@@ -200,16 +200,14 @@ template <class T> static void comparisons_of(char kind) {
   define_comparison<T, [](T a, T b) { return a == b; }>("eq", t);
   define_comparison<T, [](T a, T b) { return a != b; }>("ne", t);
   if (kind == 'b') return;
-  bool is_signed = kind == 's';
-  define_comparison<T, [](T a, T b) { return a < b; }>("lt", t);
-  define_comparison<T, [](T a, T b) { return a <= b; }>("le", t);
-  define_comparison<T, [](T a, T b) { return (a > b); }>("gt", t);
-  define_comparison<T, [](T a, T b) { return (a >= b); }>("ge", t);
-  if (is_signed) return;
-  define_comparison<T, [](T a, T b) { return a < b; }>("lo", t);
-  define_comparison<T, [](T a, T b) { return a <= b; }>("ls", t);
-  define_comparison<T, [](T a, T b) { return (a > b); }>("hi", t);
-  define_comparison<T, [](T a, T b) { return (a >= b); }>("hs", t);
+  auto define_both = [&]<auto f>(const char* name, const char* of_unsigned) {
+    define_comparison<T, f>(name, t);
+    if (kind == 'u') define_comparison<T, f>(of_unsigned, t);
+  };
+  define_both.template operator()<[](T a, T b) { return a < b; }>("lt", "lo");
+  define_both.template operator()<[](T a, T b) { return a <= b; }>("le", "ls");
+  define_both.template operator()<[](T a, T b) { return (a > b); }>("gt", "hi");
+  define_both.template operator()<[](T a, T b) { return (a >= b); }>("ge", "hs");
 }
 template <class T> static void float_comparisons_of(const std::string& t) {  // ..u is also true of a NaN
   auto define_both = [&]<auto f>(const char* name) {
