@@ -11,7 +11,6 @@
 //   Never: <<<>>>, asm, dependence on the lockstep of a warp.
 #pragma once
 #ifdef __CUDACC__
-#include <cooperative_groups.h>
 #include <cuda_bf16.h>
 #include <stdint.h>
 
@@ -149,9 +148,6 @@ DEV void named_barrier_sync(int id, int n) { asm volatile("bar.sync %0, %1;" ::"
 
 // Arrives at barrier id for n threads without waiting; called by whole warps.
 DEV void named_barrier_arrive(int id, int n) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(n) : "memory"); }
-
-// Waits for every thread of a cooperative launch.
-DEV void grid_sync() { cooperative_groups::this_grid().sync(); }
 
 // --- tensor cores, any arch (mma.sync) -------------------------------------------------------------------------------
 

@@ -1,4 +1,10 @@
 #include "common/trace.cuh"
+#ifdef __CUDACC__
+#include <cooperative_groups.h>  // not in device.cuh: the compiler takes 2 s for it, for each file and architecture
+
+// Waits for every thread of a cooperative launch.
+DEV void grid_sync() { cooperative_groups::this_grid().sync(); }
+#endif
 
 // One block per row of x [rows, dim], dim a multiple of 8.
 extern "C" __global__ void t_rms_norm(bf16* out, const bf16* x, const bf16* w, int dim, float eps) {
