@@ -1,4 +1,5 @@
 // What the C interface does and refuses, on the model inside the library. Ends with 0 when all is as it should be.
+// Usage: check DIR    where DIR is for a file that it writes and removes
 #define _POSIX_C_SOURCE 200809L // mkstemp
 #include "aoji.h"
 #include <math.h>
@@ -219,7 +220,7 @@ static void generation(const aoji_engine *engine) {
   aoji_session_free(session);
 }
 
-static void numbers(aoji_engine *engine) {
+static void numbers(aoji_engine *engine, const char *dir) {
   aoji_session *session;
   FAILS(CONTEXT, "301 tokens", aoji_session_new(engine, 301, &session));
   CHECK(session == NULL);
@@ -236,7 +237,8 @@ static void numbers(aoji_engine *engine) {
   CHECK(reused == 0);
   OK(aoji_sync(session, prompt, prompt_count, &reused));
   CHECK(reused == prompt_count);
-  char saved[] = "/tmp/aoji-check-XXXXXX";
+  char saved[4096];
+  snprintf(saved, sizeof saved, "%s/session-XXXXXX", dir);
   int fd = mkstemp(saved);
   CHECK(fd >= 0);
   close(fd);
@@ -298,7 +300,8 @@ static void threads(const aoji_engine *engine) {
   CHECK(strstr(aoji_last_error(), "model is NULL"));
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+  CHECK(argc == 2);
   CHECK(strlen(aoji_last_error()) == 0 && strchr(aoji_version(), '.'));
   opening();
   aoji_engine *engine = open_demo();
@@ -306,6 +309,6 @@ int main(void) {
   prompts(engine);
   generation(engine);
   threads(engine);
-  numbers(engine); // frees it
+  numbers(engine, argv[1]); // frees it
   return 0;
 }

@@ -114,11 +114,12 @@ fn the_example_answers() {
 #[test]
 fn use_and_misuse() {
     let check = program("tests/capi/check.c", &[library().join("libaoji.a").to_str().unwrap()]);
-    ok(&mut Command::new(&check));
+    let dir = env!("CARGO_TARGET_TMPDIR");
+    ok(Command::new(&check).arg(dir));
     if Command::new("valgrind").arg("--version").output().is_err() {
         return println!("skipped: no valgrind here (apt-get install valgrind)");
     }
     // What is still reachable at the end belongs to the pool of worker threads, which lives as long as the process.
     let leaks = ["--leak-check=full", "--errors-for-leak-kinds=definite,indirect", "--error-exitcode=1"];
-    ok(Command::new("valgrind").args(leaks).arg(check));
+    ok(Command::new("valgrind").args(leaks).arg(check).arg(dir));
 }
