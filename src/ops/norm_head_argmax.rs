@@ -149,7 +149,11 @@ impl Op for NormHeadArgmax {
             }
         }
         let best = |r: usize| largest(r).into_iter().min().unwrap_or(0) as u32;
-        let guess = |r: usize| if r % 2 == 0 { u32::MAX } else { best(r - 1) + u32::from(r % 4 == 3) };
+        let guess = |r: usize| match r % 4 {
+            1 => best(r - 1),
+            3 => best(r - 1) + 1,
+            _ => u32::MAX,
+        };
         let guesses: Vec<u32> = (0..rows).map(guess).collect();
         let bits = |v: &[f32]| v.iter().map(|x| bf16::from_f32(*x)).collect::<Vec<_>>();
         let acts = |v: &[f32]| v.iter().map(|x| super::Act::from_f32(*x)).collect::<Vec<B::Act>>();
