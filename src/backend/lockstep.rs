@@ -12,13 +12,13 @@ pub use both::{Both, BothWeight};
 use compare::Progress;
 
 use crate::{
-    backend::{Backend, Out, cpu::Cpu, definition},
-    error::Result,
+    backend::{Backend, Buffer, Out, cpu::Cpu, definition},
+    error::{Error, Result},
     files::{config::Config, weights::Tensor},
     ops::{
         AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, HeadNorm, KvAppend, LogProb,
         NormGateUp, NormHead, NormHeadArgmax, NormQkvRopeAppend, Op, RmsNorm, Rope, Sample, StreamRead, Swiglu,
-        Tolerance, element_at,
+        element_at,
     },
 };
 use half::bf16;
