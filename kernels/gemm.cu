@@ -40,19 +40,20 @@ GEMM(gemm_bf16_small_f32, GEMM_SMALL_SIDE, GEMM_SMALL_DEPTH, true, 4, false, F32
 template <class F> DEV void widen(bf16* out, const unsigned char* w, int n, int k) {
   int record = blockIdx.x * (WIDEN_THREADS / 32) + threadIdx.x / 32, of_rows = (k + 63) / 64;
   if (record >= n / 8 * of_rows) return;
-  int lane = threadIdx.x & 31, row = record / of_rows * 8 + (lane >> 2), column = record % of_rows * 64 + (lane & 3) * 2;
+  int lane = threadIdx.x & 31, row = record / of_rows * 8 + (lane >> 2), column = record % of_rows * 64 + (lane & 3) * 8;
   F f;
   f.load(w + (int64_t)record * F::RECORD);
 #pragma unroll
-  for (int sixteen = 0; sixteen < 4; sixteen++)
+  for (int half = 0; half < 2; half++) {
+    float scale = f.scale[half * 32 / F::GROUP] * F::UNIT, v[8];
 #pragma unroll
-    for (int part = 0; part < 2; part++) {
-      int at = column + sixteen * 16 + part * 8;
-      uint32_t pair = f.pair(sixteen, part);
-      float scale = f.scale[sixteen * 16 / F::GROUP];
-      if (at < k)
-        *reinterpret_cast<uint32_t*>(out + (int64_t)row * k + at) = pack_bf16(scale * bf_lo(pair), scale * bf_hi(pair));
+    for (int i = 0; i < 4; i++) {
+      uint32_t pair = f.pair(half * 4 + i);
+      v[2 * i] = scale * bf_lo(pair), v[2 * i + 1] = scale * bf_hi(pair);
     }
+    int at = column + half * 32;
+    if (at < k) st128(out + (int64_t)row * k + at, pack8(v));
+  }
 }
 
 #define WIDEN(name, F)                                                                                          \

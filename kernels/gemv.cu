@@ -56,7 +56,7 @@ DEV void gemv(const Traced& traced, T* out, const bf16* x, const typename F::Ele
 #define GEMV_STORE(name, F, MOST, STAGES, BLOCKS) GEMV(name, STORE, bf16, F, MOST, STAGES, BLOCKS)
 #define GEMV_ADD(name, F, MOST, STAGES, BLOCKS) GEMV(name, ADD, bf16, F, MOST, STAGES, BLOCKS)
 #define GEMV_F32(name, F, MOST, STAGES, BLOCKS) GEMV(name, F32, float, F, MOST, STAGES, BLOCKS)
-#define GEMV_PACKED(name, F) PACKED_PRODUCT(GEMV_ADD, name, F)
+#define GEMV_PACKED(name, F) PACKED_PRODUCT(GEMV_ADD, name, F, GEMV_BLOCKS)
 
 // What is supported: bf16 weights, three epilogues, 1 to DECODE_ROWS rows; packed weights with the epilogue of a step.
 EACH_PRODUCT(GEMV_STORE, gemv_bf16_store)

@@ -36,7 +36,7 @@ DEV void norm_gate_up(const Traced& traced, bf16* hb, const bf16* x, const bf16*
   }                                                                                                             \
   EXPORT_KERNEL(name)
 
-#define NORM_GATE_UP_PACKED(name, F) PACKED_PRODUCT(NORM_GATE_UP, name, F)
+#define NORM_GATE_UP_PACKED(name, F) PACKED_PRODUCT(NORM_GATE_UP, name, F, GEMV_BLOCKS - 1)
 
 EACH_PRODUCT(NORM_GATE_UP, norm_gate_up_bf16)
 EACH_PACKED(NORM_GATE_UP_PACKED, norm_gate_up, )

@@ -35,7 +35,7 @@ DEV void norm_head(const Traced& traced, float* logits, const bf16* x, const bf1
   }                                                                                                               \
   EXPORT_KERNEL(name)
 
-#define NORM_HEAD_PACKED(name, F) PACKED_PRODUCT(NORM_HEAD, name, F)
+#define NORM_HEAD_PACKED(name, F) PACKED_PRODUCT(NORM_HEAD, name, F, GEMV_BLOCKS - 1)
 
 EACH_PRODUCT(NORM_HEAD, norm_head_bf16)
 EACH_PACKED(NORM_HEAD_PACKED, norm_head, )

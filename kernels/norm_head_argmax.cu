@@ -51,7 +51,7 @@ DEV void norm_head_argmax(const Traced& traced, uint32_t* token, uint32_t* pos, 
   }                                                                                                                    \
   EXPORT_KERNEL(name)
 
-#define NORM_HEAD_ARGMAX_PACKED(name, F) PACKED_PRODUCT(NORM_HEAD_ARGMAX, name, F)
+#define NORM_HEAD_ARGMAX_PACKED(name, F) PACKED_PRODUCT(NORM_HEAD_ARGMAX, name, F, GEMV_BLOCKS - 1)
 
 EACH_PRODUCT(NORM_HEAD_ARGMAX, norm_head_argmax_bf16)
 EACH_PACKED(NORM_HEAD_ARGMAX_PACKED, norm_head_argmax, )

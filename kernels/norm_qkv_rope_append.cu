@@ -105,7 +105,7 @@ DEV void norm_qkv_rope_append(const Traced& traced, bf16* qkv, bf16* k, bf16* v,
   }                                                                                                                   \
   EXPORT_KERNEL(name)
 
-#define NORM_QKV_ROPE_APPEND_PACKED(name, F) PACKED_PRODUCT(NORM_QKV_ROPE_APPEND, name, F)
+#define NORM_QKV_ROPE_APPEND_PACKED(name, F) PACKED_PRODUCT(NORM_QKV_ROPE_APPEND, name, F, GEMV_BLOCKS - 1)
 
 EACH_PRODUCT(NORM_QKV_ROPE_APPEND, norm_qkv_rope_append_bf16)
 EACH_PACKED(NORM_QKV_ROPE_APPEND_PACKED, norm_qkv_rope_append, )

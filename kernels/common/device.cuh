@@ -37,6 +37,16 @@ DEV uint32_t smem_u32(const void* p) { return (uint32_t)__cvta_generic_to_shared
 // 16 bytes from global or shared memory; p is a multiple of 16.
 DEV uint4 ld128(const void* p) { return *reinterpret_cast<const uint4*>(p); }
 
+// 16 bytes from shared memory at the address that smem_u32 gives.
+DEV uint4 ld128_shared(uint32_t s) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(s)
+               : "memory");
+  return v;
+}
+
 // 16 bytes to global or shared memory; p is a multiple of 16.
 DEV void st128(void* p, uint4 v) { *reinterpret_cast<uint4*>(p) = v; }
 
@@ -204,6 +214,18 @@ DEV uint32_t and_or(uint32_t a, uint32_t mask, uint32_t bits) {
 DEV uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t v;
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(c));
+  return v;
+}
+
+// The f16 in the low and in the high half of a word, as f32.
+DEV float half_lo(uint32_t u) {
+  float v;
+  asm("{ .reg .b16 lo, hi; mov.b32 {lo, hi}, %1; cvt.f32.f16 %0, lo; }" : "=f"(v) : "r"(u));
+  return v;
+}
+DEV float half_hi(uint32_t u) {
+  float v;
+  asm("{ .reg .b16 lo, hi; mov.b32 {lo, hi}, %1; cvt.f32.f16 %0, hi; }" : "=f"(v) : "r"(u));
   return v;
 }
 

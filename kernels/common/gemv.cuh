@@ -28,17 +28,31 @@
 // norm:     with NORM, w is multiplied by x * gain, rounded to bf16, and each lane adds up the squares of the x that it
 //           sees; the root of their mean divides the sums at the end. So no statistic delays a load, and no block reads x
 //           twice. The norm rounds x * gain to bf16 instead of x * gain / rms: the same number of roundings, elsewhere.
+//           Before packed weights, each lane does this for two columns of a stage and puts x * gain where x was: once, where
+//           the operand's layout has every column in eight lanes.
 // order:    columns of a stage by mma, stages of a warp in order, warps in order; squares likewise. k alone decides it.
 // issue:    instructions a stage and warp in SASS of sm_90a, of the 430 that an SM of an H200 can issue while 2 KB arrive
-//           at 4.37 TB/s: 66 to 69 (gemv) and 107 to 110 (NORM) with one row, 74 and 125 with 2 to 8, 96 and 182 with 9 to
+//           at 4.37 TB/s: 65 to 66 (gemv) and 106 to 110 (NORM) with one row, 74 and 125 with 2 to 8, 96 and 182 with 9 to
 //           16. They were 137 and 192 before addresses in shared memory were 32-bit integers and one row a constant.
-// packed:   weights of 4 and 8 bits come in records (packed.cuh), through the same ring: for one row 8 stages, of 1.1 or 0.6 KB,
-//           of which five blocks fit 228 KB of shared memory. Rows of w that a block takes are whole groups of 8.
-//           Instructions a stage and warp, one row, gemv and NORM: q8 144 and 187, i8 128 and 169, f8 142 and 183, q4 127 and
-//           170, i4 122 and 165, of the 228 (8 bits) or 121 (4 bits) that an SM of an H200 can issue while the stage arrives.
-//           Predicted, not measured, with 75% of the slots: 8 bits are read at 0.94 of the memory's rate, 4 bits at 0.58, so
-//           a step of Llama-3-8B takes some 2.1 ms (8 bits) and 1.9 ms (4 bits) on an H200; on a 4090, which can issue 700
-//           instructions while such a stage arrives, the bytes decide.
+// packed:   weights of 4 and 8 bits come in records (packed.cuh), through the same ring; the rows of w that a block takes are
+//           whole groups of 8. One row: 8 stages of 1.1 KB (8 bits) or 12 of 0.6 KB (4 bits), of which five blocks fit 228 KB
+//           of shared memory. 4 bits are taken two stages at a time, so that a wait and its addresses serve two; stages are
+//           added in the same order. 2 to 16 rows: single stages, and with NORM registers for 4 blocks an SM.
+//           Instructions a stage and warp in SASS of sm_90a, one row, gemv and norm_gate_up, of those that an SM of an H200 can
+//           issue while the stage arrives: 430 * 576 / 2048 = 121 (4 bits) or 228 (8 bits). Time from slots over time from
+//           bytes, at 75% of the slots:
+//             i4 80, 91: 0.88, 1.00      q4 83, 94: 0.92, 1.03
+//             i8 96, 115: 0.56, 0.67     q8 102, 118: 0.60, 0.69     f8 136, 152: 0.80, 0.89
+//           norm_qkv_rope_append has one or two more: 1.01 and 1.05 with 4 bits. So the bytes decide: predicted, not measured,
+//           2.05 ms (8 bits) and 1.2 ms (4 bits) for a step of Llama-3-8B on an H200, from 8.0 and 4.2 GB at 4.37 TB/s and the
+//           0.2 ms that a step with bf16 loses.
+//           Before, i4 took 122 and 166, q4 128 and 171 (1.34 to 1.89, by bytes 1.7 in all). What saved most: codes that need
+//           one mask and one fma a pair (packed.cuh), squares and x * gain once (norm), two stages a wait, and x by four
+//           lanes. Of the 80, 36 make the operands, 4 multiply, 12 load codes, scales and x and decode scales; 28 are the
+//           ring.
+//           Wavefronts of shared memory a stage, of 30 that it can serve meanwhile: 15 and 19 (4 bits), were 21 and 30: x came
+//           by ldmatrix, which reads the row eight times.
+//           2 to 16 rows, i4: 132 (was 156); with NORM 170 for 4 rows, 36 more for each 4 (was 245 for any number).
 // lost:     (tried and given up) a ring in registers, filled by 16-byte loads: ptxas collects the loads of a round at its
 //           end, so the ring runs dry once a round, and 5 blocks of 96 registers fit only with spills (seen in SASS of 13.0;
 //           not timed).
@@ -70,12 +84,12 @@ DEV float2 biases(const bf16* bias, int lo, int hi) {
   KERNEL(JOIN(name, _r1_deep, VARIANT), Bf16, 1, GEMV_DEEP_STAGES, 9)
 #ifdef VARIANT
 #define EACH_PRODUCT EACH_PRODUCT_OF_ONE
-#define PACKED_PRODUCT(KERNEL, name, F)
+#define PACKED_PRODUCT(KERNEL, name, F, BLOCKS)
 #else
-// Of a packed kind: one row, and 2 to 16.
-#define PACKED_PRODUCT(KERNEL, name, F)                    \
-  KERNEL(name##_r1, F, 1, GEMV_DEEP_STAGES, GEMV_BLOCKS)   \
-  KERNEL(name##_r16, F, 16, GEMV_STAGES, GEMV_BLOCKS)
+// Of a packed kind: one row, and 2 to 16, with registers for so many BLOCKS an SM.
+#define PACKED_PRODUCT(KERNEL, name, F, BLOCKS)                                             \
+  KERNEL(name##_r1, F, 1, (F::NARROW ? GEMV_NARROW_STAGES : GEMV_DEEP_STAGES), GEMV_BLOCKS + 1) \
+  KERNEL(name##_r16, F, 16, GEMV_STAGES, BLOCKS)
 #define VARIANT
 #define EACH_PRODUCT(KERNEL, name)               \
   EACH_PRODUCT_OF_ONE(KERNEL, name)              \
@@ -87,32 +101,41 @@ DEV float2 biases(const bf16* bias, int lo, int hi) {
 template <class F, bool NORM, int MOST, int STAGES, int TRIGGER> struct Product {
   static constexpr int GROUPS = (MOST + 7) / 8;  // of 8 rows of x, each the mma's small operand
   static constexpr int PITCH = GEMV_TILE + 4;    // of part: the rows that a lane's neighbours write lie in other banks
+  static constexpr int ROUND = F::NARROW && MOST == 1 ? 2 : 1;  // stages between two waits
+  static constexpr int PLACES = STAGES / ROUND;                 // of the ring, for a round each
   static constexpr int W_BYTES = F::PACKED ? (2 * F::RECORD + LINE - 1) / LINE * LINE : GEMV_TILE * LINE;  // of a stage
-  static constexpr int CHUNKS = 2 * F::RECORD / 16, TURNS = F::PACKED ? (CHUNKS + 31) / 32 : 1;  // of two records
-  static constexpr int LEFT = (TRIGGER * STAGES + GEMV_DEEP_STAGES - 1) / GEMV_DEEP_STAGES;
+  static constexpr int LEFT = (TRIGGER * STAGES + GEMV_DEEP_STAGES - 1) / GEMV_DEEP_STAGES;  // of them, at the trigger
+  static_assert(STAGES % ROUND == 0, "places hold whole rounds");
 
   // A stage in shared memory: 16 rows of w (or two records of it), with NORM the gain, the rows of x; a row is 8 chunks of
   // 16 bytes, swizzled.
   uint32_t ring, bytes;       // address of the first one, bytes of each
   int rows, k, stages;        // stages: of this warp
-  int asked = 0, left;        // stages that begin asked for; columns from this lane's chunk of the next to the end
-  const bf16 *lo, *hi;        // this lane's chunk of it, in row lane / 8 of each group of w
-  const typename F::Element* of_chunk[TURNS];  // instead, of packed weights: its chunks of the stage's records
+  int asked = 0, left;        // rounds that begin asked for; columns from this lane's chunk of the next to the end
+  int unasked;                // stages that nobody asked for yet
+  const bf16 *lo, *hi;        // this lane's chunk of the next, in row lane / 8 of each group of w
+  const typename F::Element* of_record;  // instead, of packed weights: its first chunk, of either record
+  uint4 one_row[ROUND][2] = {};        // packed, MOST == 1: x of the stages' halves, in the lanes with g = 0
   float sum[GROUPS][4] = {};  // w's row g times x's rows 2c and 2c + 1, then w's row g + 8 (g = lane / 4, c = lane % 4)
-  float square[GROUPS] = {};  // NORM: of row min(g, rows - 1) of x, over this lane's columns
+  float square[F::PACKED ? MOST : GROUPS] = {};  // NORM: this lane's columns, of row min(g, rows - 1) of x; packed: each row
 
   DEV static int lane() { return threadIdx.x & 31; }
   DEV static int warp() { return threadIdx.x >> 5; }
 
-  // Asks for the weights of the next stage, 4 rows an instruction, each a whole line.
+  // Asks for the weights of the next round: bf16 4 rows an instruction, each a whole line; of packed weights, half a warp
+  // takes one record, 16 chunks an instruction. A stage beyond the last one is zeroes.
   DEV void load_w(uint32_t place) {
     if constexpr (F::PACKED) {
+      constexpr int CHUNKS = F::RECORD / 16;
+      int chunk = lane() & 15;
+      uint32_t to = place + (lane() >> 4) * F::RECORD + chunk * 16;
 #pragma unroll
-      for (int t = 0; t < TURNS; t++) {
-        int chunk = t * 32 + lane();
-        if (chunk < CHUNKS) cp_async16(place + chunk * 16, of_chunk[t], true);
-        of_chunk[t] += GEMV_WARPS * F::RECORD;
-      }
+      for (int i = 0; i < ROUND; i++)
+#pragma unroll
+        for (int t = 0; t < CHUNKS; t += 16)
+          if (t + 16 <= CHUNKS || t + chunk < CHUNKS)
+            cp_async16(to + i * bytes + t * 16, of_record + i * GEMV_WARPS * F::RECORD + t * 16, unasked > i);
+      of_record += ROUND * GEMV_WARPS * F::RECORD;
     } else {
       load_w_bf16(place);
     }
@@ -128,15 +151,24 @@ template <class F, bool NORM, int MOST, int STAGES, int TRIGGER> struct Product 
     lo += STEP, hi += STEP;
   }
 
-  // Asks for gain and x of a stage, 4 rows an instruction: `from` is this lane's chunk of the first 4, `more` of the next.
+  // The place of a chunk of a row of gain or x in a stage: ldmatrix reads eight rows at one chunk, and what packed weights
+  // read at a time is two rows at four chunks.
+  DEV static int x_at(int row, int chunk) {
+    if constexpr (!F::PACKED) return tile_at<STAGE>(row, chunk) * 2;
+    return row * LINE + (MOST == 1 ? chunk : chunk ^ (row & 1) * 4) * 16;
+  }
+
+  // Asks for gain and x of a round, 4 rows an instruction: `from` is this lane's chunk of the first 4, `more` of the next.
   DEV void load_x(uint32_t place, const bf16* from, const bf16* more) {
-    int r = lane() >> 3, n = NORM + rows;
-    uint32_t to = place + W_BYTES + tile_at<STAGE>(r, lane() & 7) * 2;
-    if (r < n) cp_async16_l1(to, from, left > 0);
+    constexpr int AWAY = F::PACKED ? 0 : 64;  // of rows that differ by 4
+    int r = lane() >> 3, n = NORM + rows, of_stage = ROUND > 1 ? r / (NORM + 1) : 0;
+    r -= of_stage * (NORM + 1);
+    uint32_t to = place + of_stage * bytes + W_BYTES + x_at(r, lane() & 7);
+    if (r < n && of_stage < ROUND) cp_async16_l1(to, from, left > 0);
     if constexpr (MOST > 1) {
 #pragma unroll
       for (int i = 4; i < NORM + MOST; i += 4)
-        if (r + i < n) cp_async16_l1((i & 4 ? to ^ 64 : to) + i * LINE, more + (i - 4) * (int64_t)k, left > 0);
+        if (r + i < n) cp_async16_l1((i & 4 ? to ^ AWAY : to) + i * LINE, more + (i - 4) * (int64_t)k, left > 0);
     }
   }
 
@@ -146,16 +178,11 @@ template <class F, bool NORM, int MOST, int STAGES, int TRIGGER> struct Product 
     rows = MOST == 1 ? 1 : n_rows, k = n_columns;
     bytes = W_BYTES + (NORM + rows) * LINE;
     ring = smem_u32(shared) + warp() * STAGES * bytes;
-    stages = ((k + STAGE - 1) / STAGE - warp() + GEMV_WARPS - 1) / GEMV_WARPS;
+    stages = unasked = ((k + STAGE - 1) / STAGE - warp() + GEMV_WARPS - 1) / GEMV_WARPS;
     int column = warp() * STAGE + (lane() & 7) * 8;
     if constexpr (F::PACKED) {
-      int of_rows = (k + STAGE - 1) / STAGE;
-#pragma unroll
-      for (int t = 0; t < TURNS; t++) {
-        int chunk = t * 32 + lane(), is_hi = chunk >= CHUNKS / 2;
-        int64_t record = (int64_t)((is_hi ? row_hi : row_lo) / 8) * of_rows + warp();
-        of_chunk[t] = w + record * F::RECORD + (chunk - is_hi * (CHUNKS / 2)) * 16;
-      }
+      int64_t record = (int64_t)((lane() < 16 ? row_lo : row_hi) / 8) * ((k + STAGE - 1) / STAGE) + warp();
+      of_record = w + record * F::RECORD + (lane() & 15) * 16;
     } else {
       int64_t first = (int64_t)(lane() >> 3) * k + column;
       lo = w + (int64_t)row_lo * k + first, hi = w + (int64_t)row_hi * k + first;
@@ -163,22 +190,15 @@ template <class F, bool NORM, int MOST, int STAGES, int TRIGGER> struct Product 
     left = k - column;
     uint32_t place = ring;
 #pragma unroll 1
-    for (; asked < min(stages, STAGES - 1); asked++, left -= STEP, place += bytes) load_w(place);
+    for (; asked < PLACES - 1 && unasked > 0; asked++, unasked -= ROUND, left -= STEP, place += ROUND * bytes) load_w(place);
   }
 
-  DEV void multiply(uint32_t place) {
+  DEV void multiply_bf16(uint32_t place) {
     int l = lane() & 7, m = lane() >> 3;  // the row and the 8x8 matrix whose address this lane gives
     uint32_t w = place + tile_at<STAGE>((m & 1) * 8 + l, m >> 1) * 2, v = place + W_BYTES;
-    F of_lo, of_hi;             // of packed weights this lane's in rows g and g + 8
-    float part[GROUPS][4];      // of their sum, the columns of a scale
-    if constexpr (F::PACKED) {
-      DYN_SHARED(char, shared);
-      const char* record = shared + (place - smem_u32(shared));
-      of_lo.load(record), of_hi.load(record + F::RECORD);
-    }
     uint32_t x[GROUPS];
 #pragma unroll
-    for (int g = 0; g < GROUPS; g++) x[g] = v + tile_at<STAGE>(NORM + min(g * 8 + l, rows - 1), m) * 2;
+    for (int g = 0; g < GROUPS; g++) x[g] = v + x_at(NORM + min(g * 8 + l, rows - 1), m);
 #pragma unroll
     for (int half = 0; half < 8; half += 4) {  // chunks of the stage
       uint32_t gain[4], b[GROUPS][4];          // chunks half to half + 3, of x's row g + 8 * group
@@ -189,8 +209,7 @@ template <class F, bool NORM, int MOST, int STAGES, int TRIGGER> struct Product 
         if constexpr (NORM) {
 #pragma unroll
           for (int i = 0; i < 4; i++) {
-            square[g] = fmaf(bf_lo(b[g][i]), bf_lo(b[g][i]), square[g]);
-            square[g] = fmaf(bf_hi(b[g][i]), bf_hi(b[g][i]), square[g]);
+            add_squares(square[g], b[g][i]);
             b[g][i] = mul_bf16x2(b[g][i], gain[i]);
           }
         }
@@ -198,58 +217,133 @@ template <class F, bool NORM, int MOST, int STAGES, int TRIGGER> struct Product 
 #pragma unroll
       for (int i = 0; i < 4; i += 2) {
         uint32_t a[4];
-        if constexpr (F::PACKED) {
-          int sixteen = (half + i) / 2;
-          a[0] = of_lo.pair(sixteen, 0), a[1] = of_hi.pair(sixteen, 0);
-          a[2] = of_lo.pair(sixteen, 1), a[3] = of_hi.pair(sixteen, 1);
-          if (sixteen * 16 % F::GROUP == 0) {
+        ldmatrix_x4(a, w ^ (half + i) * 16);
 #pragma unroll
-            for (int g = 0; g < GROUPS; g++) part[g][0] = part[g][1] = part[g][2] = part[g][3] = 0.f;
-          }
-        } else {
-          ldmatrix_x4(a, w ^ (half + i) * 16);
+        for (int g = 0; g < GROUPS; g++) mma_m16n8k16(sum[g], a, {b[g][i], b[g][i + 1]});
+      }
+    }
+  }
+
+  DEV static void add_squares(float& sum, uint32_t pair) {
+    sum = fmaf(bf_lo(pair), bf_lo(pair), sum);
+    sum = fmaf(bf_hi(pair), bf_hi(pair), sum);
+  }
+
+  // NORM of packed weights: x becomes x * gain where it is, two columns a lane.
+  DEV void norm_rows(uint32_t place) {
+    DYN_SHARED(char, shared);
+    char* v = shared + (place - smem_u32(shared)) + W_BYTES;
+    int chunk = lane() >> 2, in_chunk = (lane() & 3) * 4;
+    uint32_t gain = *reinterpret_cast<uint32_t*>(v + x_at(0, chunk) + in_chunk);
+    constexpr int FEW = MOST < 4 ? MOST : 4;  // rows whose loads do not wait for each other
+#pragma unroll
+    for (int first = 0; first < MOST; first += FEW) {
+      if (MOST > 1 && first >= rows) break;
+      uint32_t x[FEW] = {};
+#pragma unroll
+      for (int i = 0; i < FEW; i++)
+        if (MOST == 1 || first + i < rows) x[i] = *reinterpret_cast<uint32_t*>(v + x_at(NORM + first + i, chunk) + in_chunk);
+#pragma unroll
+      for (int i = 0; i < FEW; i++) {
+        add_squares(square[first + i], x[i]);
+        uint32_t* to = reinterpret_cast<uint32_t*>(v + x_at(NORM + first + i, chunk) + in_chunk);
+        if (MOST == 1 || first + i < rows) *to = mul_bf16x2(x[i], gain);
+      }
+    }
+  }
+
+  // Multiplies by two records: of_stage is the stage's number in its round.
+  DEV void multiply_packed(uint32_t place, int of_stage) {
+    DYN_SHARED(char, shared);
+    const char* records = shared + (place - smem_u32(shared));
+    int g = lane() >> 2, c = lane() & 3;
+    F of_lo, of_hi;         // what this lane has of them: rows g and g + 8 of the tile
+    float part[GROUPS][4];  // of their sum, the columns of a scale
+    of_lo.load(records), of_hi.load(records + F::RECORD);
+    uint32_t v = place + W_BYTES;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      uint32_t b[GROUPS][4];  // 8 columns of x's row g + 8 * group: those of chunk c of the half
+#pragma unroll
+      for (int h = 0; h < GROUPS; h++) {
+        uint4 four = MOST == 1 ? one_row[of_stage][half]
+                               : ld128_shared(v + x_at(NORM + min(h * 8 + g, rows - 1), half * 4 + c));
+        b[h][0] = four.x, b[h][1] = four.y, b[h][2] = four.z, b[h][3] = four.w;
+      }
+#pragma unroll
+      for (int i = 0; i < 4; i += 2) {
+        int pair = half * 4 + i;
+        uint32_t a[4] = {of_lo.pair(pair), of_hi.pair(pair), of_lo.pair(pair + 1), of_hi.pair(pair + 1)};
+        if (pair * 8 % F::GROUP == 0) {
+#pragma unroll
+          for (int h = 0; h < GROUPS; h++) part[h][0] = part[h][1] = part[h][2] = part[h][3] = 0.f;
         }
 #pragma unroll
-        for (int g = 0; g < GROUPS; g++) mma_m16n8k16(F::PACKED ? part[g] : sum[g], a, {b[g][i], b[g][i + 1]});
+        for (int h = 0; h < GROUPS; h++) mma_m16n8k16(part[h], a, {b[h][i], b[h][i + 1]});
       }
-      if constexpr (F::PACKED) {
-        if ((half + 4) * 8 % F::GROUP == 0) {
-          int s = half * 8 / F::GROUP;
+      if ((half + 1) * 32 % F::GROUP == 0) {
+        float lo = of_lo.scale[half * 32 / F::GROUP], hi = of_hi.scale[half * 32 / F::GROUP];
 #pragma unroll
-          for (int g = 0; g < GROUPS; g++) {
-            sum[g][0] = fmaf(of_lo.scale[s], part[g][0], sum[g][0]), sum[g][1] = fmaf(of_lo.scale[s], part[g][1], sum[g][1]);
-            sum[g][2] = fmaf(of_hi.scale[s], part[g][2], sum[g][2]), sum[g][3] = fmaf(of_hi.scale[s], part[g][3], sum[g][3]);
-          }
+        for (int h = 0; h < GROUPS; h++) {
+          sum[h][0] = fmaf(lo, part[h][0], sum[h][0]), sum[h][2] = fmaf(hi, part[h][2], sum[h][2]);
+          if constexpr (MOST > 1)
+            sum[h][1] = fmaf(lo, part[h][1], sum[h][1]), sum[h][3] = fmaf(hi, part[h][3], sum[h][3]);
         }
       }
     }
   }
 
+  // Multiplies a round.
+  DEV void multiply(uint32_t place) {
+    if constexpr (F::PACKED) {
+      if constexpr (NORM) {
+#pragma unroll
+        for (int i = 0; i < ROUND; i++) norm_rows(place + i * bytes);
+        __syncwarp();  // each lane has written its columns, which others read
+      }
+      if (MOST == 1 && lane() < 4) {  // the other columns of the operand, which would be other rows of x, belong to nobody
+#pragma unroll
+        for (int i = 0; i < 2 * ROUND; i++)
+          one_row[i / 2][i % 2] = ld128_shared(place + lane() * 16 + i / 2 * bytes + W_BYTES + NORM * LINE + i % 2 * 64);
+      }
+#pragma unroll
+      for (int i = 0; i < ROUND; i++) multiply_packed(place + i * bytes, i);
+    } else {
+      multiply_bf16(place);
+    }
+  }
+
   // Multiplies all columns, and lets the next kernel start on the way. x: [rows, k]; gain: the norm's [k], with NORM.
   DEV void run(const bf16* x, const bf16* gain) {
-    int column = warp() * STAGE + (lane() & 7) * 8, r = (lane() >> 3) - NORM;
+    int r = lane() >> 3, of_stage = ROUND > 1 ? r / (NORM + 1) : 0;
+    int column = (warp() + of_stage * GEMV_WARPS) * STAGE + (lane() & 7) * 8;
+    r -= of_stage * (NORM + 1) + NORM;
     const bf16 *from = (r < 0 ? gain : x + (int64_t)r * k) + column, *more = x + (int64_t)(r + 4) * k + column;
     uint32_t place = ring;
     left = k - column;
 #pragma unroll
-    for (int s = 0; s < STAGES - 1; s++) {
-      if (s < asked) load_x(place, from, more), from += STEP, more += STEP, left -= STEP, place += bytes;
+    for (int s = 0; s < PLACES - 1; s++) {
+      if (s < asked) load_x(place, from, more), skip(from, more), place += ROUND * bytes;
       cp_commit();  // the first one has all the weights of begin, which are waited for with it
     }
-    uint32_t last = ring + (STAGES - 1) * bytes, free = last;
-    int trigger = LEFT ? max(stages - LEFT, 0) : 0;
+    uint32_t last = ring + (PLACES - 1) * ROUND * bytes, free = last;
+    constexpr int AHEAD = (PLACES - 1) * ROUND;  // stages on their way
+    unasked = stages - AHEAD;                    // or less than nothing
     place = ring;
 #pragma unroll 1
-    for (int s = 0; s < stages; s++) {
-      cp_wait<STAGES - 2>();
-      __syncwarp();  // the stage is there for all lanes, and all are done with the one before, whose place is free
-      if (s + STAGES - 1 < stages) load_x(free, from, more), load_w(free), from += STEP, more += STEP, left -= STEP;
+    for (; unasked + AHEAD > 0; unasked -= ROUND) {
+      cp_wait<PLACES - 2>();
+      __syncwarp();  // the round is there for all lanes, and all are done with the one before, whose place is free
+      if (unasked > 0) load_x(free, from, more), load_w(free), skip(from, more);
       cp_commit();
-      if (s == trigger) grid_launch_dependents();
+      if (!LEFT || unasked + AHEAD <= LEFT) grid_launch_dependents();  // all times but the first mean nothing
       multiply(place);
-      free = place, place = place == last ? ring : place + bytes;
+      free = place, place = place == last ? ring : place + ROUND * bytes;
     }
   }
+
+  // To the next round's x.
+  DEV void skip(const bf16*& from, const bf16*& more) { from += ROUND * STEP, more += ROUND * STEP, left -= ROUND * STEP; }
 
   // Outputs (r, i) and (r, i + 8) of thread 8r + i: row r of x times rows i and i + 8 of the tile, one of each group, times
   // 1 / rms of x's row with NORM. All threads call it, once; for r >= rows there is nothing.
@@ -262,10 +356,17 @@ template <class F, bool NORM, int MOST, int STAGES, int TRIGGER> struct Product 
     for (int h = 0; h < GROUPS; h++) {
 #pragma unroll
       for (int i = 0; i < 4; i++) part[(h * 8 + 2 * c + i % 2) * PITCH + g + i / 2 * 8] = sum[h][i];
-      if constexpr (NORM) {
+      if constexpr (NORM && !F::PACKED) {
         square[h] += __shfl_xor_sync(0xffffffffu, square[h], 1);
         square[h] += __shfl_xor_sync(0xffffffffu, square[h], 2);
         if (c == 0) part[GROUPS * 8 * PITCH + h * 8 + g] = square[h];
+      }
+    }
+    if constexpr (NORM && F::PACKED) {
+#pragma unroll
+      for (int r = 0; r < MOST; r++) {
+        float all = warp_sum(square[r]);
+        if (lane() == 0) part[GROUPS * 8 * PITCH + r] = all;
       }
     }
     __syncthreads();  // the parts of all warps are there
@@ -284,6 +385,7 @@ template <class F, bool NORM, int MOST, int STAGES, int TRIGGER> struct Product 
       float scale = rsqrtf(s / k + eps);
       y.x *= scale, y.y *= scale;
     }
+    if constexpr (F::PACKED) y.x *= F::UNIT, y.y *= F::UNIT;
     return y;
   }
 };

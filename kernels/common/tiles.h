@@ -37,6 +37,7 @@
 #define GEMV_STAGE 64            // columns of w and x that a warp takes at a time
 #define GEMV_STAGES 4            // stages of a warp's ring in shared memory
 #define GEMV_DEEP_STAGES 8       // those of the deep ring: one row of x, where an SM holds GEMV_DEEP_BLOCKS such blocks
+#define GEMV_NARROW_STAGES 12    // those of one row and weights of 4 bits, which a warp takes two stages at a time
 #define GEMV_BLOCKS 5            // blocks of an SM with 228 KB that the ring and registers must allow with one row of x
 #define GEMV_DEEP_BLOCKS 3       // the same of the deep ring
 #define GEMV_TRIGGER 9           // gemv: stages of a deep ring before its end at which the next kernel may start; 0: at once

@@ -141,32 +141,33 @@ impl Kind {
                 let code = |column: usize| (column < cols).then(|| codes[g * cols + column]);
                 let from = stage * COLUMNS;
                 for column in 0..COLUMNS {
-                    // of 16 columns, lane c has 2c, 2c + 1 (part 0) and 2c + 8, 2c + 9
-                    let (sixteen, part, c, odd) = (column / 16, column / 8 % 2, column % 8 / 2, column % 2);
+                    // of each half, lane c has columns 8c to 8c + 7: four pairs, with those of the other half eight
+                    let (half, c, odd) = (column / 32, column % 32 / 8, column % 2);
+                    let pair = half * 4 + column % 8 / 2;
                     let lane = 4 * g + c;
                     match self {
                         Kind::Q4 | Kind::I4 => {
                             let nothing = if self == Kind::Q4 { 8.0 } else { zero(from) };
                             let q =
                                 code(from + column).map_or(nothing, |q| q + if self == Kind::I4 { bias } else { 0.0 });
-                            let bit = sixteen % 2 * 8 + part * 4 + odd * 16;
-                            columns[lane * 8 + sixteen / 2 * 4 + bit / 8] |= (q as u8) << (bit % 8);
+                            let bit = pair % 4 * 4 + odd * 16;
+                            columns[lane * 8 + half * 4 + bit / 8] |= (q as u8) << (bit % 8);
                         }
                         Kind::F8 => {
                             let q =
                                 if from + column < cols { t.bytes()[(first + g) * cols + from + column] } else { 0 };
-                            columns[lane * 16 + sixteen * 4 + part + 2 * odd] = q;
+                            columns[lane * 16 + pair / 2 * 4 + pair % 2 + 2 * odd] = q;
                         }
                         _ => {
                             let q = code(from + column).map_or(0.0, |q| q - bias);
-                            columns[lane * 16 + sixteen * 4 + part + 2 * odd] = q as i8 as u8;
+                            columns[lane * 16 + pair / 2 * 4 + pair % 2 + 2 * odd] = (q + 128.0) as u8;
                         }
                     }
                 }
                 let half = |x: f32| u32::from(f16::from_f32(x).to_bits());
                 let word = match self {
                     Kind::I8 | Kind::F8 => scale(from).to_bits(),
-                    Kind::I4 => half(scale(from)) | (zero(from) as u32) << 16,
+                    Kind::I4 => half(scale(from)) | u32::from(bf16::from_f32(-zero(from) / 64.0).to_bits()) << 16,
                     _ => half(scale(from)) | half(scale(from + self.group())) << 16,
                 };
                 words[4 * g..4 * g + 4].copy_from_slice(&word.to_le_bytes());
@@ -188,8 +189,9 @@ impl Weight {
     /// end of the kernel's name.
     pub(crate) fn product(&self, rows: usize, norm: bool, ring: Ring) -> (Grid, &'static str) {
         let Some(record) = self.kind.record() else { return product(self.rows, rows, norm, ring) };
-        let (kernel, stages) = match rows {
-            1 => ("r1", tiles::GEMV_DEEP_STAGES),
+        let (kernel, stages) = match (rows, self.kind) {
+            (1, Kind::Q4 | Kind::I4) => ("r1", tiles::GEMV_NARROW_STAGES),
+            (1, _) => ("r1", tiles::GEMV_DEEP_STAGES),
             _ => ("r16", tiles::GEMV_STAGES),
         };
         let line = tiles::GEMV_STAGE as usize * size_of::<bf16>();

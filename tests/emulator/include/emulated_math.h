@@ -76,6 +76,12 @@ inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __ffsll(long long x) { return __builtin_ffsll(x); }
 inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }
 inline int __clzll(long long x) { return x ? __builtin_clzll((unsigned long long)x) : 64; }
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned s) {
+  unsigned long long bytes = (unsigned long long)y << 32 | x;
+  unsigned v = 0;
+  for (int i = 0; i < 4; i++) v |= (unsigned)(bytes >> (s >> 4 * i & 7) * 8 & 255) << 8 * i;
+  return v;
+}
 inline unsigned __brev(unsigned x) {
   unsigned r = 0;
   for (int i = 0; i < 32; i++) r |= (x >> i & 1) << (31 - i);

@@ -20,6 +20,7 @@ EMU_INLINE void st128(void* p, uint4 v) {
   emu::check_plain(p, 16, true);
   emu::copy(p, &v, 16);
 }
+EMU_INLINE uint4 ld128_shared(uint32_t s) { return ld128(emu::smem_ptr(s)); }
 EMU_INLINE uint4 ld128_stream(const void* p) { return ld128(p); }
 EMU_INLINE uint4 ld128_l2(const void* p) { return ld128(p); }
 inline void prefetch_l2(const void*) {}
@@ -100,6 +101,13 @@ inline unsigned block_id() { return emu::block_id(); }
 
 // --- two numbers in a word
 inline uint32_t and_or(uint32_t a, uint32_t mask, uint32_t bits) { return (a & mask) | bits; }
+inline float half_lo(uint32_t u) {
+  uint32_t exponent = u >> 10 & 31, fraction = u & 1023;
+  float a = exponent == 31 ? (fraction ? NAN : INFINITY)
+                           : exponent ? ldexpf(1024 + fraction, (int)exponent - 25) : ldexpf(fraction, -24);
+  return u & 0x8000 ? -a : a;
+}
+inline float half_hi(uint32_t u) { return half_lo(u >> 16); }
 inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
   auto fma = [](uint32_t a, uint32_t b, uint32_t c) {
     double sum = (double)__uint_as_float(a) * __uint_as_float(b) + __uint_as_float(c);  // the product is exact

@@ -76,3 +76,24 @@ fn eight_at_a_time() {
     let want: Vec<bf16> = x.iter().map(|v| bf16::from_f32(2.0 * v.to_f32())).collect();
     assert_eq!(g.stream.clone_dtoh(&y).unwrap(), want);
 }
+
+#[test]
+fn every_half_is_the_same_number() {
+    let g = Gpu::new();
+    let x: Vec<u32> = (0..1 << 15).map(|i| 2 * i | (2 * i + 1) << 16).collect();
+    let mut out = g.uninit::<f32>(1 << 16);
+    launch!(g, "t_halves", grid(1, 1, 32, 0), &mut out, &g.upload(&x), &(x.len() as i32)).unwrap();
+    for (i, got) in g.stream.clone_dtoh(&out).unwrap().into_iter().enumerate() {
+        let want = half::f16::from_bits(i as u16).to_f32();
+        assert!(got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan()), "{i:#x}: {got}, expected {want}");
+    }
+}
+
+#[test]
+fn bytes_are_chosen() {
+    let g = Gpu::new();
+    let mut out = g.uninit::<u32>(5);
+    launch!(g, "t_bytes", grid(1, 1, 32, 0), &mut out, &0x4433_2211u32, &0x8877_6655u32).unwrap();
+    let want = [0x4433_2211, 0x8877_6655, 0x1122_3344, 0x5544_5522, 0x4433_4433];
+    assert_eq!(g.stream.clone_dtoh(&out).unwrap(), want);
+}

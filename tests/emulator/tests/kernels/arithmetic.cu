@@ -47,3 +47,14 @@ extern "C" __global__ void t_pack(bf16* y, const bf16* x) {
   st128(y + threadIdx.x * 8, pack8(f));
 }
 EXPORT_KERNEL(t_pack)
+
+extern "C" __global__ void t_halves(float* out, const unsigned* x, int n) {
+  for (int i = threadIdx.x; i < n; i += blockDim.x) out[2 * i] = half_lo(x[i]), out[2 * i + 1] = half_hi(x[i]);
+}
+EXPORT_KERNEL(t_halves)
+
+extern "C" __global__ void t_bytes(unsigned* out, unsigned x, unsigned y) {
+  const unsigned order[] = {0x3210, 0x7654, 0x0123, 0x4341, 0x3232};
+  for (int i = threadIdx.x; i < 5; i += blockDim.x) out[i] = __byte_perm(x, y, order[i]);
+}
+EXPORT_KERNEL(t_bytes)

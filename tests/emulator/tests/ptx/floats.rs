@@ -134,6 +134,9 @@ fn bf16_is_rounded_once() {
         [0x3f81_4040u32, 0x3f80_4000u32, 0x8000_8000u32] => 0x3f81_40c0u32,
         [0x3f81_3f80u32, 0x3f81_3f80u32, 0x8000_3b80u32] => 0x3f82_3f80u32, // (1 + 2^-7)^2 = 1 + 2^-6 + 2^-14; 1 + 2^-8 a tie
         [0x7f80_0000u32, 0x0000_7f80u32, 0] => 0x7fff_7fffu32);
+    // integers in the low bits, subnormal below 128: 15 / 64 and 240 / 1024, less 8 / 64; 255 / 64 and 127 / 64, less 2
+    check!("fma.rn.bf16x2 %w, %r0, %r1, %r2"; [0x000f_00f0u32, 0x7f00_7d00, 0xbe00_be00u32] => 0x3de0_3de0u32,
+        [0x00ff_007fu32, 0x7f00_7f00, 0xc000_c000u32] => 0x3ffe_bc80u32);
     check!("fma.rn.bf16 %s, %h0, %h1, %h2"; [0x3f80, 0x3f81, 0x3b80] => 0x3f82, // 1 + 2^-7 + 2^-8: a tie, to even
         [0x3f80, 0x3f80, 0x0001] => 0x3f80);
     check!("add.rn.bf16x2 %w, %r0, %r1"; [0x3f80_4000u32, 0x3f80_3f80u32] => 0x4000_4040u32);
