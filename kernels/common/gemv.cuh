@@ -41,14 +41,14 @@
 //           Instructions a stage and warp in SASS of sm_90a, one row, gemv and norm_gate_up, of those that an SM of an H200 can
 //           issue while the stage arrives: 430 * 576 / 2048 = 121 (4 bits) or 228 (8 bits). Time from slots over time from
 //           bytes, at 75% of the slots:
-//             i4 80, 91: 0.88, 1.00      q4 83, 94: 0.92, 1.03
-//             i8 96, 115: 0.56, 0.67     q8 102, 118: 0.60, 0.69     f8 136, 152: 0.80, 0.89
-//           norm_qkv_rope_append has one or two more: 1.01 and 1.05 with 4 bits. So the bytes decide: predicted, not measured,
-//           2.05 ms (8 bits) and 1.2 ms (4 bits) for a step of Llama-3-8B on an H200, from 8.0 and 4.2 GB at 4.37 TB/s and the
-//           0.2 ms that a step with bf16 loses.
+//             i4 75, 83: 0.82, 0.92      q4 78, 88: 0.85, 0.96
+//             i8 92, 108: 0.54, 0.63     q8 94, 111: 0.55, 0.65     f8 128, 145: 0.75, 0.85
+//           The other products with a norm have at most 86 (i4: 0.94) and 88 (q4). sm_80: i4 77, 89; sm_120: 72, 81. So the
+//           bytes decide: predicted, not measured, 2.05 ms (8 bits) and 1.2 ms (4 bits) for a step of Llama-3-8B on an H200, from
+//           8.0 and 4.2 GB at 4.37 TB/s and the 0.2 ms that a step with bf16 loses.
 //           Before, i4 took 122 and 166, q4 128 and 171 (1.34 to 1.89, by bytes 1.7 in all). What saved most: codes that need
 //           one mask and one fma a pair (packed.cuh), squares and x * gain once (norm), two stages a wait, and x by four
-//           lanes. Of the 80, 36 make the operands, 4 multiply, 12 load codes, scales and x and decode scales; 28 are the
+//           lanes. Of the 75, 36 make the operands, 4 multiply, 12 load codes, scales and x and decode scales; 23 are the
 //           ring.
 //           Wavefronts of shared memory a stage, of 30 that it can serve meanwhile: 15 and 19 (4 bits), were 21 and 30: x came
 //           by ldmatrix, which reads the row eight times.
@@ -327,19 +327,21 @@ template <class F, bool NORM, int MOST, int STAGES, int TRIGGER> struct Product 
       cp_commit();  // the first one has all the weights of begin, which are waited for with it
     }
     uint32_t last = ring + (PLACES - 1) * ROUND * bytes, free = last;
-    constexpr int AHEAD = (PLACES - 1) * ROUND;  // stages on their way
+    constexpr int AHEAD = (PLACES - 1) * ROUND;       // stages on their way
+    constexpr bool ZEROES = F::PACKED && MOST == 1;  // beyond the last stage: they cost less than a branch each time
     unasked = stages - AHEAD;                    // or less than nothing
     place = ring;
 #pragma unroll 1
     for (; unasked + AHEAD > 0; unasked -= ROUND) {
       cp_wait<PLACES - 2>();
       __syncwarp();  // the round is there for all lanes, and all are done with the one before, whose place is free
-      if (unasked > 0) load_x(free, from, more), load_w(free), skip(from, more);
+      if (ZEROES || unasked > 0) load_x(free, from, more), load_w(free), skip(from, more);
       cp_commit();
       if (!LEFT || unasked + AHEAD <= LEFT) grid_launch_dependents();  // all times but the first mean nothing
       multiply(place);
       free = place, place = place == last ? ring : place + ROUND * bytes;
     }
+    if (ZEROES) cp_wait<0>();  // the last ones, before others use the ring
   }
 
   // To the next round's x.
