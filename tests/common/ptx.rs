@@ -8,9 +8,13 @@ use std::path::{Path, PathBuf};
 #[allow(dead_code)] // of one file
 pub const CAPABILITIES: [u32; 6] = [90, 80, 120, 100, 86, 89];
 
-/// The name of the architecture: `90a` for 90.
+/// The architecture of the PTX that a device's code is made from: the later GPUs of a generation have that of the first (build/ptx.rs).
 pub fn architecture(capability: u32) -> String {
-    if capability == 90 { "90a".into() } else { capability.to_string() }
+    match capability {
+        90 => "90a".into(),
+        86 | 89 => "80".into(),
+        other => other.to_string(),
+    }
 }
 
 /// Where the build keeps its PTX.

@@ -68,8 +68,10 @@ fn decode_kernels_load_before_they_wait() {
                 (0..code.len()).filter(|&i| names.iter().any(|n| code[i].is(n))).collect()
             };
             let (wait, start) = (all(&["ACQBULK"]), all(&["PREEXIT"]));
-            let ([wait], [start]) = (&wait[..], &start[..]) else { panic!("{what}: waits {wait:?}, starts {start:?}") };
-            assert!(wait < start, "{what}: lets the next kernel start before it has waited");
+            let [wait] = &wait[..] else { panic!("{what}: waits {wait:?}") };
+            // a loop that ptxas copies has the instruction in each copy; all times but the first mean nothing
+            assert!(!start.is_empty(), "{what}: never lets the next kernel start");
+            assert!(start.iter().all(|s| wait < s), "{what}: lets the next kernel start before it has waited");
             let early = all(&["LDG", "LDGSTS"]).into_iter().filter(|i| i < wait && code[*i].is_16_bytes()).count();
             let least = if what.contains("_bf16_") { 4 } else { 2 }; // in the code, of a stage of 2 or of 1.1 or 0.6 KB
             assert!(early >= least, "{what}: {early} wide loads before the wait");
