@@ -80,7 +80,7 @@ fn eight_at_a_time() {
 #[test]
 fn every_half_is_the_same_number() {
     let g = Gpu::new();
-    let x: Vec<u32> = (0..1 << 15).map(|i| 2 * i | (2 * i + 1) << 16).collect();
+    let x: Vec<u32> = (0..1 << 15).map(|i| (2 * i) | ((2 * i + 1) << 16)).collect();
     let mut out = g.uninit::<f32>(1 << 16);
     launch!(g, "t_halves", grid(1, 1, 32, 0), &mut out, &g.upload(&x), &(x.len() as i32)).unwrap();
     for (i, got) in g.stream.clone_dtoh(&out).unwrap().into_iter().enumerate() {
