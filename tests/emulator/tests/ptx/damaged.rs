@@ -169,7 +169,9 @@ fn damaged_kernels_are_errors_that_name_kernel_and_line() {
                     said.split_once("image:").and_then(|(_, rest)| rest.split(':').next()?.parse::<usize>().ok());
                 let begin = text.lines().position(|l| l.contains(".entry ")).unwrap_or(usize::MAX);
                 let before = number.is_some_and(|n| n <= begin)
-                    || ["expected a directive", "ends too early"].iter().any(|m| said.contains(m));
+                    || ["expected a directive", "expected a kernel's name", "ends too early"]
+                        .iter()
+                        .any(|m| said.contains(m));
                 assert!(
                     case >= kernels.len() && line && (before || said.contains("kernel ")),
                     "case {case}: {code:?}: {said}"
