@@ -9,6 +9,7 @@ use crate::{
     model::{LOGIT_ROWS, Part, Rows, Scratch, kv::Kv},
     ops::{
         Act, Argmax, LogProb, Sample,
+        guesses::Counted,
         sample::{IN_PROMPT, Params},
     },
     tiles::SAMPLE_PARAMS,
@@ -351,9 +352,10 @@ impl<B: Backend> AnyTimeline for Timeline<B> {
         self.step()?;
         self.run = Run::default(); // the next step has other rows
         tokens.clear();
-        for (r, row) in rows.iter().enumerate() {
-            let counts = r == 0 || rows[r - 1].sequence != row.sequence || tokens[r - 1] == Some(row.token);
-            let token = if counts { Some(self.take(row.sequence)?) } else { None };
+        let mut counted = Counted::default();
+        for row in rows {
+            let token = if counted.next(row.sequence, row.token) { Some(self.take(row.sequence)?) } else { None };
+            token.into_iter().for_each(|token| counted.chose(token));
             tokens.push(token);
         }
         Ok(())
