@@ -2,8 +2,8 @@
 //! constants.
 //!
 //! Environment: NVCC, CUDA_HOME or CUDA_PATH, NVCC_CCBIN, AOJI_CUDA_ARCHS ("80,90a,ptx80"), AOJI_LINEINFO=1 (for profilers;
-//! triples the size), AOJI_SKIP_KERNELS=1 (no kernels: for checks and documentation), AOJI_KERNEL_CACHE=DIR (keeps what the compiler has made,
-//! for other profiles and branches).
+//! triples the size), AOJI_SKIP_KERNELS=1 or DOCS_RS=1 (no kernels: for checks and documentation), AOJI_KERNEL_CACHE=DIR (keeps what
+//! the compiler has made, for other profiles and branches).
 #[path = "build/cache.rs"]
 mod cache;
 #[path = "build/nvcc.rs"]
