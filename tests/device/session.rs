@@ -183,11 +183,7 @@ const NEAR: f64 = 0.1;
 /// Continuations that share a prefix and beginnings get the same scores as each sequence by itself.
 #[test]
 fn continuations_are_scored_as_if_alone() {
-    let engines = engines();
-    // the emulated device is slow
-    let tried = |e: &Engine| if e.is_gpu() { &[1, 8][..] } else { &[1, 2, 3, 8] };
-    for (engine, &branches) in engines.iter().flat_map(|e| tried(e).iter().map(move |n| (e, n))) {
-        let name = format!("{}, {branches} branches a pass", engine.device());
+    for engine in engines() {
         let prefix = prompt(70, 1);
         let mut s = engine.session(120).unwrap();
         s.sync(&prefix).unwrap();
@@ -202,47 +198,58 @@ fn continuations_are_scored_as_if_alone() {
             vec![200, 201, 250, 251, 252],
             [&long[..4], &[7, 3, 5, 6, 9]].concat(),
         ]);
-        let mut s = engine.session_with_branches(120, branches).unwrap();
-        let scores = s.score(&prefix, &conts).unwrap();
-        // the prefix, the first continuation but for its last token, and of the last three what it does not begin with
-        assert_eq!(scores.computed, 70 + 31 + 3 + 4 + 4, "{name}");
-        for (c, got) in conts.iter().zip(&scores.continuations) {
-            assert_eq!(got.0.len(), c.len());
-            let (all, mut sum) = ([prefix.as_slice(), c].concat(), 0.0);
-            let mut alone = engine.session(120).unwrap();
+        // of each token by itself: its log-probability, and how far its logit is below the best
+        let alone = |c: &Vec<u32>| {
+            let (all, mut found) = ([prefix.as_slice(), c].concat(), Vec::new());
             let each = &mut |i: usize, logits: &[f32]| {
-                let (Some(&next), Some(t)) = (all.get(i + 1), got.0.get(i + 1 - prefix.len())) else { return };
-                let want = aoji::verify::log_softmax(logits, next);
-                assert!((f64::from(t.logprob) - want).abs() < NEAR, "{name}: {c:?}: {t:?}, alone {want}");
+                let Some(&next) = all.get(i + 1) else { return };
                 let best = logits[aoji::verify::argmax(logits) as usize];
-                let close = best - logits[next as usize];
-                assert!(
-                    t.greedy == (close == 0.0) || f64::from(close) < NEAR,
-                    "{name}: {c:?}: {t:?}, {close} below the best"
-                );
-                sum += want;
+                found.push((aoji::verify::log_softmax(logits, next), best - logits[next as usize]));
             };
-            alone.logits_of(&all, prefix.len() - 1, each).unwrap();
-            assert!((got.sum() - sum).abs() < NEAR * (1.0 + sum.abs()), "{name}: {} {sum}", got.sum());
+            engine.session(120).unwrap().logits_of(&all, prefix.len() - 1, each).unwrap();
+            found
+        };
+        let alone: Vec<Vec<(f64, f32)>> = conts.iter().map(alone).collect();
+        // the emulated device is slow
+        for &branches in if engine.is_gpu() { &[1, 8][..] } else { &[1, 2, 3, 8] } {
+            scored_as_alone(&engine, branches, &prefix, &conts, &alone);
         }
-        assert!(
-            scores.continuations[5].greedy() && scores.continuations[4].greedy() && !scores.continuations[1].greedy()
-        );
-        // what the session holds is not computed again, but for the token whose logits are wanted
-        let again = s.score(&prefix, &conts[2..3]).unwrap();
-        assert_eq!(s.tokens(), prefix);
-        assert_eq!(again.computed, 1, "{name}");
-        let d = again.continuations[0].sum() - scores.continuations[2].sum();
-        assert!(d.abs() < NEAR, "{name}: {d}");
-        let own = engine.score(&prefix, &conts[2..3]).unwrap();
-        assert_eq!(own.computed, 70);
-
-        let needed = s.score(&prompt(100, 1), &[prompt(22, 2)]).map(drop);
-        assert!(matches!(needed, Err(Error::Context { needed: 121, max: 120 })), "{needed:?}");
-        assert!(s.score(&prompt(100, 1), &[prompt(21, 2)]).is_ok(), "the last token is not an input");
-        assert!(matches!(s.score(&prefix, &[[320]]), Err(Error::Input(_))));
-        assert!(matches!(s.score(&[], &[[1]]), Err(Error::Input(_))));
     }
+}
+
+fn scored_as_alone(engine: &Engine, branches: usize, prefix: &[u32], conts: &[Vec<u32>], alone: &[Vec<(f64, f32)>]) {
+    let name = format!("{}, {branches} branches a pass", engine.device());
+    let mut s = engine.session_with_branches(120, branches).unwrap();
+    let scores = s.score(prefix, conts).unwrap();
+    // the prefix, the first continuation but for its last token, and of the last three what it does not begin with
+    assert_eq!(scores.computed, 70 + 31 + 3 + 4 + 4, "{name}");
+    for ((c, got), alone) in conts.iter().zip(&scores.continuations).zip(alone) {
+        assert_eq!((got.0.len(), alone.len()), (c.len(), c.len()));
+        for (t, (want, close)) in got.0.iter().zip(alone) {
+            assert!((f64::from(t.logprob) - want).abs() < NEAR, "{name}: {c:?}: {t:?}, alone {want}");
+            assert!(
+                t.greedy == (*close == 0.0) || f64::from(*close) < NEAR,
+                "{name}: {c:?}: {t:?}, {close} below the best"
+            );
+        }
+        let sum: f64 = alone.iter().map(|(want, _)| want).sum();
+        assert!((got.sum() - sum).abs() < NEAR * (1.0 + sum.abs()), "{name}: {} {sum}", got.sum());
+    }
+    assert!(scores.continuations[5].greedy() && scores.continuations[4].greedy() && !scores.continuations[1].greedy());
+    // what the session holds is not computed again, but for the token whose logits are wanted
+    let again = s.score(prefix, &conts[2..3]).unwrap();
+    assert_eq!(s.tokens(), prefix);
+    assert_eq!(again.computed, 1, "{name}");
+    let d = again.continuations[0].sum() - scores.continuations[2].sum();
+    assert!(d.abs() < NEAR, "{name}: {d}");
+    let own = engine.score(prefix, &conts[2..3]).unwrap();
+    assert_eq!(own.computed, 70);
+
+    let needed = s.score(&prompt(100, 1), &[prompt(22, 2)]).map(drop);
+    assert!(matches!(needed, Err(Error::Context { needed: 121, max: 120 })), "{needed:?}");
+    assert!(s.score(&prompt(100, 1), &[prompt(21, 2)]).is_ok(), "the last token is not an input");
+    assert!(matches!(s.score(prefix, &[[320]]), Err(Error::Input(_))));
+    assert!(matches!(s.score(&[], &[[1]]), Err(Error::Input(_))));
 }
 
 /// `aoji verify --invariance` on a model of two layers: nothing depends on what it must not depend on.
