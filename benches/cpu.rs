@@ -4,7 +4,7 @@
 //! Throughput counts the bytes that an op must move; `AOJI_CPU` chooses the instructions.
 
 use aoji::{
-    Device, Engine, Options, Result, Sampling,
+    Device, Engine, KvDtype, Options, Result, Sampling,
     cpu::Cpu,
     ops::{AttnDecode, AttnPrefill, Gemm, Gemv, Op, Sample},
 };
@@ -69,7 +69,7 @@ fn main() -> Result<()> {
         "gemm",
         &[gemm(128, 3072, 576), gemm(512, 3072, 576), gemm(128, 576, 1536), gemm(128, 4096, 4096)],
     )?;
-    let decode = |kv_len| AttnDecode {
+    let decode = |kv_len, kv| AttnDecode {
         rows: 1,
         n_heads: 9,
         n_kv_heads: 3,
@@ -77,9 +77,12 @@ fn main() -> Result<()> {
         max_seq: kv_len,
         kv_len,
         window: kv_len,
+        kv,
     };
-    op(&mut c, &cpu, "attn_decode", &[decode(128), decode(512), decode(8192)])?;
-    let prefill = |rows, kv_len| AttnPrefill {
+    let (auto, fp8) = (KvDtype::Auto, KvDtype::Fp8);
+    let decodes = [decode(128, auto), decode(512, auto), decode(8192, auto), decode(512, fp8), decode(8192, fp8)];
+    op(&mut c, &cpu, "attn_decode", &decodes)?;
+    let prefill = |rows, kv_len, kv| AttnPrefill {
         rows,
         first: 0,
         shared: 0,
@@ -89,8 +92,14 @@ fn main() -> Result<()> {
         max_seq: kv_len,
         kv_len,
         window: kv_len,
+        kv,
     };
-    op(&mut c, &cpu, "attn_prefill", &[prefill(128, 128), prefill(128, 512), prefill(128, 8192)])?;
+    op(
+        &mut c,
+        &cpu,
+        "attn_prefill",
+        &[prefill(128, 128, auto), prefill(128, 512, auto), prefill(128, 8192, auto), prefill(128, 512, fp8)],
+    )?;
     op(&mut c, &cpu, "sample", &[Sample { rows: 1, vocab: 49_152, max_seq: 50 }])?;
     step(&mut c)?;
     c.final_summary();

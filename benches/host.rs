@@ -4,7 +4,7 @@
 //! the driver are timed. Calls of a real driver take other times.
 
 use aoji::{
-    Drafter, ModelFiles,
+    Drafter, KvDtype, ModelFiles,
     backend::{Backend, SamplerState},
     bench,
     cuda::{Cuda, Graphs},
@@ -78,7 +78,7 @@ fn step(c: &mut Criterion) {
     let model =
         Model::load(&cuda, config, &files.weights, Changes::default(), max_seq, &mut |_| {}).expect("its weights");
     let mut s = Scratch::new(&cuda, config, 8, 1, max_seq).expect("memory");
-    let mut kv = Kv::new(&cuda, config, 1, max_seq).expect("memory");
+    let mut kv = Kv::new(&cuda, config, KvDtype::Auto, 1, max_seq).expect("memory");
     let mut rows = Rows::new(&cuda, 1).expect("memory");
     let mut sampler = SamplerState::new(&cuda, config.vocab, 1).expect("memory");
     let mut graphs = Graphs::default();

@@ -96,6 +96,8 @@ typedef struct aoji_open_options {
   // "q8_0", "q6_k", "q4_k", "q4_0", "fp8", "int8", "int4" or, for groups of 64 columns, "int4:64": the weights are quantized
   // while they are loaded. NULL: they stay as they are.
   const char *quantize;
+  // "auto" or NULL: keys and values are stored as activations are; "fp8": in half the memory of bf16, with some loss of precision.
+  const char *kv;
 } aoji_open_options;
 
 // A description of the model. More fields may be added at the end.

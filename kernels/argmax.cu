@@ -7,7 +7,8 @@
 // mapping:  up to ARGMAX_BLOCKS blocks of ARGMAX_THREADS threads stride over a row, 4 logits a thread; each block offers its
 //           best to an atomic maximum. The last block of all rows takes the results, a lane of its first warp for each row.
 // traffic:  reads 4*rows*vocab bytes. = Argmax::cost. Two atomics a block.
-// requires: rows <= 32; scratch is 0; the kernel leaves it 0 again                  (Argmax::launch in src/ops/argmax.rs)
+// requires: rows <= 32; scratch is 0; the kernel leaves it 0 again
+//                                                                         (Argmax::launch in src/ops/argmax.rs)
 // source:   ours. Not yet measured.
 #include "common/best.cuh"
 #include "common/outbox.cuh"

@@ -1,9 +1,9 @@
 // attn_decode: out[r,h] = softmax_t( q[r,h] . k[s,g,t] / sqrt(D) ) v[s,g,t] over the last `window` t <= pos[r] % max_seq, g = h /
 //              group, in sequence s = pos[r] / max_seq; few rows.
 // shapes:   out [rows, n_heads*D] bf16; qkv [rows, (n_heads+2*n_kv_heads)*D] bf16, q first; k, v [pages of the cache,
-//           n_kv_heads, ATTN_TILE, D] bf16; pos [rows] u32, places; pages [sequences, max_seq / ATTN_TILE] u32, the page of each
-//           ATTN_TILE places; part [rows, n_heads, splits, D] f32, then [rows, n_heads, splits, 2] f32 (maximum, sum); arrived
-//           [rows, n_kv_heads] u32, zero before and after.
+//           n_kv_heads, ATTN_TILE, D] bf16 or fp8 (common/kv.cuh); pos [rows] u32, places; pages [sequences, max_seq /
+//           ATTN_TILE] u32, the page of each ATTN_TILE places; part [rows, n_heads, splits, D] f32, then [rows,
+//           n_heads, splits, 2] f32 (maximum, sum); arrived [rows, n_kv_heads] u32, zero before and after.
 // rounding: scores, exponentials and sums in f32; a weight enters the tensor cores as the sum of two bf16 (2^-17 of it
 //           is lost); one rounding at the store.
 // mapping:  block (split, kv head, row), 4 warps: all heads of a group, so each key and value is loaded once a row. A
@@ -16,6 +16,8 @@
 //           take the 16 bytes that a lane loads as operands: along D the order of a sum is free, and along keys two
 //           rows of v are interleaved in registers. Heads that are no multiple of 64 wide (80, 96) are padded with zeros in
 //           registers.
+// fp8:      16 codes a load instead of 8, widened to bf16 in registers after it; a key's scale multiplies its score and a value's
+//           its weight, both exactly. Key by key the sums are those of bf16 in another order along D.
 // overlap:  the first tile of a block is asked for before grid_dependency_wait, except for the keys of this step's own rows.
 // pages:    a tile is a page. Counted: one load of 4 bytes a tile and block, for which a tile has 256*D bytes (at D 128 1 in
 //           8192). Up to 3072 keys a block has one tile, whose page is one round trip to L2 more in the chain from place to
@@ -27,11 +29,11 @@
 //           8 kv heads of 128: 8.4 MB 1.9 us at 2048 keys and 33.6 MB 7.7 us at 8192; plus about 4 us for three dependent round trips to
 //           memory. Of a step of Llama-3-8B, 48 splits instead of 32 are predicted to save 2.3 us a layer just above 2048
 //           keys and 1.9 us at 8192 on an H200 (the model of docs/decode-step.md).
+//           fp8: 2*n_kv_heads*(D+1) bytes a key, half the time above for the keys; predicted, not measured.
 // requires: D 64, 80, 96 or 128, group <= 8, max_seq % ATTN_TILE == 0
 //                                          (AttnDecode::check, AttnDecode::check_kernel in src/ops/attn_decode.rs)
 // source:   Dao et al. 2023 (flash-decoding), Milakov & Gimelshein 2018 (online softmax). Not yet measured.
-#include "common/device.cuh"
-#include "common/tiles.h"
+#include "common/kv.cuh"
 #include "common/trace.cuh"
 
 constexpr int HEADS = ATTN_GROUP;  // most heads of a group: rows of the mma that carry a head
@@ -40,11 +42,17 @@ constexpr int WARP_KEYS = ATTN_TILE / WARPS;
 static_assert(HEADS == 8 && WARP_KEYS == 16, "the shape of mma m16n8k16");
 static_assert(ATTN_SPLITS > 32 && ATTN_SPLITS <= 64, "a lane of the last block has two splits, or one");
 
-// What one lane (g = lane / 4, c = lane % 4) holds of its warp's 16 keys.
-template <int D> struct Tile {
-  static constexpr int K = (D + 31) / 32, V = (D + 63) / 64;
+// What one lane (g = lane / 4, c = lane % 4) holds of its warp's 16 keys: COLS columns are 16 bytes.
+template <class KV, int D> struct Tile {
+  static constexpr int COLS = 8, K = (D + 31) / 32, V = (D + 63) / 64, Q = K;
   uint4 k[2][K];  // keys g and g + 8, columns 8c to 8c + 7 of each 32
   uint4 v[V][4];  // keys 2c, 2c + 1, 2c + 8, 2c + 9, columns 8g to 8g + 7 of each 64
+};
+template <int D> struct Tile<KvFp8, D> {
+  static constexpr int COLS = 16, K = (D + 63) / 64, V = (D + 127) / 128, Q = 2 * K;
+  uint4 k[2][K];  // keys g and g + 8, columns 16c to 16c + 15 of each 64
+  uint4 v[V][4];  // keys 2c, 2c + 1, 2c + 8, 2c + 9, columns 16g to 16g + 15 of each 128
+  uint32_t k_scale[4], v_scale[4];  // of these four keys
 };
 
 // Which keys of a tile are asked for: all but those from `skip` to before `until`. Those before `first` and beyond `last` are read
@@ -53,31 +61,49 @@ struct Keys {
   int skip, until, first, last;
 };
 
+// The row in its page that is read for key `at`.
+DEV int row_of(int at, const Keys& keys) { return max(min(at, keys.last), keys.first) & (ATTN_TILE - 1); }
+
 // 16 bytes of the row of key `at`, in the page at `rows`, from `column` on; zeros beyond the head. Past L1: what is loaded before
 // grid_dependency_wait must not be what L1 has of it.
-template <int D> DEV uint4 ld_chunk(const bf16* rows, int at, const Keys& keys, int column) {
-  if (D % 64 != 0 && column >= D) return make_uint4(0, 0, 0, 0);
-  return ld128_l2(rows + (max(min(at, keys.last), keys.first) & (ATTN_TILE - 1)) * D + column);
+template <int D, class Element> DEV uint4 ld_chunk(const Element* rows, int at, const Keys& keys, int column) {
+  if (D % (128 / sizeof(Element)) != 0 && column >= D) return make_uint4(0, 0, 0, 0);
+  return ld128_l2(rows + row_of(at, keys) * D + column);
 }
 
-template <int D> DEV void load_k(Tile<D>& t, const bf16* k, int key, const Keys& keys, int g, int c) {
+// The bytes of the scales of keys 2c, 2c + 1, 2c + 8 and 2c + 9.
+template <int D> DEV void load_scales(uint32_t (&scale)[4], const unsigned char* rows, int key, const Keys& keys, int c) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    int at = key + 2 * c + i % 2 + i / 2 * 8;
+    if (at < keys.skip || at >= keys.until) scale[i] = __ldcg(rows + ATTN_TILE * D + row_of(at, keys));
+  }
+}
+
+template <class KV, int D>
+DEV void load_k(Tile<KV, D>& t, const typename KV::Element* k, int key, const Keys& keys, int g, int c) {
+  typedef Tile<KV, D> T;
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     int at = key + half * 8 + g;
     if (at >= keys.skip && at < keys.until) continue;
 #pragma unroll
-    for (int j = 0; j < Tile<D>::K; j++) t.k[half][j] = ld_chunk<D>(k, at, keys, j * 32 + c * 8);
+    for (int j = 0; j < T::K; j++) t.k[half][j] = ld_chunk<D>(k, at, keys, j * 4 * T::COLS + c * T::COLS);
   }
+  if constexpr (KV::FP8) load_scales<D>(t.k_scale, k, key, keys, c);
 }
 
-template <int D> DEV void load_v(Tile<D>& t, const bf16* v, int key, const Keys& keys, int g, int c) {
+template <class KV, int D>
+DEV void load_v(Tile<KV, D>& t, const typename KV::Element* v, int key, const Keys& keys, int g, int c) {
+  typedef Tile<KV, D> T;
 #pragma unroll
   for (int i = 0; i < 4; i++) {
     int at = key + 2 * c + i % 2 + i / 2 * 8;
     if (at >= keys.skip && at < keys.until) continue;
 #pragma unroll
-    for (int j = 0; j < Tile<D>::V; j++) t.v[j][i] = ld_chunk<D>(v, at, keys, j * 64 + g * 8);
+    for (int j = 0; j < T::V; j++) t.v[j][i] = ld_chunk<D>(v, at, keys, j * 8 * T::COLS + g * T::COLS);
   }
+  if constexpr (KV::FP8) load_scales<D>(t.v_scale, v, key, keys, c);
 }
 
 DEV uint32_t word(uint4 v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
@@ -101,20 +127,20 @@ DEV void store(bf16* out, float4 v, float scale) {
 }
 
 // One warp's state of the online softmax: maximum and sum of head g over the keys of this lane; out^T of heads 2c and
-// 2c + 1 (elements 0, 2 and 1, 3), columns 64j + 8g + 2i (elements 0, 1) and the next (2, 3) in acc[j * 4 + i].
-template <int D> struct Softmax {
-  static constexpr int ACC = 4 * Tile<D>::V;
+// 2c + 1 (elements 0, 2 and 1, 3), columns (8j + g) * COLS + 2i (elements 0, 1) and the next (2, 3) in acc[j * COLS / 2 + i].
+template <class KV, int D> struct Softmax {
+  static constexpr int COLS = Tile<KV, D>::COLS, ACC = COLS / 2 * Tile<KV, D>::V;
   float max, sum, acc[ACC][4];
 };
 
-template <int D> DEV void scores(float (&s)[4], const uint4 (&q)[Tile<D>::K], const Tile<D>& t) {
+template <int D> DEV void scores(float (&s)[4], const uint4 (&q)[Tile<KvBf16, D>::Q], const Tile<KvBf16, D>& t) {
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     // q's words lie as x, z, y, w: rows 0-7 of the mma have the first two words of each column group and rows 8-15 the
     // other two, so only rows 0-7 of the products with k's first two words count, and rows 8-15 of the others
     float a[4] = {}, b[4] = {};
 #pragma unroll
-    for (int j = 0; j < Tile<D>::K; j++) {
+    for (int j = 0; j < Tile<KvBf16, D>::K; j++) {
       mma_m16n8k16(a, {q[j].x, q[j].y, q[j].z, q[j].w}, {t.k[half][j].x, t.k[half][j].y});
       mma_m16n8k16(b, {q[j].x, q[j].y, q[j].z, q[j].w}, {t.k[half][j].z, t.k[half][j].w});
     }
@@ -123,8 +149,24 @@ template <int D> DEV void scores(float (&s)[4], const uint4 (&q)[Tile<D>::K], co
   }
 }
 
+// The same of codes. q's words are those of columns 0 and 2, 4 and 6, 1 and 3, 5 and 7: codes widen to such pairs.
+template <int D> DEV void scores(float (&s)[4], const uint4 (&q)[Tile<KvFp8, D>::Q], const Tile<KvFp8, D>& t) {
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    float a[4] = {}, b[4] = {};
+#pragma unroll
+    for (int j = 0; j < Tile<KvFp8, D>::Q; j++) {
+      uint32_t low = word(t.k[half][j / 2], j % 2 * 2), high = word(t.k[half][j / 2], j % 2 * 2 + 1);
+      mma_m16n8k16(a, {q[j].x, q[j].y, q[j].z, q[j].w}, {e4m3_even(low), e4m3_odd(low)});
+      mma_m16n8k16(b, {q[j].x, q[j].y, q[j].z, q[j].w}, {e4m3_even(high), e4m3_odd(high)});
+    }
+    s[half * 2] = (a[0] + b[2]) * kv_scale(t.k_scale[half * 2]);
+    s[half * 2 + 1] = (a[1] + b[3]) * kv_scale(t.k_scale[half * 2 + 1]);
+  }
+}
+
 // s: scores times log2(e) / sqrt(D) of head g and keys 2c, 2c + 1, 2c + 8, 2c + 9; becomes the weights.
-template <int D> DEV void weigh(Softmax<D>& m, float (&s)[4], int c) {
+template <class KV, int D> DEV void weigh(Softmax<KV, D>& m, float (&s)[4], int c) {
   float top = fmaxf(fmaxf(s[0], s[1]), fmaxf(s[2], s[3]));
   top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
   top = fmaxf(m.max, fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2)));
@@ -137,32 +179,43 @@ template <int D> DEV void weigh(Softmax<D>& m, float (&s)[4], int c) {
   // the accumulators of this lane belong to other heads
   float even = __shfl_sync(0xffffffffu, shrink, c * 8), odd = __shfl_sync(0xffffffffu, shrink, c * 8 + 4);
 #pragma unroll
-  for (int i = 0; i < Softmax<D>::ACC; i++) m.acc[i][0] *= even, m.acc[i][1] *= odd, m.acc[i][2] *= even, m.acc[i][3] *= odd;
+  for (int i = 0; i < Softmax<KV, D>::ACC; i++) m.acc[i][0] *= even, m.acc[i][1] *= odd, m.acc[i][2] *= even, m.acc[i][3] *= odd;
 }
 
-template <int D> DEV void add_values(Softmax<D>& m, const float (&p)[4], const Tile<D>& t) {
+template <class KV, int D> DEV void add_values(Softmax<KV, D>& m, const float (&p)[4], const Tile<KV, D>& t) {
   uint32_t hi[2], lo[2];
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     float x = p[half * 2], y = p[half * 2 + 1];
+    if constexpr (KV::FP8) x *= kv_scale(t.v_scale[half * 2]), y *= kv_scale(t.v_scale[half * 2 + 1]);
     hi[half] = pack_bf16(x, y);
     lo[half] = pack_bf16(x - bf_lo(hi[half]), y - bf_hi(hi[half]));
   }
 #pragma unroll
-  for (int j = 0; j < Tile<D>::V; j++)
+  for (int j = 0; j < Tile<KV, D>::V; j++)
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       uint32_t a = word(t.v[j][0], i), b = word(t.v[j][1], i), c = word(t.v[j][2], i), d = word(t.v[j][3], i);
       uint32_t v[4] = {lows(a, b), highs(a, b), lows(c, d), highs(c, d)};
-      mma_m16n8k16(m.acc[j * 4 + i], v, hi);
-      mma_m16n8k16(m.acc[j * 4 + i], v, lo);
+      if constexpr (KV::FP8) {  // two columns of two keys in each word
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+          uint32_t w[4] = {e4m3_even(v[n]), e4m3_odd(v[n]), e4m3_even(v[n + 2]), e4m3_odd(v[n + 2])};
+          mma_m16n8k16(m.acc[j * 8 + i * 2 + n], w, hi);
+          mma_m16n8k16(m.acc[j * 8 + i * 2 + n], w, lo);
+        }
+      } else {
+        mma_m16n8k16(m.acc[j * 4 + i], v, hi);
+        mma_m16n8k16(m.acc[j * 4 + i], v, lo);
+      }
     }
 }
 
-template <int D> DEV void attn_decode(const Traced& traced, bf16* out, float* part, unsigned* arrived,
-                                      const bf16* qkv, const bf16* k, const bf16* v, const unsigned* places,
-                                      const unsigned* pages, int n_heads, int n_kv_heads, int max_seq, int window,
-                                      float scale) {
+template <class KV, int D>
+DEV void attn_decode(const Traced& traced, bf16* out, float* part, unsigned* arrived, const bf16* qkv,
+                     const typename KV::Element* k, const typename KV::Element* v, const unsigned* places,
+                     const unsigned* pages, int n_heads, int n_kv_heads, int max_seq, int window, float scale) {
+  typedef Tile<KV, D> T;
   constexpr int PITCH = D + 8;  // moves the heads of a lane's neighbours to other banks
   SHARED(float, acc, WARPS * HEADS * PITCH);
   SHARED(float, max_of, WARPS * HEADS);
@@ -184,9 +237,9 @@ template <int D> DEV void attn_decode(const Traced& traced, bf16* out, float* pa
 
   // the host wrote the table before the step began
   pages += base / ATTN_TILE;
-  auto head = [&](uint32_t page) { return ((int64_t)page * n_kv_heads + kvh) * (ATTN_TILE * D); };
+  auto head = [&](uint32_t page) { return ((int64_t)page * n_kv_heads + kvh) * KV::head(D); };
   int64_t at = head(__ldcg(pages + first / ATTN_TILE));
-  Tile<D> t;
+  T t;
   int key = first + warp * WARP_KEYS;
   if (key < (int)fresh) {  // the kernel before appends the keys from `fresh` on; those of earlier steps are there
     Keys old = {0, seen, 0, (int)fresh - 1};  // none before the window: they would be read again as its first
@@ -203,19 +256,25 @@ template <int D> DEV void attn_decode(const Traced& traced, bf16* out, float* pa
   int live = (len - origin + span - 1) / span, group = n_heads / n_kv_heads;  // after the loads: divisions take a while
   // lanes without a head compute the last one again
   const bf16* q_row = qkv + ((int64_t)r * (n_heads + 2 * n_kv_heads) + kvh * group + min(g, group - 1)) * D;
-  uint4 q[Tile<D>::K];
+  uint4 q[T::Q];
 #pragma unroll
-  for (int j = 0; j < Tile<D>::K; j++) {
+  for (int j = 0; j < T::Q; j++) {
     uint4 u = make_uint4(0, 0, 0, 0);
-    if (D % 32 == 0 || j * 32 + c * 8 < D) u = ld128(q_row + j * 32 + c * 8);
+    if constexpr (KV::FP8) {
+      int column = j / 2 * 64 + c * 16 + j % 2 * 8;
+      if (D % 64 == 0 || column < D) u = ld128(q_row + column);
+      u = make_uint4(lows(u.x, u.y), highs(u.x, u.y), lows(u.z, u.w), highs(u.z, u.w));
+    } else if (D % 32 == 0 || j * 32 + c * 8 < D) {
+      u = ld128(q_row + j * 32 + c * 8);
+    }
     q[j] = make_uint4(u.x, u.z, u.y, u.w);  // see scores
   }
 
-  Softmax<D> m = {-INFINITY, 0.f, {}};
+  Softmax<KV, D> m = {-INFINITY, 0.f, {}};
   for (int tile = first; tile < end; tile += ATTN_TILE) {
     bool more = tile + ATTN_TILE < end;
     float s[4];
-    scores(s, q, t);
+    scores<D>(s, q, t);
     at = head(page);
     if (more) load_k(t, k + at, key + ATTN_TILE, next, g, c);
 #pragma unroll
@@ -236,12 +295,12 @@ template <int D> DEV void attn_decode(const Traced& traced, bf16* out, float* pa
 #pragma unroll
   for (int odd = 0; odd < 2; odd++)
 #pragma unroll
-    for (int j = 0; j < Tile<D>::V; j++) {
-      if (D % 64 != 0 && j * 64 + g * 8 >= D) continue;
-      float* to = acc + (warp * HEADS + 2 * c + odd) * PITCH + j * 64 + g * 8;
+    for (int j = 0; j < T::V; j++) {
+      if (D % (8 * T::COLS) != 0 && j * 8 * T::COLS + g * T::COLS >= D) continue;
+      float* to = acc + (warp * HEADS + 2 * c + odd) * PITCH + j * 8 * T::COLS + g * T::COLS;
 #pragma unroll
-      for (int i = 0; i < 4; i += 2) {
-        const float(&a)[4] = m.acc[j * 4 + i], (&b)[4] = m.acc[j * 4 + i + 1];
+      for (int i = 0; i < T::COLS / 2; i += 2) {
+        const float(&a)[4] = m.acc[j * (T::COLS / 2) + i], (&b)[4] = m.acc[j * (T::COLS / 2) + i + 1];
         st_float4(to + i * 2, make_float4(a[odd], a[2 + odd], b[odd], b[2 + odd]));
       }
     }
@@ -304,19 +363,23 @@ template <int D> DEV void attn_decode(const Traced& traced, bf16* out, float* pa
   if (threadIdx.x == 0) arrived[r * n_kv_heads + kvh] = 0;
 }
 
-#define ATTN_DECODE(name, D)                                                                                      \
+#define ATTN_DECODE(name, KV, D)                                                                                  \
   extern "C" __global__ void __launch_bounds__(ATTN_THREADS, 3)                                                   \
-      name(bf16* out, float* part, unsigned* arrived, const bf16* qkv, const bf16* k, const bf16* v,              \
+      name(bf16* out, float* part, unsigned* arrived, const bf16* qkv, const KV::Element* k, const KV::Element* v, \
            const unsigned* pos, const unsigned* pages, int n_heads, int n_kv_heads, int max_seq, int window,      \
            float scale, Span* trace) {                                                                            \
     Traced traced(trace);                                                                                         \
-    attn_decode<D>(traced, out, part, arrived, qkv, k, v, pos, pages, n_heads, n_kv_heads, max_seq, window,       \
-                   scale);                                                                                        \
+    attn_decode<KV, D>(traced, out, part, arrived, qkv, k, v, pos, pages, n_heads, n_kv_heads, max_seq, window,   \
+                       scale);                                                                                    \
   }                                                                                                               \
   EXPORT_KERNEL(name)
 
-// What is supported: four widths of a head.
-ATTN_DECODE(attn_decode_bf16_d64, 64)
-ATTN_DECODE(attn_decode_bf16_d80, 80)
-ATTN_DECODE(attn_decode_bf16_d96, 96)
-ATTN_DECODE(attn_decode_bf16_d128, 128)
+// What is supported: four widths of a head, two formats of the cache.
+ATTN_DECODE(attn_decode_bf16_d64, KvBf16, 64)
+ATTN_DECODE(attn_decode_bf16_d80, KvBf16, 80)
+ATTN_DECODE(attn_decode_bf16_d96, KvBf16, 96)
+ATTN_DECODE(attn_decode_bf16_d128, KvBf16, 128)
+ATTN_DECODE(attn_decode_fp8_d64, KvFp8, 64)
+ATTN_DECODE(attn_decode_fp8_d80, KvFp8, 80)
+ATTN_DECODE(attn_decode_fp8_d96, KvFp8, 96)
+ATTN_DECODE(attn_decode_fp8_d128, KvFp8, 128)

@@ -2,12 +2,12 @@
 //           q and k heads h of y, with `heads` h[i] * rsqrt(mean_i(h[i]^2) + eps) * heads[0 or 1,i], rotated to position
 //           pos[r] % max_seq, half-split as in rope.cu; all to qkv, k and v heads also to row pos[r] % ATTN_TILE of page
 //           pages[pos[r] / ATTN_TILE] of the cache.
-// shapes:   qkv [rows, n_heads + 2*n_kv_heads, head_dim] bf16; k, v [pages of the cache, n_kv_heads, ATTN_TILE, head_dim] bf16;
-//           arrived [n_heads + n_kv_heads] u32, 0 before and after; x [rows, dim] bf16; pos [rows] u32, places; pages
-//           [sequences, max_seq / ATTN_TILE] u32, the page of each ATTN_TILE places; gain [dim] bf16; w
-//           [(n_heads + 2*n_kv_heads) * head_dim, dim] bf16 or packed; bias [rows of w] bf16, or null for none; heads [2, head_dim]
-//           bf16, that of q heads and that of k heads, or null: heads are not normed; table [positions, head_dim] f32, cosines
-//           then sines.
+// shapes:   qkv [rows, n_heads + 2*n_kv_heads, head_dim] bf16; k, v [pages of the cache, n_kv_heads, ATTN_TILE, head_dim] bf16,
+//           or null where kv_append stores them from qkv; arrived [n_heads + n_kv_heads] u32, 0 before and after; x [rows, dim]
+//           bf16; pos [rows] u32, places; pages [sequences, max_seq / ATTN_TILE] u32, the page of each ATTN_TILE places; gain
+//           [dim] bf16; w [(n_heads + 2*n_kv_heads) * head_dim, dim] bf16 or packed; bias [rows of w] bf16, or null for none;
+//           heads [2, head_dim] bf16, that of q heads and that of k heads, or null: heads are not normed; table [positions,
+//           head_dim] f32, cosines then sines.
 // rounding: x * gain to bf16 (the definition rounds x * gain / rms there), sums and rotation in f32, one rounding at the
 //           store: that of y before the rotation is gone. A head that is normed is rounded before its norm, as in the
 //           definition, and no more until the store.
@@ -58,7 +58,7 @@ DEV void norm_qkv_rope_append(const Traced& traced, bf16* qkv, bf16* k, bf16* v,
     if (rotates) y = make_float2(y.x * c - y.y * s, y.y * c + y.x * s);
     bf16 lo = __float2bfloat16(y.x), hi = __float2bfloat16(y.y);
     to[0] = lo, to[half] = hi;
-    if (kvh < 0) return;
+    if (kvh < 0 || k == nullptr) return;
     bf16* cache = kvh < n_kv_heads ? k : v;
     cache += (((int64_t)page * n_kv_heads + kvh % n_kv_heads) * ATTN_TILE + place % ATTN_TILE) * head_dim + i;
     cache[0] = lo, cache[half] = hi;
@@ -89,7 +89,7 @@ DEV void norm_qkv_rope_append(const Traced& traced, bf16* qkv, bf16* k, bf16* v,
       c = table[(int64_t)at * head_dim + i], s = table[(int64_t)at * head_dim + half + i];
       bf16 first = __float2bfloat16(lo * c - hi * s), second = __float2bfloat16(hi * c + lo * s);
       head[i] = first, head[i + half] = second;
-      if (kvh >= 0) cache[i] = first, cache[i + half] = second;
+      if (kvh >= 0 && k != nullptr) cache[i] = first, cache[i + half] = second;
     }
   }
 }

@@ -5,9 +5,10 @@
 // first wrong guess count, and the others change nothing.
 // The definition is the text of src/ops/sample.rs. The choice here is the same, bit for bit: each f32 operation is rounded
 // by itself, everything after the weights is integers, and sums of integers do not depend on their order.
-// shapes:   token, pos [rows] u32, where pos are places (sequence * max_seq + position); params [sequences, SAMPLE_PARAMS] u32; history [sequences, vocab] u32; scratch: DECODE_ROWS of Best (common/best.cuh),
-//           then a Row's arrays for each row; serial, ring: common/outbox.cuh; bias [sequences, vocab] f32; mask [sequences,
-//           ceil(vocab / 32)] u32, a bit for each token that MASKED allows; logits [rows, vocab] f32.
+// shapes:   token, pos [rows] u32, where pos are places (sequence * max_seq + position); params [sequences, SAMPLE_PARAMS]
+//           u32; history [sequences, vocab] u32; scratch: DECODE_ROWS of Best (common/best.cuh), then a Row's arrays for each
+//           row; serial, ring: common/outbox.cuh; bias [sequences, vocab] f32; mask [sequences, ceil(vocab / 32)] u32, a bit
+//           for each token that MASKED allows; logits [rows, vocab] f32.
 // mapping:  four kernels in a row, each with a block for SAMPLE_TILE ids of a row; work that needs the whole row is done by
 //           the block that arrives last.
 //           adjust:    computes the adjusted logits y, and the largest of them.

@@ -119,6 +119,7 @@ pub use files::{
 };
 pub use measure::{bench, calibration, divergence, eval, invariance, verify};
 pub use model::{kv, plan::Plan};
+pub use ops::KvDtype;
 pub use text::{
     AOG_INSTRUCTION, CalledFunction, Found, Jinja, Message, StopStrings, Template, TokenStream, Tokenizer, ToolCall,
     Turn,

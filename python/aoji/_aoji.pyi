@@ -132,6 +132,7 @@ class Engine:
         activations: Literal["bf16", "f32"] = "bf16",
         sequences: int = 1,
         cache_tokens: int | None = None,
+        kv: Literal["auto", "fp8"] = "auto",
         widen: bool = False,
         quantize: str | None = None,
         draft: str | None = None,
@@ -140,8 +141,9 @@ class Engine:
 
         device: "auto" (the first GPU, else the CPU), "cpu", "cuda" or "cuda:N". context: most tokens of a session. threads: that
         compute on the CPU. sequences: for which a GPU must have room, 1 for sessions, those of `batch` else. cache_tokens: of all these
-        sequences together, a whole context for each of up to 16 when absent. widen: quantized weights become bf16 when they are loaded. quantize: a format in which weights are quantized while they are loaded, as of
-        `aoji --quantize`. draft: a smaller model with the same vocabulary, for `speculate="model"`.
+        sequences together, a whole context for each of up to 16 when absent. kv: how keys and values are stored; "fp8" takes half the
+        memory of bf16 and loses some precision. widen: quantized weights become bf16 when they are loaded. quantize: a format in which
+        weights are quantized while they are loaded, as of `aoji --quantize`. draft: a smaller model with the same vocabulary, for `speculate="model"`.
         """
     def chat(self, question: str | Sequence[Message], *, system: str | None = None, **options: Unpack[Options]) -> Generation:
         """Answers a question, or the last of some messages."""

@@ -8,7 +8,7 @@ use crate::{
     wait::wait,
 };
 use aoji::{
-    Activations, BatchOptions, Device, Finish, Job, JobEvent, Options, Tokenizer,
+    Activations, BatchOptions, Device, Finish, Job, JobEvent, KvDtype, Options, Tokenizer,
     score::{Request, Scores, first_token},
 };
 use pyo3::{
@@ -83,7 +83,7 @@ pub struct Engine(aoji::Engine);
 impl Engine {
     #[new]
     #[allow(clippy::too_many_arguments)] // keywords in Python
-    #[pyo3(signature = (model = "demo", *, device = "auto", context = None, threads = None, activations = "bf16", sequences = 1, cache_tokens = None, widen = false, quantize = None, draft = None))]
+    #[pyo3(signature = (model = "demo", *, device = "auto", context = None, threads = None, activations = "bf16", sequences = 1, cache_tokens = None, kv = "auto", widen = false, quantize = None, draft = None))]
     fn open(
         py: Python,
         model: &str,
@@ -93,15 +93,27 @@ impl Engine {
         activations: &str,
         sequences: usize,
         cache_tokens: Option<usize>,
+        kv: &str,
         widen: bool,
         quantize: Option<&str>,
         draft: Option<String>,
     ) -> PyResult<Engine> {
         let device: Device = named("device", device)?;
         let activations: Activations = named("activations", activations)?;
+        let kv: KvDtype = named("kv", kv)?;
         let quantize = quantize.map(|format| named("quantize", format)).transpose()?;
-        let options =
-            Options { device, activations, context, sequences, cache_tokens, threads, widen, quantize, draft: None };
+        let options = Options {
+            device,
+            activations,
+            context,
+            sequences,
+            cache_tokens,
+            kv,
+            threads,
+            widen,
+            quantize,
+            draft: None,
+        };
         let model = model.to_string();
         let open = move || match draft {
             None => aoji::Engine::open(&model, &options),

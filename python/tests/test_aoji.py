@@ -61,6 +61,10 @@ def test_options(engine, answer):
     assert set(engine.recommended) <= {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
 
 
+def test_a_cache_of_fp8(answer):
+    assert aoji.Engine("demo", device="cpu", kv="fp8").chat(QUESTION).read() == answer
+
+
 def test_a_session_keeps_a_conversation(engine, answer):
     session = engine.session()
     assert session.chat(QUESTION).read() == answer
@@ -124,6 +128,7 @@ def test_errors(engine):
     for kind, call in [
         (aoji.NoModelError, lambda: aoji.Engine("no/such-model")),
         (aoji.InputError, lambda: aoji.Engine("demo", device="tpu")),
+        (aoji.InputError, lambda: aoji.Engine("demo", device="cpu", kv="int8")),
         (aoji.InputError, lambda: engine.chat(QUESTION, temperature=-1)),
         (aoji.InputError, lambda: engine.generate([])),
         (aoji.InputError, lambda: engine.generate([10**6])),

@@ -52,12 +52,13 @@ def gpu(directory):
 def speeds(directory):
     """Rows of decode and prefill: this program, then its peers."""
     rows = []
-    bench = read(directory / "bench.json")
-    if bench and not bench["emulated"]:
-        for kind, what in (("decode", "decode at"), ("prefill", "prefill")):
-            for row in bench[kind]:
-                share = f"{100 * row['share']:.1f}% of the floor" if row.get("share") else ""
-                rows.append((f"aoji, {what} {row['tokens']}", f"{row['p50_ms']:.3f}", f"{row['p99_ms']:.3f}", share))
+    for name, who in (("bench.json", "aoji"), ("bench-fp8.json", "aoji, cache of fp8")):
+        bench = read(directory / name)
+        if bench and not bench["emulated"]:
+            for kind, what in (("decode", "decode at"), ("prefill", "prefill")):
+                for row in bench[kind]:
+                    share = f"{100 * row['share']:.1f}% of the floor" if row.get("share") else ""
+                    rows.append((f"{who}, {what} {row['tokens']}", f"{row['p50_ms']:.3f}", f"{row['p99_ms']:.3f}", share))
     peers = read(directory / "peers.json", {})
     for arm, label in (("fast", "torch.compile"), ("hf_static", "transformers, static cache, compiled"),
                        ("hf_eager", "transformers, eager")):

@@ -15,8 +15,9 @@ use crate::{
     },
     model::{self, Model, Rows, Scratch, kv::Kv},
     ops::{
-        AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Cost, Element, Embed, Gemm, Gemv, HeadNorm, KvAppend, LogProb,
-        NormGateUp, NormHead, NormHeadArgmax, NormQkvRopeAppend, Op, RmsNorm, Rope, Sample, StreamRead, Swiglu,
+        AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Cost, Element, Embed, Gemm, Gemv, HeadNorm, KvAppend, KvDtype,
+        LogProb, NormGateUp, NormHead, NormHeadArgmax, NormQkvRopeAppend, Op, RmsNorm, Rope, Sample, StreamRead,
+        Swiglu,
     },
 };
 use half::bf16;
@@ -78,14 +79,14 @@ impl Count {
     }
 
     /// The cost of the forward pass of `rows` tokens and of the last one's logits, when that one is at position
-    /// `kv_len - 1`.
+    /// `kv_len - 1` and keys and values are stored as `kv`.
     ///
     /// ```
     /// # fn main() -> aoji::Result<()> {
     /// let json = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,
     ///     "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100}"#;
     /// let config = aoji::Config::from_json(std::path::Path::new("config.json"), json, None)?;
-    /// let step = aoji::count::Count::forward_cost(&config, 1, 10)?;
+    /// let step = aoji::count::Count::forward_cost(&config, aoji::KvDtype::Auto, 1, 10)?;
     /// assert_eq!(step.0["attn_decode"].0, 2); // one call a layer
     /// assert!(step.total().read > 100_000, "the weights are read once, and the KV cache");
     /// # Ok(()) }
@@ -93,7 +94,7 @@ impl Count {
     ///
     /// # Errors
     /// No rows, or more rows than positions.
-    pub fn forward_cost(config: &Config, rows: usize, kv_len: usize) -> Result<Costs> {
+    pub fn forward_cost(config: &Config, kv: KvDtype, rows: usize, kv_len: usize) -> Result<Costs> {
         if rows == 0 || rows > kv_len {
             return Err(Error::Input(format!(
                 "{rows} rows that end at position {kv_len}: there must be 1 to {kv_len}"
@@ -102,7 +103,7 @@ impl Count {
         let b = Count::new();
         let model = b.model(config, kv_len)?;
         let mut s = Scratch::new(&b, config, rows, 1, kv_len)?;
-        let mut kv = Kv::new(&b, config, 1, kv_len)?;
+        let mut kv = Kv::new(&b, config, kv, 1, kv_len)?;
         model.forward(&b, &mut s, &mut kv, &Rows::new(&b, rows)?, rows, kv_len)?;
         model.head(&b, &mut s, rows - 1, 1)?;
         Ok(b.costs())
@@ -405,19 +406,22 @@ mod tests {
         let c = llama_3_8b();
         let embedding = 2 * (c.vocab * c.dim) as u64; // of which one row is read
         let weights = c.weight_bytes() - embedding;
-        let [near, far] = [1, 8192].map(|kv_len| Count::forward_cost(&c, 1, kv_len).unwrap());
+        let [near, far] = [1, 8192].map(|kv_len| Count::forward_cost(&c, KvDtype::Auto, 1, kv_len).unwrap());
         let (total, calls) = (near.total(), |stem| near.0[stem].0);
         assert!(total.read > weights && total.read < weights + weights / 500, "{} of {weights}", total.read);
         let fused = [calls("norm_qkv_rope_append"), calls("norm_gate_up"), calls("norm_head")];
         assert_eq!((fused, [calls("gemv"), calls("attn_decode"), calls("embed")]), ([32, 32, 1], [64, 32, 1]));
-        let cache = 8191 * Kv::<Count>::bytes(&c, 1);
+        let cache = 8191 * Kv::<Count>::bytes(&c, KvDtype::Auto, 1);
         assert_eq!(far.total().read - total.read, cache);
     }
 
     #[test]
     fn a_prompt_reads_the_weights_once_and_computes_rows_times_as_much() {
         let c = llama_3_8b();
-        let (one, many) = (Count::forward_cost(&c, 1, 1).unwrap(), Count::forward_cost(&c, 512, 512).unwrap());
+        let (one, many) = (
+            Count::forward_cost(&c, KvDtype::Auto, 1, 1).unwrap(),
+            Count::forward_cost(&c, KvDtype::Auto, 512, 512).unwrap(),
+        );
         assert!(many.total().read < one.total().read * 2);
         let matrices = 2 * (c.weight_bytes() / 2 - 2 * (c.vocab * c.dim) as u64); // without embedding and head
         assert!(many.0["gemm"].1.flops >= 512 * (matrices - matrices / 1000), "but for the norms' gains");
@@ -426,7 +430,7 @@ mod tests {
 
     #[test]
     fn rows_must_fit_positions() {
-        assert!(Count::forward_cost(&llama_3_8b(), 0, 1).is_err());
-        assert!(Count::forward_cost(&llama_3_8b(), 9, 8).is_err());
+        assert!(Count::forward_cost(&llama_3_8b(), KvDtype::Auto, 0, 1).is_err());
+        assert!(Count::forward_cost(&llama_3_8b(), KvDtype::Auto, 9, 8).is_err());
     }
 }

@@ -12,13 +12,12 @@ pub use both::{Both, BothWeight};
 use compare::Progress;
 
 use crate::{
-    backend::{Backend, Buffer, Out, cpu::Cpu, definition},
+    backend::{Backend, Out, cpu::Cpu, definition},
     error::{Error, Result},
     files::{config::Config, weights::Tensor},
     ops::{
         AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, HeadNorm, KvAppend, LogProb,
         NormGateUp, NormHead, NormHeadArgmax, NormQkvRopeAppend, Op, RmsNorm, Rope, Sample, StreamRead, Swiglu,
-        element_at,
     },
 };
 use half::bf16;
@@ -204,9 +203,8 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         self.count_op();
         self.host.kv_append(op, &mut k.host, &mut v.host, &qkv.host, &pos.host, &pages.host)?;
         self.device.kv_append(op, &mut k.device, &mut v.device, &qkv.device, &pos.device, &pages.device)?;
-        let cache = k.len(); // all of it: a copy to a wrong place shows
-        self.settle(op, "k", op.tolerance(), k, cache)?;
-        self.settle(op, "v", op.tolerance(), v, cache)
+        self.settle_bits(op, "k", k)?; // all of it: a copy to a wrong place shows
+        self.settle_bits(op, "v", v)
     }
     fn attn_prefill(
         &self,
@@ -264,8 +262,8 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         self.count_op();
         self.host.argmax(op, &mut token.host, &mut pos.host, &mut scratch.host, host, &logits.host)?;
         self.device.argmax(op, &mut token.device, &mut pos.device, &mut scratch.device, device, &logits.device)?;
-        self.settle_words(op, "token", token)?;
-        self.settle_words(op, "pos", pos)
+        self.settle_bits(op, "token", token)?;
+        self.settle_bits(op, "pos", pos)
     }
     fn sample(
         &self,
@@ -288,17 +286,17 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         self.host.sample(op, t, &mut pos.host, p, h, s, host, &bias.host, &mask.host, &logits.host)?;
         let (bias, mask, logits) = (&bias.device, &mask.device, &logits.device);
         self.device.sample(op, dt, &mut pos.device, dp, dh, ds, device, bias, mask, logits)?;
-        self.settle_words(op, "token", token)?;
-        self.settle_words(op, "pos", pos)?;
-        self.settle_words(op, "params", params)?;
-        self.settle_words(op, "history", history)
+        self.settle_bits(op, "token", token)?;
+        self.settle_bits(op, "pos", pos)?;
+        self.settle_bits(op, "params", params)?;
+        self.settle_bits(op, "history", history)
     }
 
     fn stream_read(&self, op: &StreamRead, out: &mut Both<u32, D>, x: &Both<u32, D>) -> Result<()> {
         self.count_op();
         self.host.stream_read(op, &mut out.host, &x.host)?;
         self.device.stream_read(op, &mut out.device, &x.device)?;
-        self.settle_words(op, "out", out)
+        self.settle_bits(op, "out", out)
     }
     fn log_prob(
         &self,
@@ -312,7 +310,7 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         self.host.log_prob(op, &mut out.host, &mut greedy.host, &logits.host, &target.host)?;
         self.device.log_prob(op, &mut out.device, &mut greedy.device, &logits.device, &target.device)?;
         self.settle(op, "out", op.tolerance(), out, op.rows * op.targets)?;
-        self.settle_words(op, "greedy", greedy)
+        self.settle_bits(op, "greedy", greedy)
     }
 
     fn norm_qkv_rope_append(
@@ -338,15 +336,12 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         let (arrived, x) = (&mut arrived.device, &x.device);
         let (p, t) = (&pos.device, &pages.device);
         self.device.norm_qkv_rope_append(op, dqkv, dk, dv, dxb, arrived, x, p, t, gain, w, heads, table)?;
-        let (fused, places, table) = (&Fused(op), &pos.host[..op.rows], &pages.host);
+        let fused = &Fused(op);
         self.settle(fused, "qkv", op.tolerance(), qkv, op.rows * op.qkv_dim())?;
-        let (kv_heads, d) = (op.n_kv_heads, op.head_dim);
-        let at = |(place, h): (&u32, usize)| element_at(table, *place as usize, kv_heads, h, d);
-        let heads: Vec<usize> =
-            places.iter().flat_map(|place| (0..kv_heads).map(move |h| (place, h))).map(at).collect();
-        let heads = (&heads[..], d);
-        self.settle_cache(fused, "k", op.tolerance(), k, heads)?;
-        self.settle_cache(fused, "v", op.tolerance(), v, heads)
+        // the cache has what the device has in qkv, and all else is as it was
+        self.host.kv_append(&op.append(), &mut k.host, &mut v.host, &qkv.host, &pos.host, &pages.host)?;
+        self.settle_bits(fused, "k", k)?;
+        self.settle_bits(fused, "v", v)
     }
 
     fn norm_gate_up(
@@ -413,7 +408,7 @@ impl<D: Backend<Act = bf16>> Backend for Lockstep<D> {
         let (dlogits, dxb, outbox) = (&mut logits.device, &mut xb.device, &mut outbox.1);
         let (gain, w) = (&gain.device, &w.device);
         self.device.norm_head_argmax(op, dtoken, dpos, dscratch, outbox, dlogits, dxb, &x.device, gain, w)?;
-        self.settle_words(&Fused(op), "token", token)?;
-        self.settle_words(&Fused(op), "pos", pos)
+        self.settle_bits(&Fused(op), "token", token)?;
+        self.settle_bits(&Fused(op), "pos", pos)
     }
 }

@@ -1,7 +1,7 @@
 //! Models, and text to tokens and back.
 
 use super::{Outcome, aoji_status, elements, fill, given, guard, text};
-use crate::{Activations, Device, Engine, Message, Options, Result, Tokenizer};
+use crate::{Activations, Device, Engine, KvDtype, Message, Options, Result, Tokenizer};
 use std::{
     ffi::{CString, c_char, c_void},
     ptr,
@@ -31,6 +31,8 @@ pub struct aoji_open_options {
     /// "q8_0", "q6_k", "q4_k", "q4_0", "fp8", "int8", "int4" or, for groups of 64 columns, "int4:64": the weights are quantized
     /// while they are loaded. NULL: they stay as they are.
     pub(super) quantize: *const c_char,
+    /// "auto" or NULL: keys and values are stored as activations are; "fp8": in half the memory of bf16, with some loss of precision.
+    pub(super) kv: *const c_char,
 }
 
 /// A description of the model. More fields may be added at the end.
@@ -132,7 +134,12 @@ pub unsafe extern "C" fn aoji_open(
             // SAFETY: a text, as the caller promises.
             false => Some(unsafe { text("quantize", asked.quantize) }?.parse().map_err(super::wrong)?),
         };
-        let mut options = Options { device, activations, context, quantize, ..Options::default() };
+        let kv = match asked.kv.is_null() {
+            true => KvDtype::Auto,
+            // SAFETY: a text, as the caller promises.
+            false => unsafe { text("kv", asked.kv) }?.parse().map_err(super::wrong)?,
+        };
+        let mut options = Options { device, activations, context, quantize, kv, ..Options::default() };
         if !asked.draft.is_null() {
             // SAFETY: a text, as the caller promises.
             options = options.with_draft(unsafe { text("draft", asked.draft) }?, model)?;

@@ -13,6 +13,7 @@ use crate::{
         Changes, Kept, Model,
         plan::{Plan, Wanted},
     },
+    ops::KvDtype,
     text::{Template, Tokenizer},
 };
 use half::bf16;
@@ -83,6 +84,8 @@ pub struct Options {
     /// Tokens whose keys and values it must have room for, of all sequences together. When absent: a whole context for each sequence, but
     /// for no more than 16, or as much of that as fits the GPU.
     pub cache_tokens: Option<usize>,
+    /// How keys and values are stored. [`KvDtype::Fp8`] takes half the memory of bf16 and loses some precision.
+    pub kv: KvDtype,
     /// Threads that compute on the CPU, used by this engine alone. When absent there is one for each physical core,
     /// shared by all such engines of the process. The results are the same.
     pub threads: Option<NonZeroUsize>,
@@ -106,6 +109,7 @@ impl Default for Options {
             context: None,
             sequences: 1,
             cache_tokens: None,
+            kv: KvDtype::default(),
             threads: None,
             widen: false,
             quantize: None,
@@ -280,8 +284,8 @@ impl Engine {
         };
         let promised = options.draft.as_ref().map_or(0, |draft| draft.plan().of_sequences());
         let free = b.free_memory()?.map(|free| free.saturating_sub(promised));
-        let &Options { context, sequences, cache_tokens, .. } = options;
-        let wanted = Wanted { context, sequences, cache_tokens };
+        let &Options { context, sequences, cache_tokens, kv, .. } = options;
+        let wanted = Wanted { context, sequences, cache_tokens, kv };
         let plan = Plan::choose::<B>(&config, kept.bytes(&config), wanted, free)?;
         tracing::info!("{}: {plan}", b.name());
         // the parts of a prompt in a batch are smaller than the chunks of a session's
@@ -307,7 +311,8 @@ impl Engine {
         }
         b.synchronize()?;
         let (device, is_gpu) = (b.name(), B::IS_GPU);
-        let (loaded, startup, draft) = (Arc::new(Loaded { b, model }), startup.clone(), options.draft.clone());
+        let (loaded, startup, draft) =
+            (Arc::new(Loaded { b, model, kv: plan.kv_dtype }), startup.clone(), options.draft.clone());
         let lora = session_file::lora_fingerprint(&weights, &lora);
         let source = ModelSource { weights, widened: options.widen, lora, fingerprint: OnceLock::new() };
         let inner = Inner { config, tokenizer, template, loaded, device, is_gpu, plan, kept, startup, draft, source };

@@ -2,7 +2,9 @@
 
 mod sequences;
 
-use crate::{backend::Backend, engine::sampler::Sampling, error::Result, files::session_file::Sink, model::Model};
+use crate::{
+    backend::Backend, engine::sampler::Sampling, error::Result, files::session_file::Sink, model::Model, ops::KvDtype,
+};
 use sequences::Timeline;
 use std::{sync::Arc, time::Duration};
 
@@ -19,6 +21,8 @@ pub struct TokenScore {
 pub(crate) struct Loaded<B: Backend> {
     pub b: B,
     pub model: Model<B>,
+    /// How its sequences store keys and values.
+    pub kv: KvDtype,
 }
 
 /// A loaded model of whatever backend.

@@ -1,7 +1,8 @@
 //! A session in a file: its tokens, and their keys and values.
 //!
 //! A safetensors file with two tensors: `tokens` U32 [n], and `keys_values` BF16 or F32 [n_layers, 2, n_kv_heads, n, head_dim], of each
-//! layer the keys and then the values. Its metadata say of what model, device and version they are; with any other the answers would not
+//! layer the keys and then the values; in fp8 it is U8 [n_layers, 2, n_kv_heads, n, head_dim + 1], of each row the codes and then the
+//! scale. Its metadata say of what model, device and version they are; with any other the answers would not
 //! have the bits that they have without the file, so it is refused.
 
 use super::{
@@ -13,6 +14,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     files::config::{Config, SamplingDefaults},
+    ops::KvDtype,
 };
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
@@ -34,12 +36,19 @@ pub(crate) struct Origin {
     model: String,
     /// Name of the GPU, or `CPU`: all CPUs compute the same bits.
     device: String,
+    /// A [`KvDtype`]; files of before there were several have none.
+    #[serde(default = "auto")]
+    kv: String,
+}
+
+fn auto() -> String {
+    KvDtype::Auto.to_string()
 }
 
 impl Origin {
     /// Of what this program computes.
-    pub fn new(model: String, device: String) -> Origin {
-        Origin { session: VERSION.into(), aoji: env!("CARGO_PKG_VERSION").into(), model, device }
+    pub fn new(model: String, device: String, kv: KvDtype) -> Origin {
+        Origin { session: VERSION.into(), aoji: env!("CARGO_PKG_VERSION").into(), model, device, kv: kv.to_string() }
     }
 
     /// Nothing else than `ours`.
@@ -49,6 +58,7 @@ impl Origin {
             ("aoji", &self.aoji, &ours.aoji),
             ("model", &self.model, &ours.model),
             ("device", &self.device, &ours.device),
+            ("format of keys and values", &self.kv, &ours.kv),
         ];
         match named.into_iter().find(|(_, theirs, ours)| theirs != ours) {
             None => Ok(()),
@@ -98,19 +108,20 @@ fn fnv(hash: u64, bytes: &[u8]) -> u64 {
     bytes.iter().fold(hash, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3))
 }
 
-/// Shape of the keys and values of `n` tokens.
-fn shape(config: &Config, n: usize) -> [usize; 5] {
-    [config.n_layers, 2, config.n_kv_heads, n, config.head_dim]
-}
-
-fn dtype(act_bytes: usize) -> Dtype {
-    if act_bytes == 4 { Dtype::F32 } else { Dtype::BF16 }
+/// Type and shape of the keys and values of `n` tokens; `act_bytes` are those of an activation.
+fn cache_of(config: &Config, kv: KvDtype, act_bytes: usize, n: usize) -> (Dtype, [usize; 5]) {
+    let (dtype, row) = match kv {
+        KvDtype::Auto if act_bytes == 4 => (Dtype::F32, config.head_dim),
+        KvDtype::Auto => (Dtype::BF16, config.head_dim),
+        KvDtype::Fp8 => (Dtype::U8, kv.row_bytes(config.head_dim, act_bytes)),
+    };
+    (dtype, [config.n_layers, 2, config.n_kv_heads, n, row])
 }
 
 /// What takes the bytes of keys and values, piece by piece.
 pub(crate) type Sink<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
 
-/// Writes a session; `cache` gives the bytes of its keys and values in their order, elements of `act_bytes` each. What is at `path`
+/// Writes a session; `cache` gives the bytes of its keys and values in their order. What is at `path`
 /// stays until the new file is whole.
 pub(crate) fn write(
     path: &Path,
@@ -118,13 +129,11 @@ pub(crate) fn write(
     note: &str,
     config: &Config,
     tokens: &[u32],
-    act_bytes: usize,
+    (kv, act_bytes): (KvDtype, usize),
     cache: impl FnOnce(&mut Sink<'_>) -> Result<()>,
 ) -> Result<()> {
-    let items = [
-        Item::new(TOKENS.into(), Dtype::U32, &[tokens.len()]),
-        Item::new(CACHE.into(), dtype(act_bytes), &shape(config, tokens.len())),
-    ];
+    let (dtype, shape) = cache_of(config, kv, act_bytes, tokens.len());
+    let items = [Item::new(TOKENS.into(), Dtype::U32, &[tokens.len()]), Item::new(CACHE.into(), dtype, &shape)];
     let metadata = serde_json::to_string(&Metadata { origin, note: note.into() }).expect("strings");
     let mut output = Output::file(path, true)?;
     let name = output.single().unwrap_or_default().to_string();
@@ -151,7 +160,7 @@ impl SessionFile {
     ///
     /// # Errors
     /// `Io`; `File` and `Tensor` for what is none, is truncated, or is of another model, device or version.
-    pub fn open(path: &Path, ours: &Origin, config: &Config, act_bytes: usize) -> Result<SessionFile> {
+    pub fn open(path: &Path, ours: &Origin, config: &Config, (kv, act_bytes): (KvDtype, usize)) -> Result<SessionFile> {
         let shard = Arc::new(Shard::map(path.to_path_buf(), 0)?);
         let bytes = shard.bytes();
         let entries = read_header(path, bytes)?;
@@ -164,7 +173,8 @@ impl SessionFile {
         let entry = |name: &str| entries.iter().find(|e| e.name == name).ok_or_else(none);
         let (tokens, cache) = (entry(TOKENS)?, entry(CACHE)?);
         let n = tokens.shape.first().copied().unwrap_or(0);
-        let expected = [(tokens, Dtype::U32, vec![n]), (cache, dtype(act_bytes), shape(config, n).to_vec())];
+        let (dtype, shape) = cache_of(config, kv, act_bytes, n);
+        let expected = [(tokens, Dtype::U32, vec![n]), (cache, dtype, shape.to_vec())];
         for (entry, dtype, shape) in expected {
             if (entry.dtype, &entry.shape) != (dtype, &shape) {
                 let found = format!("{:?} {:?}", entry.dtype, entry.shape);

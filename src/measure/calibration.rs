@@ -14,6 +14,7 @@ use crate::{
         kv::Kv,
         plan::{Plan, Wanted},
     },
+    ops::KvDtype,
 };
 use half::bf16;
 use std::num::NonZeroUsize;
@@ -89,13 +90,13 @@ fn run<B: Backend>(
     let (config, b) = (&files.config, Observe::new(b));
     b.supports(config)?;
     let longest = texts.iter().map(Vec::len).max().unwrap_or(1).min(WINDOW).min(config.max_seq);
-    let wanted = Wanted { context: Some(longest), sequences: 1, cache_tokens: None };
+    let wanted = Wanted { context: Some(longest), sequences: 1, cache_tokens: None, kv: KvDtype::Auto };
     Plan::choose::<Observe<B>>(config, config.weight_bytes(), wanted, b.free_memory()?)?;
     b.expect_rows(config, longest)?;
     let changes = Changes { lora: &files.lora, ..Changes::default() };
     let model = Model::load(&b, config, &files.weights, changes, longest, &mut |_| {})?;
     let mut s = Scratch::new(&b, config, longest.max(DECODE_ROWS), 1, longest)?;
-    let (mut kv, mut at) = (Kv::new(&b, config, 1, longest)?, Rows::new(&b, longest)?);
+    let (mut kv, mut at) = (Kv::new(&b, config, KvDtype::Auto, 1, longest)?, Rows::new(&b, longest)?);
     let head = model.lm_head.as_ref().unwrap_or(&model.embed);
     let (mut done, total) = (0, texts.iter().map(Vec::len).sum());
     for tokens in texts.iter().flat_map(|text| text.chunks(longest)) {

@@ -14,7 +14,7 @@ use crate::{
     error::{Error, Result},
 };
 #[cfg(feature = "cuda")]
-use crate::{engine::Options, engine::Sampling, files::ModelFiles, files::Startup};
+use crate::{engine::Options, engine::Sampling, files::ModelFiles, files::Startup, ops::KvDtype};
 use serde::{Deserialize, Serialize};
 use std::{fmt, fs, path::Path};
 
@@ -229,13 +229,13 @@ pub fn verify(engine: &Engine, golden: &Path, progress: &mut dyn FnMut(usize, us
 }
 
 /// Runs the model on GPU `gpu` beside the CPU reference, comparing what every op computes: a prompt of random tokens, then
-/// `steps` greedy and `steps` drawn ones. Returns the name of the GPU.
+/// `steps` greedy and `steps` drawn ones, with keys and values stored as `kv`. Returns the name of the GPU.
 ///
 /// # Errors
 /// `Disagree` names the first op whose output differs by more than its tolerance, with its sizes and the element; `Context` when
 /// prompt and steps do not fit the model's context; and those of opening the GPU.
 #[cfg(feature = "cuda")]
-pub fn lockstep(files: ModelFiles, gpu: usize, prompt: usize, steps: usize) -> Result<String> {
+pub fn lockstep(files: ModelFiles, gpu: usize, kv: KvDtype, prompt: usize, steps: usize) -> Result<String> {
     let max = files.config.max_seq;
     let needed = prompt + steps;
     if prompt == 0 || needed > max {
@@ -244,7 +244,7 @@ pub fn lockstep(files: ModelFiles, gpu: usize, prompt: usize, steps: usize) -> R
     let vocab = files.config.vocab;
     let both = crate::backend::lockstep::Lockstep::new(crate::backend::cuda::Cuda::open(gpu)?)?;
     let name = both.device().info().name.clone();
-    let options = Options { context: Some(needed), ..Options::default() };
+    let options = Options { context: Some(needed), kv, ..Options::default() };
     let engine = Engine::load_on(both, files, |_| Ok(None), &options, &Startup::begin(), &mut |_, _| {})?;
     let drawn = Sampling { temperature: 0.8, top_k: 40, repetition_penalty: 1.1, seed: 1, ..Sampling::default() };
     for (seed, sampling) in [Sampling::default(), drawn].into_iter().enumerate() {

@@ -5,17 +5,21 @@
 //! kernel can stream them. A token is found by one number, its *place*: `sequence * max_seq + position`. A table says
 //! for each PAGE places which page has them; sequences whose texts begin alike may name the same page. A place is written
 //! when its token is computed; places beyond the present length of a sequence are never read.
+//!
+//! In fp8 ([`KvDtype`]) a row has a byte an element and one for its scale, and the buffers' elements are only their room: see `ops/paged.rs`.
 
 use crate::{
     backend::Backend,
     error::Result,
     files::{config::Config, session_file::Sink},
-    ops::{Act, PAGE},
+    ops::{Act, KvDtype, PAGE},
 };
 use std::ops::Range;
 
 /// Keys and values of all layers and sequences.
 pub struct Kv<B: Backend> {
+    /// How keys and values are stored.
+    pub dtype: KvDtype,
     /// Per layer, [pages, n_kv_heads, PAGE, head_dim].
     pub k: Vec<B::Buf<B::Act>>,
     /// Per layer, [pages, n_kv_heads, PAGE, head_dim].
@@ -38,14 +42,15 @@ pub fn pages_for(tokens: usize) -> usize {
 
 impl<B: Backend> Kv<B> {
     /// Bytes of the keys and values of this many tokens.
-    pub fn bytes(config: &Config, tokens: usize) -> u64 {
-        (2 * config.n_layers * config.kv_dim() * size_of::<B::Act>()) as u64 * tokens as u64
+    pub fn bytes(config: &Config, dtype: KvDtype, tokens: usize) -> u64 {
+        let row = dtype.row_bytes(config.head_dim, size_of::<B::Act>());
+        (2 * config.n_layers * config.n_kv_heads * row) as u64 * tokens as u64
     }
 
     /// An empty cache, in which each sequence has the pages for `max_tokens` tokens to itself.
-    pub fn new(b: &B, config: &Config, sequences: usize, max_tokens: usize) -> Result<Self> {
+    pub fn new(b: &B, config: &Config, dtype: KvDtype, sequences: usize, max_tokens: usize) -> Result<Self> {
         let each = pages_for(max_tokens);
-        let mut kv = Kv::with_pool(b, config, sequences, max_tokens, sequences * each)?;
+        let mut kv = Kv::with_pool(b, config, dtype, sequences, max_tokens, sequences * each)?;
         let all: Vec<u32> = (0..(sequences * each) as u32).collect();
         for (sequence, pages) in all.chunks_exact(each).enumerate() {
             kv.set_pages(b, sequence, 0, pages)?;
@@ -54,11 +59,19 @@ impl<B: Backend> Kv<B> {
     }
 
     /// An empty cache with a pool of `pages` pages, of which [`Kv::set_pages`] gives some to its sequences.
-    pub fn with_pool(b: &B, config: &Config, sequences: usize, max_tokens: usize, pages: usize) -> Result<Self> {
-        let layer = || b.alloc(pages * config.kv_dim() * PAGE);
+    pub fn with_pool(
+        b: &B,
+        config: &Config,
+        dtype: KvDtype,
+        sequences: usize,
+        max_tokens: usize,
+        pages: usize,
+    ) -> Result<Self> {
+        let layer = || b.alloc(pages * Self::page_len(config, dtype));
         let max_seq = pages_for(max_tokens) * PAGE;
         let table = vec![0; sequences * max_seq / PAGE];
         Ok(Kv {
+            dtype,
             k: (0..config.n_layers).map(|_| layer()).collect::<Result<_>>()?,
             v: (0..config.n_layers).map(|_| layer()).collect::<Result<_>>()?,
             pages: b.alloc(table.len())?,
@@ -67,6 +80,11 @@ impl<B: Backend> Kv<B> {
             room: vec![0; sequences],
             max_tokens,
         })
+    }
+
+    /// Elements of a page's buffer.
+    fn page_len(config: &Config, dtype: KvDtype) -> usize {
+        config.n_kv_heads * dtype.head_len::<B::Act>(config.head_dim)
     }
 
     /// The place of a position.
@@ -96,7 +114,7 @@ impl<B: Backend> Kv<B> {
 
     /// Copies page `from` to page `to`, another one.
     pub fn copy_page(&mut self, b: &B, config: &Config, to: u32, from: u32) -> Result<()> {
-        let len = config.kv_dim() * PAGE;
+        let len = Self::page_len(config, self.dtype);
         self.k
             .iter_mut()
             .chain(&mut self.v)
@@ -111,37 +129,78 @@ impl<B: Backend> Kv<B> {
         })
     }
 
-    /// Gives the bytes of the first `len` positions of sequence 0: of each layer its keys and then its values, head by head.
+    /// Gives the bytes of the first `len` positions of sequence 0: of each layer its keys and then its values, head by head; of a row in
+    /// fp8 its codes and then its scale.
     pub(crate) fn save(&self, b: &B, config: &Config, len: usize, to: &mut Sink<'_>) -> Result<()> {
-        let (d, zero) = (config.head_dim, B::Act::from_f32(0.0));
-        let (mut heads, mut of_page) = (vec![zero; config.kv_dim() * len], vec![zero; config.kv_dim() * PAGE]);
+        let rows = Rows::of::<B>(config, self.dtype);
+        let (mut heads, mut page) = (vec![0; config.n_kv_heads * len * rows.bytes()], self.zeros(config));
         for buf in self.k.iter().zip(&self.v).flat_map(|(k, v)| [k, v]) {
-            for (page, at) in self.pages_of_first(len) {
-                b.read(&mut of_page, buf, page * config.kv_dim() * PAGE)?;
-                for (head, keys) in heads.chunks_exact_mut(len * d).zip(of_page.chunks_exact(PAGE * d)) {
-                    head[at.start * d..at.end * d].copy_from_slice(&keys[..at.len() * d]);
+            for (number, at) in self.pages_of_first(len) {
+                let first = number * page.len();
+                b.read(&mut page, buf, first)?;
+                let of_page = bytemuck::cast_slice(&page).chunks_exact(PAGE * rows.bytes());
+                for (head, of_page) in heads.chunks_exact_mut(len * rows.bytes()).zip(of_page) {
+                    let head = &mut head[at.start * rows.bytes()..at.end * rows.bytes()];
+                    rows.each(at.len(), |in_page, in_row| head[in_row].copy_from_slice(&of_page[in_page]));
                 }
             }
-            to(bytemuck::cast_slice(&heads))?;
+            to(&heads)?;
         }
         Ok(())
     }
 
     /// The way back; `bytes` are whole.
     pub(crate) fn load(&mut self, b: &B, config: &Config, len: usize, bytes: &[u8]) -> Result<()> {
-        let (d, pages) = (config.head_dim, self.pages_of_first(len).collect::<Vec<_>>());
-        let mut layers = bytes.chunks_exact(config.kv_dim() * len * size_of::<B::Act>());
-        let mut of_page = vec![B::Act::from_f32(0.0); config.kv_dim() * PAGE];
+        let rows = Rows::of::<B>(config, self.dtype);
+        let (pages, mut page) = (self.pages_of_first(len).collect::<Vec<_>>(), self.zeros(config));
+        let mut layers = bytes.chunks_exact(config.n_kv_heads * len * rows.bytes());
         for buf in self.k.iter_mut().zip(&mut self.v).flat_map(|(k, v)| [k, v]) {
-            // a file's bytes need not be aligned
-            let heads: Vec<B::Act> = bytemuck::pod_collect_to_vec(layers.next().unwrap_or_default());
-            for (page, at) in &pages {
-                for (head, keys) in heads.chunks_exact(len * d).zip(of_page.chunks_exact_mut(PAGE * d)) {
-                    keys[..at.len() * d].copy_from_slice(&head[at.start * d..at.end * d]);
+            let heads = layers.next().unwrap_or_default();
+            for (number, at) in &pages {
+                let first = number * page.len();
+                let of_page = bytemuck::cast_slice_mut(&mut page).chunks_exact_mut(PAGE * rows.bytes());
+                for (head, of_page) in heads.chunks_exact(len * rows.bytes()).zip(of_page) {
+                    let head = &head[at.start * rows.bytes()..at.end * rows.bytes()];
+                    rows.each(at.len(), |in_page, in_row| of_page[in_page].copy_from_slice(&head[in_row]));
                 }
-                b.write(buf, page * config.kv_dim() * PAGE, &of_page)?;
+                b.write(buf, first, &page)?;
             }
         }
         Ok(())
+    }
+
+    /// Room for a page of one buffer.
+    fn zeros(&self, config: &Config) -> Vec<B::Act> {
+        vec![B::Act::from_f32(0.0); Self::page_len(config, self.dtype)]
+    }
+}
+
+/// The parts of which a row of a head consists: one, or in fp8 codes and a scale. `(bytes, where those of row 0 lie in a page)`
+struct Rows(Vec<(usize, usize)>);
+
+impl Rows {
+    fn of<B: Backend>(config: &Config, dtype: KvDtype) -> Rows {
+        let d = config.head_dim;
+        Rows(match dtype {
+            KvDtype::Auto => vec![(d * size_of::<B::Act>(), 0)],
+            KvDtype::Fp8 => vec![(d, 0), (1, PAGE * d)],
+        })
+    }
+
+    /// Of a row.
+    fn bytes(&self) -> usize {
+        self.0.iter().map(|(bytes, _)| bytes).sum()
+    }
+
+    /// Calls `f` for each part of the first rows with its bytes in the page and in rows that lie one after the other.
+    fn each(&self, rows: usize, mut f: impl FnMut(Range<usize>, Range<usize>)) {
+        for row in 0..rows {
+            let mut at = row * self.bytes();
+            for (bytes, first) in &self.0 {
+                let in_page = first + row * bytes;
+                f(in_page..in_page + bytes, at..at + bytes);
+                at += bytes;
+            }
+        }
     }
 }

@@ -11,7 +11,9 @@ use crate::{
         weights::{LayerTensors, Tensor, Weights},
     },
     model::kv::Kv,
-    ops::{AttnDecode, AttnPrefill, Embed, NormGateUp, NormHead, NormHeadArgmax, NormQkvRopeAppend, RmsNorm, Rope},
+    ops::{
+        AttnDecode, AttnPrefill, Embed, KvDtype, NormGateUp, NormHead, NormHeadArgmax, NormQkvRopeAppend, RmsNorm, Rope,
+    },
 };
 use std::{panic::resume_unwind, thread};
 
@@ -257,7 +259,18 @@ impl<B: Backend> Model<B> {
             let mut first = 0;
             for &Part { rows, kv_len, shared } in parts {
                 let (max_seq, window) = (kv.max_seq, self.config.arch.window(l, kv.max_seq));
-                let op = AttnPrefill { rows, first, shared, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window };
+                let op = AttnPrefill {
+                    rows,
+                    first,
+                    shared,
+                    n_heads,
+                    n_kv_heads,
+                    head_dim,
+                    max_seq,
+                    kv_len,
+                    window,
+                    kv: kv.dtype,
+                };
                 b.attn_prefill(&op, &mut s.att, &s.qkv, &kv.k[l], &kv.v[l], &at.pos, &kv.pages)?;
                 first += rows;
             }
@@ -278,7 +291,18 @@ impl<B: Backend> Model<B> {
         let Config { dim, ffn_dim, vocab, n_heads, n_kv_heads, head_dim, norm_eps: eps, .. } = self.config;
         let (max_seq, positions) = (kv.max_seq, self.max_seq);
         let head_norm = self.config.arch.qk_norm;
-        let qkv = NormQkvRopeAppend { rows, dim, n_heads, n_kv_heads, head_dim, max_seq, positions, eps, head_norm };
+        let qkv = NormQkvRopeAppend {
+            rows,
+            dim,
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            max_seq,
+            positions,
+            eps,
+            head_norm,
+            kv: kv.dtype,
+        };
         let gate_up = NormGateUp { rows, dim, ffn_dim, eps };
         b.embed(&Embed { rows, dim, vocab }, &mut s.x, &at.tokens, &self.embed)?; // x [rows, dim]
         for (l, w) in self.layers.iter().enumerate() {
@@ -322,7 +346,7 @@ impl<B: Backend> Model<B> {
     ) -> Result<()> {
         let Config { n_heads, n_kv_heads, head_dim, .. } = self.config;
         let (max_seq, window) = (kv.max_seq, self.config.arch.window(l, kv.max_seq));
-        let op = AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window };
+        let op = AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window, kv: kv.dtype };
         let (k, v, part, arrived) = (&kv.k[l], &kv.v[l], &mut s.attn_part, &mut s.attn_arrived);
         b.attn_decode(&op, &mut s.att, part, arrived, &s.qkv, k, v, &at.pos, &kv.pages)
     }
@@ -426,8 +450,8 @@ impl<B: Backend> Scratch<B> {
         let qkv = c.q_dim() + 2 * c.kv_dim();
         let Config { n_heads, n_kv_heads, head_dim, .. } = *c;
         let decode_rows = crate::backend::DECODE_ROWS;
-        let (kv_len, window) = (max_seq, max_seq);
-        let attn = AttnDecode { rows: decode_rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window };
+        let (kv_len, window, kv) = (max_seq, max_seq, KvDtype::Auto); // in any format
+        let attn = AttnDecode { rows: decode_rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window, kv };
         (
             [c.dim, c.dim, qkv, c.q_dim(), 2 * c.ffn_dim, c.ffn_dim].map(|n| n * rows),
             [attn.part_len(), logit_rows * c.vocab],

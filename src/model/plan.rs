@@ -8,7 +8,7 @@ use crate::{
         LOGIT_ROWS, Scratch,
         kv::{Kv, pages_for},
     },
-    ops::PAGE,
+    ops::{KvDtype, PAGE},
 };
 use std::fmt;
 
@@ -25,6 +25,8 @@ pub struct Plan {
     pub weights: u64,
     /// KV cache of the sequences.
     pub kv: u64,
+    /// How keys and values are stored in it.
+    pub kv_dtype: KvDtype,
     /// Activations and logits of a step, what its products need, and the sequences' samplers.
     pub scratch: u64,
     /// Free memory of the device, where it is limited.
@@ -39,6 +41,7 @@ pub(crate) struct Wanted {
     pub sequences: usize,
     /// Tokens of the cache; if absent, those of [`whole_sequences`], or as many of these as fit.
     pub cache_tokens: Option<usize>,
+    pub kv: KvDtype,
 }
 
 /// For how many of these sequences a whole context each is reserved if nobody says how large the cache is: as many as a step has rows.
@@ -53,6 +56,7 @@ impl Plan {
     pub fn new<B: Backend>(
         config: &Config,
         weights: u64,
+        kv_dtype: KvDtype,
         context: usize,
         sequences: usize,
         cache_tokens: Option<usize>,
@@ -67,8 +71,8 @@ impl Plan {
         let (one, all) = (pages_for(context), sequences * pages_for(context));
         let cache = cache_tokens.map_or(whole_sequences(sequences) * one, |tokens| pages_for(tokens).clamp(one, all));
         let cache_tokens = cache * PAGE;
-        let kv = Kv::<B>::bytes(config, cache_tokens);
-        Plan { context, sequences, cache_tokens, weights, kv, scratch, free }
+        let kv = Kv::<B>::bytes(config, kv_dtype, cache_tokens);
+        Plan { context, sequences, cache_tokens, weights, kv, kv_dtype, scratch, free }
     }
 
     /// The sum of all.
@@ -89,7 +93,7 @@ impl Plan {
     /// The plan for what is wanted. A context that nobody asked for is the longest of which one sequence fits; then the cache gets what
     /// is left, up to what is wanted.
     pub(crate) fn choose<B: Backend>(config: &Config, weights: u64, wanted: Wanted, free: Option<u64>) -> Result<Plan> {
-        let Wanted { context: asked, sequences, cache_tokens } = wanted;
+        let Wanted { context: asked, sequences, cache_tokens, kv } = wanted;
         if sequences == 0 {
             return Err(Error::Input("room for 0 sequences: at least 1".into()));
         }
@@ -100,7 +104,7 @@ impl Plan {
             let asked = asked.unwrap_or(1);
             return Err(Error::Input(format!("a cache of {n} tokens has no room for one sequence of {asked}")));
         }
-        let plan = |context, cache| Plan::new::<B>(config, weights, context, sequences, cache, free);
+        let plan = |context, cache| Plan::new::<B>(config, weights, kv, context, sequences, cache, free);
         let longest = asked.unwrap_or(config.max_seq).min(cache_tokens.unwrap_or(usize::MAX));
         let whole = plan(longest, cache_tokens);
         if whole.fits() {
@@ -144,7 +148,8 @@ fn largest(mut low: usize, high: usize, is_true: impl Fn(usize) -> bool) -> usiz
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let gib = |b: u64| format!("{:.2} GiB", b as f64 / (1u64 << 30) as f64);
-        write!(f, "weights {} + KV cache {} for ", gib(self.weights), gib(self.kv))?;
+        let kind = if self.kv_dtype == KvDtype::Auto { "" } else { " (fp8)" };
+        write!(f, "weights {} + KV cache{kind} {} for ", gib(self.weights), gib(self.kv))?;
         match self.sequences {
             1 => write!(f, "{} tokens", self.context)?,
             n => write!(f, "{} tokens of {n} sequences of up to {}", self.cache_tokens, self.context)?,
@@ -167,10 +172,26 @@ mod tests {
     ) -> Result<Plan> {
         let json = crate::files::synth::preset("llama3-8b").unwrap();
         let config = Config::from_json(std::path::Path::new("config.json"), &json, None).unwrap();
-        Plan::choose::<Count>(&config, config.weight_bytes(), Wanted { context, sequences, cache_tokens }, free)
+        Plan::choose::<Count>(
+            &config,
+            config.weight_bytes(),
+            Wanted { context, sequences, cache_tokens, kv: KvDtype::Auto },
+            free,
+        )
     }
 
     const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn a_cache_of_fp8_has_129_bytes_for_256() {
+        let json = crate::files::synth::preset("llama3-8b").unwrap();
+        let config = Config::from_json(std::path::Path::new("config.json"), &json, None).unwrap();
+        let plan = |kv| Plan::new::<Count>(&config, config.weight_bytes(), kv, 8192, 1, None, None);
+        let [auto, fp8] = KvDtype::ALL.map(plan);
+        assert_eq!((auto.kv, fp8.kv), (GIB, GIB / 256 * 129));
+        assert_eq!((auto.weights, auto.scratch), (fp8.weights, fp8.scratch));
+        assert!(fp8.to_string().contains("KV cache (fp8) 0.50 GiB for 8192 tokens"), "{fp8}");
+    }
 
     #[test]
     fn the_cache_takes_what_is_wanted_or_what_is_left() {

@@ -10,7 +10,7 @@
 //! Rounding: scores and sums in f32, one rounding at the store.
 
 use super::{
-    Act, Cost, Grid, Op, Tolerance, download, element_at, expect, noise, noise_buf, paged::expect_paged, poison,
+    Act, Cost, Grid, KvDtype, Op, Paged, Tolerance, download, expect, noise, noise_buf, paged::expect_paged, poison,
     scrambled, to_pages,
 };
 use crate::{
@@ -40,6 +40,8 @@ pub struct AttnDecode {
     pub kv_len: usize,
     /// Keys that a row sees, its own and those before it; `max_seq` are all.
     pub window: usize,
+    /// How keys and values are stored.
+    pub kv: KvDtype,
 }
 
 impl AttnDecode {
@@ -48,12 +50,12 @@ impl AttnDecode {
         (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
     }
 
-    /// Buffer lengths fit the sizes.
-    pub fn check(&self, out: usize, qkv: usize, k: usize, v: usize, pos: usize, pages: usize) -> Result<()> {
+    /// Buffer lengths fit the sizes; `A` is the type of activations.
+    pub fn check<A: Act>(&self, out: usize, qkv: usize, k: usize, v: usize, pos: usize, pages: usize) -> Result<()> {
         expect(Self::STEM, self.n_kv_heads > 0 && self.n_heads.is_multiple_of(self.n_kv_heads), || {
             format!("{self:?}: n_heads must be a multiple of n_kv_heads")
         })?;
-        expect_paged(Self::STEM, [self.n_kv_heads, self.head_dim, self.max_seq], [k, v, pages], self)?;
+        expect_paged::<A>(Self::STEM, self.kv, [self.n_kv_heads, self.head_dim, self.max_seq], [k, v, pages], self)?;
         let q = self.rows * self.n_heads * self.head_dim;
         expect(Self::STEM, q > 0 && out >= q && qkv >= self.rows * self.qkv_dim() && pos >= self.rows, || {
             format!("out has {out} elements, qkv {qkv} and pos {pos}, {self:?}")
@@ -131,20 +133,16 @@ impl AttnDecode {
             let (r, h) = (i / self.n_heads, i % self.n_heads);
             let q: Vec<f32> = qkv[r * self.qkv_dim() + h * d..][..d].iter().map(|q| q.to_f32()).collect();
             let (place, len) = (pos[r] as usize, pos[r] as usize % self.max_seq + 1);
-            let rows_of = |t: usize| {
-                let place = if t < shared { t } else { place + 1 - len + t };
-                let at = element_at(pages, place, self.n_kv_heads, h / group, d);
-                at..at + d
-            };
+            let kv = Paged { dtype: self.kv, pages, n_kv_heads: self.n_kv_heads, head_dim: d };
+            let row = |cache, t| kv.row(cache, if t < shared { t } else { place + 1 - len + t }, h / group);
             let seen = len.saturating_sub(self.window)..len;
-            let keys = seen.clone().map(|t| &k[rows_of(t)]);
-            let mut p: Vec<f32> =
-                keys.map(|k| q.iter().zip(k).map(|(q, k)| q * k.to_f32()).sum::<f32>() * scale).collect();
+            let score = |k: Vec<A>| q.iter().zip(k).map(|(q, k)| q * k.to_f32()).sum::<f32>() * scale;
+            let mut p: Vec<f32> = seen.clone().map(|t| score(row(k, t))).collect();
             let max = p.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             p.iter_mut().for_each(|p| *p = (*p - max).exp());
             let sum: f32 = p.iter().sum();
             let mut acc = vec![0f32; d];
-            for (p, v) in p.iter().zip(seen.map(|t| &v[rows_of(t)])) {
+            for (p, v) in p.iter().zip(seen.map(|t| row(v, t))) {
                 acc.iter_mut().zip(v).for_each(|(acc, v)| *acc += p * v.to_f32());
             }
             out.iter_mut().zip(acc).for_each(|(out, acc)| *out = A::from_f32(acc / sum));
@@ -166,9 +164,9 @@ impl AttnDecode {
         pos: &crate::backend::cuda::Buffer<u32>,
         pages: &crate::backend::cuda::Buffer<u32>,
     ) -> Result<()> {
-        self.check(out.len(), qkv.len(), k.len(), v.len(), pos.len(), pages.len())?;
+        self.check::<half::bf16>(out.len(), qkv.len(), k.len(), v.len(), pos.len(), pages.len())?;
         self.check_kernel(part.len(), arrived.len())?;
-        let kernel = format!("attn_decode_bf16_d{}", self.head_dim);
+        let kernel = format!("attn_decode_{}_d{}", self.kv.kernels(), self.head_dim);
         // scores in base 2: the device has exp2
         let scale = std::f32::consts::LOG2_E / (self.head_dim as f32).sqrt();
         let [n_heads, n_kv_heads, max_seq, window] =
@@ -230,10 +228,11 @@ impl Op for AttnDecode {
             max_seq,
             kv_len,
             window: max_seq,
+            kv: KvDtype::Auto,
         };
         let windowed = |window, of| AttnDecode { window, ..case(of) };
         let (smollm2, llama3) = ((9, 3, 64), (32, 8, 128));
-        vec![
+        let cases = vec![
             case((1, (1, 1, 64), 64, 1)),       // one key
             case((8, (2, 1, 64), 128, 65)),     // just past one split; rows from the first key on
             case((3, (14, 2, 128), 192, 64)),   // 7 heads of a kv head, one full split
@@ -260,15 +259,17 @@ impl Op for AttnDecode {
             case((1, llama3, 8192, 8192)),
             case((8, llama3, 8192, 8192)),
             case((16, llama3, 8192, 8192)),
-        ]
+        ];
+        let fp8: Vec<_> = cases.iter().map(|case| AttnDecode { kv: KvDtype::Fp8, ..*case }).collect();
+        [cases, fp8].concat()
     }
 
     /// The keys and values of one row, which the others share.
     fn cost(&self) -> Cost {
         let [rows, n_heads, n_kv_heads, d, kv_len] =
             [self.rows, self.n_heads, self.n_kv_heads, self.head_dim, self.kv_len.min(self.window)].map(|n| n as u64);
-        let q = 2 * rows * n_heads * d;
-        Cost { read: 4 * n_kv_heads * kv_len * d + q, write: q, flops: 4 * rows * n_heads * kv_len * d }
+        let (q, row) = (2 * rows * n_heads * d, self.kv.row_bytes(self.head_dim, 2) as u64);
+        Cost { read: 2 * n_kv_heads * kv_len * row + q, write: q, flops: 4 * rows * n_heads * kv_len * d }
     }
 
     /// The f32 sums differ in their order, weights by 2^-17, exp2 by 2^-22: few elements are rounded to a neighbour.
@@ -285,14 +286,14 @@ impl Op for AttnDecode {
         let unseen = (place(1) as usize % self.max_seq + 1).saturating_sub(self.window);
         let cache = |seed| {
             let sequence = self.n_kv_heads * self.max_seq * d;
-            let mut v = noise(2 * sequence, seed);
-            v[..sequence].fill(f32::NAN);
+            let mut v: Vec<B::Act> = noise(2 * sequence, seed).into_iter().map(B::Act::from_f32).collect();
+            let nan = B::Act::from_f32(f32::NAN);
+            v[..sequence].fill(nan);
             for head in v.chunks_exact_mut(self.max_seq * d) {
-                head[self.kv_len * d..].fill(f32::NAN);
-                head[..unseen * d].fill(f32::NAN);
+                head[self.kv_len * d..].fill(nan);
+                head[..unseen * d].fill(nan);
             }
-            let v = to_pages(&v, &pages, [self.n_kv_heads, self.max_seq, d]);
-            b.upload(&v.into_iter().map(B::Act::from_f32).collect::<Vec<_>>())
+            b.upload(&to_pages(self.kv, &v, &pages, [self.n_kv_heads, self.max_seq, d]))
         };
         let pos: Vec<u32> = (1..=self.rows).map(place).collect();
         Ok(Io {
@@ -326,7 +327,7 @@ mod tests {
     use super::*;
 
     fn op(rows: usize, (n_heads, n_kv_heads, head_dim): (usize, usize, usize), kv_len: usize) -> AttnDecode {
-        AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq: 1 << 20, kv_len, window: 1 << 20 }
+        AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq: 1 << 20, kv_len, window: 1 << 20, kv: KvDtype::Auto }
     }
 
     #[test]
@@ -355,18 +356,19 @@ mod tests {
         let text = |r: Result<()>| r.unwrap_err().to_string();
         let ok = op(2, (4, 2, 64), 100);
         let (cache, pages) = (2 * 64 * 64, (1 << 20) / 64);
-        assert!(ok.check(512, 1024, cache, cache, 2, pages).is_ok());
+        assert!(ok.check::<half::bf16>(512, 1024, cache, cache, 2, pages).is_ok());
         assert!(ok.check_kernel(ok.part_len(), 4).is_ok());
         assert!(
-            text(ok.check(512, 1024, cache, cache - 1, 2, pages))
+            text(ok.check::<half::bf16>(512, 1024, cache, cache - 1, 2, pages))
                 .starts_with("attn_decode: k has 8192 elements, v 8191")
         );
         assert!(
-            text(ok.check(512, 1024, cache, cache, 1, pages))
+            text(ok.check::<half::bf16>(512, 1024, cache, cache, 1, pages))
                 .starts_with("attn_decode: out has 512 elements, qkv 1024 and pos 1")
         );
         assert!(
-            text(op(1, (3, 2, 64), 1).check(1, 1, 1, 1, 1, 1)).ends_with("n_heads must be a multiple of n_kv_heads")
+            text(op(1, (3, 2, 64), 1).check::<half::bf16>(1, 1, 1, 1, 1, 1))
+                .ends_with("n_heads must be a multiple of n_kv_heads")
         );
         assert!(text(ok.check_kernel(ok.part_len() - 1, 4)).contains("needs 1056 and 4"));
         let wrong = |op: AttnDecode| text(op.check_kernel(usize::MAX, usize::MAX));

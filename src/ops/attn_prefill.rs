@@ -15,8 +15,8 @@
 #[cfg(feature = "cuda")]
 use super::attn_decode::HEAD_DIMS;
 use super::{
-    Act, AttnDecode, Cost, Grid, Op, Tolerance, download, expect, noise, noise_buf, paged::expect_paged, poison,
-    scrambled, to_pages,
+    Act, AttnDecode, Cost, Grid, KvDtype, Op, Tolerance, download, expect, noise, noise_buf, paged::expect_paged,
+    poison, scrambled, to_pages,
 };
 use crate::{
     backend::{Backend, train::TrainBackend},
@@ -47,6 +47,8 @@ pub struct AttnPrefill {
     pub kv_len: usize,
     /// Keys that a row sees, its own and those before it; `max_seq` are all.
     pub window: usize,
+    /// How keys and values are stored.
+    pub kv: KvDtype,
 }
 
 impl AttnPrefill {
@@ -55,8 +57,8 @@ impl AttnPrefill {
         (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
     }
 
-    /// Buffer lengths fit the sizes.
-    pub fn check(&self, out: usize, qkv: usize, k: usize, v: usize, pos: usize, pages: usize) -> Result<()> {
+    /// Buffer lengths fit the sizes; `A` is the type of activations.
+    pub fn check<A: Act>(&self, out: usize, qkv: usize, k: usize, v: usize, pos: usize, pages: usize) -> Result<()> {
         expect(Self::STEM, self.n_kv_heads > 0 && self.n_heads.is_multiple_of(self.n_kv_heads), || {
             format!("{self:?}: n_heads must be a multiple of n_kv_heads")
         })?;
@@ -64,7 +66,7 @@ impl AttnPrefill {
             format!("{self:?}: kv_len must be at least rows and at most max_seq")
         })?;
         expect(Self::STEM, self.window > 0, || format!("{self:?}: window must be positive"))?;
-        expect_paged(Self::STEM, [self.n_kv_heads, self.head_dim, self.max_seq], [k, v, pages], self)?;
+        expect_paged::<A>(Self::STEM, self.kv, [self.n_kv_heads, self.head_dim, self.max_seq], [k, v, pages], self)?;
         let (end, width) = (self.first + self.rows, self.n_heads * self.head_dim);
         let fits = out >= end * width && qkv >= end * self.qkv_dim() && pos >= end;
         expect(Self::STEM, self.rows > 0 && width > 0 && self.shared <= self.max_seq && fits, || {
@@ -72,21 +74,21 @@ impl AttnPrefill {
         })
     }
 
-    /// One block per head and [`tiles::PREFILL_ROWS`] rows. Each stage has a tile of keys and one of values.
+    /// One block per head and [`tiles::PREFILL_ROWS`] rows. Each stage has a tile of keys and one of values, of fp8 with their scales.
     pub fn grid(&self) -> Grid {
         let width = if self.head_dim <= 64 { 64 } else { 128 }; // of a row in shared memory
-        let tile = tiles::PREFILL_KEYS * width * size_of::<half::bf16>() as u32;
+        let row = self.kv.row_bytes(width, size_of::<half::bf16>()) as u32;
         Grid {
             blocks: [self.n_heads as u32, self.rows.div_ceil(tiles::PREFILL_ROWS as usize) as u32, 1],
             threads: tiles::PREFILL_THREADS,
-            shared: 2 * tiles::PREFILL_STAGES * tile,
+            shared: 2 * tiles::PREFILL_STAGES * tiles::PREFILL_KEYS * row,
         }
     }
 
     /// The definition: that of the decode attention, whose rows are independent.
     pub fn reference<A: Act>(&self, out: &mut [A], qkv: &[A], k: &[A], v: &[A], pos: &[u32], pages: &[u32]) {
-        let Self { rows, first, shared, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window } = *self;
-        let op = AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window };
+        let Self { rows, first, shared, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window, kv } = *self;
+        let op = AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window, kv };
         let (out, qkv) = (&mut out[first * n_heads * head_dim..], &qkv[first * self.qkv_dim()..]);
         op.reference_sharing(out, qkv, k, v, &pos[first..first + rows], pages, shared);
     }
@@ -104,13 +106,13 @@ impl AttnPrefill {
         pos: &crate::backend::cuda::Buffer<u32>,
         pages: &crate::backend::cuda::Buffer<u32>,
     ) -> Result<()> {
-        self.check(out.len(), qkv.len(), k.len(), v.len(), pos.len(), pages.len())?;
+        self.check::<half::bf16>(out.len(), qkv.len(), k.len(), v.len(), pos.len(), pages.len())?;
         expect(Self::STEM, HEAD_DIMS.contains(&self.head_dim), || {
             format!("head_dim is {}, the kernels are for 64, 80, 96 and 128", self.head_dim)
         })?;
         let grid = self.grid();
         super::expect_ints(Self::STEM, &[self.first + self.rows, self.n_heads, self.n_kv_heads, self.max_seq])?;
-        super::expect_ints(Self::STEM, &[k.len() / self.head_dim])?;
+        super::expect_ints(Self::STEM, &[k.len() / self.head_dim])?; // at least half the rows of the cache
         expect(Self::STEM, grid.blocks[1] <= 0xffff, || {
             format!("{self:?}: rows are above the kernel's limit of 4 million")
         })?;
@@ -120,7 +122,7 @@ impl AttnPrefill {
         // (`kv_len`). The arguments are those of the kernel, in order.
         unsafe {
             cu.launch(
-                &format!("attn_prefill_bf16_d{}", self.head_dim),
+                &format!("attn_prefill_{}_d{}", self.kv.kernels(), self.head_dim),
                 self,
                 grid,
                 &[
@@ -163,11 +165,12 @@ impl Op for AttnPrefill {
             max_seq,
             kv_len,
             window: max_seq,
+            kv: KvDtype::Auto,
         };
         const DEMO: (usize, usize, usize) = (4, 2, 64);
         const SMOLLM2: (usize, usize, usize) = (9, 3, 64);
         const LLAMA3: (usize, usize, usize) = (32, 8, 128);
-        vec![
+        let cases = vec![
             case(1, 1, (1, 1, 64), 64),
             case(9, 9, DEMO, 128),           // less than a tile
             case(64, 64, (3, 1, 64), 64),    // whole tiles of keys, the cache full
@@ -191,7 +194,9 @@ impl Op for AttnPrefill {
             case(512, 512, LLAMA3, 8192),
             case(2048, 2048, LLAMA3, 8192),
             case(512, 8192, LLAMA3, 8192),
-        ]
+        ];
+        let fp8: Vec<_> = cases.iter().map(|case| AttnPrefill { kv: KvDtype::Fp8, ..*case }).collect();
+        [cases, fp8].concat()
     }
 
     /// The products of each row with the keys that it sees, and no others: `4 * head_dim` for each row, head and key.
@@ -204,7 +209,8 @@ impl Op for AttnPrefill {
         let up_to = |n: u64| n.min(window) * (n.min(window) + 1) / 2 + n.saturating_sub(window) * window;
         let seen = up_to(kv_len) - up_to(kv_len - rows); // keys, summed over the rows
         let keys = kv_len.min(rows + window - 1);
-        Cost { read: q + 2 * 2 * n_kv_heads * keys * head_dim + 4, write: q, flops: 4 * head_dim * n_heads * seen }
+        let row = self.kv.row_bytes(self.head_dim, 2) as u64;
+        Cost { read: q + 2 * n_kv_heads * keys * row + 4, write: q, flops: 4 * head_dim * n_heads * seen }
     }
 
     /// Rounding the softmax's weights to bf16 (up to 2^-9 of each) moves outputs by a relative L2 of 1.7e-3 and the worst by
@@ -232,7 +238,7 @@ impl Op for AttnPrefill {
                 head[..self.shared.max(unseen) * d].fill(nan);
                 head[self.kv_len * d..].fill(nan);
             }
-            b.upload(&to_pages(&v, &pages, [self.n_kv_heads, self.max_seq, d]))
+            b.upload(&to_pages(self.kv, &v, &pages, [self.n_kv_heads, self.max_seq, d]))
         };
         Ok((
             poison(b, (self.first + self.rows) * self.n_heads * self.head_dim)?,
@@ -267,6 +273,7 @@ mod tests {
         max_seq: 128,
         kv_len: 100,
         window: 128,
+        kv: KvDtype::Auto,
     };
 
     #[test]
@@ -274,6 +281,8 @@ mod tests {
         assert_eq!(OP.grid(), Grid { blocks: [4, 1, 1], threads: 128, shared: 24 << 10 });
         let large = AttnPrefill { head_dim: 128, rows: 129, ..OP };
         assert_eq!(large.grid(), Grid { blocks: [4, 2, 1], threads: 128, shared: 48 << 10 });
+        let fp8 = AttnPrefill { kv: KvDtype::Fp8, ..large };
+        assert_eq!(fp8.grid().shared, (24 << 10) + 192);
     }
 
     #[test]
@@ -288,8 +297,9 @@ mod tests {
     #[test]
     fn check_names_what_does_not_fit() {
         let [q, qkv, cache] = [65 * 256, 65 * 512, 2 * 64 * 64];
-        assert!(OP.check(q, qkv, cache, cache, 65, 2).is_ok());
-        let text = |op: &AttnPrefill, cache| op.check(q, qkv, cache, cache, 65, 2).unwrap_err().to_string();
+        assert!(OP.check::<half::bf16>(q, qkv, cache, cache, 65, 2).is_ok());
+        let text =
+            |op: &AttnPrefill, cache| op.check::<half::bf16>(q, qkv, cache, cache, 65, 2).unwrap_err().to_string();
         assert!(text(&OP, cache - 1).starts_with("attn_prefill: k has 8191 elements"), "{}", text(&OP, cache - 1));
         assert!(
             text(&AttnPrefill { kv_len: 129, ..OP }, cache)

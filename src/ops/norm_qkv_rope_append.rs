@@ -4,17 +4,20 @@
 //! Fused of `rms_norm`, `matmul`, `head_norm`, `rope` and `kv_append`, which are its definition ([`crate::backend::definition`]).
 //! Shapes: `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim]; `k`, `v` [pages of the cache, n_kv_heads, [`PAGE`](super::PAGE), head_dim];
 //! `x` [rows, dim]; `pos` [at least rows]; `pages` [sequences, max_seq / PAGE], the table; `gain` [dim]; `w` [(n_heads + 2 n_kv_heads) * head_dim, dim]; `heads` [2, head_dim], gains; `table` [positions, head_dim] f32.
+//! In fp8 the kernel stops before the cache and that of `kv_append` follows: a key's scale is that of its whole head, which several
+//! blocks have parts of.
 //! Rounding: the kernel rounds `x * gain` to bf16 where the definition rounds `x * gain / rms`, and does not round the
 //! product before the rotation. The bits of a row depend on the row, its position and the weights only.
 
 use super::{
-    Cost, Grid, HeadNorm, KvAppend, Op, Ring, RmsNorm, Rope, Tolerance, download, expect, gemv::product, noise_buf,
-    noise_weight, paged::expect_paged, poison, scrambled,
+    Act, Cost, Grid, HeadNorm, KvAppend, KvDtype, Op, Ring, RmsNorm, Rope, Tolerance, download, expect, gemv::product,
+    noise_buf, noise_weight, paged::expect_paged, poison, scrambled,
 };
 use crate::{
-    backend::{Backend, DECODE_ROWS, train::TrainBackend},
+    backend::{Backend, Buffer, DECODE_ROWS, train::TrainBackend},
     error::Result,
 };
+use half::bf16;
 
 /// Sizes of one call.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,6 +40,8 @@ pub struct NormQkvRopeAppend {
     pub eps: f32,
     /// Each q and k head is normed.
     pub head_norm: bool,
+    /// How keys and values are stored.
+    pub kv: KvDtype,
 }
 
 impl NormQkvRopeAppend {
@@ -64,8 +69,8 @@ impl NormQkvRopeAppend {
 
     /// The last.
     pub fn append(&self) -> KvAppend {
-        let NormQkvRopeAppend { rows, n_heads, n_kv_heads, head_dim, max_seq, .. } = *self;
-        KvAppend { rows, n_heads, n_kv_heads, head_dim, max_seq }
+        let NormQkvRopeAppend { rows, n_heads, n_kv_heads, head_dim, max_seq, kv, .. } = *self;
+        KvAppend { rows, n_heads, n_kv_heads, head_dim, max_seq, kv }
     }
 
     /// Buffer lengths fit the sizes, and the sizes the kernel.
@@ -100,7 +105,7 @@ impl NormQkvRopeAppend {
         expect(Self::STEM, heads == gains && (!self.head_norm || arrived >= self.arrived_len()), || {
             format!("heads is {heads:?} and arrived has {arrived} elements, {self:?}")
         })?;
-        expect_paged(Self::STEM, [self.n_kv_heads, self.head_dim, self.max_seq], [k, v, pages], self)?;
+        expect_paged::<bf16>(Self::STEM, self.kv, [self.n_kv_heads, self.head_dim, self.max_seq], [k, v, pages], self)?;
         expect(Self::STEM, table >= self.positions * self.head_dim, || format!("table has {table} elements, {self:?}"))
     }
 
@@ -114,17 +119,17 @@ impl NormQkvRopeAppend {
         product(self.qkv_dim(), self.rows, true, ring).0
     }
 
-    /// The kernel.
+    /// The kernel, and in fp8 that of [`KvAppend`] after it.
     #[cfg(feature = "cuda")]
     #[expect(clippy::too_many_arguments, reason = "one argument a buffer, named as in the kernel")]
     pub fn launch(
         &self,
         cu: &crate::backend::cuda::Cuda,
-        qkv: &mut crate::backend::cuda::Buffer<half::bf16>,
-        k: &mut crate::backend::cuda::Buffer<half::bf16>,
-        v: &mut crate::backend::cuda::Buffer<half::bf16>,
+        qkv: &mut crate::backend::cuda::Buffer<bf16>,
+        k: &mut crate::backend::cuda::Buffer<bf16>,
+        v: &mut crate::backend::cuda::Buffer<bf16>,
         arrived: &mut crate::backend::cuda::Buffer<u32>,
-        x: &crate::backend::cuda::Buffer<half::bf16>,
+        x: &crate::backend::cuda::Buffer<bf16>,
         pos: &crate::backend::cuda::Buffer<u32>,
         pages: &crate::backend::cuda::Buffer<u32>,
         gain: &crate::backend::cuda::Weight,
@@ -139,7 +144,11 @@ impl NormQkvRopeAppend {
         self.check(qkv_len, k_len, v_len, arrived_len, x_len, places, pages_len, gain_len, shape, gains, table_len)?;
         let sizes = [self.rows, self.dim, self.n_heads, self.n_kv_heads, self.head_dim, self.max_seq];
         super::expect_ints(Self::STEM, &[&sizes[..], &[self.qkv_dim(), self.positions]].concat())?;
-        let buffers = [qkv.into(), k.into(), v.into(), arrived.into(), x.into(), pos.into(), pages.into()];
+        let cache = match self.kv {
+            KvDtype::Auto => [(&mut *k).into(), (&mut *v).into()],
+            KvDtype::Fp8 => [crate::backend::cuda::Arg::NULL; 2],
+        };
+        let buffers = [(&mut *qkv).into(), cache[0], cache[1], arrived.into(), x.into(), pos.into(), pages.into()];
         let heads = heads.map(|heads| &heads.data).into();
         let weights = [(&gain.data).into(), (&w.data).into(), w.bias.as_ref().into(), heads, table.into()];
         let (grid, kind) = w.product(self.rows, true, cu.ring());
@@ -149,7 +158,11 @@ impl NormQkvRopeAppend {
         // that a head is whole blocks; each place has a page of the cache and its position is in the table, which the caller promises
         // (the device alone knows them), and `arrived` is 0, as this kernel leaves it; the arguments are those of the kernel, in
         // order; it waits for its predecessor before it reads what that wrote.
-        unsafe { cu.launch_dependent(&format!("norm_qkv_rope_append_{}_{kind}", w.kind.name()), self, grid, &args) }
+        unsafe { cu.launch_dependent(&format!("norm_qkv_rope_append_{}_{kind}", w.kind.name()), self, grid, &args) }?;
+        match self.kv {
+            KvDtype::Auto => Ok(()),
+            KvDtype::Fp8 => self.append().launch(cu, k, v, qkv, pos, pages),
+        }
     }
 }
 
@@ -184,6 +197,7 @@ impl Op for NormQkvRopeAppend {
             positions: max_seq + 3,
             eps: 1e-5,
             head_norm: false,
+            kv: KvDtype::Auto,
         };
         let shapes = [
             (1, 8, 1, 1, 16, 64),       // one chunk of a row, one block a head
@@ -206,12 +220,15 @@ impl Op for NormQkvRopeAppend {
             (1, 4096, 32, 8, 128, 512), // Qwen3-8B
         ];
         let normed = normed.into_iter().map(|shape| NormQkvRopeAppend { head_norm: true, ..case(shape) });
-        shapes.into_iter().map(case).chain(normed).collect()
+        let fp8 = [(1, 8, 1, 1, 16, 64), (10, 264, 2, 1, 32, 192), (1, 4096, 32, 8, 128, 512)].map(case);
+        let fp8 = fp8.into_iter().chain([NormQkvRopeAppend { head_norm: true, ..case((5, 256, 2, 1, 128, 64)) }]);
+        let fp8 = fp8.map(|case| NormQkvRopeAppend { kv: KvDtype::Fp8, ..case });
+        shapes.into_iter().map(case).chain(normed).chain(fp8).collect()
     }
 
     fn cost(&self) -> Cost {
         let [rows, dim, n, d] = [self.rows, self.dim, self.qkv_dim(), self.head_dim].map(|n| n as u64);
-        let cache = 2 * rows * self.n_kv_heads as u64 * d;
+        let cache = rows * self.n_kv_heads as u64 * self.kv.row_bytes(self.head_dim, 2) as u64;
         let gains = if self.head_norm { 4 * d } else { 0 };
         let normed = if self.head_norm { 4 * rows * (n - self.n_kv_heads as u64 * d) } else { 0 };
         Cost {
@@ -227,22 +244,27 @@ impl Op for NormQkvRopeAppend {
         Tolerance { l2: 6.4e-3, worst: 1.6e-2 }
     }
 
-    /// The caches are full before the call, so a copy to a wrong place is noticed twice. Two sequences, to which the
-    /// rows belong in turn.
+    /// The caches are full before the call, so a copy to a wrong place is noticed twice; those of fp8 are 0. Two sequences, to which
+    /// the rows belong in turn.
     fn setup<B: TrainBackend>(&self, b: &B, seed: u64) -> Result<Io<B>> {
-        let cache = 2 * self.n_kv_heads * self.max_seq * self.head_dim;
+        let pages = scrambled(2, self.max_seq);
+        let cache = pages.len() * self.n_kv_heads * self.kv.head_len::<B::Act>(self.head_dim);
+        let full = |seed| match self.kv {
+            KvDtype::Auto => noise_buf(b, cache, seed, 1.0),
+            KvDtype::Fp8 => b.alloc(cache),
+        };
         let place = |r: usize| ((2 - r % 2) * self.max_seq - 1 - r / 2) as u32; // from the cache's end
         let scale = 2.0 / (self.dim as f32).sqrt(); // heads as large as what the caches hold
         let inv_freq: Vec<f32> = (0..self.head_dim / 2).map(|i| 0.7f32.powi(i as i32 + 1)).collect();
         Ok(Io {
             qkv: poison(b, self.rows * self.qkv_dim())?,
-            k: noise_buf(b, cache, seed + 3, 1.0)?,
-            v: noise_buf(b, cache, seed + 4, 1.0)?,
+            k: full(seed + 3)?,
+            v: full(seed + 4)?,
             xb: poison(b, self.rows * self.dim)?,
             arrived: b.alloc(self.arrived_len())?,
             x: noise_buf(b, self.rows * self.dim, seed, 3.0)?,
             pos: b.upload(&(0..self.rows).map(place).collect::<Vec<u32>>())?,
-            pages: b.upload(&scrambled(2, self.max_seq))?,
+            pages: b.upload(&pages)?,
             gain: noise_weight(b, 1, self.dim, seed + 1, 1.0)?,
             w: noise_weight(b, self.qkv_dim(), self.dim, seed + 2, scale)?,
             heads: self.head_norm.then(|| noise_weight(b, 2, self.head_dim, seed + 5, 1.0)).transpose()?,
@@ -255,8 +277,22 @@ impl Op for NormQkvRopeAppend {
         b.norm_qkv_rope_append(self, qkv, k, v, xb, arrived, x, pos, pages, gain, w, heads.as_ref(), table)
     }
 
+    /// `qkv` and the caches; of those in fp8, how many bytes differ from what `qkv` makes of them.
     fn outputs<B: TrainBackend>(&self, b: &B, io: &Io<B>) -> Result<Vec<f32>> {
-        Ok([download(b, &io.qkv)?, download(b, &io.k)?, download(b, &io.v)?].concat())
+        let mut all = download(b, &io.qkv)?;
+        if self.kv == KvDtype::Auto {
+            all.extend([download(b, &io.k)?, download(b, &io.v)?].concat());
+            return Ok(all);
+        }
+        // neighbouring codes are far apart: what is stored of qkv is exact, and so is all else
+        let [mut k, mut v] = [&io.k, &io.v].map(|cache| vec![B::Act::from_f32(0.0); cache.len()]);
+        let append = self.append();
+        append.reference(&mut k, &mut v, &b.download(&io.qkv)?, &b.download(&io.pos)?, &b.download(&io.pages)?);
+        for (want, got) in [(k, &io.k), (v, &io.v)] {
+            let (got, bytes) = (b.download(got)?, bytemuck::cast_slice::<B::Act, u8>);
+            all.push(bytes(&got).iter().zip(bytes(&want)).filter(|(got, want)| got != want).count() as f32);
+        }
+        Ok(all)
     }
 }
 
@@ -275,6 +311,7 @@ mod tests {
             positions: 10,
             eps: 1e-5,
             head_norm: false,
+            kv: KvDtype::Auto,
         }
     }
 

@@ -64,6 +64,12 @@ static void opening(void) {
   options.device = "cpu";
   options.context = 1 << 20;
   FAILS(INPUT, "context", aoji_open("demo", &options, &engine));
+  options.context = 100;
+  options.kv = "int8";
+  FAILS(INPUT, "expected auto or fp8", aoji_open("demo", &options, &engine));
+  options.kv = "fp8";
+  OK(aoji_open("demo", &options, &engine));
+  aoji_engine_free(engine);
   options.size = 0;
   FAILS(INPUT, "size is 0", aoji_open("demo", &options, &engine));
   // a newer header knows more: only what is asked for has to be known

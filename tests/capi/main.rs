@@ -10,8 +10,8 @@ mod capi;
 
 #[cfg(not(feature = "capi"))]
 use aoji::{
-    Activations, Device, Engine, Error, Event, FinishReason, GenerateOptions, Generation, Message, Options, Result,
-    Sampling, Session, Speculate, Timings, Tokenizer,
+    Activations, Device, Engine, Error, Event, FinishReason, GenerateOptions, Generation, KvDtype, Message, Options,
+    Result, Sampling, Session, Speculate, Timings, Tokenizer,
 };
 use std::{
     collections::BTreeSet,

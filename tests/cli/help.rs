@@ -4,7 +4,7 @@ use super::aoji;
 
 #[test]
 fn help_and_completions_know_every_command_and_flag() {
-    let model = ["--model", "--device", "--dtype", "--lora", "--context", "AOJI_MODEL"];
+    let model = ["--model", "--device", "--dtype", "--kv", "--lora", "--context", "AOJI_MODEL"];
     let sampling = [
         "--max-tokens",
         "--temperature",
@@ -40,7 +40,7 @@ fn help_and_completions_know_every_command_and_flag() {
         ),
         ("score", [&model[..], &["--prompt-file", "--tokens", "--top", "--no-special", "--json"]].concat()),
         ("tokenize", vec!["--decode", "--no-special", "--jsonl", "--json"]),
-        ("info", vec!["--sequences", "--memory", "--json"]),
+        ("info", vec!["--kv", "--sequences", "--memory", "--json"]),
         ("pull", vec!["--revision", "--file", "HF_TOKEN", "NO_PROXY"]),
         ("doctor", vec!["--json"]),
         ("synth", vec!["--like", "--seed", "--dtype", "--shard-size"]),

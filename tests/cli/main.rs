@@ -283,6 +283,12 @@ fn info_says_what_the_files_say() {
     let fits = many["fitting_tokens"][0].as_u64().unwrap() / 64 * page;
     let rest = all["total"].as_u64().unwrap() - all["kv"].as_u64().unwrap();
     assert!(fits + rest <= 1 << 29 && fits + rest + page > 1 << 29, "{fits} and {rest}");
+    // a byte an element and one a row, which has 64 elements
+    let fp8 = aoji(&["info", "demo", "--json", "--kv", "fp8"]).json();
+    let of_token = |info: &Value| info["kv_bytes_per_token"].as_u64().unwrap();
+    assert_eq!(of_token(&fp8) * 128, of_token(&info) * 65);
+    assert_eq!((fp8["memory"][0]["kv_dtype"].as_str(), one["kv_dtype"].as_str()), (Some("fp8"), Some("auto")));
+    aoji(&["info", "demo", "--kv", "int8"]).fails(2, &["--kv", "int8", "expected auto or fp8"]);
     let text = aoji(&["info", "demo", "--sequences", "64", "--memory", "0.000001"]).ok();
     assert!(text.contains("64 sequences, with a cache for 16 whole ones") && text.contains("none"), "{text}");
     aoji(&["info", "demo", "--memory", "-1"]).fails(1, &["--memory -1", "GiB"]);

@@ -45,6 +45,22 @@ fn quantized_models_answer_and_are_compared() {
     assert_eq!(left, ["m-fp8", "m-int4", "m-q4.gguf", "m-q8.gguf", "text.txt"]);
 }
 
+/// Keys and values of fewer bits: the demo still knows its answer, no bit depends on what it must not, and what is lost is measured.
+#[test]
+fn a_cache_of_fp8() {
+    let (place, (question, answer)) = (tempfile::tempdir().unwrap(), short(20));
+    assert_eq!(generate(&["--kv", "fp8", &question]).ok(), format!("{answer}\n"));
+    let invariant = ["verify", "demo", "--device", "cpu", "--kv", "fp8", "--invariance", "--prompt", "40", "--json"];
+    assert_eq!(aoji(&invariant).json()["passed"].as_bool(), Some(true));
+    let text = place.path().join("text.txt");
+    fs::write(&text, format!("{question} {answer}").repeat(3)).unwrap();
+    let text = text.to_str().unwrap();
+    let against = ["verify", "demo", "--device", "cpu", "--against", "demo", "--text", text, "--json"];
+    let kl = |more: &[&str]| aoji(&[&against[..], more].concat()).json()["mean_kl"].as_f64().unwrap();
+    let (same, fp8) = (kl(&[]), kl(&["--kv", "fp8"]));
+    assert!(same == 0.0 && fp8 > 0.0 && fp8 < 0.02, "{same} and {fp8}");
+}
+
 /// A calibration text in both forms gives the same file, another one than without.
 #[test]
 fn a_calibration_text() {

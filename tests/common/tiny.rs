@@ -34,6 +34,10 @@ pub fn engines() -> Vec<Engine> {
 }
 
 pub fn engines_of(config: &str) -> Vec<Engine> {
+    engines_with(config, &Options::default())
+}
+
+pub fn engines_with(config: &str, options: &Options) -> Vec<Engine> {
     let dir = tempfile::tempdir().unwrap();
     write_of(config, dir.path());
     let mut devices = vec![Device::Cpu];
@@ -45,7 +49,7 @@ pub fn engines_of(config: &str) -> Vec<Engine> {
         devices.push(Device::Cuda(0));
     }
     let open = |device| {
-        let options = Options { device, ..Options::default() };
+        let options = Options { device, ..options.clone() };
         Engine::open(dir.path().to_str().unwrap(), &options).unwrap_or_else(|e| panic!("{device:?}: {e}"))
     };
     devices.into_iter().map(open).collect()

@@ -1,7 +1,7 @@
 //! The lockstep backend passes when both sides agree, and names the op when they do not.
 
 use aoji::{
-    Config, Error, Result, Tensor, Weights,
+    Config, Error, KvDtype, Result, Tensor, Weights,
     backend::{Backend, Out, SamplerState, definition},
     cpu::{Cpu, Weight},
     cuda::Cuda,
@@ -37,6 +37,10 @@ struct Run<D: Backend<Act = bf16>> {
 
 impl<D: Backend<Act = bf16>> Run<D> {
     fn new(device: D) -> Self {
+        Run::with(device, KvDtype::Auto)
+    }
+
+    fn with(device: D, kv: KvDtype) -> Self {
         let (b, c) = (Lockstep::new(device).unwrap(), config());
         let shapes =
             Weights::table(&c, |_, shape| Ok((shape[..shape.len() - 1].iter().product(), shape[shape.len() - 1])));
@@ -50,7 +54,7 @@ impl<D: Backend<Act = bf16>> Run<D> {
         let stacks = model::stacks(&c, &shapes.unwrap(), |shape| *shape);
         let model = Model::bind(&c, stacks.into_iter().zip(1..).map(weight).collect(), table, MAX_SEQ);
         let s = Scratch::new(&b, &c, 12, 1, MAX_SEQ).unwrap();
-        let kv = Kv::new(&b, &c, 1, MAX_SEQ).unwrap();
+        let kv = Kv::new(&b, &c, kv, 1, MAX_SEQ).unwrap();
         let params = Params { temperature: 0.9, top_k: 20, top_p: 0.9, seed: 5, ..Params::default() };
         let mut sampler = SamplerState::new(&b, c.vocab, 1).unwrap();
         b.write(&mut sampler.params, 0, &params.words()).unwrap();
@@ -93,9 +97,11 @@ impl<D: Backend<Act = bf16>> Run<D> {
 #[test]
 fn the_emulated_device_agrees() {
     cuda_emulator::install();
-    let mut run = Run::new(Cuda::open(0).unwrap());
-    run.all().unwrap_or_else(|e| panic!("{e}\n{:?}", cuda_emulator::last_fault()));
-    assert_eq!(cuda_emulator::last_fault(), None);
+    for kv in KvDtype::ALL {
+        let mut run = Run::with(Cuda::open(0).unwrap(), kv);
+        run.all().unwrap_or_else(|e| panic!("{kv}: {e}\n{:?}", cuda_emulator::last_fault()));
+        assert_eq!(cuda_emulator::last_fault(), None, "{kv}");
+    }
 }
 
 #[test]

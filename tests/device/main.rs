@@ -13,6 +13,7 @@ mod tiny_gguf;
 
 mod batch;
 mod decode;
+mod kv;
 mod lockstep;
 mod memory;
 mod packed;

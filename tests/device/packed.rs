@@ -3,7 +3,7 @@
 
 use crate::{ptx, tiny_gguf};
 use aoji::{
-    Device, Engine, ModelFiles, Options, Session, Tensor,
+    Device, Engine, KvDtype, ModelFiles, Options, Session, Tensor,
     backend::{Backend, DECODE_ROWS, Out, SamplerState},
     cuda::{Cuda, GemmBy, Kind, kernels::MODULES},
     ops::{Gemm, Gemv, NormGateUp, NormHead, NormHeadArgmax, NormQkvRopeAppend, PAGE, Tolerance, noise},
@@ -273,6 +273,7 @@ fn each_kind_in_each_product() {
                 positions: 2,
                 eps,
                 head_norm: false,
+                kv: KvDtype::Auto,
             };
             let (mut qkv, mut xb) = (cuda.alloc(rows * n).unwrap(), cuda.alloc(rows * k).unwrap());
             let len = rows * n_kv_heads * max_seq * head_dim;

@@ -3,6 +3,7 @@
 
 use crate::ptx;
 use aoji::{
+    KvDtype,
     backend::{Backend, Out},
     cpu::Cpu,
     cuda::{Cuda, GemmBy, MANY_ROWS, cublas_version},
@@ -92,7 +93,7 @@ fn bits_of_rows(cuda: &Cuda, n: usize, k: usize) {
 
 fn attention_has_the_same_bits_however_the_prompt_is_cut() {
     let cuda = device();
-    for head_dim in [64, 128] {
+    for (head_dim, kv) in [(64, KvDtype::Auto), (128, KvDtype::Auto), (64, KvDtype::Fp8), (96, KvDtype::Fp8)] {
         let (rows, n_heads, n_kv_heads, max_seq) = (150, 2, 1, 192); // two blocks; five tiles of keys, the last not full
         let table = scrambled(1, max_seq);
         let pages = cuda.upload(&table).unwrap();
@@ -106,6 +107,7 @@ fn attention_has_the_same_bits_however_the_prompt_is_cut() {
             max_seq,
             kv_len,
             window: max_seq,
+            kv,
         };
         let width = op(rows, rows).qkv_dim();
         let qkv: Vec<bf16> = values(rows * width, 1).into_iter().map(|x| x * bf16::from_f32(6.0)).collect();
@@ -115,7 +117,7 @@ fn attention_has_the_same_bits_however_the_prompt_is_cut() {
             let cache = |v: &[bf16]| {
                 let mut v = v.to_vec();
                 v[kv_len * head_dim..].fill(bf16::NAN);
-                cuda.upload(&to_pages(&v, &table, [n_kv_heads, max_seq, head_dim])).unwrap()
+                cuda.upload(&to_pages(kv, &v, &table, [n_kv_heads, max_seq, head_dim])).unwrap()
             };
             let qkv = cuda.upload(&qkv[first * width..kv_len * width]).unwrap();
             let pos = cuda.upload(&(first as u32..kv_len as u32).collect::<Vec<_>>()).unwrap();
@@ -127,7 +129,7 @@ fn attention_has_the_same_bits_however_the_prompt_is_cut() {
         let whole = run(0, rows);
         for cuts in [[0, 64, 128, 150], [0, 1, 65, 150], [0, 100, 149, 150], [0, 17, 49, 150]] {
             let pieces: Vec<u16> = cuts.windows(2).flat_map(|c| run(c[0], c[1])).collect();
-            assert_eq!(pieces, whole, "head_dim {head_dim}, cut at {cuts:?}");
+            assert_eq!(pieces, whole, "head_dim {head_dim}, {kv}, cut at {cuts:?}");
         }
     }
 }
@@ -145,6 +147,7 @@ fn attention_refuses_other_head_dims() {
         max_seq: 64,
         kv_len: 1,
         window: 1,
+        kv: KvDtype::Auto,
     };
     let mut io = op.setup(&cuda, 1).unwrap();
     let e = op.run(&cuda, &mut io).unwrap_err().to_string();

@@ -2,9 +2,9 @@
 
 use crate::{
     ptx,
-    tiny::{self, CONFIG, EVERYTHING, engines, engines_of, prompt},
+    tiny::{self, CONFIG, EVERYTHING, engines, engines_of, engines_with, prompt},
 };
-use aoji::{Device, Engine, Error, Event, FinishReason, GenerateOptions, Options, Sampling, Session};
+use aoji::{Device, Engine, Error, Event, FinishReason, GenerateOptions, KvDtype, Options, Sampling, Session};
 
 fn tokens(session: &mut Session, prompt: &[u32], n: usize, sampling: &Sampling) -> Vec<u32> {
     let options = GenerateOptions {
@@ -34,7 +34,7 @@ fn prefill_and_decode_agree_on_every_backend() {
 }
 
 /// A prompt at once and its last tokens one by one give the same logits, on each engine those of the first.
-fn all_agree(engines: &[Engine]) {
+pub fn all_agree(engines: &[Engine]) {
     let all = prompt(75, 1); // more than a tile of keys and of queries
     let mut logits = Vec::new();
     for engine in engines {
@@ -334,7 +334,9 @@ fn compiled_kernels_hold_what_a_session_promises() {
 fn a_saved_session_goes_on_with_the_same_bits() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.session");
-    for (engine, again) in engines().iter().zip(engines()) {
+    let of_both =
+        || KvDtype::ALL.into_iter().flat_map(|kv| engines_with(CONFIG, &Options { kv, ..Options::default() }));
+    for (engine, again) in of_both().zip(of_both()) {
         let (begun, all) = (prompt(40, 1), prompt(52, 1));
         let mut s = engine.session(128).unwrap();
         s.sync(&begun).unwrap();
@@ -347,7 +349,11 @@ fn a_saved_session_goes_on_with_the_same_bits() {
             let reused = s.sync(&all).unwrap();
             (reused, s.logits().unwrap().iter().map(|x| x.to_bits()).collect::<Vec<_>>())
         };
-        assert_eq!(run(&mut other), run(&mut s), "{}", engine.device());
+        assert_eq!(run(&mut other), run(&mut s), "{}, {}", engine.device(), engine.plan().kv_dtype);
+        let bytes = std::fs::metadata(&path).unwrap().len() as usize;
+        let rows = 2 * 2 * 40; // of two layers, keys and values
+        let kept = rows * engine.plan().kv_dtype.row_bytes(64, 2);
+        assert!((kept..kept + 1000).contains(&bytes), "{bytes} bytes, {kept} of keys and values");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing unfinished is left");
     }
 }
@@ -380,6 +386,7 @@ fn a_file_that_is_no_session_of_this_model_is_refused() {
     };
     refused(&with(r#""session":"1""#, r#""session":"2""#), &["another format version: 2, and this is 1"]);
     refused(&with(r#""device":"CPU""#, r#""device":"GPU""#), &["another device: GPU"]);
+    refused(&with(r#""kv":"auto""#, r#""kv":"fp8 ""#), &["another format of keys and values: fp8 , and this is auto"]);
     let ours = format!(r#""aoji":"{}""#, env!("CARGO_PKG_VERSION"));
     refused(&with(&ours, &ours.replace('0', "9")), &["another aoji"]);
     refused(&with(r#""note""#, r#""nota""#), &["no session of aoji"]);
@@ -422,6 +429,6 @@ fn every_op_of_models_with_biases_normed_heads_and_windows_agrees() {
         let dir = tempfile::tempdir().unwrap();
         tiny::write_of(&config, dir.path());
         let files = aoji::ModelFiles::open(dir.path().to_str().unwrap()).unwrap();
-        aoji::verify::lockstep(files, 0, 40, 6).unwrap_or_else(|e| panic!("{e}"));
+        aoji::verify::lockstep(files, 0, aoji::KvDtype::Auto, 40, 6).unwrap_or_else(|e| panic!("{e}"));
     }
 }

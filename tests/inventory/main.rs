@@ -6,7 +6,7 @@ mod machine_code;
 mod sass;
 
 use aoji::{
-    Result,
+    KvDtype, Result,
     cuda::{
         Cuda,
         kernels::{IMAGES, MODULES},
@@ -169,9 +169,10 @@ fn decode_chain(ring: Ring) -> [(&'static str, Grid, u32); 5] {
     let blocks = if ring == Ring::Deep { tiles::GEMV_DEEP_BLOCKS } else { tiles::GEMV_BLOCKS };
     let (rows, dim, eps) = (1, 4096, 1e-5);
     let (n_heads, n_kv_heads, head_dim, max_seq, positions) = (32, 8, 128, 8192, 8192);
+    let (head_norm, kv, kv_len, window) = (true, KvDtype::Auto, 8192, max_seq);
     let qkv =
-        ops::NormQkvRopeAppend { rows, dim, n_heads, n_kv_heads, head_dim, max_seq, positions, eps, head_norm: true };
-    let attention = ops::AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len: 8192, window: max_seq };
+        ops::NormQkvRopeAppend { rows, dim, n_heads, n_kv_heads, head_dim, max_seq, positions, eps, head_norm, kv };
+    let attention = ops::AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window, kv };
     [
         ("norm_qkv_rope_append_", qkv.grid(ring), blocks),
         ("attn_decode_", attention.grid(), 3),
@@ -208,22 +209,25 @@ fn blocks_of_the_decode_chain_fit_together() {
 fn blocks_of_a_prompt_share_a_multiprocessor() {
     let (rows, dim) = (512, 4096);
     let gemm = ops::Gemm { rows, n: dim, k: dim };
-    let attention = |head_dim| {
-        let (n_heads, n_kv_heads, max_seq, kv_len) = (32, 8, 8192, 8192);
-        ops::AttnPrefill { rows, first: 0, shared: 0, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window: max_seq }
-            .grid()
+    let attention = |head_dim, kv| {
+        let (first, shared, n_heads, n_kv_heads, max_seq, kv_len, window) = (0, 0, 32, 8, 8192, 8192, 8192);
+        ops::AttnPrefill { rows, first, shared, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window, kv }.grid()
     };
+    let formats = [("bf16", KvDtype::Auto), ("fp8", KvDtype::Fp8)];
     let [large, small] = [1, u32::MAX].map(|sm_count| gemm.grid(gemm.tile(sm_count)));
     let mut found = 0;
     for u in MODULES.iter().flat_map(|m| m.usage()) {
         let (grid, blocks) = match &*u.kernel {
             k if k.starts_with("gemm_bf16_large_") => (large, 2),
             k if k.starts_with("gemm_bf16_small_") => (small, 2),
-            "attn_prefill_bf16_d64" => (attention(64), 3),
-            "attn_prefill_bf16_d80" => (attention(80), 2),
-            "attn_prefill_bf16_d96" => (attention(96), 2),
-            "attn_prefill_bf16_d128" => (attention(128), 2),
-            _ => continue,
+            k => match k.strip_prefix("attn_prefill_").and_then(|rest| rest.split_once("_d")) {
+                Some((format, head_dim)) => {
+                    let kv = formats.iter().find(|(name, _)| *name == format).expect("a format").1;
+                    let head_dim = head_dim.parse().expect("a number");
+                    (attention(head_dim, kv), if head_dim == 64 { 3 } else { 2 })
+                }
+                None => continue,
+            },
         };
         let number =
             u.arch.trim_start_matches("sm_").trim_end_matches(char::is_alphabetic).parse::<i32>().expect("sm_90a");
@@ -233,7 +237,7 @@ fn blocks_of_a_prompt_share_a_multiprocessor() {
         assert!(fits.blocks_per_sm >= blocks, "expected {blocks} blocks of {u:?} with {grid:?}: {fits:?}");
         found += 1;
     }
-    assert_eq!(found, 10 * IMAGES.split(',').filter(|i| !i.starts_with("ptx")).count());
+    assert_eq!(found, 14 * IMAGES.split(',').filter(|i| !i.starts_with("ptx")).count());
 }
 
 /// A kernel that may start before its predecessor is done waits for it, and only then lets the next one start. So two

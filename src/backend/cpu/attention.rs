@@ -14,11 +14,13 @@
 //! with the one that its window begins in.
 
 use super::{
-    Cpu, rows as each, scratch,
+    Cpu,
+    level::Level,
+    rows as each, scratch,
     simd::{Line, Product, Weighted, lines, pool::Tile},
     weight::Elements,
 };
-use crate::ops::{Act, PAGE, element_at};
+use crate::ops::{Act, KvDtype, PAGE, Paged};
 use std::ops::Range;
 
 /// Keys of a part: their scores of a tile of queries, and keys and values of 64 columns, fit the first-level cache.
@@ -43,14 +45,12 @@ impl Row {
     }
 }
 
-/// Sizes of a call, and the table of pages.
+/// Sizes of a call, and where keys and values are.
 #[derive(Clone, Copy)]
 pub(super) struct Attention<'a> {
     pub rows: usize,
     pub n_heads: usize,
-    pub n_kv_heads: usize,
-    pub head_dim: usize,
-    pub pages: &'a [u32],
+    pub kv: Paged<'a>,
     /// Positions below this are read from sequence 0.
     pub shared: usize,
     /// Keys that a row sees at most: the last ones.
@@ -68,31 +68,46 @@ struct Queries<'a, R> {
 
 impl Attention<'_> {
     fn group(&self) -> usize {
-        self.n_heads / self.n_kv_heads
+        self.n_heads / self.kv.n_kv_heads
     }
 
     /// Columns of a sum, rounded up to a multiple of 16.
     fn width(&self) -> usize {
-        self.head_dim.next_multiple_of(16)
+        self.kv.head_dim.next_multiple_of(16)
     }
 
-    /// The `keys`, counted from position `from` on, of a sequence and key head, in pieces that lie side by side: `(keys before, keys,
-    /// first element)`.
-    fn pieces(
-        &self,
-        base: usize,
-        kv_head: usize,
-        from: usize,
-        mut keys: Range<usize>,
-    ) -> impl Iterator<Item = (usize, usize, usize)> {
+    /// The `keys`, counted from position `from` on, of a sequence, in pieces that lie side by side: `(keys before, keys, first
+    /// place)`.
+    fn pieces(&self, base: usize, from: usize, mut keys: Range<usize>) -> impl Iterator<Item = (usize, usize, usize)> {
         std::iter::from_fn(move || {
             let at = from + keys.start;
             let (place, end) = if at < self.shared { (at, self.shared) } else { (base + at, usize::MAX) };
             let n = end.min(from + keys.end).min(at / PAGE * PAGE + PAGE).checked_sub(at).filter(|n| *n > 0)?;
             let before = keys.start;
             keys.start += n;
-            Some((before, n, element_at(self.pages, place, self.n_kv_heads, kv_head, self.head_dim)))
+            Some((before, n, place))
         })
+    }
+
+    /// Calls `f` with `n` keys or values from a place on: where they lie, or as they are read from fp8.
+    fn with_rows<A: Act>(
+        &self,
+        level: Level,
+        cache: &[A],
+        (place, kv_head): (usize, usize),
+        n: usize,
+        f: impl FnOnce(Elements<'_>),
+    ) {
+        let len = n * self.kv.head_dim;
+        match self.kv.dtype {
+            KvDtype::Auto => f(Elements::of(&cache[self.kv.elements::<A>(place, kv_head).start..][..len])),
+            KvDtype::Fp8 => scratch::with(&scratch::ROWS, (len * size_of::<A>()).div_ceil(4), |words: &mut [u32]| {
+                let rows = &mut bytemuck::cast_slice_mut::<u32, A>(words)[..len];
+                let (codes, scales) = self.kv.fp8_rows(cache, place, kv_head, n);
+                each::from_fp8(level, codes, scales, rows);
+                f(Elements::of(rows));
+            }),
+        }
     }
 }
 
@@ -140,7 +155,7 @@ impl<A: Act> Cpu<A> {
         kv: (&[A], &[A]),
         row: impl Fn(usize) -> Row + Sync,
     ) {
-        let Attention { rows, n_heads, n_kv_heads, head_dim: d, .. } = *op;
+        let Attention { rows, n_heads, kv: Paged { n_kv_heads, head_dim: d, .. }, .. } = *op;
         let (group, row) = (op.group(), &row);
         let height = if consecutive { (QUERIES / group).max(1) } else { 1 };
         let (down, sizes) = (rows.div_ceil(height), [rows, n_heads * d]);
@@ -212,12 +227,13 @@ impl<A: Act> Cpu<A> {
         kv: (&[A], &[A]),
     ) {
         let (op, level, n) = (tile.op, self.level, tile.len());
-        let (d, group, from, line) = (op.head_dim, op.group(), part * PART, lines(level, op.head_dim));
-        let qkv_dim = (op.n_heads + 2 * op.n_kv_heads) * d;
+        let d = op.kv.head_dim;
+        let (group, from, line) = (op.group(), part * PART, lines(level, d));
+        let qkv_dim = (op.n_heads + 2 * op.kv.n_kv_heads) * d;
         let o_stride = op.width() + 2;
         let sees = |i| tile.sees(i, from);
         let (begin, end) = (0..n).map(sees).fold((PART, 0), |(a, b), keys| (a.min(keys.start), b.max(keys.end)));
-        let pieces = || op.pieces((tile.row)(tile.first).base, tile.kv_head, from, begin..end);
+        let pieces = || op.pieces((tile.row)(tile.first).base, from, begin..end);
         scratch::with(&scratch::SCORES, n * PART, |s| {
             scratch::with(&scratch::X, n * line, |x: &mut [Line]| {
                 for (i, to) in x.chunks_exact_mut(line).enumerate() {
@@ -225,10 +241,11 @@ impl<A: Act> Cpu<A> {
                     each::prepare(level, &qkv[at..][..d], to);
                 }
                 for (before, cols, at) in pieces() {
-                    let (w, room) = (Elements::of(&kv.0[at..][..cols * d]).into(), cols * line);
-                    scratch::with(&scratch::PACKED, room, |packed| {
-                        let y = &mut s[before..];
-                        Product { x, rows: n, w, cols, k: d, y, y_stride: PART, packed }.run(level);
+                    op.with_rows(level, kv.0, (at, tile.kv_head), cols, |keys| {
+                        scratch::with(&scratch::PACKED, cols * line, |packed| {
+                            let (w, y) = (keys.into(), &mut s[before..]);
+                            Product { x, rows: n, w, cols, k: d, y, y_stride: PART, packed }.run(level);
+                        });
                     });
                 }
             });
@@ -240,13 +257,15 @@ impl<A: Act> Cpu<A> {
                 of_all.copy_from_slice(&[m, sum]);
             }
             for (before, n_keys, at) in pieces() {
-                let (p, v) = (&s[before..], Elements::of(&kv.1[at..][..n_keys * d]));
+                let p = &s[before..];
                 let seen = &|i| {
                     let Range { start, end } = sees(i);
                     let end = end.saturating_sub(before).min(n_keys);
                     start.saturating_sub(before).min(end)..end
                 };
-                Weighted { p, p_stride: PART, rows: n, v, d, seen, o: to, o_stride }.run(level);
+                op.with_rows(level, kv.1, (at, tile.kv_head), n_keys, |v| {
+                    Weighted { p, p_stride: PART, rows: n, v, d, seen, o: to, o_stride }.run(level);
+                });
             }
         });
     }
@@ -271,7 +290,7 @@ impl<A: Act> Cpu<A> {
 
     /// The heads of the result.
     fn finish<R>(&self, tile: &Queries<'_, R>, out: &mut Tile<'_, A>, sums: &[f32]) {
-        let (group, d, width) = (tile.op.group(), tile.op.head_dim, tile.op.width());
+        let (group, d, width) = (tile.op.group(), tile.op.kv.head_dim, tile.op.width());
         for (i, all) in sums.chunks_exact(width + 2).take(tile.rows * group).enumerate() {
             each::divide(self.level, &mut out.row(i / group)[i % group * d..][..d], &all[..d], all[width + 1]);
         }
@@ -282,10 +301,7 @@ impl<A: Act> Cpu<A> {
 mod tests {
     use super::*;
     use crate::{
-        backend::{
-            Backend,
-            cpu::{level::Level, simd::pool::Pool},
-        },
+        backend::{Backend, cpu::simd::pool::Pool},
         ops::{AttnDecode, AttnPrefill, noise, scrambled, to_pages},
     };
     use half::bf16;
@@ -298,7 +314,7 @@ mod tests {
     /// `rows` rows of the second sequence that end at `kv_len`, in chunks of `chunk`, checked against the definition.
     /// The caches are NaN wherever nothing may be read, and their pages lie in disorder.
     fn run<A: Act>(cpu: &Cpu<A>, op: &AttnPrefill, chunk: usize) -> Vec<u32> {
-        let AttnPrefill { rows, shared, n_heads, n_kv_heads, head_dim: d, max_seq, kv_len, window, .. } = *op;
+        let AttnPrefill { rows, shared, n_heads, n_kv_heads, head_dim: d, max_seq, kv_len, window, kv, .. } = *op;
         let (qkv, pages) = (values::<A>(rows * op.qkv_dim(), 1, 6.0), scrambled(2, max_seq));
         let cache = |seed| {
             let mut cache = values::<A>(2 * n_kv_heads * max_seq * d, seed, 1.0);
@@ -311,7 +327,7 @@ mod tests {
                 let unseen = (kv_len + 1 - rows).saturating_sub(window);
                 head[..unseen * d].fill(A::from_f32(f32::NAN));
             }
-            to_pages(&cache, &pages, [n_kv_heads, max_seq, d])
+            to_pages(kv, &cache, &pages, [n_kv_heads, max_seq, d])
         };
         let (k, v) = (cache(2), cache(3));
         let pos: Vec<u32> = (0..rows).map(|r| (max_seq + kv_len - rows + r) as u32).collect();
@@ -329,7 +345,7 @@ mod tests {
             assert!((got - want).abs() <= limit * (want.abs() + 0.1), "{got} is not {want}, output {i} of {op:?}");
         }
         if shared == 0 {
-            let single = AttnDecode { rows: 1, n_heads, n_kv_heads, head_dim: d, max_seq, kv_len, window };
+            let single = AttnDecode { rows: 1, n_heads, n_kv_heads, head_dim: d, max_seq, kv_len, window, kv };
             let (last, mut decoded) = (rows - 1, vec![A::from_f32(f32::NAN); n_heads * d]);
             let qkv = qkv[last * op.qkv_dim()..].to_vec();
             let (mut part, mut arrived, pos) = (vec![], vec![], vec![pos[last]]);
@@ -344,8 +360,10 @@ mod tests {
     fn the_definition_and_the_same_bits_however_it_is_cut() {
         let case = |rows, kv_len, (n_heads, n_kv_heads, head_dim), shared| {
             let max_seq = usize::next_multiple_of(kv_len, PAGE);
-            AttnPrefill { rows, first: 0, shared, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window: max_seq }
+            let (window, kv) = (max_seq, KvDtype::Auto);
+            AttnPrefill { rows, first: 0, shared, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window, kv }
         };
+        let fp8 = |op| AttnPrefill { kv: KvDtype::Fp8, ..op };
         let windowed = |window, op| AttnPrefill { window, ..op };
         let cases = [
             case(1, 1, (1, 1, 8), 0),
@@ -358,6 +376,10 @@ mod tests {
             windowed(50, case(70, 300, (4, 2, 24), 0)), // rows whose windows begin in another part, and inside one
             windowed(128, case(3, 700, (9, 3, 64), 0)),
             windowed(130, case(20, 290, (8, 2, 64), 170)), // a window that begins in what is shared
+            fp8(case(1, 1, (1, 1, 8), 0)),
+            fp8(case(3, 300, (9, 3, 64), 0)),
+            fp8(case(20, 290, (8, 2, 64), 150)),
+            fp8(windowed(50, case(70, 300, (4, 2, 24), 0))),
         ];
         for op in cases {
             let best = Cpu::<bf16>::new().unwrap();
@@ -385,6 +407,7 @@ mod tests {
             max_seq: 128,
             kv_len: rows,
             window: 128,
+            kv: KvDtype::Auto,
         };
         let (qkv, pos) = (values::<bf16>(rows * op.qkv_dim(), 1, 6.0), (0..rows as u32).collect());
         let pages = vec![0, 1];

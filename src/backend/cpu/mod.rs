@@ -29,7 +29,7 @@ use crate::{
     files::weights::Tensor,
     ops::{
         Act, AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, HeadNorm, KvAppend, LogProb,
-        RmsNorm, Rope, Sample, StreamRead, Swiglu, guesses::Counted, sample::Lengths,
+        Paged, RmsNorm, Rope, Sample, StreamRead, Swiglu, guesses::Counted, sample::Lengths,
     },
 };
 use attention::{Attention, Row};
@@ -276,7 +276,7 @@ impl<A: Act> Backend for Cpu<A> {
         pos: &Vec<u32>,
         pages: &Vec<u32>,
     ) -> Result<()> {
-        op.check(k.len(), v.len(), qkv.len(), pos.len(), pages.len())?;
+        op.check::<A>(k.len(), v.len(), qkv.len(), pos.len(), pages.len())?;
         op.reference(k, v, qkv, pos, pages);
         Ok(())
     }
@@ -290,9 +290,10 @@ impl<A: Act> Backend for Cpu<A> {
         pos: &Vec<u32>,
         pages: &Vec<u32>,
     ) -> Result<()> {
-        op.check(out.len(), qkv.len(), k.len(), v.len(), pos.len(), pages.len())?;
-        let AttnPrefill { rows, first, shared, n_heads, n_kv_heads, head_dim, max_seq, window, .. } = *op;
-        let sizes = Attention { rows, n_heads, n_kv_heads, head_dim, pages, shared, window };
+        op.check::<A>(out.len(), qkv.len(), k.len(), v.len(), pos.len(), pages.len())?;
+        let AttnPrefill { rows, first, shared, n_heads, n_kv_heads, head_dim, max_seq, window, kv, .. } = *op;
+        let paged = Paged { dtype: kv, pages, n_kv_heads, head_dim };
+        let sizes = Attention { rows, n_heads, kv: paged, shared, window };
         let row = |r: usize| Row::of(pos[first + r], max_seq);
         let (out, qkv) = (&mut out[first * n_heads * head_dim..], &qkv[first * op.qkv_dim()..]);
         self.attention(&sizes, true, out, qkv, (k, v), row);
@@ -310,9 +311,10 @@ impl<A: Act> Backend for Cpu<A> {
         pos: &Vec<u32>,
         pages: &Vec<u32>,
     ) -> Result<()> {
-        op.check(out.len(), qkv.len(), k.len(), v.len(), pos.len(), pages.len())?;
-        let AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, window, .. } = *op;
-        let sizes = Attention { rows, n_heads, n_kv_heads, head_dim, pages, shared: 0, window };
+        op.check::<A>(out.len(), qkv.len(), k.len(), v.len(), pos.len(), pages.len())?;
+        let AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, window, kv, .. } = *op;
+        let paged = Paged { dtype: kv, pages, n_kv_heads, head_dim };
+        let sizes = Attention { rows, n_heads, kv: paged, shared: 0, window };
         let row = |r: usize| Row::of(pos[r], max_seq);
         self.attention(&sizes, false, out, qkv, (k, v), row);
         Ok(())

@@ -6,7 +6,7 @@ use super::{
     level::Level,
     simd::{Line, each_level},
 };
-use crate::ops::Act;
+use crate::{files::format::e4m3, ops::Act};
 
 /// `exp(x)` to 2 units in the last place, 0 below -87.3 and infinite above 88.3: `2^n` times a polynomial of the rest (Cephes, Moshier
 /// 1989).
@@ -107,6 +107,16 @@ each_level! {
         last.fill(0.0);
         for (i, x) in rest.iter().enumerate() {
             last[i % 2 * 16 + i / 2] = cut(*x);
+        }
+    }
+}
+
+each_level! {
+    /// Keys or values of a cache of fp8, a row for each scale.
+    pub fn from_fp8<A: Act>(codes: &[u8], scales: &[u8], out: &mut [A]) {
+        let d = out.len() / scales.len();
+        for (out, (codes, scale)) in out.chunks_exact_mut(d).zip(codes.chunks_exact(d).zip(scales)) {
+            e4m3::read_row(codes, *scale, out);
         }
     }
 }

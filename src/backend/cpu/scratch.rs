@@ -6,6 +6,8 @@ use std::{cell::Cell, thread::LocalKey};
 thread_local! {
     /// Prepared rows of a product's `x`.
     pub(super) static X: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+    /// Keys or values that are stored in another format.
+    pub(super) static ROWS: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
     /// An unpacked block of weights.
     pub(super) static PACKED: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
     /// A block of a product.

@@ -6,7 +6,7 @@ use crate::{
     error::{Error, Result},
     files::{config::Config, weights::Tensor},
     ops::{
-        AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, HeadNorm, KvAppend, LogProb,
+        AddRmsNorm, Argmax, AttnDecode, AttnPrefill, Element, Embed, Gemm, Gemv, HeadNorm, KvAppend, KvDtype, LogProb,
         NormGateUp, NormHead, NormHeadArgmax, NormQkvRopeAppend, PAGE, RmsNorm, Rope, Sample, StreamRead, Swiglu,
     },
 };
@@ -57,9 +57,10 @@ impl Backend for Cuda {
         let &Config { dim, ffn_dim, vocab, n_heads, n_kv_heads, head_dim, max_seq, norm_eps: eps, .. } = c;
         let (rows, positions, any) = (DECODE_ROWS, max_seq, usize::MAX);
         let max_seq = max_seq.next_multiple_of(PAGE);
-        let (kv_len, window, head_norm) = (max_seq, max_seq, c.arch.qk_norm);
-        AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window }.check_kernel(any, any)?;
-        let qkv = NormQkvRopeAppend { rows, dim, n_heads, n_kv_heads, head_dim, max_seq, positions, eps, head_norm };
+        let (kv_len, window, head_norm, kv) = (max_seq, max_seq, c.arch.qk_norm, KvDtype::Auto); // fp8 takes no other sizes
+        AttnDecode { rows, n_heads, n_kv_heads, head_dim, max_seq, kv_len, window, kv }.check_kernel(any, any)?;
+        let qkv =
+            NormQkvRopeAppend { rows, dim, n_heads, n_kv_heads, head_dim, max_seq, positions, eps, head_norm, kv };
         let gains = head_norm.then_some((2, head_dim));
         qkv.check(any, any, any, any, any, any, any, dim, (qkv.qkv_dim(), dim), gains, any)?;
         NormGateUp { rows, dim, ffn_dim, eps }.check(any, any, dim, (2 * ffn_dim, dim))?;

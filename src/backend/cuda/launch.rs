@@ -101,6 +101,10 @@ impl Arg {
     }
 }
 /// An `int` of the kernel; `check` of the op proved that it fits.
+impl Arg {
+    /// A pointer to nothing.
+    pub const NULL: Arg = Arg(0);
+}
 impl From<usize> for Arg {
     fn from(n: usize) -> Arg {
         debug_assert!(i32::try_from(n).is_ok(), "{n} does not fit an int");

@@ -2,7 +2,7 @@
 
 use super::{Both, Lockstep};
 use crate::{
-    backend::{Backend, Buffer},
+    backend::Backend,
     error::{Error, Result},
     ops::{Element, NormHead, NormQkvRopeAppend, Op, Tolerance},
 };
@@ -79,33 +79,13 @@ impl<D: Backend<Act = bf16>> Lockstep<D> {
         Ok(())
     }
 
-    /// As `settle` for a cache: what the rows wrote is within the tolerance, and all else is equal, so that a write to a wrong place
-    /// shows. `heads` is where each row's heads begin, of `head_dim` elements.
-    pub(super) fn settle_cache(
-        &self,
-        op: &dyn Debug,
-        output: &str,
-        tolerance: Tolerance,
-        cache: &mut Both<bf16, D>,
-        (heads, head_dim): (&[usize], usize),
-    ) -> Result<()> {
-        let got = self.device.download(&cache.device)?;
-        let written =
-            |v: &[bf16]| heads.iter().flat_map(|at| &v[*at..at + head_dim]).map(|x| x.to_f32()).collect::<Vec<_>>();
-        let same = tolerance.compare(&written(&got), &written(&cache.host));
-        same.map_err(|what| self.disagree(op, output, &what))?;
-        heads.iter().for_each(|at| cache.host[*at..at + head_dim].copy_from_slice(&got[*at..at + head_dim]));
-        let len = cache.len();
-        self.settle(op, output, Tolerance::EXACT, cache, len)
-    }
-
-    /// As `settle` for all of a buffer of integers, which must be equal.
-    pub(super) fn settle_words(&self, op: &dyn Debug, output: &str, buf: &mut Both<u32, D>) -> Result<()> {
+    /// As `settle` for all of a buffer, whose bits must be equal: integers, or a cache, in which a write to a wrong place shows.
+    pub(super) fn settle_bits<T: Element>(&self, op: &dyn Debug, output: &str, buf: &mut Both<T, D>) -> Result<()> {
         let Both { host, device } = buf;
         let got = self.device.download(device)?;
-        match got.iter().zip(&*host).position(|(g, w)| g != w) {
+        match got.iter().zip(&*host).position(|(g, w)| bytemuck::bytes_of(g) != bytemuck::bytes_of(w)) {
             None => Ok(()),
-            Some(i) => Err(self.disagree(op, output, &format!("element {i} is {}, expected {}", got[i], host[i]))),
+            Some(i) => Err(self.disagree(op, output, &format!("element {i} is {:?}, expected {:?}", got[i], host[i]))),
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::{Cli, guesses::Guesses};
 use aoji::{
-    Activations, Device, Engine, Error, Event, FinishReason, GenerateOptions, ModelFiles, Options, Result, Sampling,
-    SamplingDefaults, Session, Template, Timings, Tokenizer, hub, lora::LoraSpec, output::Output, quantize,
+    Activations, Device, Engine, Error, Event, FinishReason, GenerateOptions, KvDtype, ModelFiles, Options, Result,
+    Sampling, SamplingDefaults, Session, Template, Timings, Tokenizer, hub, lora::LoraSpec, output::Output, quantize,
 };
 use clap::{CommandFactory, ValueEnum, builder::RangedU64ValueParser, error::ErrorKind};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -67,6 +67,9 @@ pub struct ModelArgs {
     /// Activations on the CPU: bf16 as on a GPU, or f32
     #[arg(long, value_name = "TYPE", default_value = "bf16")]
     pub dtype: Activations,
+    /// How keys and values are stored: auto (as activations are) or fp8, which takes half the memory and loses some precision
+    #[arg(long, value_name = "TYPE", default_value_t)]
+    pub kv: KvDtype,
     /// Threads that compute on the CPU [default: one a physical core]
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
@@ -113,6 +116,7 @@ impl ModelArgs {
             context: self.context,
             sequences,
             cache_tokens,
+            kv: self.kv,
             threads: self.threads,
             widen: self.widen,
             draft: None,

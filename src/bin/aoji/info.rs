@@ -6,7 +6,7 @@ use aoji::cpu::Cpu;
 #[cfg(feature = "cuda")]
 use aoji::cuda::Cuda;
 use aoji::{
-    BatchOptions, Config, Error, Format, ModelFiles, Plan, Result, Tensor, Tokenizer,
+    BatchOptions, Config, Error, Format, KvDtype, ModelFiles, Plan, Result, Tensor, Tokenizer,
     kv::Kv,
     model::{Kept, plan::whole_sequences},
     ops::PAGE,
@@ -37,6 +37,9 @@ pub struct Args {
     /// The memory with weights that are quantized while they are loaded, as other commands do with --quantize
     #[arg(long, value_name = "FORMAT[:GROUP]")]
     quantize: Option<quantize::Options>,
+    /// The memory with keys and values stored as other commands do with --kv: auto or fp8
+    #[arg(long, value_name = "TYPE", default_value_t)]
+    kv: KvDtype,
     /// The memory for this many sequences, 1 to 64, as aoji serve reserves it
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = common::within(BatchOptions::SEQUENCES))]
     sequences: usize,
@@ -87,9 +90,9 @@ impl Info {
         let dtypes: BTreeSet<String> = weights.tensors().map(dtype).collect();
         let shorter = [512, 2048, 8192, 32768, 131_072].into_iter().filter(|n| *n < config.max_seq);
         let held = Kept::of::<Backend>(&config, &weights, false).bytes(&config);
-        let plan = |context| Plan::new::<Backend>(&config, held, context, args.sequences, None, None);
+        let plan = |context| Plan::new::<Backend>(&config, held, args.kv, context, args.sequences, None, None);
         let plans: Vec<Plan> = shorter.chain([config.max_seq]).map(plan).collect();
-        let kv_bytes = Kv::<Backend>::bytes(&config, 1);
+        let kv_bytes = Kv::<Backend>::bytes(&config, args.kv, 1);
         let fitting = args.memory.map(|gib| {
             let bytes = (gib * f64::from(1 << 30)) as u64;
             let pages = |p: &Plan| bytes.saturating_sub(p.total() - p.kv) / (kv_bytes * PAGE as u64);
@@ -109,6 +112,7 @@ impl Info {
         let plan = |p: &Plan| {
             json!({
                 "context": p.context, "sequences": p.sequences, "cache_tokens": p.cache_tokens, "weights": p.weights, "kv": p.kv,
+                "kv_dtype": p.kv_dtype,
                 "scratch": p.scratch, "total": p.total(),
             })
         };

@@ -5,7 +5,7 @@ use crate::{
     guesses::Guesses,
 };
 use aoji::{
-    Activations, Error, Result, divergence, hub, invariance,
+    Activations, Error, KvDtype, Result, divergence, hub, invariance,
     verify::{self, Limits},
 };
 use clap::ArgGroup;
@@ -115,6 +115,7 @@ fn against(mut args: Args) -> Result<()> {
     let model = args.model.open()?;
     args.model.lora.clear();
     args.model.quantize = None;
+    args.model.kv = KvDtype::Auto;
     let name = std::mem::replace(&mut args.model.model, base);
     let base = args.model.open()?;
     let tokens = model.tokenizer()?.encode(&text, true)?;
@@ -178,7 +179,7 @@ fn lockstep(args: &Args) -> Result<()> {
         }
     };
     let prompt = args.prompt.unwrap_or(20);
-    let said = verify::lockstep(files, gpu, prompt, args.tokens);
+    let said = verify::lockstep(files, gpu, args.model.kv, prompt, args.tokens);
     let failure = match &said {
         Ok(_) => None,
         Err(Error::Disagree(what)) => Some(what),

@@ -36,8 +36,8 @@ impl Session {
         }
         let (origin, config, n) = (self.origin(), self.engine.config(), self.computed);
         let (timeline, tokens) = (&mut self.timeline, &self.tokens[..n]);
-        let act_bytes = timeline.act_bytes();
-        session_file::write(path, origin, note, config, tokens, act_bytes, |to| timeline.save(n, to))
+        let kind = (self.engine.plan().kv_dtype, timeline.act_bytes());
+        session_file::write(path, origin, note, config, tokens, kind, |to| timeline.save(n, to))
     }
 
     /// Makes the timeline that of a file of [`Session::save`], and gives the note in it.
@@ -46,7 +46,8 @@ impl Session {
     /// `File` or `Tensor` when the file is none, is cut short, or is of another model, device or version of aoji; `Context` when it has
     /// more tokens than fit. The session is then unchanged.
     pub fn load(&mut self, path: &Path) -> Result<String> {
-        let file = SessionFile::open(path, &self.origin(), self.engine.config(), self.timeline.act_bytes())?;
+        let kind = (self.engine.plan().kv_dtype, self.timeline.act_bytes());
+        let file = SessionFile::open(path, &self.origin(), self.engine.config(), kind)?;
         let n = file.tokens.len();
         if n > self.max_tokens {
             return Err(Error::Context { needed: n, max: self.max_tokens });
@@ -61,6 +62,7 @@ impl Session {
 
     fn origin(&self) -> Origin {
         let engine = self.engine();
-        Origin::new(engine.fingerprint(), if engine.is_gpu() { engine.device().into() } else { "CPU".into() })
+        let device = if engine.is_gpu() { engine.device().into() } else { "CPU".into() };
+        Origin::new(engine.fingerprint(), device, engine.plan().kv_dtype)
     }
 }

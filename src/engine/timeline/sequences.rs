@@ -74,8 +74,8 @@ impl<B: Backend> Timeline<B> {
         let (b, c) = (&loaded.b, &loaded.model.config);
         let chunk = B::CHUNK.min(max_tokens);
         let kv = match pool {
-            Some(pages) => Kv::with_pool(b, c, sequences, max_tokens, pages)?,
-            None => Kv::new(b, c, sequences, max_tokens)?,
+            Some(pages) => Kv::with_pool(b, c, loaded.kv, sequences, max_tokens, pages)?,
+            None => Kv::new(b, c, loaded.kv, sequences, max_tokens)?,
         };
         let s = Scratch::new(b, c, chunk.max(DECODE_ROWS), LOGIT_ROWS, kv.max_seq)?;
         let sampler = SamplerState::new(b, c.vocab, sequences)?;
@@ -89,7 +89,7 @@ impl<B: Backend> Timeline<B> {
 
     /// Computes `tokens`, at most a chunk, up to the hidden states in `s.x`.
     fn forward(&mut self, sequence: usize, tokens: &[u32], pos: usize) -> Result<()> {
-        let Loaded { b, model } = &*self.loaded;
+        let Loaded { b, model, .. } = &*self.loaded;
         let places: Vec<u32> = (pos..pos + tokens.len()).map(|p| self.kv.place(sequence, p)).collect();
         self.prompt.set(b, tokens, &places)?;
         model.forward(b, &mut self.s, &mut self.kv, &self.prompt, tokens.len(), pos + tokens.len())
@@ -97,7 +97,7 @@ impl<B: Backend> Timeline<B> {
 
     /// The scores of each row's targets, from the rows of `s.logits`.
     fn log_probs(&mut self, targets: &[Vec<u32>]) -> Result<Vec<Vec<TokenScore>>> {
-        let Loaded { b, model } = &*self.loaded;
+        let Loaded { b, model, .. } = &*self.loaded;
         let (ids, out, greedy) = &mut self.scores;
         let mut all: Vec<Vec<TokenScore>> = targets.iter().map(|t| Vec::with_capacity(t.len())).collect();
         let most = targets.iter().map(Vec::len).max().unwrap_or(0);
@@ -125,7 +125,7 @@ impl<B: Backend> Timeline<B> {
     /// One more token of each row: computes the last one, which is on the device, and chooses the next.
     fn step(&mut self) -> Result<()> {
         let Timeline { loaded, s, kv, sampler, steps, graphs, run, .. } = self;
-        let Loaded { b, model } = &**loaded;
+        let Loaded { b, model, .. } = &**loaded;
         let rows = run.rows.len();
         let len = run.rows.iter().map(|r| r.pos + 1 + run.enqueued).max().unwrap_or(0); // with this step's tokens
         let (kv_len, max_seq) = (bucket(len, kv.max_seq), kv.max_seq);
@@ -228,7 +228,7 @@ impl<B: Backend> AnyTimeline for Timeline<B> {
     }
 
     fn hidden(&mut self, first: usize, rows: usize, each: &mut dyn FnMut(&[f32])) -> Result<()> {
-        let Loaded { b, model } = &*self.loaded;
+        let Loaded { b, model, .. } = &*self.loaded;
         model.final_norm(b, &mut self.s, first, rows)?;
         let dim = model.config.dim;
         let mut acts = vec![B::Act::from_f32(0.0); rows * dim];
@@ -254,7 +254,7 @@ impl<B: Backend> AnyTimeline for Timeline<B> {
                     Part { rows, kv_len: x.pos + rows, shared: x.shared }
                 };
                 let parts: Vec<Part> = branches.iter().map(part).collect();
-                let Loaded { b, model } = &*self.loaded;
+                let Loaded { b, model, .. } = &*self.loaded;
                 self.prompt.set(b, &tokens, &places)?;
                 model.forward_parts(b, &mut self.s, &mut self.kv, &self.prompt, &parts)?;
             }
@@ -330,7 +330,7 @@ impl<B: Backend> AnyTimeline for Timeline<B> {
 
     fn choose(&mut self, sequence: usize, row: usize, len: usize) -> Result<u32> {
         let Timeline { loaded, s, kv, sampler, greedy, prompt, .. } = self;
-        let Loaded { b, model } = &**loaded;
+        let Loaded { b, model, .. } = &**loaded;
         if row > 0 {
             b.copy(&mut s.logits, 0, row * model.config.vocab, model.config.vocab)?;
         }

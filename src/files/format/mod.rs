@@ -7,7 +7,7 @@
 
 mod awq;
 mod block;
-mod e4m3;
+pub(crate) mod e4m3;
 mod fit;
 mod gptq;
 mod grouped;

@@ -36,6 +36,7 @@ use crate::{
     error::{Error, Result},
     files::config::Config,
     model::kv::Kv,
+    ops::KvDtype,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -201,9 +202,9 @@ pub fn together_context(sequences: usize, depth: usize, n: usize) -> usize {
 ///
 /// # Errors
 /// `Input` for no sequences.
-pub fn floor_together(config: &Config, depth: usize, sequences: usize) -> Result<crate::ops::Cost> {
-    let one = floor(config, depth, sequences)?; // of rows that share a cache
-    let cache = Kv::<crate::backend::count::Count>::bytes(config, depth) * (sequences as u64 - 1);
+pub fn floor_together(config: &Config, kv: KvDtype, depth: usize, sequences: usize) -> Result<crate::ops::Cost> {
+    let one = floor(config, kv, depth, sequences)?; // of rows that share a cache
+    let cache = Kv::<crate::backend::count::Count>::bytes(config, kv, depth) * (sequences as u64 - 1);
     Ok(crate::ops::Cost { read: one.read + cache, ..one })
 }
 
@@ -220,8 +221,8 @@ fn at_least_one(option: &str, n: usize) -> Result<()> {
 ///
 /// # Errors
 /// `Input` without rows.
-pub fn floor(config: &Config, depth: usize, rows: usize) -> Result<crate::ops::Cost> {
-    Ok(crate::backend::count::Count::forward_cost(config, rows, depth + rows)?.total())
+pub fn floor(config: &Config, kv: KvDtype, depth: usize, rows: usize) -> Result<crate::ops::Cost> {
+    Ok(crate::backend::count::Count::forward_cost(config, kv, rows, depth + rows)?.total())
 }
 
 /// The commit of this binary: `AOJI_COMMIT` in the environment, now or when it was built.
@@ -281,12 +282,13 @@ mod tests {
     fn floor_of_the_8b() {
         let json = crate::files::synth::preset("llama3-8b").unwrap();
         let config = Config::from_json(std::path::Path::new("config.json"), &json, None).unwrap();
-        let at = |depth| floor(&config, depth, 1).unwrap().read as f64 / 1e9;
+        let at = |depth| floor(&config, KvDtype::Auto, depth, 1).unwrap().read as f64 / 1e9;
         assert!((at(0) - 15.01).abs() < 0.02, "{}", at(0)); // and activations
         assert!((at(8192) - at(0) - 1.074).abs() < 0.02, "131 KB a token of context: {}", at(8192));
-        let flops = floor(&config, 0, 2048).unwrap().flops as f64;
+        let flops = floor(&config, KvDtype::Auto, 0, 2048).unwrap().flops as f64;
         assert!((flops / 1e12 - 29.7).abs() < 0.3, "{flops}");
-        let eight = floor_together(&config, 1024, 8).unwrap().read - floor(&config, 1024, 8).unwrap().read;
+        let eight = floor_together(&config, KvDtype::Auto, 1024, 8).unwrap().read
+            - floor(&config, KvDtype::Auto, 1024, 8).unwrap().read;
         assert_eq!(eight, 7 * 1024 * 131_072, "the caches of seven more sequences");
     }
 }

@@ -83,7 +83,14 @@ fn less(engine: &Engine, cost: Cost) -> Cost {
 impl Row {
     fn new(engine: &Engine, depth: usize, rows: usize, times: Times, peak: Option<&Peak>) -> Result<Row> {
         let config = engine.config();
-        Ok(Row::of(config, less(engine, bench::floor(config, depth, rows)?), depth, rows, times, peak))
+        Ok(Row::of(
+            config,
+            less(engine, bench::floor(config, engine.plan().kv_dtype, depth, rows)?),
+            depth,
+            rows,
+            times,
+            peak,
+        ))
     }
 
     /// A row for `rows` tokens at `cost`.
@@ -165,7 +172,7 @@ pub fn run(args: &Args) -> Result<()> {
             common::note(format_args!("{n} sequences at depth {depth}"));
             let times = bench::decode_together(&engine, n, depth, args.tokens, args.repeat)?;
             let middle = depth.max(1) + bench::WARM_UP + args.tokens / 2;
-            let cost = less(&engine, bench::floor_together(config, middle, n)?);
+            let cost = less(&engine, bench::floor_together(config, engine.plan().kv_dtype, middle, n)?);
             let row = Row::of(config, cost, middle, n, times, peak.as_ref());
             together.push(Row { tokens: depth, sequences: Some(n), ..row });
         }

@@ -24,6 +24,7 @@ fn sizes_and_signs() {
     check!("ld.global.f32 %v, [%at]"; [0x3f80_0000] => 0x3f80_0000);
     check!("ld.global.f64 %x, [%at]"; [1u64 << 62] => 1u64 << 62);
     check!("ld.u32 %w, [%at]"; [7] => 7);
+    check!("ld.global.cg.u8 %w, [%at]"; [0x1_82] => 0x82);
     for how in [
         "ld.global.cg.u32",
         "ld.global.ca.u32",
@@ -97,6 +98,13 @@ fn vectors() {
         "",
     );
     assert_eq!(out[..2], [0x3400, 0x1234_0000_1234]);
+    // two bytes of shared memory, each in a register of its own
+    let bytes =
+        "mov.u32 %r0, s; shl.b32 %r1, %tid, 4; add.s32 %r0, %r0, %r1; mov.u32 %r2, 0x1234; add.s32 %r3, %tid, 7;
+        st.shared.u8 [%r0], %r3; st.shared.u8 [%r0+1], %r2;
+        ld.shared.v2.u8 {%h0, %h1}, [%r0]; st.global.u16 [%o], %h0; st.global.u16 [%o+2], %h1;";
+    let out = run(registers, &format!("{at}{bytes}"), SHARED);
+    assert_eq!([out[0], out[10], out[62]], [7, 12, 38].map(|low| low | 0x34 << 16));
 }
 
 #[test]
