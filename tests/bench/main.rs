@@ -102,6 +102,7 @@ fn bench_of_a_model_on_the_cpu() {
     let run = |extra: &[&str]| output(aoji(&[&args[..], &["--repeat", "2", "--context", "40"], extra].concat()));
     let report = parse(&run(&["--json", "--sequences", "2,3"]));
     assert_eq!((&report["model"]["name"], &report["model"]["context"]), (&json!("demo"), &json!(40)));
+    assert_eq!(report["model"]["kv"], "auto");
     assert_eq!((&report["commit"], &report["emulated"]), (&json!("abc1234"), &json!(false)));
     for rate in ["read_gb_per_s", "copy_gb_per_s"] {
         assert!(report["peak"][rate].as_f64().unwrap() > 0.1, "{report}");

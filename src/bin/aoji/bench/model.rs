@@ -3,7 +3,7 @@
 use super::{Args, Header, table};
 use crate::common;
 use aoji::{
-    Config, Engine, Result,
+    Config, Engine, KvDtype, Result,
     bench::{self, Peak, Times},
     cpu::Cpu,
     ops::Cost,
@@ -33,6 +33,8 @@ struct Model {
     #[serde(flatten)]
     config: Sizes,
     context: usize,
+    /// How keys and values are stored.
+    kv: KvDtype,
 }
 
 #[derive(Serialize)]
@@ -192,6 +194,7 @@ pub fn run(args: &Args) -> Result<()> {
         weight_bytes: config.weight_bytes() - engine.kept().saved,
         config: sizes,
         context: max,
+        kv: engine.plan().kv_dtype,
     };
     let report = Report { header, model, peak, prefill, decode, together };
     if args.json { common::print_json(&report) } else { common::print(&text(&report)) }
@@ -235,7 +238,8 @@ fn text(r: &Report) -> String {
     let m = &r.model;
     let (params, bytes) = (m.params as f64 / 1e9, m.weight_bytes as f64 / 1e9);
     let mut text = r.header.text();
-    text += &format!("{}: {params:.3} G parameters, {bytes:.3} GB of weights, context {}\n", m.name, m.context);
+    let kv = if m.kv == KvDtype::Auto { "" } else { ", keys and values in fp8" };
+    text += &format!("{}: {params:.3} G parameters, {bytes:.3} GB of weights, context {}{kv}\n", m.name, m.context);
     text += &r.peak.as_ref().map_or(String::new(), peak_text);
     let of = ["ms p50", "ms p99", "tokens/s"];
     let mut part = |name, columns: &[&str], rows: Vec<Vec<String>>| {
