@@ -107,9 +107,6 @@ DEV void load_v(Tile<KV, D>& t, const typename KV::Element* v, int key, const Ke
 }
 
 DEV uint32_t word(uint4 v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
-// The low or high halves of two words side by side.
-DEV uint32_t lows(uint32_t a, uint32_t b) { return (a & 0xffffu) | b << 16; }
-DEV uint32_t highs(uint32_t a, uint32_t b) { return a >> 16 | (b & 0xffff0000u); }
 
 DEV float4 ld_float4(const float* p) {
   uint4 u = ld128(p);

@@ -38,10 +38,6 @@ static_assert(ATTN_TILE % PREFILL_KEYS == 0, "a tile of keys is in one page");
 // The place of the chunk whose number is that of the chunk at p, xor c.
 DEV const bf16* chunk_xor(const bf16* p, int c) { return (const bf16*)((uintptr_t)p ^ (uintptr_t)(c * 16)); }
 
-// The low or high halves of two words side by side.
-DEV uint32_t lows(uint32_t a, uint32_t b) { return (a & 0xffffu) | b << 16; }
-DEV uint32_t highs(uint32_t a, uint32_t b) { return a >> 16 | (b & 0xffff0000u); }
-
 template <class KV, int D>
 DEV void attn_prefill(bf16* out, const bf16* qkv, const typename KV::Element* k, const typename KV::Element* v,
                       const uint32_t* pos, const uint32_t* pages, int rows, int first_row,

@@ -19,6 +19,10 @@ struct KvFp8 {
   DEV static constexpr int head(int d) { return ATTN_TILE * (d + 1); }
 };
 
+// The low or high halves of two words side by side.
+DEV uint32_t lows(uint32_t a, uint32_t b) { return (a & 0xffffu) | b << 16; }
+DEV uint32_t highs(uint32_t a, uint32_t b) { return a >> 16 | (b & 0xffff0000u); }
+
 // Bytes 0 and 2 of a word of e4m3, or 1 and 3, as a pair of bf16: sign, exponent and mantissa where bf16 has them are 2^-120 of
 // the value.
 DEV uint32_t e4m3_even(uint32_t codes) {
