@@ -97,7 +97,7 @@ pub async fn rest(mut stream: Box<dyn Stream>) -> Vec<u8> {
 }
 
 /// Reads a reply to its end.
-pub async fn finish(mut stream: Box<dyn Stream>) -> Reply {
+pub async fn finish(mut stream: impl AsyncRead + Unpin) -> Reply {
     let mut bytes = Vec::new();
     let read = stream.read_to_end(&mut bytes).await;
     assert!(!bytes.is_empty(), "no reply: {read:?}");

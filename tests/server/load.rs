@@ -195,12 +195,14 @@ async fn running_answers_are_finished_at_the_end() {
 #[tokio::test]
 async fn answers_are_cut_off_after_the_time_to_drain() {
     let site = Site::draining(ServerOptions::default(), Duration::ZERO).await;
-    let running = begin(&site, &long(json!({"stream": true}))).await;
+    let mut running = begin(&site, &long(json!({"stream": true}))).await;
     let whole = begin(&site, &long(json!({}))).await;
     site.busy(2.0).await;
+    let mut first = [0]; // a stream that has not begun would be answered as the other one is, with 503
+    running.read_exact(&mut first).await.unwrap();
     let stopped = tokio::spawn(site.stop());
     http::finish(whole).await.error(503);
-    let events = http::finish(running).await.events();
+    let events = http::finish(first.as_slice().chain(running)).await.events();
     assert_eq!(events.last().unwrap()["error"]["type"], "server_error");
     assert!(!stopped.await.unwrap());
 }
