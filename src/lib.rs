@@ -77,15 +77,13 @@
 //!
 //! Every call that can fail returns [`Error`], the one error type; a call with wrong arguments leaves a session as it
 //! was. A panic is a bug. Calls block: an asynchronous program runs them in a thread (`examples/tokio_embed.rs`). Any
-//! number of threads may use an [`Engine`] at once, a [`Session`] only one at a time. For C there is `include/aoji.h`,
-//! with the feature `capi`.
+//! number of threads may use an [`Engine`] at once, a [`Session`] only one at a time. The crates in `capi`
+//! and `python` are the same for C and Python.
 #![deny(missing_docs)]
 #![deny(unsafe_op_in_unsafe_fn)]
 #![warn(clippy::undocumented_unsafe_blocks)]
 
 pub mod backend;
-#[cfg(feature = "capi")]
-mod capi;
 mod engine;
 mod error;
 mod files;

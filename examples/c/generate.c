@@ -1,10 +1,10 @@
 // Answers a question with a model: ./generate [MODEL [QUESTION [DEVICE]]], without arguments the model inside the library.
 //
 // Build the library, then this program against it:
-//   cargo rustc --release --lib --crate-type cdylib,staticlib --features capi
-//   cc -std=c11 -Iinclude examples/c/generate.c -Ltarget/release -laoji -Wl,-rpath,$PWD/target/release -o generate
+//   cargo build --release -p aoji-capi
+//   cc -std=c11 -Icapi/include examples/c/generate.c -Ltarget/release -laoji -Wl,-rpath,$PWD/target/release -o generate
 // Or without a shared library:
-//   cc -std=c11 -Iinclude examples/c/generate.c target/release/libaoji.a -lpthread -ldl -lm -o generate
+//   cc -std=c11 -Icapi/include examples/c/generate.c target/release/libaoji.a -lpthread -ldl -lm -o generate
 #include "aoji.h"
 #include <stdio.h>
 #include <stdlib.h>

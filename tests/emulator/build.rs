@@ -13,6 +13,8 @@ use std::{
     hash::{Hash, Hasher},
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
 };
 
 /// A C++ compilation of the emulator itself, or of kernels.
@@ -79,13 +81,20 @@ fn compile(b: &cc::Build, sources: &[(PathBuf, PathBuf)], headers: &[PathBuf], w
         (k == key(text) && state(&object)? == size_and_time).then_some(object)
     };
     let stale: Vec<_> = sources.iter().filter(|(_, text)| known(text).is_none()).collect();
-    let keys: Vec<_> = stale.iter().map(|(_, t)| key(t)).collect(); // before compiling: an edit meanwhile is not built
-    if !stale.is_empty() {
-        let objects = b.clone().files(stale.iter().map(|(source, _)| source)).compile_intermediates();
-        for (((_, text), k), object) in stale.iter().zip(keys).zip(objects) {
-            fs::write(stamp(text), format!("{k}\n{}\n{}", state(&object).unwrap(), object.display())).unwrap();
+    let next = AtomicUsize::new(0);
+    let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                while let Some((source, text)) = stale.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let key = key(text); // before compiling: an edit meanwhile is not built
+                    let object = &b.clone().file(source).compile_intermediates()[0];
+                    let state = state(object).unwrap();
+                    fs::write(stamp(text), format!("{key}\n{state}\n{}", object.display())).unwrap();
+                }
+            });
         }
-    }
+    });
     let object = |(_, t): &(PathBuf, PathBuf)| {
         known(t).unwrap_or_else(|| panic!("{} changed while it was compiled; build again", t.display()))
     };

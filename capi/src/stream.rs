@@ -7,7 +7,7 @@ use super::{
     session::{Inner, aoji_session, with},
     text,
 };
-use crate::{Event, FinishReason, GenerateOptions, Result, Sampling, Session, Speculate};
+use aoji::{Event, FinishReason, GenerateOptions, Result, Sampling, Session, Speculate};
 use std::{
     ffi::{c_char, c_void},
     ptr,

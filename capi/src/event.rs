@@ -1,6 +1,6 @@
 //! The events of a generation, as C gets them.
 
-use crate::Timings;
+use aoji::Timings;
 use std::ffi::c_char;
 
 /// What an event is.

@@ -1,4 +1,4 @@
-// The C interface of aoji. Made by cbindgen from src/capi; examples/c/generate.c shows it.
+// The C interface of aoji. Made by cbindgen from capi/src; examples/c/generate.c shows it.
 //
 // Status      Functions that can fail return an aoji_status; aoji_last_error() has the text. Nothing aborts, nothing is printed.
 // Text        is UTF-8 that ends with NUL. NULL where a pointer is needed is an error, never a crash.

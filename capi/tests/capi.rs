@@ -1,29 +1,12 @@
 //! The C interface: its header is current, and programs in C that are built against the library do what they should.
 #![cfg(target_os = "linux")]
 
-/// The sources of the C interface once more, outside of the crate: this compiles because they use only the public
-/// library, and their tests run without a special build of it. If the library contains them too, they are left out
-/// here, since a symbol may exist only once.
-#[cfg(not(feature = "capi"))]
-#[path = "../../src/capi/mod.rs"]
-mod capi;
-
-#[cfg(not(feature = "capi"))]
-use aoji::{
-    Activations, Device, Engine, Error, Event, FinishReason, GenerateOptions, Generation, KvDtype, Message, Options,
-    Result, Sampling, Session, Speculate, Timings, Tokenizer,
-};
 use std::{
     collections::BTreeSet,
     env, fs,
     path::{Path, PathBuf},
     process::{Command, Output},
-    sync::OnceLock,
 };
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
 
 fn run(command: &mut Command) -> Output {
     command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"))
@@ -37,55 +20,48 @@ fn ok(command: &mut Command) -> String {
     String::from_utf8(stdout).unwrap()
 }
 
-/// The directory of libaoji.so and libaoji.a, which are built once, without features that the C interface does not need.
-fn library() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.current_dir(root()).args(["rustc", "--quiet", "--lib", "--crate-type", "cdylib,staticlib"]);
-        cargo.args(["--no-default-features", "--features", "capi", "--target-dir"]).arg(target);
-        let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
-        if profile == "release" {
-            cargo.arg("--release");
-        }
-        ok(&mut cargo);
-        target.join(profile)
-    })
+/// The root of the workspace.
+fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// libaoji.so or libaoji.a; cargo has built both before it runs this.
+fn library(name: &str) -> PathBuf {
+    env::current_exe().unwrap().with_file_name(name)
 }
 
 /// Compiles a program in C and links it as `link` says.
 fn program(source: &str, link: &[&str]) -> PathBuf {
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(Path::new(source).file_stem().unwrap());
     let mut cc = Command::new("cc");
-    cc.current_dir(root()).args(["-std=c11", "-g", "-Wall", "-Wextra", "-Werror", "-Iinclude", source]);
+    cc.current_dir(root()).args(["-std=c11", "-g", "-Wall", "-Wextra", "-Werror", "-Icapi/include", source]);
     ok(cc.args(link).args(["-lpthread", "-ldl", "-lm", "-o"]).arg(&out));
     out
 }
 
 #[test]
 fn the_header_is_current() {
-    let config = cbindgen::Config::from_file(root().join("cbindgen.toml")).unwrap();
-    let builder = cbindgen::Builder::new().with_config(config).with_src(root().join("src/capi/mod.rs"));
+    let config = cbindgen::Config::from_file(root().join("capi/cbindgen.toml")).unwrap();
+    let builder = cbindgen::Builder::new().with_config(config).with_src(root().join("capi/src/lib.rs"));
     let mut made = Vec::new();
     builder.generate().unwrap().write(&mut made);
-    let (made, path) = (String::from_utf8(made).unwrap(), root().join("include/aoji.h"));
+    let (made, path) = (String::from_utf8(made).unwrap(), root().join("capi/include/aoji.h"));
     if env::var_os("AOJI_WRITE_HEADER").is_some() {
         fs::write(&path, &made).unwrap();
     }
-    assert!(fs::read_to_string(path).unwrap_or_default() == made, "AOJI_WRITE_HEADER=1 cargo test --test capi header");
+    assert!(fs::read_to_string(path).unwrap_or_default() == made, "AOJI_WRITE_HEADER=1 cargo test -p aoji-capi header");
 }
 
 #[test]
 fn the_library_exports_what_the_header_declares() {
-    let header = fs::read_to_string(root().join("include/aoji.h")).unwrap();
+    let header = fs::read_to_string(root().join("capi/include/aoji.h")).unwrap();
     let code = header.lines().filter(|line| !line.trim_start().starts_with("//"));
     let words = code.flat_map(|line| line.split_inclusive('(').filter_map(|part| part.strip_suffix('(')));
     let names = words
         .filter_map(|part| part.rsplit([' ', '*']).next())
         .filter(|name| name.starts_with("aoji_") && !name.ends_with(')'));
     let declared: BTreeSet<&str> = names.collect();
-    let symbols = ok(Command::new("nm").args(["-D", "--defined-only"]).arg(library().join("libaoji.so")));
+    let symbols = ok(Command::new("nm").args(["-D", "--defined-only"]).arg(library("libaoji.so")));
     let exported: BTreeSet<&str> = symbols.lines().filter_map(|line| line.split(' ').nth(2)).collect();
     assert!(declared.len() > 15, "{declared:?}");
     assert_eq!(declared, exported);
@@ -94,13 +70,22 @@ fn the_library_exports_what_the_header_declares() {
 #[test]
 fn the_header_is_also_for_cpp() {
     let mut cpp = Command::new("c++");
-    ok(cpp.current_dir(root()).args(["-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-x", "c++", "include/aoji.h"]));
+    ok(cpp.current_dir(root()).args([
+        "-fsyntax-only",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-x",
+        "c++",
+        "capi/include/aoji.h",
+    ]));
 }
 
 /// Built with the shared library, by the commands in its first lines.
 #[test]
 fn the_example_answers() {
-    let lib = library().to_str().unwrap();
+    let library = library("libaoji.so");
+    let lib = library.parent().unwrap().to_str().unwrap();
     let example = program("examples/c/generate.c", &[&format!("-L{lib}"), "-laoji", &format!("-Wl,-rpath,{lib}")]);
     let answer = ok(Command::new(&example).args(["demo", "넌 누구니?", "cpu"]));
     assert!(answer.contains("데모 모델") && answer.ends_with('\n'), "{answer}");
@@ -113,7 +98,7 @@ fn the_example_answers() {
 /// Built with the static library; run once by itself and once under valgrind, if it is installed.
 #[test]
 fn use_and_misuse() {
-    let check = program("tests/capi/check.c", &[library().join("libaoji.a").to_str().unwrap()]);
+    let check = program("capi/tests/check.c", &[library("libaoji.a").to_str().unwrap()]);
     let dir = env!("CARGO_TARGET_TMPDIR");
     ok(Command::new(&check).arg(dir));
     if Command::new("valgrind").arg("--version").output().is_err() {

@@ -1,7 +1,7 @@
 //! Models, and text to tokens and back.
 
 use super::{Outcome, aoji_status, elements, fill, given, guard, text};
-use crate::{Activations, Device, Engine, KvDtype, Message, Options, Result, Tokenizer};
+use aoji::{Activations, Device, Engine, KvDtype, Message, Options, Result, Tokenizer};
 use std::{
     ffi::{CString, c_char, c_void},
     ptr,

@@ -6,13 +6,16 @@
 //! Every function has the same safety contract, that of the header: a pointer is NULL or points to as many valid elements as the
 //! function says, and a handle was made by this library and is not freed. Each `SAFETY` comment names the part it relies on.
 #![allow(non_camel_case_types)] // C's names, the same on both sides
+#![deny(missing_docs)]
+#![deny(unsafe_op_in_unsafe_fn)]
+#![warn(clippy::undocumented_unsafe_blocks)]
 
 mod engine;
 mod event;
 mod session;
 mod stream;
 
-use crate::{Error, Result};
+use aoji::{Error, Result};
 use std::{
     any::Any,
     cell::RefCell,

@@ -6,7 +6,7 @@ use super::{
     event::aoji_event,
     given, guard, room, text,
 };
-use crate::{Generation, Session};
+use aoji::{Generation, Session};
 use std::{
     cell::UnsafeCell,
     ffi::c_char,
@@ -250,7 +250,7 @@ pub unsafe extern "C" fn aoji_score(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capi::{aoji_last_error, engine::*, options};
+    use crate::{aoji_last_error, engine::*, options};
     use std::ffi::CStr;
 
     fn last() -> String {
