@@ -83,11 +83,11 @@ fn step(c: &mut Criterion) {
     let mut sampler = SamplerState::new(&cuda, config.vocab, 1).expect("memory");
     let mut graphs = Graphs::default();
     let mut enqueue = || {
-        let step = || {
+        let mut step = || {
             model.forward(&cuda, &mut s, &mut kv, &rows, 1, max_seq)?;
             model.head_argmax(&cuda, &mut s, &mut rows, 1, max_seq, &mut sampler)
         };
-        cuda.replay(&mut graphs, 0, step).expect("a step");
+        cuda.replay(&mut graphs, 0, &mut step).expect("a step");
     };
     // the first two steps load kernels and record
     (0..2).for_each(|_| enqueue());

@@ -176,7 +176,7 @@ pub trait Backend: Sized + Send + Sync + 'static {
 
     /// Runs a sequence of ops that is always the same for the same `key`, so a backend may record it once and replay
     /// it.
-    fn replay(&self, _graphs: &mut Self::Graphs, _key: usize, ops: impl FnOnce() -> Result<()>) -> Result<()> {
+    fn replay(&self, _graphs: &mut Self::Graphs, _key: usize, ops: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         ops()
     }
 

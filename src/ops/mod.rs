@@ -103,7 +103,7 @@ pub trait Visitor {
 }
 
 /// What tests, benches and the kernel table need of an op. Its backends are those that have all ops, also those of training.
-pub trait Op: Sized + Clone + std::fmt::Debug {
+pub trait Op: Sized + Clone + std::fmt::Debug + 'static {
     /// Name of the op, of `src/ops/<stem>.rs` or `src/ops/train/<stem>.rs`, and of `kernels/<stem>.cu`.
     const STEM: &'static str;
     /// The buffers of one call.

@@ -255,12 +255,12 @@ impl Step {
     /// Runs a step from the token and position that are on the device, and returns the token that it chooses.
     fn run(&mut self, cuda: &Cuda, greedy: bool) -> Result<u32> {
         let Step { model, rows, s, kv, sampler, graphs } = self;
-        cuda.replay(graphs, 0, || {
+        cuda.replay(graphs, 0, &mut || {
             model.forward(cuda, s, kv, rows, 1, 40)?;
             if !greedy {
                 model.head(cuda, s, 0, 1)?;
                 let SamplerState { params, history, bias, mask, scratch, outbox } = sampler;
-                let (op, Rows { tokens, pos }) = (Sample { rows: 1, vocab: 96, max_seq: 40 }, rows);
+                let (op, Rows { tokens, pos }) = (Sample { rows: 1, vocab: 96, max_seq: 40 }, &mut *rows);
                 return cuda.sample(&op, tokens, pos, params, history, scratch, outbox, bias, mask, &s.logits);
             }
             model.head_argmax(cuda, s, rows, 1, 40, sampler)

@@ -57,7 +57,7 @@ impl<A: Act> Cpu<A> {
     ) -> Vec<(Part, T)> {
         let n = op.documents * op.n_kv_heads;
         let done: Vec<Mutex<Option<(Part, T)>>> = (0..n).map(|_| Mutex::new(None)).collect();
-        self.pool.run(n, |i| {
+        self.pool.run(n, &|i| {
             let (document, kv_head) = (i / op.n_kv_heads, i % op.n_kv_heads);
             let start = starts[document] as usize;
             let len = starts[document + 1] as usize - start;

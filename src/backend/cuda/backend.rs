@@ -176,7 +176,7 @@ impl Backend for Cuda {
         Cuda::skip_tokens(outbox, sequence, n);
     }
 
-    fn replay(&self, graphs: &mut Graphs, key: usize, ops: impl FnOnce() -> Result<()>) -> Result<()> {
+    fn replay(&self, graphs: &mut Graphs, key: usize, ops: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         Cuda::replay(self, graphs, key, ops)
     }
 

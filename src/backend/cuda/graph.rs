@@ -74,7 +74,7 @@ unsafe impl Send for Recorded {}
 
 impl Cuda {
     /// Runs `ops` the first time, records and launches them the second time, and launches the record from then on.
-    pub(super) fn replay(&self, graphs: &mut Graphs, key: usize, ops: impl FnOnce() -> Result<()>) -> Result<()> {
+    pub(super) fn replay(&self, graphs: &mut Graphs, key: usize, ops: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         let launch = |g: &CudaGraph| {
             self.context.bind_to_thread().map_err(failed(|| format!("replaying step {key}")))?;
             // SAFETY: graph and stream live; what the step uses is the session's, as `graphs` are.
@@ -82,7 +82,7 @@ impl Cuda {
                 .result()
                 .map_err(failed(|| format!("replaying step {key}")))
         };
-        let ops = || {
+        let mut ops = || {
             self.trace.step();
             ops()
         };
@@ -94,7 +94,7 @@ impl Cuda {
             }
             Some(Recorded(Some(g))) => launch(g),
             Some(Recorded(None)) => {
-                let g = self.record(ops)?;
+                let g = self.record(&mut ops)?;
                 launch(&g)?;
                 graphs.0.insert(id, Recorded(Some(g)));
                 Ok(())
@@ -107,7 +107,7 @@ impl Cuda {
         Some(RECORDING.get()).filter(|s| !s.is_null())
     }
 
-    fn record(&self, ops: impl FnOnce() -> Result<()>) -> Result<CudaGraph> {
+    fn record(&self, ops: &mut dyn FnMut() -> Result<()>) -> Result<CudaGraph> {
         let what = || failed(|| "recording a step".into());
         let stream = self.context.new_stream().map_err(what())?;
         // thread-local: other threads may go on calling the driver

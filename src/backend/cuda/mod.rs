@@ -36,7 +36,7 @@ use crate::{
     files::Startup,
     ops::Ring,
 };
-use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result, sys};
 use std::{
     collections::BTreeMap,
     ffi::c_void,
@@ -227,13 +227,14 @@ impl Cuda {
 
     /// Milliseconds that the device takes for what `ops` enqueues.
     pub fn time(&self, ops: impl FnOnce() -> Result<()>) -> Result<f32> {
-        let event = || {
-            let timed = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
-            self.stream.record_event(timed).map_err(failed(|| "recording an event".into()))
-        };
-        let begin = event()?;
+        let begin = self.event()?;
         ops()?;
-        begin.elapsed_ms(&event()?).map_err(failed(|| "timing".into()))
+        begin.elapsed_ms(&self.event()?).map_err(failed(|| "timing".into()))
+    }
+
+    fn event(&self) -> Result<CudaEvent> {
+        let timed = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
+        self.stream.record_event(timed).map_err(failed(|| "recording an event".into()))
     }
 
     /// Enqueues a call of a kernel; while kernels are being measured, waits for it and notes its time.

@@ -130,7 +130,7 @@ impl<B: Backend> Timeline<B> {
         let len = run.rows.iter().map(|r| r.pos + 1 + run.enqueued).max().unwrap_or(0); // with this step's tokens
         let (kv_len, max_seq) = (bucket(len, kv.max_seq), kv.max_seq);
         let key = (kv_len * (DECODE_ROWS + 1) + rows) * 4 + run.choice as usize;
-        b.replay(graphs, key, || {
+        b.replay(graphs, key, &mut || {
             model.forward(b, s, kv, steps, rows, kv_len)?;
             if let Choice::HeadArgmax = run.choice {
                 return model.head_argmax(b, s, steps, rows, max_seq, sampler);

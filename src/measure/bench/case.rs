@@ -79,12 +79,22 @@ pub struct KernelResult {
     pub check: Check,
 }
 
-impl KernelResult {
-    pub(super) fn new<O: Op>(op: &O, variant: Option<&'static str>) -> KernelResult {
-        let Cost { read, write, flops } = op.cost();
+/// One op with its sizes, whatever its type is: all that measures is compiled once, not for each op.
+pub(super) trait Case {
+    /// A result without times.
+    fn result(&self, variant: Option<&'static str>) -> KernelResult;
+    /// As [`Op::is_small`].
+    fn is_small(&self) -> bool;
+    /// As [`Bench::new`].
+    fn bench<'a>(&self, cuda: &'a Cuda, once: bool) -> Result<Bench<'a>>;
+}
+
+impl<O: Op> Case for O {
+    fn result(&self, variant: Option<&'static str>) -> KernelResult {
+        let Cost { read, write, flops } = self.cost();
         KernelResult {
             op: O::STEM,
-            case: format!("{op:?}"),
+            case: format!("{self:?}"),
             variant,
             read_bytes: read,
             write_bytes: write,
@@ -97,21 +107,60 @@ impl KernelResult {
             check: Check::Skipped,
         }
     }
+
+    fn is_small(&self) -> bool {
+        Op::is_small(self)
+    }
+
+    fn bench<'a>(&self, cuda: &'a Cuda, once: bool) -> Result<Bench<'a>> {
+        Bench::new(cuda, self.clone(), once)
+    }
 }
 
 /// One case, ready to be timed.
-pub struct Bench<'a, O: Op> {
+pub struct Bench<'a> {
     cuda: &'a Cuda,
-    op: O,
-    buffers: Vec<O::Io<Cuda>>,
+    calls: Box<dyn Calls + 'a>,
+    copies: usize,
     launches: Vec<Launched>,
     graphs: <Cuda as Backend>::Graphs,
     cold: bool,
 }
 
-impl<'a, O: Op> Bench<'a, O> {
+/// A case and its sets of buffers.
+trait Calls {
+    /// A call on each set.
+    fn run(&mut self) -> Result<()>;
+    /// As [`Bench::check`].
+    fn check(&self) -> Result<()>;
+}
+
+struct Of<'a, O: Op> {
+    cuda: &'a Cuda,
+    op: O,
+    buffers: Vec<O::Io<Cuda>>,
+}
+
+impl<O: Op> Calls for Of<'_, O> {
+    fn run(&mut self) -> Result<()> {
+        let Of { cuda, op, buffers } = self;
+        buffers.iter_mut().try_for_each(|io| op.run(*cuda, io))
+    }
+
+    fn check(&self) -> Result<()> {
+        let Of { cuda, op, buffers } = self;
+        let got = op.outputs(*cuda, &buffers[0])?;
+        let cpu = Cpu::<bf16>::new()?;
+        let mut io = op.setup(&cpu, 0)?;
+        op.run(&cpu, &mut io)?;
+        let want = op.outputs(&cpu, &io)?;
+        op.kernel_tolerance().compare(&got, &want).map_err(|e| Error::Disagree(format!("{op:?}: {e}")))
+    }
+}
+
+impl<'a> Bench<'a> {
     /// Allocates and fills the buffers, and makes one call on the first set.
-    pub fn new(cuda: &'a Cuda, op: O, once: bool) -> Result<Self> {
+    pub fn new<O: Op>(cuda: &'a Cuda, op: O, once: bool) -> Result<Self> {
         let c = op.cost();
         let (bytes, l2) = ((c.read + c.write).max(1), cuda.info().l2_bytes);
         let copies = match once || cuda.info().is_emulated() {
@@ -122,7 +171,8 @@ impl<'a, O: Op> Bench<'a, O> {
         let cold = copies as u64 * bytes >= 2 * l2;
         let mut buffers = (0..copies).map(|i| op.setup(cuda, i as u64)).collect::<Result<Vec<_>>>()?;
         let launches = cuda.launches(|| op.run(cuda, &mut buffers[0]))?;
-        Ok(Bench { cuda, op, buffers, launches, graphs: Default::default(), cold })
+        let calls = Box::new(Of { cuda, op, buffers });
+        Ok(Bench { cuda, calls, copies, launches, graphs: Default::default(), cold })
     }
 
     /// What a call launches.
@@ -132,26 +182,19 @@ impl<'a, O: Op> Bench<'a, O> {
 
     /// Sets of buffers.
     pub fn copies(&self) -> usize {
-        self.buffers.len()
+        self.copies
     }
 
     /// Compares the first call with the reference. Must come before any timing: some ops work in place.
     pub fn check(&self) -> Result<()> {
-        let Bench { cuda, op, buffers, .. } = self;
-        let got = op.outputs(*cuda, &buffers[0])?;
-        let cpu = Cpu::<bf16>::new()?;
-        let mut io = op.setup(&cpu, 0)?;
-        op.run(&cpu, &mut io)?;
-        let want = op.outputs(&cpu, &io)?;
-        op.kernel_tolerance().compare(&got, &want).map_err(|e| Error::Disagree(format!("{op:?}: {e}")))
+        self.calls.check()
     }
 
     /// Milliseconds of one call: the device's time for one call on every set, divided by their number.
     pub fn time(&mut self) -> Result<f64> {
-        let Bench { cuda, op, buffers, graphs, .. } = self;
-        let copies = buffers.len() as f64;
-        let calls = || buffers.iter_mut().try_for_each(|io| op.run(*cuda, io));
-        Ok(f64::from(cuda.time(|| cuda.replay(graphs, 0, calls))?) / copies)
+        let Bench { cuda, calls, graphs, copies, .. } = self;
+        let ms = cuda.time(|| cuda.replay(graphs, 0, &mut || calls.run()))?;
+        Ok(f64::from(ms) / *copies as f64)
     }
 
     /// As [`Bench::time`], `repeat` times after a warm-up.
@@ -167,15 +210,15 @@ impl<'a, O: Op> Bench<'a, O> {
 }
 
 /// A case after its first call, compared with the reference if that was asked for.
-pub(super) fn ready<'a, O: Op>(
+pub(super) fn ready<'a>(
     cuda: &'a Cuda,
-    op: &O,
+    case: &dyn Case,
     options: &KernelOptions,
     result: &mut KernelResult,
-) -> Result<Bench<'a, O>> {
-    let bench = Bench::new(cuda, op.clone(), options.once)?;
+) -> Result<Bench<'a>> {
+    let bench = case.bench(cuda, options.once)?;
     (result.copies, result.cold, result.launches) = (bench.copies(), bench.cold, bench.launches.clone());
-    if op.is_small() || options.check {
+    if case.is_small() || options.check {
         bench.check()?;
         result.check = Check::Passed;
     }

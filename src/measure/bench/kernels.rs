@@ -1,7 +1,7 @@
 //! Measures kernels: all cases of all ops, one call at a time.
 
 use super::{
-    case::{Bench, Check, KernelOptions, KernelResult, ready},
+    case::{Bench, Case, Check, KernelOptions, KernelResult, ready},
     lab,
 };
 use crate::{
@@ -32,18 +32,23 @@ pub fn kernels(cuda: &Cuda, options: &KernelOptions, each: &mut dyn FnMut(Kernel
                 return Ok(());
             }
             self.found = true;
-            let mut labs = lab::open(self.cuda, O::STEM, variants)?;
+            self.cases(O::STEM, &O::cases().into_iter().map(|c| Box::new(c) as Box<dyn Case>).collect::<Vec<_>>())
+        }
+    }
+    impl All<'_> {
+        fn cases(&mut self, stem: &str, cases: &[Box<dyn Case>]) -> Result<()> {
+            let mut labs = lab::open(self.cuda, stem, &self.options.variants)?;
             let small = self.options.small || self.cuda.info().is_emulated();
-            for op in O::cases().into_iter().filter(|c| !small || c.is_small()) {
-                let (mut bench, result) = shipped(self.cuda, &op, self.options);
+            for case in cases.iter().filter(|c| !small || c.is_small()) {
+                let (mut bench, result) = shipped(self.cuda, &**case, self.options);
                 (self.each)(result);
                 for lab in labs.iter_mut() {
-                    if let Some(result) = bench.as_mut().and_then(|bench| lab.case(&op, bench, self.options)) {
+                    if let Some(result) = bench.as_mut().and_then(|bench| lab.case(&**case, bench, self.options)) {
                         (self.each)(result);
                     }
                 }
             }
-            labs.iter().filter_map(|lab| lab.unused::<O>()).for_each(&mut self.each);
+            labs.iter().filter_map(|lab| lab.unused(cases)).for_each(&mut self.each);
             Ok(())
         }
     }
@@ -58,10 +63,10 @@ pub fn kernels(cuda: &Cuda, options: &KernelOptions, each: &mut dyn FnMut(Kernel
 }
 
 /// Checks and times a case with the shipped kernels. If that fails, the first value is `None`.
-fn shipped<'a, O: Op>(cuda: &'a Cuda, op: &O, options: &KernelOptions) -> (Option<Bench<'a, O>>, KernelResult) {
-    let mut result = KernelResult::new(op, None);
-    let mut run = || -> Result<Bench<O>> {
-        let mut bench = ready(cuda, op, options, &mut result)?;
+fn shipped<'a>(cuda: &'a Cuda, case: &dyn Case, options: &KernelOptions) -> (Option<Bench<'a>>, KernelResult) {
+    let mut result = case.result(None);
+    let mut run = || -> Result<Bench> {
+        let mut bench = ready(cuda, case, options, &mut result)?;
         result.times = Some(bench.times(options.repeat, !options.once)?);
         Ok(bench)
     };

@@ -2,13 +2,12 @@
 
 use super::{
     Times,
-    case::{Bench, Check, KernelOptions, KernelResult, ready},
+    case::{Bench, Case, Check, KernelOptions, KernelResult, ready},
     ratio::Ratio,
 };
 use crate::{
     backend::cuda::{Cuda, lab::Variant},
     error::Result,
-    ops::Op,
 };
 
 /// A variant, loaded.
@@ -27,16 +26,16 @@ pub(super) fn open(cuda: &Cuda, stem: &str, variants: &[&'static Variant]) -> Re
 
 impl Lab {
     /// Checks the variant, and times it in turn with the shipped kernel. `None` when the case runs none of its kernels.
-    pub(super) fn case<O: Op>(
+    pub(super) fn case(
         &mut self,
-        op: &O,
-        shipped: &mut Bench<O>,
+        case: &dyn Case,
+        shipped: &mut Bench,
         options: &KernelOptions,
     ) -> Option<KernelResult> {
-        let mut result = KernelResult::new(op, Some(self.variant.name));
+        let mut result = case.result(Some(self.variant.name));
         let kernels = self.variant.kernels();
         let mut run = || -> Result<()> {
-            let mut bench = ready(&self.cuda, op, options, &mut result)?;
+            let mut bench = ready(&self.cuda, case, options, &mut result)?;
             if bench.launches().iter().any(|l| kernels.contains(&l.kernel)) {
                 let (times, ratio) = in_turn(&mut bench, shipped, options)?;
                 (result.times, result.ratio) = (Some(times), Some(ratio));
@@ -51,9 +50,9 @@ impl Lab {
         ran.then_some(result)
     }
 
-    /// A failed result if no case has run the variant.
-    pub(super) fn unused<O: Op>(&self) -> Option<KernelResult> {
-        let result = KernelResult::new(O::cases().first()?, Some(self.variant.name));
+    /// A failed result if none of the cases has run the variant.
+    pub(super) fn unused(&self, cases: &[Box<dyn Case>]) -> Option<KernelResult> {
+        let result = cases.first()?.result(Some(self.variant.name));
         let kernels = self.variant.kernels().into_iter().collect::<Vec<_>>().join(", ");
         let why = format!("no case that ran launches one of its kernels ({kernels}): it has not been checked");
         (!self.used).then_some(KernelResult { case: "no case".into(), check: Check::Failed(why), ..result })
@@ -61,7 +60,7 @@ impl Lab {
 }
 
 /// Times of the variant, and their ratio to the shipped kernel's. The two take turns in going first.
-fn in_turn<O: Op>(variant: &mut Bench<O>, shipped: &mut Bench<O>, options: &KernelOptions) -> Result<(Times, Ratio)> {
+fn in_turn(variant: &mut Bench, shipped: &mut Bench, options: &KernelOptions) -> Result<(Times, Ratio)> {
     if !options.once {
         variant.times(1, true)?; // the shipped kernel has been timed already
     }

@@ -146,11 +146,10 @@ impl Pool {
 
     /// Calls `f(0)`, ..., `f(parts - 1)`, each once, on whatever threads are free. While another op uses them, the
     /// caller works alone.
-    pub fn run(&self, parts: usize, f: impl Fn(usize) + Sync) {
+    pub fn run(&self, parts: usize, f: &(dyn Fn(usize) + Sync)) {
         let caller = if parts > 1 && !self.workers.is_empty() { self.caller.try_lock().ok() } else { None };
         let Some(caller) = caller else { return (0..parts).for_each(f) };
         let shared = &*self.shared;
-        let f: &(dyn Fn(usize) + Sync) = &f;
         // SAFETY: only the lifetime changes; this function returns when nobody is inside any more, who alone uses it.
         let f: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(f) };
         let work = Work { f, parts };
@@ -191,7 +190,7 @@ impl Pool {
     ) {
         assert!(out.len() >= rows * cols && height > 0 && width > 0, "{} elements, {rows} x {cols}", out.len());
         let (first, down) = (Ptr(out.as_mut_ptr()), rows.div_ceil(height));
-        self.run(down * cols.div_ceil(width), |part| {
+        self.run(down * cols.div_ceil(width), &|part| {
             let (r, c) = (part % down * height, part / down * width);
             let (rows, width) = (height.min(rows - r), width.min(cols - c));
             // SAFETY: row r is below rows, column c below cols.

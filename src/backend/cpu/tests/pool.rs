@@ -15,7 +15,7 @@ fn every_part_is_done_once_awake_or_asleep() {
         assert_eq!(pool.threads(), threads);
         for round in 0..200 {
             let done: Vec<AtomicUsize> = (0..round % 23).map(|_| AtomicUsize::new(0)).collect();
-            pool.run(done.len(), |i| {
+            pool.run(done.len(), &|i| {
                 done[i].fetch_add(1, SeqCst);
             });
             assert!(done.iter().all(|n| n.load(SeqCst) == 1), "{threads} threads, round {round}");
@@ -33,7 +33,7 @@ fn callers_at_once_and_calls_within_calls_end() {
         for _ in 0..4 {
             scope.spawn(|| {
                 for _ in 0..50 {
-                    pool.run(4, |_| pool.run(3, |i| _ = sum.fetch_add(i, SeqCst)));
+                    pool.run(4, &|_| pool.run(3, &|i| _ = sum.fetch_add(i, SeqCst)));
                 }
             });
         }
@@ -44,12 +44,12 @@ fn callers_at_once_and_calls_within_calls_end() {
 #[test]
 fn a_panic_is_the_callers() {
     let pool = Pool::new(3);
-    let run = || pool.run(40, |i| assert!(i != 17, "part {i}"));
+    let run = || pool.run(40, &|i| assert!(i != 17, "part {i}"));
     let panic = catch_unwind(AssertUnwindSafe(run)).unwrap_err();
     assert!(panic.downcast_ref::<String>().is_some_and(|s| s.starts_with("part 17")));
     // and it works as before, with all threads: the parts meet
     let (here, since) = (AtomicUsize::new(0), Instant::now());
-    pool.run(3, |_| {
+    pool.run(3, &|_| {
         here.fetch_add(1, SeqCst);
         while here.load(SeqCst) < 3 && since.elapsed() < Duration::from_secs(20) {
             thread::yield_now();
