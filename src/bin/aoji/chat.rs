@@ -1,6 +1,9 @@
 //! `aoji chat`: a conversation, on a terminal or from the lines of standard input.
 
-use crate::common::{self, Answer, GenerationConfig, ModelArgs, SamplingArgs};
+use crate::{
+    answer::{self, Answer},
+    common::{self, GenerationConfig, ModelArgs, SamplingArgs},
+};
 use aoji::{Engine, Error, FinishReason, Message, Result, SamplingDefaults, Session, Template, Turn};
 use clap::{Args as _, FromArgMatches, error::ErrorKind};
 use rustyline::{Cmd, DefaultEditor, KeyCode, KeyEvent, Modifiers, error::ReadlineError};
@@ -193,7 +196,7 @@ impl Chat {
         messages.extend(Some(&turn.answer).filter(|begun| !begun.is_empty()).map(Message::begun));
         let prompt = self.template.encode(self.engine.tokenizer()?, &messages, self.settings.instruction.as_deref())?;
         let options = self.settings.sampling.options(&self.defaults);
-        let answer = common::answer(&mut self.session, &prompt, &options, &mut common::print).inspect_err(|e| {
+        let answer = answer::answer(&mut self.session, &prompt, &options, &mut common::print).inspect_err(|e| {
             if matches!(e, Error::Context { .. }) {
                 eprintln!("The conversation does not fit the context: /undo takes back its end, /reset begins anew.");
             }

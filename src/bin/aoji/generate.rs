@@ -1,8 +1,9 @@
 //! `aoji generate`: one prompt, one answer.
 
 use crate::{
+    answer::{self, Answer},
     bench::startup,
-    common::{self, Answer, GenerationConfig, ModelArgs, SamplingArgs},
+    common::{self, GenerationConfig, ModelArgs, SamplingArgs},
 };
 use aoji::{Engine, Message, Result, StartupReport, Template};
 use clap::ArgGroup;
@@ -92,7 +93,7 @@ pub fn run(args: Args) -> Result<()> {
     engine.startup().record("session", begin, Instant::now(), 0);
     common::catch_interrupt()?;
     let begin = Instant::now();
-    let answer = common::answer(&mut session, &prompt, &options, &mut |text| match args.json {
+    let answer = answer::answer(&mut session, &prompt, &options, &mut |text| match args.json {
         true => Ok(()),
         false => common::print(text),
     })?;

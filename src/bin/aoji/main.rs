@@ -3,6 +3,7 @@
 //! One module per command, each with its arguments and `run`. Results go to standard output; everything else, to
 //! standard error.
 
+mod answer;
 mod bench;
 mod chat;
 mod common;
