@@ -6,6 +6,7 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::{Command, Output},
+    sync::OnceLock,
 };
 
 fn run(command: &mut Command) -> Output {
@@ -25,9 +26,21 @@ fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-/// libaoji.so or libaoji.a; cargo has built both before it runs this.
-fn library(name: &str) -> PathBuf {
-    env::current_exe().unwrap().with_file_name(name)
+/// The directory of libaoji.so and libaoji.a. For a test cargo builds only what Rust can link, so it is asked once more: aoji
+/// itself is there already.
+fn library() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.current_dir(root()).args(["build", "--quiet", "-p", "aoji-capi", "--target-dir"]).arg(target);
+        let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
+        if profile == "release" {
+            cargo.arg("--release");
+        }
+        ok(&mut cargo);
+        target.join(profile)
+    })
 }
 
 /// Compiles a program in C and links it as `link` says.
@@ -61,7 +74,7 @@ fn the_library_exports_what_the_header_declares() {
         .filter_map(|part| part.rsplit([' ', '*']).next())
         .filter(|name| name.starts_with("aoji_") && !name.ends_with(')'));
     let declared: BTreeSet<&str> = names.collect();
-    let symbols = ok(Command::new("nm").args(["-D", "--defined-only"]).arg(library("libaoji.so")));
+    let symbols = ok(Command::new("nm").args(["-D", "--defined-only"]).arg(library().join("libaoji.so")));
     let exported: BTreeSet<&str> = symbols.lines().filter_map(|line| line.split(' ').nth(2)).collect();
     assert!(declared.len() > 15, "{declared:?}");
     assert_eq!(declared, exported);
@@ -84,8 +97,7 @@ fn the_header_is_also_for_cpp() {
 /// Built with the shared library, by the commands in its first lines.
 #[test]
 fn the_example_answers() {
-    let library = library("libaoji.so");
-    let lib = library.parent().unwrap().to_str().unwrap();
+    let lib = library().to_str().unwrap();
     let example = program("examples/c/generate.c", &[&format!("-L{lib}"), "-laoji", &format!("-Wl,-rpath,{lib}")]);
     let answer = ok(Command::new(&example).args(["demo", "넌 누구니?", "cpu"]));
     assert!(answer.contains("데모 모델") && answer.ends_with('\n'), "{answer}");
@@ -98,7 +110,7 @@ fn the_example_answers() {
 /// Built with the static library; run once by itself and once under valgrind, if it is installed.
 #[test]
 fn use_and_misuse() {
-    let check = program("capi/tests/check.c", &[library("libaoji.a").to_str().unwrap()]);
+    let check = program("capi/tests/check.c", &[library().join("libaoji.a").to_str().unwrap()]);
     let dir = env!("CARGO_TARGET_TMPDIR");
     ok(Command::new(&check).arg(dir));
     if Command::new("valgrind").arg("--version").output().is_err() {
