@@ -29,6 +29,7 @@ fn compiler(kernels: bool) -> cc::Build {
     b.cargo_metadata(false).warnings(!kernels);
     // -ffp-contract=off: explicitly rounded arithmetic must give the same bits as on the device
     b.flags(["-fvisibility=hidden", "-Wno-psabi", "-ffp-contract=off"]);
+    b.flag("-ftls-model=initial-exec"); // what a thread runs is looked at in each access: two moves, not a call
     if kernels {
         // only the compiler's half of ThreadSanitizer: it reports each access to checker.cpp, libtsan is not linked; -g1 tells
         // lines and inlined calls, which reports name

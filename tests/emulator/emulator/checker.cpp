@@ -53,12 +53,12 @@ void fail(const char* fmt, ...) {
     abort();
   }
   char where[256];
-  const uint3& t = cur->tid;
-  snprintf(where, sizeof where, " [%s block (%u,%u,%u) thread (%u,%u,%u)]", E.l->s.k->name, block_idx.x, block_idx.y,
-           block_idx.z, t.x, t.y, t.z);
-  E.err = std::string(buf) + where + (E.at ? ptx::where(*E.at) : fault_at_pc());
+  const uint3& t = now.thread->tid;
+  snprintf(where, sizeof where, " [%s block (%u,%u,%u) thread (%u,%u,%u)]", E.l->s.k->name, now.block.x, now.block.y,
+           now.block.z, t.x, t.y, t.z);
+  E.l->err = std::string(buf) + where + (E.at ? ptx::where(*E.at) : fault_at_pc());
   E.failed = true;
-  E.code = !strncmp(buf, "out-of-bounds", 13) || !strncmp(buf, "null", 4) ? 700
+  E.l->code = !strncmp(buf, "out-of-bounds", 13) || !strncmp(buf, "null", 4) ? 700
            : !strncmp(buf, "misaligned", 10)                              ? 716
                                                                           : 719;
   if (E.at) throw Fault();
@@ -66,7 +66,7 @@ void fail(const char* fmt, ...) {
   abort();
 }
 // --- ordering
-static bool overlapping(uint32_t seq) { return E.other && seq >= E.other->lo && seq <= E.other->hi; }
+static bool overlapping(uint32_t seq) { return E.other && E.other->has(seq); }
 void here() { E.pc = __builtin_return_address(0); }
 static std::string who(Block* b, uint64_t a, bool shared) {
   uint32_t seq = a >> 32;
@@ -82,9 +82,9 @@ static std::string who(Block* b, uint64_t a, bool shared) {
 }
 static bool ordered(Block* b, uint64_t a, bool shared) {
   uint32_t seq = a >> 32, clk = a >> 13 & 0x7ffff, tid = a & 1023, mine = shared ? b->sseq : b->gseq;
-  unsigned w = cur->warp, o = tid >> 5;
+  unsigned w = now.thread->warp, o = tid >> 5;
   if (seq == mine) {
-    if (tid == w * 32 + cur->lane) return true;
+    if (tid == w * 32 + now.thread->lane) return true;
     return o == w ? clk < b->wsync[w] : clk <= b->vc[w][o];
   }
   if (overlapping(seq)) return false;
@@ -98,8 +98,8 @@ static bool ordered(Block* b, uint64_t a, bool shared) {
   return t != it->second.thread.end() && clk <= t->second;
 }
 static inline uint64_t stamp_of(Block* b, bool shared, unsigned bytes, bool atomic) {
-  return (uint64_t)(shared ? b->sseq : b->gseq) << 32 | (uint64_t)(clock_of(b, cur->warp) & 0x7ffff) << 13 |
-         (uint64_t)atomic << 12 | bytes << 10 | (cur->warp * 32 + cur->lane);
+  return (uint64_t)(shared ? b->sseq : b->gseq) << 32 | (uint64_t)(clock_of(b, now.thread->warp) & 0x7ffff) << 13 |
+         (uint64_t)atomic << 12 | bytes << 10 | (now.thread->warp * 32 + now.thread->lane);
 }
 uint64_t stamp(Block* b, bool shared, unsigned bytes, bool atomic) { return stamp_of(b, shared, bytes, atomic); }
 static bool races(Block* b, uint64_t a, bool atomic, unsigned bytes, bool shared, const void* p) {
@@ -127,7 +127,7 @@ static void host_access(const void* p, unsigned n, bool write) {  // not device,
     if (!write || !E.at) return;
     fail("out-of-bounds write: parameters are only read");
   }
-  for (auto& r : E.pinned)
+  for (auto& r : *E.l->host)
     if (within(r.p, r.n)) return;
   fail("out-of-bounds %s of host memory, or of another block's shared memory, at %p", write ? "write" : "read", p);
 }
@@ -174,7 +174,7 @@ static void check_state(const Access& a, uint8_t* st, size_t off, unsigned bytes
   bool reads = !a.write || a.atomic;
   for (unsigned i = 0; i < (bytes + 1) / 2; i++) {
     if (!(st[i] & ALLOC)) out_of_bounds(a.b, a.shared, off, bytes, i * 2, a.what);
-    if (!E.check) continue;
+    if (!settings.check) continue;
     if (st[i] & ASYNC && !a.async_issue) {
       fail("%s %s of memory with an asynchronous copy in flight (no wait)", a.where, a.what);
     }
@@ -221,7 +221,7 @@ void check(const void* p, unsigned n, bool write, bool atomic, bool async_issue,
   uint8_t* st = shadow.state + off / 2;
   bool plain = is_plain(st, n);
   if (!plain) check_state(a, st, off, n);
-  if (!E.check) return;
+  if (!settings.check) return;
 
   size_t first = off / 2, end = first + (n + 1) / 2;
   for (size_t at = first; at < end;) {  // 16 bytes at a time
@@ -264,7 +264,7 @@ void land_write(Block* b, const void* p, size_t n, uint64_t me) {
 static void fence_as(bool acquire) {
   Fiber* f = E.f;
   Block* b = f->b;
-  unsigned w = cur->warp;
+  unsigned w = now.thread->warp;
   if (acquire) {  // what earlier atomic reads saw
     f->known = join(f->known, f->pending);
     f->pending = nullptr;
@@ -280,12 +280,12 @@ void atomic_begin(const void* p, unsigned n, Order o, bool write, bool read, boo
   if (write && o & RELEASE && !in_block) fence_as(false);
   check(p, n, write, true, false, in_block);
   if (write) E.spins = 0;
-  if (in_block || !E.check || (size_t)((const char*)p - dev) >= dev_size) return;
+  if (in_block || !settings.check || (size_t)((const char*)p - dev) >= dev_size) return;
   Fiber* f = E.f;
   Block* b = f->b;
-  unsigned w = cur->warp;
+  unsigned w = now.thread->warp;
   if (std::find(b->observed.begin(), b->observed.end(), p) == b->observed.end()) b->observed.push_back(p);
-  Known& s = E.sync[p];
+  Known& s = (*E.l->released)[p];
   if (read && s) {
     f->pending = join(f->pending, s);
     if (o & ACQUIRE) f->known = join(f->known, s);
@@ -294,7 +294,7 @@ void atomic_begin(const void* p, unsigned n, Order o, bool write, bool read, boo
     KnownSet mine;
     Know& k = mine[b->gseq];
     memcpy(k.clk, b->fvc[w], sizeof k.clk);
-    if (f->fence_clk) k.thread[w * 32 + cur->lane] = f->fence_clk;
+    if (f->fence_clk) k.thread[w * 32 + now.thread->lane] = f->fence_clk;
     Known m = join(std::make_shared<const KnownSet>(mine), f->fence_known);
     s = read ? join(s, m) : m;
     clock_of(b, w)++;
@@ -306,7 +306,8 @@ extern "C" {
 // most calls are for the fiber's own stack: leave before anything else is looked at
 static inline bool ours(const void* p) {
   bool stack = (size_t)((const char*)p - E.stacks) < E.stack_bytes;
-  return !stack && !((const char*)p >= &__ehdr_start && (const char*)p < &_end);
+  bool now = (size_t)((const char*)p - (const char*)&emu::now) < sizeof(Now);
+  return !stack && !now && !((const char*)p >= &__ehdr_start && (const char*)p < &_end);
 }
 #define CALLBACK(name, n, write)        \
   void name(void* p) {                  \

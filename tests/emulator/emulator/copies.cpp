@@ -18,7 +18,7 @@ uint32_t swizzled(uint32_t a, int mode) { return a ^ ((a >> 7 & ((1 << mode) - 1
 static void poison(void* d, unsigned n) {  // until the copy lands
   check(d, n, true, false, true);
   memset(d, 0xff, n);
-  if (E.check) set_state(d, n, ASYNC, 0);
+  if (settings.check) set_state(d, n, ASYNC, 0);
 }
 
 // --- cp.async: lands at the wait
@@ -82,8 +82,8 @@ void mbar_arrive(uint64_t* p, unsigned tx) {
   MBar& m = mbar_of(p, "arrive");
   Block* b = E.f->b;
   if (!m.pending) fail("mbarrier: more arrivals than its count %d", m.count);
-  join(m.next, b->vc[cur->warp]);
-  clock_of(b, cur->warp)++;
+  join(m.next, b->vc[now.thread->warp]);
+  clock_of(b, now.thread->warp)++;
   m.tx += tx;
   m.pending--;
   try_complete(b, p, m);
@@ -97,7 +97,7 @@ void mbar_wait(uint64_t* p, unsigned parity, Site s) {
     wait(MBAR, s, "mbarrier");
   }
   Block* b = E.f->b;
-  unsigned w = cur->warp;
+  unsigned w = now.thread->warp;
   join(b->vc[w], m.vc);
   b->wsync[w] = std::max(b->wsync[w], m.vc[w] + 1);
 }
@@ -108,8 +108,8 @@ static void issue(void* d, unsigned bytes, uint64_t* mb, Bulk t) {
   MBar& m = mbar_of(mb, "bulk copy");
   poison(d, bytes);
   t.stamp = stamp(b, true, 3, false);
-  join(m.next, b->vc[cur->warp]);
-  clock_of(b, cur->warp)++;
+  join(m.next, b->vc[now.thread->warp]);
+  clock_of(b, now.thread->warp)++;
   t.dst = (char*)d;
   t.bytes = bytes;
   t.mb = mb;

@@ -1,5 +1,6 @@
 // engine.h - what the emulator's own files share. Kernels never see it.
 #pragma once
+#include <atomic>
 #include <map>
 #include <memory>
 #include <string>
@@ -52,6 +53,7 @@ struct Know {
 using KnownSet = std::map<uint32_t, Know>;  // by seq
 using Known = std::shared_ptr<const KnownSet>;
 Known join(const Known&, const Known&);
+using Released = std::unordered_map<const void*, Known>;  // what was released at an address
 
 // --- a CUDA thread
 enum State : uint8_t { READY, WARP, BAR, GRID, MBAR, PDL, DONE };
@@ -162,23 +164,44 @@ struct Arena {  // memory for the blocks that are live at once
   size_t slots = 0, nstacks = 0;
   std::vector<std::unique_ptr<Block>> blocks;
 };
-struct Launch {  // a kernel being run; it may be suspended at griddepcontrol.wait while its predecessor runs
+struct Pinned {  // page-locked host memory
+  char* p;
+  size_t n;
+  bool registered;  // by cuMemHostRegister, so not ours to free
+};
+using PinnedList = std::shared_ptr<const std::vector<Pinned>>;  // never changed, only replaced: launches keep theirs
+extern PinnedList pinned;
+// A kernel being run; it may be suspended at griddepcontrol.wait while its predecessor runs. It is made and ends under
+// the driver's lock, and runs without it, all of it on one thread of the host.
+struct Launch {
   Spec s;
   std::vector<void*> params;
   Arena* arena = nullptr;
+  PinnedList host = pinned;
+  std::shared_ptr<Released> released;  // one for all launches that overlap
   size_t total, next = 0, live = 0;
-  uint32_t first_seq;   // accesses with an older seq are ordered before this launch
-  uint32_t lo, hi = 0;  // its own seqs
+  uint32_t first_seq;  // accesses with an older seq are ordered before this launch
   bool waiting_allowed = false;
   size_t grid_wait = 0;
+  // the fault
+  int code = 0;
+  std::string err;
 
-  explicit Launch(const Spec&);
+  Launch(const Spec&, const Launch* overlapping);
   ~Launch();
-  bool begin();     // the part before griddepcontrol.wait, with the predecessor not yet run; false: fault
-  bool finish();    // everything else
-  void step_seq();  // everything so far in this launch becomes ordered before what follows
+  bool begin();          // the part before griddepcontrol.wait, with the predecessor not yet run; false: fault
+  bool finish();         // everything else
+  void step_seq();       // everything so far in this launch becomes ordered before what follows
+  uint32_t fresh_seq();  // for a block
+  bool has(uint32_t seq) const;  // is it one of its blocks'?
 
  private:
+  struct Seqs {  // [begin, end), of which those from next on are not used yet
+    uint32_t begin, next, end;
+  };
+  std::vector<Seqs> seqs;
+  void order();  // everything so far becomes ordered before what follows
+  uint32_t reserve_seqs();
   bool run_live();
   bool run_ready(std::vector<std::pair<Block*, int>>& order, bool& all_done);
   bool stuck();
@@ -190,38 +213,29 @@ const Kernel* find_kernel(const char* name);
 
 // --- the engine
 enum Policy { FORWARD, REVERSE, RANDOM };
-struct Pinned {  // page-locked host memory
-  char* p;
-  size_t n;
-  bool registered;  // by cuMemHostRegister, so not ours to free
-};
-struct Engine {
-  void* sp = nullptr;  // of the scheduler
-  Fiber* f = nullptr;
-  Launch* l = nullptr;
-  Launch* other = nullptr;       // a launch that overlaps with l
-  const char* stacks = nullptr;  // of l
-  size_t stack_bytes = 0;
-  // the fault
-  bool failed = false;
-  int code = 0;
-  std::string err;
-  const void* pc = nullptr;        // of the access being checked
-  const ptx::Instr* at = nullptr;  // what is being carried out, of compiled code
-  // the schedule
+struct Settings {  // of the environment
   Policy policy = FORWARD;
-  uint64_t rng = 88172645463325252ull;
-  bool spun = false;
-  unsigned long spins = 0;  // polls since anything made progress
+  uint64_t seed = 88172645463325252ull;  // of RANDOM
   uint64_t most_steps = 1 << 22;  // instructions of a warp of compiled code, before it counts as in an endless loop
-  // the checker
   bool check = true;
-  uint32_t seq = 1;
-  std::unordered_map<const void*, Known> sync;  // what was released at an address
-  std::vector<Pinned> pinned;
-  std::vector<Arena*> pool;
 };
-extern Engine E;
+extern Settings settings;
+struct Engine {  // what one thread of the host runs
+  void* sp;      // of the scheduler
+  Fiber* f;
+  Launch* l;
+  Launch* other;       // a launch that overlaps with l
+  const char* stacks;  // of l
+  size_t stack_bytes;
+  bool failed;            // l has
+  const void* pc;         // of the access being checked
+  const ptx::Instr* at;   // what is being carried out, of compiled code
+  uint64_t rng;           // of the schedule
+  bool spun;
+  unsigned long spins;  // polls since anything made progress
+  uint64_t lane_instructions;  // of compiled code, since they were last added to all threads'
+};
+extern __thread Engine E;
 struct Fault {};  // thrown by fail() in compiled code, which has no stack of its own to leave
 void init_engine();
 

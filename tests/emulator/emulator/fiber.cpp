@@ -19,10 +19,8 @@ emu_switch:
   ret
 )");
 namespace emu {
-Thread* cur;
-uint3 block_idx;
-dim3 block_dim, grid_dim;
-Engine E;
+__thread Now now{};
+__thread Engine E;
 uint64_t rnd() {
   E.rng ^= E.rng << 13;
   E.rng ^= E.rng >> 7;
@@ -31,20 +29,20 @@ uint64_t rnd() {
 void to_sched() { emu_switch(&E.f->sp, E.sp); }
 void resume(void** save, Fiber* f) {
   E.f = f;
-  cur = f->th;
-  block_idx = f->b->idx;
+  now.thread = f->th;
+  now.block = f->b->idx;
   emu_switch(save, f->sp);
 }
 int pick(uint32_t m) {
-  if (E.policy == FORWARD && !E.spins) return __builtin_ctz(m);
-  if (E.policy == REVERSE && !E.spins) return 31 - __builtin_clz(m);
+  if (settings.policy == FORWARD && !E.spins) return __builtin_ctz(m);
+  if (settings.policy == REVERSE && !E.spins) return 31 - __builtin_clz(m);
   // random; also while lanes poll, so that none is starved
   for (int k = rnd() % __builtin_popcount(m); k; k--) m &= m - 1;
   return __builtin_ctz(m);
 }
 EMU_PLAIN void copy(void* d, const void* s, unsigned n) { memcpy(d, s, n); }
 void yield() {
-  if (E.policy == RANDOM && !E.at) to_sched();
+  if (settings.policy == RANDOM && !E.at) to_sched();
 }
 void spin() {
   if (++E.spins > 4000000) {
@@ -68,7 +66,7 @@ void entry() {
   w.ready &= ~bit;
   w.done |= bit;
   E.spins = 0;
-  if (w.ready && E.policy != RANDOM) resume(&f->sp, &f->b->f[f->th->warp * 32 + pick(w.ready)]);
+  if (w.ready && settings.policy != RANDOM) resume(&f->sp, &f->b->f[f->th->warp * 32 + pick(w.ready)]);
   to_sched();
   abort();
 }
@@ -146,7 +144,7 @@ void bar_sync(int id, int n, Site s) {
   int want = n < 0 ? (int)b->f.size() : n;
   arrive(id, n, s, want);
   Bar& r = b->bar[id];
-  r.warps |= 1u << cur->warp;
+  r.warps |= 1u << now.thread->warp;
   E.f->bar = id;
   if (r.arrived < want)
     wait(BAR, s, "barrier");
@@ -155,7 +153,7 @@ void bar_sync(int id, int n, Site s) {
 }
 void bar_arrive_warp(int id, int n, Site s, int lanes) {
   Block* b = E.f->b;
-  unsigned w = cur->warp;
+  unsigned w = now.thread->warp;
   arrive(id, n, s, n);
   Bar& r = b->bar[id];
   r.arrived += lanes - 1;
@@ -170,9 +168,9 @@ void bar_arrive(int id, int n, Site s) {
     Site s;
   } a{id, n, s};
   Block* b = E.f->b;
-  unsigned lanes = std::min<unsigned>(32, b->f.size() - cur->warp * 32);
+  unsigned lanes = std::min<unsigned>(32, b->f.size() - now.thread->warp * 32);
   auto all = [](unsigned mask, void* const* p) {
-    Args& a = *(Args*)p[cur->lane];
+    Args& a = *(Args*)p[now.thread->lane];
     bar_arrive_warp(a.id, a.n, a.s, __builtin_popcount(mask));
   };
   warp_op("bar.arrive", (1ull << lanes) - 1, s, all, &a);

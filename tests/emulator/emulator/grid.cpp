@@ -74,17 +74,35 @@ static void reserve(Arena& a, size_t slots, size_t threads) {
 }
 
 // --- launches
-Launch::Launch(const Spec& spec) : s(spec), total((size_t)spec.grid.x * spec.grid.y * spec.grid.z) {
+static std::vector<Arena*> pool;  // those that no launch has
+Launch::Launch(const Spec& spec, const Launch* overlapping)
+    : s(spec), total((size_t)spec.grid.x * spec.grid.y * spec.grid.z) {
   params = unpack_args(s.k, s.args);
-  if (E.pool.empty())
+  released = overlapping ? overlapping->released : std::make_shared<Released>();
+  if (pool.empty())
     arena = new Arena;
   else {
-    arena = E.pool.back();
-    E.pool.pop_back();
+    arena = pool.back();
+    pool.pop_back();
   }
-  lo = first_seq = E.seq + 1;
+  order();
 }
-Launch::~Launch() { E.pool.push_back(arena); }
+Launch::~Launch() { pool.push_back(arena); }
+// Seqs grow from launch to launch; each takes some at once, because others run at the same time.
+uint32_t Launch::reserve_seqs() {
+  static std::atomic<uint32_t> next{2};
+  uint32_t n = (uint32_t)std::min<size_t>(total, 4096), begin = next.fetch_add(n);
+  seqs.push_back({begin, begin, begin + n});
+  return begin;
+}
+uint32_t Launch::fresh_seq() {
+  if (seqs.back().next == seqs.back().end) reserve_seqs();
+  return seqs.back().next++;
+}
+bool Launch::has(uint32_t seq) const {
+  return std::any_of(seqs.begin(), seqs.end(), [seq](const Seqs& s) { return s.begin <= seq && seq < s.next; });
+}
+void Launch::order() { first_seq = reserve_seqs(); }
 static void init_block(Launch* l, Block& b, size_t slot, uint3 idx) {
   unsigned nt = l->s.block.x * l->s.block.y * l->s.block.z;
   size_t smem = l->s.smem;
@@ -102,7 +120,7 @@ static void init_block(Launch* l, Block& b, size_t slot, uint3 idx) {
   b.dyn_n = smem;
   b.st_top = 64;
   b.nwarps = (nt + 31) / 32;
-  b.sseq = b.gseq = l->hi = ++E.seq;
+  b.sseq = b.gseq = l->fresh_seq();
   memset(b.vc, 0, sizeof b.vc);
   memset(b.fvc, 0, sizeof b.fvc);
   for (int w = 0; w < b.nwarps; w++) {
@@ -147,7 +165,7 @@ void Launch::fill(size_t n) {
   reserve(*arena, n, (size_t)s.block.x * s.block.y * s.block.z);
   live = n;
   for (size_t j = 0; j < n; j++, next++) {
-    size_t q = E.policy == REVERSE ? total - 1 - next : next;
+    size_t q = settings.policy == REVERSE ? total - 1 - next : next;
     init_block(this, *arena->blocks[j], j,
                {(unsigned)(q % s.grid.x), (unsigned)(q / s.grid.x % s.grid.y), (unsigned)(q / s.grid.x / s.grid.y)});
   }
@@ -170,7 +188,7 @@ bool Launch::run_ready(std::vector<std::pair<Block*, int>>& order, bool& all_don
       }
       if (E.failed) return false;
       progress = true;
-      if (E.spun || (E.policy == RANDOM && rnd() % 64 == 0)) break;
+      if (E.spun || (settings.policy == RANDOM && rnd() % 64 == 0)) break;
     }
     all_done &= warp.done == lanes_of(b, w);
   }
@@ -191,9 +209,9 @@ bool Launch::stuck() {
   }
   if (suspended) return true;
   E.failed = true;
-  E.code = 719;
-  E.err = std::string("deadlock in ") + s.k->name + ":";
-  for (auto& [what, n] : groups) E.err += " " + std::to_string(n) + " threads: " + what + ";";
+  code = 719;
+  err = std::string("deadlock in ") + s.k->name + ":";
+  for (auto& [what, n] : groups) err += " " + std::to_string(n) + " threads: " + what + ";";
   return false;
 }
 // Until all live blocks are done, or (true as well) the rest waits for the predecessor.
@@ -202,17 +220,17 @@ bool Launch::run_live() {
   E.stacks = arena->stacks;
   E.stack_bytes = arena->nstacks * STACK;
   E.failed = false;
-  E.err.clear();
   E.spins = 0;
-  block_dim = s.block;
-  grid_dim = s.grid;
+  if (!E.rng) E.rng = settings.seed;
+  now.block_dim = s.block;
+  now.grid_dim = s.grid;
   std::vector<std::pair<Block*, int>> order;
   for (size_t i = 0; i < live; i++) {
     for (int w = 0; w < arena->blocks[i]->nwarps; w++) order.push_back({arena->blocks[i].get(), w});
   }
-  if (E.policy == REVERSE) std::reverse(order.begin(), order.end());
+  if (settings.policy == REVERSE) std::reverse(order.begin(), order.end());
   for (;;) {
-    if (E.policy == RANDOM) {
+    if (settings.policy == RANDOM) {
       for (size_t i = order.size(); i > 1; i--) std::swap(order[i - 1], order[rnd() % i]);
     }
     bool all_done, progress = run_ready(order, all_done);
@@ -227,8 +245,8 @@ bool Launch::run_live() {
   }
 }
 void Launch::step_seq() {
-  first_seq = E.seq + 1;
-  for (size_t i = 0; i < live; i++) arena->blocks[i]->gseq = hi = ++E.seq;
+  order();
+  for (size_t i = 0; i < live; i++) arena->blocks[i]->gseq = fresh_seq();
 }
 bool Launch::begin() {
   waiting_allowed = true;
@@ -246,7 +264,6 @@ bool Launch::finish() {
     for (size_t i = 0; i < live; i++)
       for (auto& f : arena->blocks[i]->f)
         if (f.st == PDL) wake(f);
-    first_seq = live ? first_seq : E.seq + 1;
     if (live && !run_live()) return false;
   }
   while (next < total) {

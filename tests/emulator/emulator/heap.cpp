@@ -2,19 +2,23 @@
 #include <sys/mman.h>
 
 #include <cstdlib>
+#include <mutex>
 #include <sstream>
 
 #include "engine.h"
 
 namespace emu {
+Settings settings;
 char* dev;
 size_t dev_size;
 Shadow dev_shadow;
+PinnedList pinned = std::make_shared<const std::vector<Pinned>>();
 
 // Offset to size. Addresses are handed out once, so that a use after free keeps being seen; holes are reused only when
 // fresh addresses run out.
 static std::map<size_t, size_t> heap, holes;
 static size_t top = 1 << 20;
+static std::mutex mutex;  // of these three: a kernel that ends by a fault asks for the allocation next to it
 
 constexpr size_t PAGE = 4096, LARGE = 64 << 10;
 static size_t footprint(size_t n) { return (n + RED_ZONE + 511) & ~size_t(511); }
@@ -61,6 +65,7 @@ void Shadow::clear(size_t offset, size_t n) {
 
 // --- allocations
 void* dev_alloc(size_t n) {
+  std::lock_guard lock(mutex);
   size_t need = footprint(n), off = top;
   if (off + need <= dev_size) {
     top += need;
@@ -75,11 +80,12 @@ void* dev_alloc(size_t n) {
   }
   heap[off] = n;
   // 0xff is NaN in f32 and bf16; a large allocation stays untouched until it is used
-  if (n <= 1 << 20 || !E.check) memset(dev + off, 0xff, n);
+  if (n <= 1 << 20 || !settings.check) memset(dev + off, 0xff, n);
   memset(dev_shadow.state + off / 2, ALLOC, (n + 1) / 2);
   return dev + off;
 }
 bool dev_free(void* p) {
+  std::lock_guard lock(mutex);
   size_t off = (char*)p - dev;
   auto it = heap.find(off);
   if (it == heap.end()) return false;
@@ -91,6 +97,7 @@ bool dev_free(void* p) {
   return true;
 }
 size_t dev_block(const void* p, size_t n, const char** why) {
+  std::lock_guard lock(mutex);
   size_t off = (const char*)p - dev;
   auto it = heap.upper_bound(off);
   if (off >= dev_size || it == heap.begin()) {
@@ -105,6 +112,7 @@ size_t dev_block(const void* p, size_t n, const char** why) {
   return it->second + (it->second == 0);
 }
 void dev_near(size_t offset, long& distance, long& size) {
+  std::lock_guard lock(mutex);
   auto it = heap.upper_bound(offset);
   distance = -1;
   size = 0;
@@ -135,14 +143,14 @@ void init_engine() {
     abort();
   }
   if (const char* s = getenv("CUDA_EMULATOR_SCHEDULE")) {  // forward | reverse | random[:seed]
-    E.policy = !strncmp(s, "reverse", 7) ? REVERSE : !strncmp(s, "random", 6) ? RANDOM : FORWARD;
-    if (E.policy == RANDOM && strchr(s, ':')) E.rng ^= strtoull(strchr(s, ':') + 1, nullptr, 10) * 2654435761u;
+    settings.policy = !strncmp(s, "reverse", 7) ? REVERSE : !strncmp(s, "random", 6) ? RANDOM : FORWARD;
+    if (settings.policy == RANDOM && strchr(s, ':')) settings.seed ^= strtoull(strchr(s, ':') + 1, nullptr, 10) * 2654435761u;
   }
   if (const char* s = getenv("CUDA_EMULATOR_PTX")) {  // directories, separated by colons
     std::string list = s, directory;
     for (std::stringstream in(list); std::getline(in, directory, ':');) ptx::add_directory(directory);
   }
-  if (const char* s = getenv("CUDA_EMULATOR_CHECK")) E.check = *s != '0';
-  if (const char* s = getenv("CUDA_EMULATOR_STEPS")) E.most_steps = strtoull(s, nullptr, 10);
+  if (const char* s = getenv("CUDA_EMULATOR_CHECK")) settings.check = *s != '0';
+  if (const char* s = getenv("CUDA_EMULATOR_STEPS")) settings.most_steps = strtoull(s, nullptr, 10);
 }
 }  // namespace emu

@@ -158,10 +158,10 @@ API cuOccupancyAvailableDynamicSMemPerBlock(size_t* n, Func*, int blocks, int) {
 
 // --- the clock and the multiprocessors that kernels see
 uint64_t emu::timer() {
-  static uint64_t ns = 0;
+  static __thread uint64_t ns;
   return ns += 32;
 }
-unsigned emu::block_id() { return block_idx.x + grid_dim.x * (block_idx.y + grid_dim.y * block_idx.z); }
+unsigned emu::block_id() { return now.block.x + now.grid_dim.x * (now.block.y + now.grid_dim.y * now.block.z); }
 unsigned emu::sm_id() { return block_id() % device.sms; }
 
 // --- launches

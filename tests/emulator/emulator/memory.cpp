@@ -5,7 +5,6 @@
 #include "driver.h"
 
 using namespace drv;
-using emu::E;
 
 static std::map<Ptr, size_t> allocations;
 static size_t used;
@@ -113,17 +112,27 @@ API cuda_emulator_page_locked(size_t* now, size_t* most) {
   *most = locked_most;
   return OK;
 }
-static emu::Pinned* pinned_at(const void* p) {
-  for (auto& r : E.pinned) {
+static const emu::Pinned* pinned_at(const void* p) {
+  for (auto& r : *emu::pinned) {
     if (r.p == p) return &r;
   }
   return nullptr;
 }
 static bool pinned(const void* p, size_t n) {
-  for (auto& r : E.pinned) {
+  for (auto& r : *emu::pinned) {
     if ((char*)p >= r.p && (char*)p + n <= r.p + r.n) return true;
   }
   return false;
+}
+static void pin(const emu::Pinned& r) {
+  auto all = std::make_shared<std::vector<emu::Pinned>>(*emu::pinned);
+  all->push_back(r);
+  emu::pinned = all;
+}
+static void unpin(const void* p) {
+  auto all = std::make_shared<std::vector<emu::Pinned>>(*emu::pinned);
+  all->erase(std::find_if(all->begin(), all->end(), [p](auto& r) { return r.p == p; }));
+  emu::pinned = all;
 }
 API cuMemHostAlloc(void** p, size_t n, u32) {
   LOCK;
@@ -132,7 +141,7 @@ API cuMemHostAlloc(void** p, size_t n, u32) {
   if (!n) return INVALID_VALUE;
   *p = aligned_alloc(4096, (n + 4095) / 4096 * 4096);
   if (!*p) return OUT_OF_MEMORY;
-  E.pinned.push_back({(char*)*p, n, false});
+  pin({(char*)*p, n, false});
   locked_most = std::max(locked_most, locked += n);
   return OK;
 }
@@ -140,10 +149,10 @@ API cuMemAllocHost_v2(void** p, size_t n) { return cuMemHostAlloc(p, n, 0); }
 API cuMemFreeHost(void* p) {
   LOCK;
   int e = run_all();
-  emu::Pinned* r = pinned_at(p);
+  const emu::Pinned* r = pinned_at(p);
   if (!r || r->registered) return INVALID_VALUE;
   locked -= r->n;
-  E.pinned.erase(E.pinned.begin() + (r - E.pinned.data()));
+  unpin(p);
   free(p);
   return e;
 }
@@ -151,18 +160,18 @@ API cuMemHostRegister_v2(void* p, size_t n, u32) {
   LOCK;
   if (!current_context()) return INVALID_CONTEXT;
   if (!p || !n) return INVALID_VALUE;
-  for (auto& r : E.pinned) {
+  for (auto& r : *emu::pinned) {
     if ((char*)p < r.p + r.n && r.p < (char*)p + n) return HOST_MEMORY_ALREADY_REGISTERED;
   }
-  E.pinned.push_back({(char*)p, n, true});
+  pin({(char*)p, n, true});
   return OK;
 }
 API cuMemHostUnregister(void* p) {
   LOCK;
   int e = run_all();
-  emu::Pinned* r = pinned_at(p);
+  const emu::Pinned* r = pinned_at(p);
   if (!r || !r->registered) return HOST_MEMORY_NOT_REGISTERED;
-  E.pinned.erase(E.pinned.begin() + (r - E.pinned.data()));
+  unpin(p);
   return e;
 }
 API cuMemHostGetDevicePointer_v2(Ptr* d, void* p, u32) {

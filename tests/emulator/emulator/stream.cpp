@@ -100,17 +100,20 @@ API cuEventSynchronize(void* h) {
   Event* e = event_of(h);
   if (!e) return INVALID_HANDLE;
   if (e->cap) return CAPTURED_EVENT;
-  return e->s ? run_until(*e->s, e->at) : OK;
+  auto s = e->s;
+  return s ? run_until(*s, e->at) : OK;
 }
 API cuEventQuery(void* h) {  // as cuStreamQuery
   LOCK;
   Event* e = event_of(h);
   if (!e) return INVALID_HANDLE;
   if (e->cap) return CAPTURED_EVENT;
-  if (!e->s || e->mark->done) return OK;
-  poll(*e->s);
-  if (int r = e->s->error(this_thread())) return r;
-  return e->mark->done ? OK : NOT_READY;
+  auto s = e->s;
+  auto mark = e->mark;
+  if (!s || mark->done) return OK;
+  poll(*s);
+  if (int r = s->error(this_thread())) return r;
+  return mark->done ? OK : NOT_READY;
 }
 API cuEventElapsedTime_v2(float* ms, void* a, void* b) {
   LOCK;

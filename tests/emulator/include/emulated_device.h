@@ -16,10 +16,10 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 
-#define threadIdx (::emu::cur->tid)
-#define blockIdx (::emu::block_idx)
-#define blockDim (::emu::block_dim)
-#define gridDim (::emu::grid_dim)
+#define threadIdx (::emu::now.thread->tid)
+#define blockIdx (::emu::now.block)
+#define blockDim (::emu::now.block_dim)
+#define gridDim (::emu::now.grid_dim)
 #define warpSize 32
 
 #define DYN_SHARED(T, name) T* name = reinterpret_cast<T*>(::emu::dyn_shared())

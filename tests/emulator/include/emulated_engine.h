@@ -30,10 +30,13 @@ struct Thread {
   uint3 tid;
   unsigned lane, warp;
 };
-// plain globals: one kernel runs at a time in a process (the driver's lock)
-extern Thread* cur;
-extern uint3 block_idx;
-extern dim3 block_dim, grid_dim;
+// Of the kernel that this thread of the host runs: other threads run other streams' at the same time.
+struct Now {
+  Thread* thread;
+  uint3 block;
+  dim3 block_dim, grid_dim;
+};
+extern __thread Now now;
 
 struct Site {
   const char* file;

@@ -40,19 +40,19 @@ template <class T> EMU_PLAIN inline T shuffle(const char* op, unsigned mask, T v
 }
 }  // namespace emu
 template <class T> inline T __shfl_sync(unsigned m, T v, int src, int width = 32, EMU_SITE) {
-  int first = emu::cur->lane & ~(width - 1);
+  int first = emu::now.thread->lane & ~(width - 1);
   return emu::shuffle("shfl", m, v, first | (src & (width - 1)), EMU_AT);
 }
 template <class T> inline T __shfl_xor_sync(unsigned m, T v, int x, int width = 32, EMU_SITE) {
-  int lane = emu::cur->lane, src = lane ^ x;
+  int lane = emu::now.thread->lane, src = lane ^ x;
   return emu::shuffle("shfl.xor", m, v, (src & ~(width - 1)) > lane ? lane : src & 31, EMU_AT);
 }
 template <class T> inline T __shfl_down_sync(unsigned m, T v, int d, int width = 32, EMU_SITE) {
-  int lane = emu::cur->lane, src = lane + d;
+  int lane = emu::now.thread->lane, src = lane + d;
   return emu::shuffle("shfl.down", m, v, (src ^ lane) & ~(width - 1) ? lane : src, EMU_AT);
 }
 template <class T> inline T __shfl_up_sync(unsigned m, T v, int d, int width = 32, EMU_SITE) {
-  int lane = emu::cur->lane, src = lane - d;
+  int lane = emu::now.thread->lane, src = lane - d;
   return emu::shuffle("shfl.up", m, v, src < 0 || (src ^ lane) & ~(width - 1) ? lane : src, EMU_AT);
 }
 
@@ -95,7 +95,7 @@ template <class T> struct Match {
 };
 }  // namespace emu
 inline unsigned __ballot_sync(unsigned m, int p, EMU_SITE) {
-  return emu::reduce<unsigned, emu::Or>("ballot", m, p ? 1u << emu::cur->lane : 0, EMU_AT);
+  return emu::reduce<unsigned, emu::Or>("ballot", m, p ? 1u << emu::now.thread->lane : 0, EMU_AT);
 }
 inline int __any_sync(unsigned m, int p, EMU_SITE) { return emu::reduce<int, emu::Or>("any", m, p != 0, EMU_AT); }
 inline int __all_sync(unsigned m, int p, EMU_SITE) { return emu::reduce<int, emu::And>("all", m, p != 0, EMU_AT); }

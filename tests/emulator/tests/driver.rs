@@ -5,7 +5,7 @@ use cudarc::{
     driver::{DevicePtr, result, sys},
     nvrtc::Ptx,
 };
-use std::time::Instant;
+use std::{sync::Barrier, thread, time::Instant};
 
 #[test]
 fn device() {
@@ -155,6 +155,29 @@ fn streams_and_timed_events() {
     other.join(&g.stream).unwrap();
     assert_eq!(other.clone_dtoh(&e).unwrap(), vec![0.0; 1000]);
     assert_eq!(cuda_emulator::last_fault(), None);
+}
+
+/// Kernels of two streams run at the same time if two threads wait for them: each of these waits for the other.
+#[test]
+fn streams_of_two_threads_run_at_once() {
+    let g = Gpu::new();
+    let meet = || {
+        let flags = g.stream.alloc_zeros::<u32>(2).unwrap();
+        g.stream.synchronize().unwrap();
+        let (first, together) = (flags.device_ptr(&g.stream).0, Barrier::new(2));
+        let run = |mine: u64, other: u64| {
+            let g = Gpu::open();
+            launch!(g, "t_meet", grid(1, 1, 32, 0), &mine, &other).unwrap();
+            together.wait();
+            g.stream.synchronize().is_ok()
+        };
+        thread::scope(|s| {
+            let other = s.spawn(|| run(first + 4, first));
+            run(first, first + 4) & other.join().unwrap()
+        })
+    };
+    // the emulator gives up on a kernel that waits for long, and a busy machine may hold one of the threads back
+    assert!((0..20).any(|_| meet()));
 }
 
 /// Streams run lazily, so polling alone must make them run; and a host that polls too early must be told so.

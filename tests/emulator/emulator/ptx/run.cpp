@@ -1,6 +1,7 @@
 // run.cpp - a warp executes a kernel. When lanes are at different instructions, those at the lowest one go first, so
 // that lanes meet again where their paths join.
 #include <algorithm>
+#include <atomic>
 
 #include "engine.h"
 #include "ptx.h"
@@ -71,7 +72,7 @@ void Warp::begin(const emu::Spec& s, emu::Block* b, unsigned w) {
 }
 void Warp::as(int lane) {
   emu::E.f = &block->f[index * 32 + lane];
-  emu::cur = emu::E.f->th;
+  emu::now.thread = emu::E.f->th;
 }
 
 // --- lanes that meet
@@ -165,9 +166,9 @@ void Warp::go() {
       emu::E.at = &in;
       uint32_t on = lanes;
       if (in.guarded) on &= *(uint32_t*)(registers + in.guard) ^ -(uint32_t)in.unless;
-      in.ran |= on != 0;
-      lane_instructions += (uint64_t)__builtin_popcount(on);
-      if (++steps > emu::E.most_steps) {
+      if (on) std::atomic_ref(in.ran).store(true, std::memory_order_relaxed);  // other threads run it too
+      emu::E.lane_instructions += (uint64_t)__builtin_popcount(on);
+      if (++steps > emu::settings.most_steps) {
         as(__builtin_ctz(lanes));
         emu::fail("spin-wait without progress, or a loop without an end: %lu instructions", (unsigned long)steps);
       }
@@ -228,7 +229,7 @@ void Warp::go() {
   }
 }
 void run(emu::Block* b, int warp) {
-  emu::block_idx = b->idx;
+  emu::now.block = b->idx;
   try {
     b->compiled[warp].go();
   } catch (const emu::Fault&) {

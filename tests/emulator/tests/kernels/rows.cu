@@ -131,3 +131,12 @@ extern "C" __global__ void t_trace(Span* trace) {
   __syncwarp(0xaaaaaaaau);
 }
 EXPORT_KERNEL(t_trace)
+
+// Says that it runs, and waits until a kernel of another stream says so.
+extern "C" __global__ void t_meet(unsigned* mine, const unsigned* other) {
+  if (threadIdx.x != 0) return;
+  st_release(mine, 1u);
+  while (ld_acquire(other) == 0) {
+  }
+}
+EXPORT_KERNEL(t_meet)
