@@ -31,15 +31,13 @@ fn root() -> &'static Path {
 fn library() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+        let test = env::current_exe().unwrap(); // target/PROFILE/deps/capi-HASH
+        let built = test.ancestors().nth(2).unwrap();
+        let profile = built.file_name().unwrap().to_str().unwrap().replace("debug", "dev");
         let mut cargo = Command::new(env!("CARGO"));
-        cargo.current_dir(root()).args(["build", "--quiet", "-p", "aoji-capi", "--target-dir"]).arg(target);
-        let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
-        if profile == "release" {
-            cargo.arg("--release");
-        }
-        ok(&mut cargo);
-        target.join(profile)
+        cargo.current_dir(root()).args(["build", "--quiet", "-p", "aoji-capi", "--profile", &profile, "--target-dir"]);
+        ok(cargo.arg(built.parent().unwrap()));
+        built.to_path_buf()
     })
 }
 

@@ -196,18 +196,18 @@ bool Launch::run_ready(std::vector<std::pair<Block*, int>>& order, bool& all_don
 }
 // Nothing can run. True if the rest waits at griddepcontrol.wait for the predecessor; else a deadlock, with a census.
 bool Launch::stuck() {
+  auto& blocks = arena->blocks;
+  auto suspended = [](auto& b) { return std::any_of(b->f.begin(), b->f.end(), [](auto& f) { return f.st == PDL; }); };
+  if (std::any_of(blocks.begin(), blocks.begin() + live, suspended)) return true;
   std::map<std::string, int> groups;
-  bool suspended = false;
   for (size_t i = 0; i < live; i++) {
-    for (auto& f : arena->blocks[i]->f) {
-      suspended |= f.st == PDL;
+    for (auto& f : blocks[i]->f) {
       char text[400];
       snprintf(text, sizeof text, "%s %s:%d", f.op, f.site.file, f.site.line);
       if (f.st == WARP) snprintf(text + strlen(text), 20, " mask %08x", f.mask);
       groups[f.st == DONE ? "exited" : text]++;
     }
   }
-  if (suspended) return true;
   E.failed = true;
   code = 719;
   err = std::string("deadlock in ") + s.k->name + ":";
