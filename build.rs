@@ -4,6 +4,8 @@
 //! Environment: NVCC, CUDA_HOME or CUDA_PATH, NVCC_CCBIN, AOJI_CUDA_ARCHS ("80,90a,ptx80"), AOJI_LINEINFO=1 (for profilers;
 //! triples the size), AOJI_SKIP_KERNELS=1 or DOCS_RS=1 (no kernels: for checks and documentation), AOJI_KERNEL_CACHE=DIR (keeps what
 //! the compiler has made, for other profiles and branches).
+#[path = "build/arch.rs"]
+mod arch;
 #[path = "build/cache.rs"]
 mod cache;
 #[path = "build/nvcc.rs"]
@@ -116,7 +118,7 @@ fn compile_all(nvcc: &Nvcc, sources: &[PathBuf], out: &Path) {
     let archs = env::var("AOJI_CUDA_ARCHS").unwrap_or_else(|_| ARCHS.into()).replace(' ', "");
     args.extend(archs.split(',').map(|a| match a.strip_prefix("ptx") {
         Some(p) => format!("-gencode=arch=compute_{p},code=compute_{p}"),
-        None => format!("-gencode=arch=compute_{},code=sm_{a}", ptx::arch_of(a)),
+        None => format!("-gencode=arch=compute_{},code=sm_{a}", arch::of_ptx(a)),
     }));
     println!("cargo:rustc-env=AOJI_KERNEL_IMAGES={archs}");
     println!("cargo:rustc-env=AOJI_NVCC_VERSION={}", nvcc.version);
@@ -137,7 +139,7 @@ fn compile(nvcc: &Nvcc, f: &Path, out: &Path, args: &[String], archs: &str) {
     let [image, log, stamp] = ["fatbin", "ptxas", "stamp"].map(|x| out.join(format!("{}.{x}", stem(f))));
     let key = || format!("{} {} {args:?} {}", nvcc.path.display(), nvcc.version, source_hash(f));
     let compiled = key();
-    let ptx = archs.split(',').map(|a| ptx::file(out, ptx::arch_of(a), stem(f)));
+    let ptx = archs.split(',').map(|a| ptx::file(out, arch::of_ptx(a), stem(f)));
     let there = ptx.clone().chain([image.clone(), log.clone()]).all(|f| f.is_file());
     if there && fs::read_to_string(&stamp).is_ok_and(|s| s == compiled) {
         return;

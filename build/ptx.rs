@@ -1,26 +1,16 @@
 //! The PTX that nvcc makes on its way to machine code: the emulated device of the tests runs it.
 
-use crate::{nvcc::children, stem};
+use crate::{arch, nvcc::children, stem};
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-/// The architecture of the PTX that the code of an image is made from, or that it is. The later GPUs of a generation have nothing
-/// that the kernels use and the first has not, and one run of the compiler's first half, which takes most of the time, serves
-/// them all.
-pub fn arch_of(image: &str) -> &str {
-    match image.trim_start_matches("ptx") {
-        "86" | "89" => "80",
-        arch => arch,
-    }
-}
-
 /// Removes the PTX of earlier builds that this one does not make.
 pub fn forget(ptx: &Path, archs: &str, sources: &[PathBuf]) {
     for dir in children(ptx) {
         let arch = dir.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        if !archs.split(',').any(|i| arch_of(i) == arch) {
+        if !archs.split(',').any(|i| arch::of_ptx(i) == arch) {
             let _ = fs::remove_dir_all(&dir);
         }
         for f in children(&dir).iter().filter(|f| sources.iter().all(|s| stem(s) != stem(f))) {

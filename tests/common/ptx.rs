@@ -1,5 +1,8 @@
 //! The kernels as nvcc compiled them: the emulated device interprets the PTX that the machine code of this build was made from.
 
+#[path = "../../build/arch.rs"]
+mod arch;
+
 use aoji::cuda::kernels::IMAGES;
 use cuda_emulator::Code;
 use std::path::{Path, PathBuf};
@@ -8,12 +11,11 @@ use std::path::{Path, PathBuf};
 #[allow(dead_code)] // of one file
 pub const CAPABILITIES: [u32; 6] = [90, 80, 120, 100, 86, 89];
 
-/// The architecture of the PTX that a device's code is made from: the later GPUs of a generation have that of the first (build/ptx.rs).
-pub fn architecture(capability: u32) -> String {
+/// The architecture of the PTX that a device's code is made from.
+fn architecture(capability: u32) -> String {
     match capability {
         90 => "90a".into(),
-        86 | 89 => "80".into(),
-        other => other.to_string(),
+        other => arch::of_ptx(&other.to_string()).into(),
     }
 }
 
@@ -30,7 +32,7 @@ pub fn is_gpu() -> bool {
 /// Whether this build has PTX for a capability; it should if it has machine code.
 pub fn is_built(capability: u32) -> bool {
     let arch = architecture(capability);
-    let built = IMAGES.split(',').any(|image| image.trim_start_matches("ptx") == arch);
+    let built = IMAGES.split(',').any(|image| arch::of_ptx(image) == arch);
     let kept = directory().join(&arch);
     assert!(!built || kept.is_dir(), "this build has kernels for {IMAGES}, but no {}", kept.display());
     built

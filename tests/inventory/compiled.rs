@@ -1,6 +1,9 @@
 //! Compares PTX, which the emulated device executes in the tests, with machine code, which only a GPU can execute: instructions that
 //! ptxas must not drop are counted in each kernel for each architecture. (It may copy some: for sm_100 it peels a round off a loop.)
 
+#[path = "../../build/arch.rs"]
+mod arch;
+
 use super::machine_code::{self, Instruction};
 use aoji::cuda::{
     kernels::{IMAGES, MODULES, Module},
@@ -92,16 +95,13 @@ fn lost(ptx: &Counts, sass: &Counts) -> Vec<String> {
 /// The build has kept the PTX of each file for each architecture, even if there is only one architecture.
 fn kept() -> Vec<PathBuf> {
     let modules = MODULES.iter().chain(LAB.iter().map(|v| &v.module));
-    let of = |stem: &'static str| {
-        IMAGES.split(',').filter(|i| !i.is_empty()).map(move |i| ptx_file(i.trim_start_matches("ptx"), stem))
-    };
+    let of = |stem: &'static str| IMAGES.split(',').filter(|i| !i.is_empty()).map(move |i| ptx_file(i, stem));
     modules.flat_map(|m| of(m.stem)).collect()
 }
 
-/// The PTX that machine code was made from: later GPUs of a generation have that of the first.
-fn ptx_file(arch: &str, stem: &str) -> PathBuf {
-    let arch = if matches!(arch, "86" | "89") { "80" } else { arch };
-    Path::new(env!("OUT_DIR")).join(format!("ptx/{arch}/{stem}.ptx"))
+/// The PTX that machine code was made from, or that an image is.
+fn ptx_file(image: &str, stem: &str) -> PathBuf {
+    Path::new(env!("OUT_DIR")).join(format!("ptx/{}/{stem}.ptx", arch::of_ptx(image)))
 }
 
 fn read(path: &Path) -> String {

@@ -28,24 +28,22 @@ void cp_async(void* d, const void* g, unsigned n, unsigned valid, Site s) {
   if (!in_shared(d)) fail("cp.async: destination is not shared at %s:%d", s.file, s.line);
   if (valid) check(g, valid, false);
   poison(d, n);
-  E.f->open.push_back({d, g, n, valid});
+  E.f->async.copies.push_back({d, g, n, valid});
 }
-void cp_commit() {
-  E.f->groups.push_back(std::move(E.f->open));
-  E.f->open.clear();
-}
+void cp_commit() { E.f->async.ends.push_back(E.f->async.copies.size()); }
 void cp_wait(int keep) {
-  auto& q = E.f->groups;
+  Asyncs& q = E.f->async;
   E.pc = __builtin_return_address(0);
-  while ((int)q.size() > keep) {
-    for (auto& a : q.front()) {
+  for (; (long)(q.ends.size() - q.waited) > keep; q.waited++) {
+    for (; q.done < q.ends[q.waited]; q.done++) {
+      const Async& a = q.copies[q.done];
       set_state(a.dst, a.n, 0, ASYNC);
       check(a.dst, a.n, true);
       memset(a.dst, 0, a.n);
       memcpy(a.dst, a.src, a.valid);
     }
-    q.erase(q.begin());
   }
+  if (q.waited == q.ends.size() && !q.open()) q.clear();
 }
 
 // --- mbarrier

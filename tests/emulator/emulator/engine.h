@@ -57,10 +57,21 @@ using Released = std::unordered_map<const void*, Known>;  // what was released a
 
 // --- a CUDA thread
 enum State : uint8_t { READY, WARP, BAR, GRID, MBAR, PDL, DONE };
-struct Async {  // a cp.async in flight
+struct Async {  // a cp.async
   void* dst;
   const void* src;
   unsigned n, valid;
+};
+struct Asyncs {  // those of a thread, in the order of their issue
+  std::vector<Async> copies;
+  std::vector<size_t> ends;     // of its groups: where the next one begins in copies
+  size_t waited = 0, done = 0;  // groups and copies that have landed
+  bool open() const { return copies.size() > (ends.empty() ? 0 : ends.back()); }  // is there a copy of no group yet?
+  void clear() {
+    copies.clear();
+    ends.clear();
+    waited = done = 0;
+  }
 };
 struct Wgmma {
   float* d;
@@ -80,8 +91,7 @@ struct Fiber {
   uint64_t* mb;
   uint32_t fence_clk;                 // own clock at the last fence
   Known known, pending, fence_known;  // of other blocks: known; seen by relaxed reads; known at the last fence
-  std::vector<Async> open;
-  std::vector<std::vector<Async>> groups;
+  Asyncs async;
   std::vector<Wgmma> wopen;
   std::vector<std::vector<Wgmma>> wgroups;
 };

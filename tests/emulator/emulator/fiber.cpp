@@ -60,7 +60,7 @@ void entry() {
   Fiber* f = E.f;
   Warp& w = f->b->warp[f->th->warp];
   unsigned bit = 1u << f->th->lane;
-  if (!f->open.empty() || !f->wopen.empty() || !f->wgroups.empty())
+  if (f->async.open() || !f->wopen.empty() || !f->wgroups.empty())
     fail("thread exits with an asynchronous copy or wgmma not waited for");
   f->st = DONE;
   w.ready &= ~bit;

@@ -141,8 +141,7 @@ static void init_block(Launch* l, Block& b, size_t slot, uint3 idx) {
     f.st = READY;
     f.fence_clk = 0;
     f.known = f.pending = f.fence_known = nullptr;
-    f.groups.clear();
-    f.open.clear();
+    f.async.clear();
     f.wgroups.clear();
     f.wopen.clear();
     void** sp = (void**)(top - 8);  // rsp = 16n + 8 on entry, as after a call

@@ -129,7 +129,7 @@ void Warp::leave(uint32_t lanes) {
   for (uint32_t m = lanes; m; m &= m - 1) {
     int lane = __builtin_ctz(m);
     emu::Fiber& f = block->f[index * 32 + lane];
-    if (!f.open.empty()) {
+    if (f.async.open()) {
       as(lane);
       emu::fail("thread exits with an asynchronous copy not waited for");
     }
