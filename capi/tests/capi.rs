@@ -37,10 +37,10 @@ fn library() -> &'static Path {
         let mut cargo = Command::new(env!("CARGO"));
         // What cargo has told this test of its package is nothing to the packages below: ring looks at it, and would be built anew,
         // and with it aoji.
-        for (name, _) in env::vars_os() {
-            if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
-                cargo.env_remove(name);
-            }
+        let of_this_package =
+            |name: &str| ["CARGO_PKG_", "CARGO_MANIFEST_", "OUT_DIR"].iter().any(|p| name.starts_with(p));
+        for (name, _) in env::vars_os().filter(|(name, _)| of_this_package(&name.to_string_lossy())) {
+            cargo.env_remove(name);
         }
         cargo.current_dir(root()).args(["build", "--quiet", "-p", "aoji-capi", "--profile", &profile, "--target-dir"]);
         ok(cargo.arg(built.parent().unwrap()));
