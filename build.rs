@@ -116,9 +116,9 @@ fn compile_all(nvcc: &Nvcc, sources: &[PathBuf], out: &Path) {
     args.extend(env::var_os("AOJI_LINEINFO").map(|_| "-lineinfo".into()));
     args.extend(env::var("NVCC_CCBIN").map(|compiler| format!("-ccbin={compiler}")));
     let archs = env::var("AOJI_CUDA_ARCHS").unwrap_or_else(|_| ARCHS.into()).replace(' ', "");
-    args.extend(archs.split(',').map(|a| match a.strip_prefix("ptx") {
-        Some(p) => format!("-gencode=arch=compute_{p},code=compute_{p}"),
-        None => format!("-gencode=arch=compute_{},code=sm_{a}", arch::of_ptx(a)),
+    args.extend(archs.split(',').map(|a| {
+        let code = a.strip_prefix("ptx").map_or_else(|| format!("sm_{a}"), |p| format!("compute_{p}"));
+        format!("-gencode=arch=compute_{},code={code}", arch::of_ptx(a))
     }));
     println!("cargo:rustc-env=AOJI_KERNEL_IMAGES={archs}");
     println!("cargo:rustc-env=AOJI_NVCC_VERSION={}", nvcc.version);

@@ -1,12 +1,12 @@
 //! Which PTX the machine code of an architecture is made from: for the build script, and for the tests that run or read it.
 
-/// The architecture of the PTX that the code of an image is made from, or that it is. The later GPUs of Ampere and Ada, and of
-/// Blackwell, have nothing that the kernels use and the first has not, and one run of the compiler's first half, which takes most
-/// of the time, serves them all.
+/// The architecture of the PTX that the machine code of an image (`86`) is made from, or that the image is (`ptx86`). The later
+/// GPUs of Ampere and Ada, and of Blackwell, have nothing that the kernels use and the first has not, and one run of the compiler's
+/// first half, which takes most of the time, serves them all.
 pub fn of_ptx(image: &str) -> &str {
-    match image.trim_start_matches("ptx") {
+    match image {
         "86" | "89" => "80",
         "120" => "100",
-        arch => arch,
+        _ => image.trim_start_matches("ptx"),
     }
 }
