@@ -33,7 +33,10 @@ fn library() -> &'static Path {
     BUILT.get_or_init(|| {
         let test = env::current_exe().unwrap(); // target/PROFILE/deps/capi-HASH
         let built = test.ancestors().nth(2).unwrap();
-        let profile = built.file_name().unwrap().to_str().unwrap().replace("debug", "dev");
+        let profile = match built.file_name().unwrap().to_str().unwrap() {
+            "debug" => "dev",
+            other => other,
+        };
         let mut cargo = Command::new(env!("CARGO"));
         // What cargo has told this test of its package is nothing to the packages below: ring looks at it, and would be built anew,
         // and with it aoji.
@@ -42,7 +45,7 @@ fn library() -> &'static Path {
         for (name, _) in env::vars_os().filter(|(name, _)| of_this_package(&name.to_string_lossy())) {
             cargo.env_remove(name);
         }
-        cargo.current_dir(root()).args(["build", "--quiet", "-p", "aoji-capi", "--profile", &profile, "--target-dir"]);
+        cargo.current_dir(root()).args(["build", "--quiet", "-p", "aoji-capi", "--profile", profile, "--target-dir"]);
         ok(cargo.arg(built.parent().unwrap()));
         built.to_path_buf()
     })

@@ -59,8 +59,8 @@ void fail(const char* fmt, ...) {
   E.l->err = std::string(buf) + where + (E.at ? ptx::where(*E.at) : fault_at_pc());
   E.failed = true;
   E.l->code = !strncmp(buf, "out-of-bounds", 13) || !strncmp(buf, "null", 4) ? 700
-           : !strncmp(buf, "misaligned", 10)                              ? 716
-                                                                          : 719;
+              : !strncmp(buf, "misaligned", 10)                              ? 716
+                                                                             : 719;
   if (E.at) throw Fault();
   to_sched();
   abort();
@@ -120,7 +120,7 @@ static void host_access(const void* p, unsigned n, bool write) {  // not device,
     size_t at = (const char*)p - (const char*)begin;
     return at < size && n <= size - at;
   };
-  if (within(E.stacks, E.stack_bytes)) return;  // of compiled code, place() has looked closer
+  if (within(E.stacks, E.stack_bytes)) return;                         // of compiled code, place() has looked closer
   if (!E.at && (char*)p >= &__ehdr_start && (char*)p < &_end) return;  // constants
   if ((uintptr_t)p < 65536) fail("null pointer %s", write ? "write" : "read");
   if (within(E.l->s.args.data(), E.l->s.args.size() * 8)) {

@@ -1,6 +1,5 @@
 // engine.h - what the emulator's own files share. Kernels never see it.
 #pragma once
-#include <atomic>
 #include <map>
 #include <memory>
 #include <string>
@@ -199,10 +198,10 @@ struct Launch {
 
   Launch(const Spec&, const Launch* overlapping);
   ~Launch();
-  bool begin();          // the part before griddepcontrol.wait, with the predecessor not yet run; false: fault
-  bool finish();         // everything else
-  void step_seq();       // everything so far in this launch becomes ordered before what follows
-  uint32_t fresh_seq();  // for a block
+  bool begin();                  // the part before griddepcontrol.wait, with the predecessor not yet run; false: fault
+  bool finish();                 // everything else
+  void step_seq();               // everything so far in this launch becomes ordered before what follows
+  uint32_t fresh_seq();          // for a block
   bool has(uint32_t seq) const;  // is it one of its blocks'?
 
  private:
@@ -237,12 +236,12 @@ struct Engine {  // what one thread of the host runs
   Launch* other;       // a launch that overlaps with l
   const char* stacks;  // of l
   size_t stack_bytes;
-  bool failed;            // l has
-  const void* pc;         // of the access being checked
-  const ptx::Instr* at;   // what is being carried out, of compiled code
-  uint64_t rng;           // of the schedule
+  bool failed;           // l has
+  const void* pc;        // of the access being checked
+  const ptx::Instr* at;  // what is being carried out, of compiled code
+  uint64_t rng;          // of the schedule
   bool spun;
-  unsigned long spins;  // polls since anything made progress
+  unsigned long spins;         // polls since anything made progress
   uint64_t lane_instructions;  // of compiled code, since they were last added to all threads'
 };
 extern __thread Engine E;
@@ -275,8 +274,7 @@ struct Ldmatrix {
 void ldmatrix_warp(unsigned mask, void* const* lanes);
 
 // --- checker
-void check(const void* p, unsigned n, bool write, bool atomic = false, bool async_issue = false,
-           bool in_block = false);
+void check(const void* p, unsigned n, bool write, bool atomic = false, bool async_issue = false, bool in_block = false);
 uint64_t stamp(Block* b, bool shared, unsigned bytes, bool atomic);
 void set_state(const void* shared_p, size_t n, uint8_t set, uint8_t clear);
 void land_write(Block* b, const void* shared_p, size_t n, uint64_t stamp);

@@ -144,7 +144,8 @@ void init_engine() {
   }
   if (const char* s = getenv("CUDA_EMULATOR_SCHEDULE")) {  // forward | reverse | random[:seed]
     settings.policy = !strncmp(s, "reverse", 7) ? REVERSE : !strncmp(s, "random", 6) ? RANDOM : FORWARD;
-    if (settings.policy == RANDOM && strchr(s, ':')) settings.seed ^= strtoull(strchr(s, ':') + 1, nullptr, 10) * 2654435761u;
+    if (settings.policy == RANDOM && strchr(s, ':'))
+      settings.seed ^= strtoull(strchr(s, ':') + 1, nullptr, 10) * 2654435761u;
   }
   if (const char* s = getenv("CUDA_EMULATOR_PTX")) {  // directories, separated by colons
     std::string list = s, directory;

@@ -237,7 +237,8 @@ static int launch(void* stream, Func* f, const Geometry& g, void** params, void*
     return bad(INVALID_VALUE, std::to_string(g.smem) + text);
   }
   if (shared > multiprocessor().shared_of_block()) {
-    return bad(INVALID_VALUE, std::to_string(shared) + " bytes of shared memory, static and dynamic, where a block has " +
+    return bad(INVALID_VALUE, std::to_string(shared) +
+                                  " bytes of shared memory, static and dynamic, where a block has " +
                                   std::to_string(multiprocessor().shared_of_block()));
   }
   if (g.cooperative && blocks > (size_t)occupancy(threads, g.smem) * device.sms) {

@@ -64,15 +64,15 @@ void warp_op(const char* op, unsigned mask, Site s, void (*fn)(unsigned, void* c
 // --- memory
 void* dyn_shared();
 void* static_shared(const void* key, size_t bytes, size_t align, const char* name);
-void check_plain(const void* p, unsigned n, bool write);                       // for an access that copy() then makes
+void check_plain(const void* p, unsigned n, bool write);  // for an access that copy() then makes
 // Likewise, and orders it; in_block: for threads of the block only.
 void atomic_begin(const void* p, unsigned n, Order o, bool write, bool read, bool in_block = false);
-void copy(void* d, const void* s, unsigned n);                                 // uninstrumented
+void copy(void* d, const void* s, unsigned n);  // uninstrumented
 void fence();
-uint64_t timer();    // 32 more at each reading: a clock that never stands still, the same in every run
+uint64_t timer();  // 32 more at each reading: a clock that never stands still, the same in every run
 unsigned block_id();
-unsigned sm_id();    // blocks go to the multiprocessors in turn
-void spin();  // a poll that may have failed: lets others run
+unsigned sm_id();  // blocks go to the multiprocessors in turn
+void spin();       // a poll that may have failed: lets others run
 void yield();
 
 // --- instructions (emulator/tensor.cpp, emulator/copies.cpp)

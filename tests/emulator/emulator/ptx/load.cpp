@@ -2,6 +2,7 @@
 #include <dirent.h>
 
 #include <algorithm>
+#include <atomic>
 #include <fstream>
 #include <set>
 #include <sstream>
@@ -90,7 +91,7 @@ std::set<std::string> carried_out() {
     for (auto& module : directory.second.modules) {
       for (auto& [kernel, compiled] : module.second->compiled) {
         for (auto& in : compiled->code) {
-          if (!in.ran) continue;
+          if (!std::atomic_ref(in.ran).load(std::memory_order_relaxed)) continue;
           std::string text = in.text;
           std::replace_if(text.begin(), text.end(), [](char c) { return isspace((unsigned char)c); }, ' ');
           lines.insert(compiled->file + "\t" + kernel + "\t" + (in.inlined ? "1" : "0") + "\t" + text);
