@@ -1,7 +1,7 @@
 //! Compiles kernels/*.cu and kernels/lab/*.cu to one fatbin each, to be embedded, and turns kernels/common/tiles.h into Rust
 //! constants.
 //!
-//! Environment: NVCC, CUDA_HOME or CUDA_PATH, NVCC_CCBIN, AOJI_CUDA_ARCHS ("80,90a,ptx80"), AOJI_LINEINFO=1 (for profilers;
+//! Environment: NVCC, CUDA_HOME or CUDA_PATH, NVCC_CCBIN, AOJI_CUDA_ARCHS ("80,90,ptx90"), AOJI_LINEINFO=1 (for profilers;
 //! triples the size), AOJI_SKIP_KERNELS=1 or DOCS_RS=1 (no kernels: for checks and documentation), AOJI_KERNEL_CACHE=DIR (keeps what
 //! the compiler has made, for other profiles and branches).
 #[path = "build/arch.rs"]
@@ -20,8 +20,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs, process::Command, thread};
 
-/// SASS for each generation from Ampere on, and PTX for those to come.
-const ARCHS: &str = "80,86,89,90a,100,120,ptx80";
+/// SASS for each generation from Ampere on, and PTX for those to come. (Not `90a`: no kernel has instructions that only it has.)
+const ARCHS: &str = "80,86,89,90,100,120,ptx90";
+/// Variants, which are for trying: each generation runs them, Blackwell by the driver's compiler.
+const LAB_ARCHS: &str = "80,90,ptx90";
 const VARIABLES: &str =
     "NVCC CUDA_HOME CUDA_PATH VIRTUAL_ENV NVCC_CCBIN AOJI_CUDA_ARCHS AOJI_LINEINFO AOJI_SKIP_KERNELS DOCS_RS";
 
@@ -38,7 +40,7 @@ fn main() {
     let [shipped, lab] = ["kernels", "kernels/lab"].map(|dir| if skip { Vec::new() } else { sources(dir) });
     if !skip {
         let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
-        compile_all(&nvcc::find(&root).unwrap_or_else(|e| fail(&e)), &[&shipped[..], &lab].concat(), &out);
+        compile_all(&nvcc::find(&root).unwrap_or_else(|e| fail(&e)), &shipped, &lab, &out);
     }
     write_list(&out.join("modules.rs"), shipped.iter().map(|f| module(f)));
     write_list(&out.join("lab.rs"), lab.iter().map(|f| variant(f, &shipped)));
@@ -109,26 +111,24 @@ fn tiles() -> String {
     rs
 }
 
-fn compile_all(nvcc: &Nvcc, sources: &[PathBuf], out: &Path) {
+fn compile_all(nvcc: &Nvcc, shipped: &[PathBuf], lab: &[PathBuf], out: &Path) {
     let mut args = ["-std=c++17", "-O3", "-fatbin", "-Ikernels", "-Xptxas=-v", "-compress-mode=size", "-keep"]
         .map(String::from)
         .to_vec();
     args.extend(env::var_os("AOJI_LINEINFO").map(|_| "-lineinfo".into()));
     args.extend(env::var("NVCC_CCBIN").map(|compiler| format!("-ccbin={compiler}")));
     let archs = env::var("AOJI_CUDA_ARCHS").unwrap_or_else(|_| ARCHS.into()).replace(' ', "");
-    args.extend(archs.split(',').map(|a| {
-        let code = a.strip_prefix("ptx").map_or_else(|| format!("sm_{a}"), |p| format!("compute_{p}"));
-        format!("-gencode=arch=compute_{},code={code}", arch::of_ptx(a))
-    }));
+    let lab_archs = if archs == ARCHS { LAB_ARCHS } else { &archs };
     println!("cargo:rustc-env=AOJI_KERNEL_IMAGES={archs}");
     println!("cargo:rustc-env=AOJI_NVCC_VERSION={}", nvcc.version);
     println!("cargo:rustc-env=AOJI_NVCC={}", nvcc.path.display()); // for tests: the disassembler is beside it
-    ptx::forget(&out.join("ptx"), &archs, sources);
+    let sources: Vec<_> = shipped.iter().map(|f| (f, &*archs)).chain(lab.iter().map(|f| (f, lab_archs))).collect();
+    ptx::forget(&out.join("ptx"), &archs, &[shipped, lab].concat());
     let jobs: usize = env::var("NUM_JOBS").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
     let next = AtomicUsize::new(0);
     let work = || {
-        while let Some(f) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
-            compile(nvcc, f, out, &args, &archs);
+        while let Some((f, archs)) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
+            compile(nvcc, f, out, &args, archs);
         }
     };
     thread::scope(|s| (0..jobs).for_each(|_| drop(s.spawn(work))));
@@ -136,6 +136,9 @@ fn compile_all(nvcc: &Nvcc, sources: &[PathBuf], out: &Path) {
 
 /// Compiles one file for `archs` unless its stamp, which names the command and the text of its sources, is current.
 fn compile(nvcc: &Nvcc, f: &Path, out: &Path, args: &[String], archs: &str) {
+    let code = |a: &str| a.strip_prefix("ptx").map_or_else(|| format!("sm_{a}"), |p| format!("compute_{p}"));
+    let image_of = |a: &str| format!("-gencode=arch=compute_{},code={}", arch::of_ptx(a), code(a));
+    let args: Vec<_> = args.iter().cloned().chain(archs.split(',').map(image_of)).collect();
     let [image, log, stamp] = ["fatbin", "ptxas", "stamp"].map(|x| out.join(format!("{}.{x}", stem(f))));
     let key = || format!("{} {} {args:?} {}", nvcc.path.display(), nvcc.version, source_hash(f));
     let compiled = key();
@@ -152,7 +155,7 @@ fn compile(nvcc: &Nvcc, f: &Path, out: &Path, args: &[String], archs: &str) {
     }
     let kept = out.join(format!("kept-{}", stem(f)));
     fs::create_dir_all(&kept).expect("OUT_DIR is writable");
-    let o = Command::new(&nvcc.path).args(args).arg("-keep-dir").arg(&kept).arg("-o").arg(&image).arg(f).output();
+    let o = Command::new(&nvcc.path).args(&args).arg("-keep-dir").arg(&kept).arg("-o").arg(&image).arg(f).output();
     let o = o.unwrap_or_else(|e| fail(&format!("error: {}: {e}", nvcc.path.display())));
     let text = [o.stdout, o.stderr].map(|t| String::from_utf8_lossy(&t).into_owned()).concat();
     if !o.status.success() {

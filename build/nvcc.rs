@@ -57,7 +57,7 @@ pub fn find(root: &Path) -> Result<Nvcc, String> {
   fix (no root, seconds, 280 MB on disk):
     python3 -m venv .venv && .venv/bin/pip install -r requirements-cuda.txt
   or name one:      NVCC=/path/to/nvcc cargo build --release
-  or without a GPU: cargo build --release --no-default-features --features cli",
+  or without a GPU: cargo build --release --no-default-features --features cli,server",
     );
     Err(message)
 }

@@ -6,7 +6,8 @@
 // order:    of _factor: LORA_GRAD_PART rows are summed on their own, by mma.m16n8k16 in steps of 16 rows, then part by part.
 //           So the bits depend on the sizes alone, not on the GPU.
 // mapping:  _du as lora_down. _factor: one block per LORA_GRAD_COLS columns, LORA_RANKS ranks and part; 4 warps have a quarter of
-//           the columns each. The last block of a tile to arrive adds its parts up.
+//           the columns each. The last block of a tile to arrive adds its parts up. Five blocks an SM: without that number ptxas
+//           spills for sm_120.
 // pipeline: stages of cp.async; each thread drops from the chunks of x that it copied.
 // traffic:  _du reads 2*rows*n + 4*rank*n bytes, writes 4*rows*rank; _factor reads 2*rows*n + 4*rows*rank + 4*rank*n, writes
 //           4*rank*n, besides, from and to L2, 8*rank*n for each part where there are several. = LoraGrad::cost, which counts dy
@@ -25,7 +26,7 @@ EXPORT_KERNEL(lora_grad_du_bf16)
 
 // grad [rank, n] += scale * sum_r p[r,t] drop(x[r,j]); sums and arrived (0 before and after) are scratch, by
 // LoraGrad::workspace.
-extern "C" __global__ void __launch_bounds__(LORA_THREADS)
+extern "C" __global__ void __launch_bounds__(LORA_THREADS, 5)
 lora_grad_factor_bf16(float* grad, float* sums, uint32_t* arrived, const float* p, const bf16* x, int rows, int n, int rank,
                       int stride, float scale, uint32_t threshold, unsigned long long seed, uint32_t step, uint32_t site) {
   constexpr int X = LORA_GRAD_DEPTH * LORA_GRAD_COLS, LD = LORA_RANKS + 4, P = LORA_GRAD_DEPTH * LD;

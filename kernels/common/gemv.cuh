@@ -31,19 +31,19 @@
 //           Before packed weights, each lane does this for two columns of a stage and puts x * gain where x was: once, where
 //           the operand's layout has every column in eight lanes.
 // order:    columns of a stage by mma, stages of a warp in order, warps in order; squares likewise. k alone decides it.
-// issue:    instructions a stage and warp in SASS of sm_90a, of the 430 that an SM of an H200 can issue while 2 KB arrive
+// issue:    instructions a stage and warp in SASS of sm_90, of the 430 that an SM of an H200 can issue while 2 KB arrive
 //           at 4.37 TB/s: 65 to 66 (gemv) and 106 to 110 (NORM) with one row, 74 and 125 with 2 to 8, 96 and 182 with 9 to
 //           16. They were 137 and 192 before addresses in shared memory were 32-bit integers and one row a constant.
 // packed:   weights of 4 and 8 bits come in records (packed.cuh), through the same ring; the rows of w that a block takes are
 //           whole groups of 8. One row: 8 stages of 1.1 KB (8 bits) or 12 of 0.6 KB (4 bits), of which five blocks fit 228 KB
 //           of shared memory. 4 bits are taken two stages at a time, so that a wait and its addresses serve two; stages are
 //           added in the same order. 2 to 16 rows: single stages, and with NORM registers for 4 blocks an SM.
-//           Instructions a stage and warp in SASS of sm_90a, one row, gemv and norm_gate_up, of those that an SM of an H200 can
+//           Instructions a stage and warp in SASS of sm_90, one row, gemv and norm_gate_up, of those that an SM of an H200 can
 //           issue while the stage arrives: 430 * 576 / 2048 = 121 (4 bits) or 228 (8 bits). Time from slots over time from
 //           bytes, at 75% of the slots:
 //             i4 75, 83: 0.82, 0.92      q4 78, 88: 0.85, 0.96
 //             i8 92, 108: 0.54, 0.63     q8 94, 111: 0.55, 0.65     f8 128, 145: 0.75, 0.85
-//           The other products with a norm have at most 86 (i4: 0.94) and 88 (q4). sm_80: i4 77, 89; sm_120: 72, 81. So the
+//           The other products with a norm have at most 86 (i4: 0.94) and 88 (q4). sm_80: i4 77, 89. So the
 //           bytes decide: predicted, not measured, 2.05 ms (8 bits) and 1.2 ms (4 bits) for a step of Llama-3-8B on an H200, from
 //           8.0 and 4.2 GB at 4.37 TB/s and the 0.2 ms that a step with bf16 loses.
 //           Before, i4 took 122 and 166, q4 128 and 171 (1.34 to 1.89, by bytes 1.7 in all). What saved most: codes that need

@@ -1,4 +1,4 @@
-"""Low-latency inference of Llama-architecture language models.
+"""Inference of Llama-like language models on one GPU or a CPU, made for low latency.
 
     engine = aoji.Engine("demo")
     for piece in engine.chat("넌 누구니?"):

@@ -68,7 +68,7 @@ class Timings(TypedDict):
 
 @final
 class Generation(Iterator[str]):
-    """A text as it comes: an iterator of its pieces. The model is ahead of who reads by some tokens at most."""
+    """A text as it comes: an iterator of its pieces. The model computes at most a few tokens ahead of the reader."""
 
     def __iter__(self) -> Self: ...
     def __next__(self) -> str: ...
@@ -139,9 +139,9 @@ class Engine:
     ) -> Self:
         """Opens a model: a directory in Hugging Face layout, a GGUF file, OWNER/NAME of the local Hugging Face cache, or "demo".
 
-        device: "auto" (the first GPU, else the CPU), "cpu", "cuda" or "cuda:N". context: most tokens of a session. threads: that
-        compute on the CPU. sequences: for which a GPU must have room, 1 for sessions, those of `batch` else. cache_tokens: of all these
-        sequences together, a whole context for each of up to 16 when absent. kv: how keys and values are stored; "fp8" takes half the
+        device: "auto" (the first GPU, else the CPU), "cpu", "cuda" or "cuda:N". context: most tokens of a session. threads:
+        threads of the CPU. sequences: how many sequences a GPU reserves memory for: 1 for sessions, otherwise those of `batch`.
+        cache_tokens: size of their common cache in tokens; by default a whole context for each, for at most 16. kv: how keys and values are stored; "fp8" takes half the
         memory of bf16 and loses some precision. widen: quantized weights become bf16 when they are loaded. quantize: a format in which
         weights are quantized while they are loaded, as of `aoji --quantize`. draft: a smaller model with the same vocabulary, for `speculate="model"`.
         """
@@ -155,8 +155,8 @@ class Engine:
         """How likely each continuation is. Texts are divided into tokens as lm-evaluation-harness does, with the model's BOS in
         front if `bos`."""
     def batch(self, prompts: Sequence[str | Sequence[int]], *, sequences: int = 8, cache_tokens: int | None = None, **options: Unpack[Options]) -> list[Answer]:
-        """Continues several prompts, so many at a time (up to 64), with memory for the keys and values of `cache_tokens`. Each gets what
-        it would get beside any others."""
+        """Continues several prompts, so many at a time (up to 64), with memory for the keys and values of `cache_tokens`. Each result
+        is the same whatever runs beside it."""
     def tokenize(self, text: str, *, special: bool = False, bos: bool = False) -> list[int]:
         """Tokens of a text. With `special` the text of a special token becomes that token; with `bos` the model's BOS is first."""
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:

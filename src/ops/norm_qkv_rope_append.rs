@@ -1,5 +1,5 @@
-//! `qkv[r] = norm(x[r]) w^T`, and the bias of w; its q and k heads, normed where the model has that, rotated to the position of the [place](crate::model::kv) `pos[r]`, its k and v heads
-//! appended to the cache there: what a layer does before its attention.
+//! What a layer does before its attention: `qkv[r] = norm(x[r]) w^T`, plus the bias of w; q and k heads are normed (where the model has
+//! that) and rotated to the position of the [place](crate::model::kv) `pos[r]`; k and v heads are appended to the cache there.
 //!
 //! Fused of `rms_norm`, `matmul`, `head_norm`, `rope` and `kv_append`, which are its definition ([`crate::backend::definition`]).
 //! Shapes: `qkv` [rows, (n_heads + 2 n_kv_heads) * head_dim]; `k`, `v` [pages of the cache, n_kv_heads, [`PAGE`](super::PAGE), head_dim];

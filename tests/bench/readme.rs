@@ -115,7 +115,7 @@ fn tables_are_of_gpus_only() {
     fs::write(dir.path().join("benches/results/cpu/x.json"), cpu.to_string()).unwrap();
     let text = made(dir.path());
     for line in [
-        "**CPU X**, 2 threads, m, 2026-01-02, commit abc1234; in the same run a plain loop reads memory at 40 GB/s, decoding at 32",
+        "**CPU X**, 2 threads, m, 2026-01-02, commit abc1234. In the same run a simple loop read memory at 40 GB/s, and decoding read weights at 32 GB/s",
         "| tokens a second | decode at depth 0 | decode at depth 512 | prefill of 128 |\n|---|---:|---:|---:|\n| **aoji bf16** | 200 | 150 | 2000 |\n",
         "| **aoji, times the faster llama.cpp bf16** | 2.00 | - | 2.00 |\n",
         "KoBEST copa, 100 documents, 0 shots: aoji 2.0 s, lm-eval 14.0 s; 7.0 times as fast\n",

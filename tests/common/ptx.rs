@@ -13,10 +13,7 @@ pub const CAPABILITIES: [u32; 6] = [90, 80, 120, 100, 86, 89];
 
 /// The architecture of the PTX that a device's code is made from.
 fn architecture(capability: u32) -> String {
-    match capability {
-        90 => "90a".into(),
-        other => arch::of_ptx(&other.to_string()).into(),
-    }
+    arch::of_ptx(&capability.to_string()).into()
 }
 
 /// Where the build keeps its PTX.
@@ -66,14 +63,14 @@ pub fn with_ptx(capability: u32, test: impl FnOnce()) {
 }
 
 /// `both_codes!(name, ...)`: each of these functions is a test of the kernels' source (`host::name`) and of their PTX
-/// (`ptx_90a::name`, `ptx_80::name`).
+/// (`ptx_90::name`, `ptx_80::name`).
 #[macro_export]
 macro_rules! both_codes {
     ($($name:ident),* $(,)?) => {
         mod host {
             $(#[test] fn $name() { super::$name(); })*
         }
-        mod ptx_90a {
+        mod ptx_90 {
             $(#[test] fn $name() { super::ptx::with_ptx(90, super::$name); })*
         }
         mod ptx_80 {

@@ -342,10 +342,10 @@ fn the_ptx_80_of_each_kind() {
 /// Also checks that each kernel of quantized weights has run, and the instruction `lop3`, which only these use
 /// (tests/ops/compiled.rs checks the rest).
 #[test]
-fn the_ptx_90a_of_each_kind() {
+fn the_ptx_90_of_each_kind() {
     ptx::with_ptx(90, || {
         each_kind_in_each_product();
-        let executed: Vec<_> = cuda_emulator::executed().into_iter().filter(|i| i.file.starts_with("90a/")).collect();
+        let executed: Vec<_> = cuda_emulator::executed().into_iter().filter(|i| i.file.starts_with("90/")).collect();
         let ran: BTreeSet<&str> = executed.iter().map(|i| i.kernel.as_str()).collect();
         let shipped = MODULES.iter().flat_map(|m| m.usage()).filter(|u| ptx::is_packed(&u.kernel)).map(|u| u.kernel);
         let not: BTreeSet<String> = shipped.filter(|kernel| !ran.contains(kernel.as_str())).collect();

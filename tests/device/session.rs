@@ -252,16 +252,6 @@ fn scored_as_alone(engine: &Engine, branches: usize, prefix: &[u32], conts: &[Ve
     assert!(matches!(s.score(&[], &[[1]]), Err(Error::Input(_))));
 }
 
-/// `aoji verify --invariance` on a model of two layers: nothing depends on what it must not depend on.
-#[test]
-fn bits_depend_on_the_division_of_the_prompt_at_most() {
-    for engine in engines() {
-        let report = aoji::invariance::invariance(&engine, 24).unwrap();
-        report.verdict().unwrap_or_else(|e| panic!("{e}\n{report}"));
-        assert!(report.findings.iter().all(|f| f.values >= 24 && (f.differing == 0) == f.equal), "{report}");
-    }
-}
-
 /// A model whose sizes the kernels do not take is refused before anything is loaded.
 #[test]
 fn a_model_that_the_kernels_do_not_take_is_refused_at_once() {
@@ -408,12 +398,14 @@ fn llama_with_biases() -> String {
     CONFIG.replacen('{', r#"{"attention_bias": true, "mlp_bias": true,"#, 1)
 }
 
-/// On every backend, and each backend keeps its promises.
+/// On every backend, and each backend keeps its promises: as `aoji verify --invariance` finds, nothing depends on what it must not
+/// depend on. (Of the model without biases tests/device/batch.rs shows it.)
 fn agrees_everywhere(config: &str) {
     let engines = engines_of(config);
     for engine in &engines {
-        let report = aoji::invariance::invariance(engine, 24).unwrap();
+        let report = aoji::invariance::invariance(engine, 18).unwrap();
         report.verdict().unwrap_or_else(|e| panic!("{e}\n{report}"));
+        assert!(report.findings.iter().all(|f| f.values >= 24 && (f.differing == 0) == f.equal), "{report}");
     }
     all_agree(&engines);
 }

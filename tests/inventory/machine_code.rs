@@ -62,7 +62,7 @@ pub fn cuobjdump() -> Option<PathBuf> {
     there
 }
 
-/// The code of a file's kernels for an architecture (`90a`). Each file is disassembled once for all tests, as that
+/// The code of a file's kernels for an architecture (`90`). Each file is disassembled once for all tests, as that
 /// takes half a second.
 pub fn of(module: &Module, arch: &str) -> Option<Arc<Code>> {
     type Cell = Arc<OnceLock<Arc<Code>>>;

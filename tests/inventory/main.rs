@@ -184,7 +184,7 @@ fn decode_chain(ring: Ring) -> [(&'static str, Grid, u32); 5] {
 
 #[test]
 fn blocks_of_the_decode_chain_fit_together() {
-    let arch = "sm_90a";
+    let arch = "sm_90";
     if !IMAGES.split(',').any(|i| arch.strip_prefix("sm_") == Some(i)) {
         return println!("skipped: no code for {arch} in this binary");
     }
@@ -230,7 +230,7 @@ fn blocks_of_a_prompt_share_a_multiprocessor() {
             },
         };
         let number =
-            u.arch.trim_start_matches("sm_").trim_end_matches(char::is_alphabetic).parse::<i32>().expect("sm_90a");
+            u.arch.trim_start_matches("sm_").trim_end_matches(char::is_alphabetic).parse::<i32>().expect("sm_90");
         let fits = occupancy((number / 10, number % 10), grid.threads, u.registers, u.shared + grid.shared);
         let fits = fits.expect("a known architecture");
         println!("{} on {}: {fits:?}", u.kernel, u.arch);

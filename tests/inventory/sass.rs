@@ -27,7 +27,7 @@ fn is_product(stem: &str) -> bool {
 /// Decoding mostly reads weights: they are read 16 bytes at a time (or by bulk copies), and nothing goes through local memory.
 #[test]
 fn the_inner_loops_of_gemv_load_16_bytes_at_a_time() {
-    let archs: Vec<&str> = ["90a", "80"].into_iter().filter(|a| IMAGES.split(',').any(|i| i == *a)).collect();
+    let archs: Vec<&str> = ["90", "80"].into_iter().filter(|a| IMAGES.split(',').any(|i| i == *a)).collect();
     let mut read = 0;
     let products = MODULES.iter().filter(|m| is_product(m.stem));
     for (module, arch) in products.flat_map(|m| archs.iter().map(move |arch| (m, arch))) {
@@ -58,11 +58,11 @@ fn the_inner_loops_of_gemv_load_16_bytes_at_a_time() {
 /// that nothing is written before the wait, except for the spans of a trace.)
 #[test]
 fn decode_kernels_load_before_they_wait() {
-    if !IMAGES.split(',').any(|i| i == "90a") {
-        return println!("skipped: no machine code for sm_90a in this binary");
+    if !IMAGES.split(',').any(|i| i == "90") {
+        return println!("skipped: no machine code for sm_90 in this binary");
     }
     for module in MODULES.iter().filter(|m| is_product(m.stem) || m.stem == "attn_decode") {
-        let Some(kernels) = machine_code::of(module, "90a") else { return };
+        let Some(kernels) = machine_code::of(module, "90") else { return };
         for (what, code) in kernels.iter() {
             let all = |names: &[&str]| -> Vec<usize> {
                 (0..code.len()).filter(|&i| names.iter().any(|n| code[i].is(n))).collect()
@@ -89,13 +89,13 @@ const USED: f64 = 0.75;
 /// limited too, so that blocks of two kernels fit an SM.
 #[test]
 fn the_inner_loops_of_one_row_are_short() {
-    if !IMAGES.split(',').any(|i| i == "90a") {
-        return println!("skipped: no machine code for sm_90a in this binary");
+    if !IMAGES.split(',').any(|i| i == "90") {
+        return println!("skipped: no machine code for sm_90 in this binary");
     }
     let mut read = 0;
     for module in MODULES.iter().filter(|m| is_product(m.stem)) {
-        let Some(kernels) = machine_code::of(module, "90a") else { return };
-        let one_row = |u: &&Usage| u.arch == "sm_90a" && (u.kernel.ends_with("_r1") || u.kernel.ends_with("_r1_deep"));
+        let Some(kernels) = machine_code::of(module, "90") else { return };
+        let one_row = |u: &&Usage| u.arch == "sm_90" && (u.kernel.ends_with("_r1") || u.kernel.ends_with("_r1_deep"));
         for usage in module.usage().iter().filter(one_row) {
             let loops = innermost(&kernels[&usage.kernel], "HMMA");
             let [body] = &loops[..] else { panic!("{}: {} loops with HMMA", usage.kernel, loops.len()) };

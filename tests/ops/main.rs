@@ -116,7 +116,7 @@ fn lab() {
 /// A variant as build.rs makes it from a file of the lab; the emulated device does not look at the image.
 fn variant(name: &'static str, launch: &'static str, kernels: &[&str]) -> &'static Variant {
     cuda_emulator::clear_faults(); // of the one before
-    let entry = |k: &&str| format!("ptxas info    : Compiling entry function '{k}' for 'sm_90a'\n");
+    let entry = |k: &&str| format!("ptxas info    : Compiling entry function '{k}' for 'sm_90'\n");
     let ptxas = kernels.iter().map(entry).collect::<String>().leak();
     let module = Module { stem: format!("rms_norm_{name}").leak(), hash: "", image: &[0], ptxas };
     Box::leak(Box::new(Variant { op: "rms_norm", name, launch, module }))

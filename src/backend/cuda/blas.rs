@@ -253,7 +253,7 @@ struct To {
 
 fn open(stream: &Arc<CudaStream>) -> Result<Blas, String> {
     Blas::open(stream).map_err(|e| {
-        tracing::debug!("matrix products by our own kernel: {e}");
+        tracing::info!("matrix products by our own kernel: {e}");
         e.to_string()
     })
 }

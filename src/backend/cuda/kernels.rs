@@ -31,7 +31,7 @@ pub struct Variant {
 /// All variants; none in a build with `AOJI_SKIP_KERNELS`.
 pub static LAB: &[Variant] = include!(concat!(env!("OUT_DIR"), "/lab.rs"));
 
-/// What each fatbin holds, separated by commas: machine code (`90a`) and PTX (`ptx80`). Empty in a build without kernels.
+/// What each fatbin holds, separated by commas: machine code (`90`) and PTX (`ptx90`). Empty in a build without kernels.
 pub const IMAGES: &str = match option_env!("AOJI_KERNEL_IMAGES") {
     Some(images) => images,
     None => "",
@@ -66,7 +66,7 @@ pub(super) fn waits_for_predecessor(capability: (i32, i32)) -> bool {
     capability.0 >= 9 && image_for(IMAGES, capability).is_some_and(|image| digits(image) >= 90)
 }
 
-/// What a kernel needs on one architecture (`sm_90a`); `None` where it was not compiled for it.
+/// What a kernel needs on one architecture (`sm_90`); `None` where it was not compiled for it.
 pub fn usage(kernel: &str, arch: &str) -> Option<Usage> {
     let modules = MODULES.iter().chain(LAB.iter().map(|v| &v.module));
     modules.flat_map(Module::usage).find(|u| u.kernel == kernel && u.arch == arch)
@@ -77,7 +77,7 @@ pub fn usage(kernel: &str, arch: &str) -> Option<Usage> {
 pub struct Usage {
     /// Name of the `extern "C"` function.
     pub kernel: String,
-    /// `sm_90a`.
+    /// `sm_90`.
     pub arch: String,
     /// Registers of a thread.
     pub registers: u32,
@@ -130,21 +130,21 @@ mod tests {
 
     #[test]
     fn images_fit_as_the_driver_chooses() {
-        let images = "80,86,89,90a,100,120,ptx80";
+        let images = "80,86,89,90,100,120,ptx90";
         for (capability, expected) in [
             ((8, 0), Some("80")),
             ((8, 7), Some("86")), // the newest of its generation that is not newer than it
             ((8, 9), Some("89")),
-            ((9, 0), Some("90a")),
+            ((9, 0), Some("90")),
             ((10, 3), Some("100")),
-            ((11, 0), Some("ptx80")), // a generation without machine code
+            ((11, 0), Some("ptx90")), // a generation without machine code
             ((12, 1), Some("120")),
             ((7, 5), None),
         ] {
             assert_eq!(image_for(images, capability), expected, "{capability:?}");
         }
-        if !IMAGES.is_empty() && image_for(IMAGES, (11, 0)) == Some("ptx80") {
-            assert!(!waits_for_predecessor((11, 0)), "PTX of 8.0 runs there");
+        if !IMAGES.is_empty() && image_for(IMAGES, (11, 0)) == Some("ptx90") {
+            assert!(waits_for_predecessor((11, 0)), "PTX of 9.0 runs there");
         }
         assert!(!waits_for_predecessor((8, 9)));
         assert_eq!(image_for("90a", (10, 0)), None); // `a` runs nowhere else

@@ -41,7 +41,7 @@ struct Gpu {
     memory_bytes: u64,
     sm_count: u32,
     l2_bytes: u64,
-    /// Which of the kernels' images it runs: `90a`, or `ptx80`, which the driver compiles at each start.
+    /// Which of the kernels' images it runs: `90`, or `ptx90`, which the driver compiles at each start.
     image: Option<String>,
 }
 
@@ -218,7 +218,7 @@ fn text(r: &Report) -> String {
     }
     line("runs on", r.runs_on.into());
     for p in &r.problems {
-        s.push_str(&format!("\nmissing: {}\n   mend: {}\n", p.what, p.mend));
+        s.push_str(&format!("\nmissing: {}\n    fix: {}\n", p.what, p.mend));
     }
     s
 }

@@ -8,7 +8,7 @@ use aoji::cuda::Cuda;
 use aoji::{
     BatchOptions, Config, Error, Format, KvDtype, ModelFiles, Plan, Result, Tensor, Tokenizer,
     kv::Kv,
-    model::{Kept, plan::whole_sequences},
+    model::{Changes, Kept, plan::whole_sequences},
     ops::PAGE,
     quantize,
 };
@@ -29,7 +29,7 @@ type Backend = Cpu<half::bf16>;
 /// Arguments of `aoji info`.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples: aoji info demo\n          aoji info -m OWNER/NAME --quantize q4_k --sequences 64 --memory 24"
+    after_help = "Examples: aoji info demo\n          aoji info -m OWNER/NAME --quantize int4 --sequences 64 --memory 24"
 )]
 pub struct Args {
     #[command(flatten)]
@@ -89,7 +89,7 @@ impl Info {
         };
         let dtypes: BTreeSet<String> = weights.tensors().map(dtype).collect();
         let shorter = [512, 2048, 8192, 32768, 131_072].into_iter().filter(|n| *n < config.max_seq);
-        let held = Kept::of::<Backend>(&config, &weights, false).bytes(&config);
+        let held = Kept::of::<Backend>(&config, &weights, Changes::default()).bytes(&config);
         let plan = |context| Plan::new::<Backend>(&config, held, args.kv, context, args.sequences, None, None);
         let plans: Vec<Plan> = shorter.chain([config.max_seq]).map(plan).collect();
         let kv_bytes = Kv::<Backend>::bytes(&config, args.kv, 1);

@@ -10,16 +10,19 @@ use std::path::Path;
 
 /// Arguments of `aoji merge-lora`.
 #[derive(clap::Args)]
-#[command(after_help = "\
+#[command(
+    override_usage = "aoji merge-lora [OPTIONS] [BASE] <ADAPTER[:SCALE]> <OUT>",
+    after_help = "\
 The result is what PEFT's merge_and_unload gives, rounded to the base model's type. `--lora ADAPTER` of the other commands \
 adds an adapter without writing anything.
 
 Example: aoji merge-lora beomi/Llama-3-Open-Ko-8B adapter merged, or
-         aoji merge-lora -m beomi/Llama-3-Open-Ko-8B adapter merged")]
+         aoji merge-lora -m beomi/Llama-3-Open-Ko-8B adapter merged"
+)]
 pub struct Args {
     /// The model that the adapter was trained on, unless --model names it; the directory of a PEFT adapter, as
     /// DIR:SCALE to add more or less of it; the directory to write, which must be absent or empty
-    #[arg(value_names = ["BASE] ADAPTER[:SCALE", "OUT"], num_args = 2..=3, required = true)]
+    #[arg(value_names = ["BASE", "ADAPTER[:SCALE]", "OUT"], num_args = 2..=3, required = true)]
     words: Vec<String>,
     /// The model that the adapter was trained on: a directory, or OWNER/NAME in the local Hugging Face cache
     #[arg(short, long, value_name = "NAME")]

@@ -60,7 +60,7 @@ pub fn tables(results: &Path) -> Result<String> {
 
 fn table(p: &Peers) -> String {
     let mut text = format!(
-        "**{}**, {} threads, {}, {}, commit {}; in the same run a plain loop reads memory at {:.0} GB/s, decoding at {:.0}\n\n",
+        "**{}**, {} threads, {}, {}, commit {}. In the same run a simple loop read memory at {:.0} GB/s, and decoding read weights at {:.0} GB/s\n\n",
         p.cpu,
         p.threads,
         p.model,
