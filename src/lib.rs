@@ -1,4 +1,4 @@
-//! Low-latency inference of Llama-like models (Llama, Mistral, Qwen2, Qwen3) on one GPU.
+//! Inference of Llama-like models (Llama, Mistral, Qwen2, Qwen3) on one GPU or a CPU, made for low latency.
 //!
 //! An [`Engine`] is a loaded model, immutable and shared; a [`Session`] is one growing sequence of tokens with its KV
 //! cache (the keys and values of attention); [`Session::generate`] is an iterator of events. The README has a picture
@@ -78,7 +78,7 @@
 //! Every call that can fail returns [`Error`], the one error type; a call with wrong arguments leaves a session as it
 //! was. A panic is a bug. Calls block: an asynchronous program runs them in a thread (`examples/tokio_embed.rs`). Any
 //! number of threads may use an [`Engine`] at once, a [`Session`] only one at a time. The crates in `capi`
-//! and `python` are the same for C and Python.
+//! and `python` offer most of this to C and Python; adapters are missing in both, batches in C, saved sessions in Python.
 #![deny(missing_docs)]
 #![deny(unsafe_op_in_unsafe_fn)]
 #![warn(clippy::undocumented_unsafe_blocks)]

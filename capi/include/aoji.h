@@ -239,7 +239,7 @@ const char *aoji_version(void);
 // empty if there was none. Valid until the next such call of this thread.
 const char *aoji_last_error(void);
 
-// Opens a model: a directory in Hugging Face layout, OWNER/NAME of the local Hugging Face cache, or "demo", which is
+// Opens a model: a directory in Hugging Face layout, a GGUF file, OWNER/NAME of the local Hugging Face cache, or "demo", which is
 // inside the library. `options` may be NULL. If the call fails, `*engine` is NULL.
 enum aoji_status aoji_open(const char *model,
                            const struct aoji_open_options *options,
@@ -307,13 +307,13 @@ enum aoji_status aoji_sync(struct aoji_session *session,
                            size_t count,
                            size_t *reused);
 
-// Writes the tokens of the timeline that are computed, with their keys and values, to a file, which takes the place of one that is
-// there once it is whole.
+// Writes the session's computed tokens, with their keys and values, to a file. A file that is there is replaced once the new one is
+// complete.
 enum aoji_status aoji_session_save(struct aoji_session *session,
                                    const char *path);
 
-// Makes the timeline that of a file of `aoji_session_save`, of the same model, device and version of aoji. `count`, which may be NULL,
-// gets how many tokens it has. When it cannot be done the session stays as it was.
+// Replaces what the session holds with a file of `aoji_session_save`, of the same model, device and version of aoji. `count`, which may
+// be NULL, gets how many tokens it has. If the call fails, the session stays as it was.
 enum aoji_status aoji_session_load(struct aoji_session *session,
                                    const char *path,
                                    size_t *count);

@@ -108,7 +108,7 @@ pub(super) unsafe fn engine<'a>(engine: *const aoji_engine) -> Result<&'a aoji_e
     Ok(unsafe { given("engine", engine.cast_mut())?.as_ref() })
 }
 
-/// Opens a model: a directory in Hugging Face layout, OWNER/NAME of the local Hugging Face cache, or "demo", which is
+/// Opens a model: a directory in Hugging Face layout, a GGUF file, OWNER/NAME of the local Hugging Face cache, or "demo", which is
 /// inside the library. `options` may be NULL. If the call fails, `*engine` is NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aoji_open(

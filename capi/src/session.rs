@@ -159,8 +159,8 @@ pub unsafe extern "C" fn aoji_sync(
     unsafe { with(session, body) }
 }
 
-/// Writes the tokens of the timeline that are computed, with their keys and values, to a file, which takes the place of one that is
-/// there once it is whole.
+/// Writes the session's computed tokens, with their keys and values, to a file. A file that is there is replaced once the new one is
+/// complete.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aoji_session_save(session: *mut aoji_session, path: *const c_char) -> aoji_status {
     let body = |inner: &mut Inner| {
@@ -172,8 +172,8 @@ pub unsafe extern "C" fn aoji_session_save(session: *mut aoji_session, path: *co
     unsafe { with(session, body) }
 }
 
-/// Makes the timeline that of a file of `aoji_session_save`, of the same model, device and version of aoji. `count`, which may be NULL,
-/// gets how many tokens it has. When it cannot be done the session stays as it was.
+/// Replaces what the session holds with a file of `aoji_session_save`, of the same model, device and version of aoji. `count`, which may
+/// be NULL, gets how many tokens it has. If the call fails, the session stays as it was.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aoji_session_load(
     session: *mut aoji_session,

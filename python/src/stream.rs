@@ -5,16 +5,13 @@
 
 use crate::{
     error::exception,
-    wait::{Cancelled, Waited, bug, lock, receive, wait_for},
+    wait::{Cancelled, Waited, bug, lock, receive, spawn, wait_for},
 };
 use aoji::{Event, FinishReason, GenerateOptions, Message, Result, Session, Timings};
 use pyo3::{prelude::*, types::PyDict};
-use std::{
-    sync::{
-        Arc, Mutex,
-        mpsc::{self, Receiver, SyncSender},
-    },
-    thread,
+use std::sync::{
+    Arc, Mutex,
+    mpsc::{self, Receiver, SyncSender},
 };
 
 /// Events that may wait for Python; the model goes on meanwhile.
@@ -76,7 +73,7 @@ pub fn start(
     let start = Mutex::new(start);
     let (session, cancelled) = (session.clone(), Cancelled::default());
     let seen = cancelled.clone();
-    thread::spawn(move || run(&mut lock(&session), &prompt, &options, &seen, &started, &send));
+    spawn(move || run(&mut lock(&session), &prompt, &options, &seen, &started, &send))?;
     match receive(py, || wait_for(&lock(&start))) {
         Ok(Some(result)) => result.map_err(exception)?,
         Ok(None) => return Err(bug()),

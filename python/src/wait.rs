@@ -39,7 +39,7 @@ pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub fn wait<T: Send + 'static>(py: Python, work: impl FnOnce(&Cancelled) -> Result<T> + Send + 'static) -> PyResult<T> {
     let (cancelled, (send, results)) = (Cancelled::default(), mpsc::sync_channel(1));
     let (seen, results) = (cancelled.clone(), Mutex::new(results));
-    thread::spawn(move || drop(send.send(work(&seen)))); // a panic is a bug: it drops the channel
+    spawn(move || drop(send.send(work(&seen))))?; // a panic is a bug: it drops the channel
     match receive(py, || wait_for(&lock(&results))) {
         Ok(Some(result)) => result.map_err(exception),
         Ok(None) => Err(bug()),
@@ -48,6 +48,15 @@ pub fn wait<T: Send + 'static>(py: Python, work: impl FnOnce(&Cancelled) -> Resu
             Err(signal)
         }
     }
+}
+
+/// Begins `work` in a thread of its own.
+pub fn spawn(work: impl FnOnce() + Send + 'static) -> PyResult<()> {
+    thread::Builder::new().spawn(work).map(drop).map_err(|e| {
+        AojiError::new_err(format!(
+            "the system gives no more threads (ulimit -u, or a container's limit of processes): {e}"
+        ))
+    })
 }
 
 /// A thread has ended without a result.

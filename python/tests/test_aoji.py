@@ -133,6 +133,8 @@ def test_errors(engine):
         (aoji.InputError, lambda: engine.generate([])),
         (aoji.InputError, lambda: engine.generate([10**6])),
         (aoji.InputError, lambda: engine.batch([[1]], sequences=99)),
+        (aoji.InputError, lambda: aoji.Engine("demo", device="cpu", sequences=2**63, cache_tokens=512)),
+        (aoji.ContextError, lambda: engine.batch([[1] * 600], max_tokens=2**64 - 500)),
         (aoji.InputError, lambda: engine.chat([])),
         (aoji.ContextError, lambda: engine.generate([1] * 100_000)),
         (aoji.ContextError, lambda: engine.session(4).sync([1] * 5)),
@@ -148,6 +150,15 @@ def test_errors(engine):
     assert issubclass(aoji.ContextError, aoji.AojiError)
     with pytest.raises(aoji.NoModelError, match="aoji pull"):
         aoji.Engine("no/such-model")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit that only Linux has in this form")
+def test_without_threads():
+    # with 128 TiB for the stack of a thread, none starts
+    code = "import aoji\ntry: aoji.Engine('demo', device='cpu')\nexcept aoji.AojiError as e: print(e)"
+    environment = os.environ | {"RUST_MIN_STACK": str(2**47)}
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert "no more threads" in said.stdout and "panicked" not in said.stderr
 
 
 def test_other_threads_run_meanwhile(engine, answer):

@@ -1,6 +1,6 @@
 //! The boundary between the model and the hardware: the ops of this architecture, with their shapes.
 //!
-//! Five implementers: [`crate::backend::cpu::Cpu`] (the reference), `cuda::Cuda` (kernels), [`crate::backend::count::Count`] (bytes and flops),
+//! Five implementers, and one for tests (`cpu/tests/definition.rs`): [`crate::backend::cpu::Cpu`] (the reference), `cuda::Cuda` (kernels), [`crate::backend::count::Count`] (bytes and flops),
 //! [`crate::backend::lockstep::Lockstep`] (two backends side by side) and [`crate::backend::observe::Observe`] (another one, watched).
 //!
 //! Contract: an op allocates nothing, synchronises nothing and reads nothing back, so that a sequence of ops can be captured
@@ -121,6 +121,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
     const IS_GPU: bool;
     /// It reads single rows of a quantized matrix.
     const KEEPS_EMBED: bool = false;
+    /// A buffer takes memory only as far as it is written.
+    const OVERCOMMITS: bool = false;
 
     /// Name of the device, for people.
     fn name(&self) -> String;
@@ -153,6 +155,11 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// are [plain](Tensor::is_plain).
     fn keeps(_stack: &[Tensor]) -> Option<u64> {
         None
+    }
+    /// Bytes of a tensor, [kept](Backend::keeps) or plain, that are read where they lie in its mapped file and need no memory; of a
+    /// plain one all count as 16 bits an element, or none.
+    fn in_file(_tensor: &Tensor) -> u64 {
+        0
     }
     /// Makes a matrix from each stack of tensors, by rows, converted to what the backend computes with; `progress` gets
     /// the bytes of the files as they are done.

@@ -115,6 +115,7 @@ impl<B: Backend> Backend for Observe<B> {
     const LOOKAHEAD: usize = 0;
     const CHUNK: usize = B::CHUNK;
     const IS_GPU: bool = B::IS_GPU;
+    const OVERCOMMITS: bool = B::OVERCOMMITS;
 
     fn name(&self) -> String {
         format!("{}, watched", self.inner.name())
@@ -142,6 +143,9 @@ impl<B: Backend> Backend for Observe<B> {
     }
     fn read<T: Element>(&self, dst: &mut [T], src: &B::Buf<T>, at: usize) -> Result<()> {
         self.inner.read(dst, src, at)
+    }
+    fn in_file(t: &Tensor) -> u64 {
+        B::in_file(t)
     }
     fn weights(&self, stacks: &[Vec<Tensor>], progress: &mut dyn FnMut(u64)) -> Result<Vec<Watched<B>>> {
         let names = |stack: &Vec<Tensor>| stack.iter().map(|t| t.name().to_string()).collect();

@@ -40,6 +40,27 @@ pub struct GenerateOptions {
 }
 
 impl GenerateOptions {
+    /// Checks that each option is in its range for this engine; the error names the option.
+    ///
+    /// # Errors
+    /// `Input` for one that is not.
+    pub fn check(&self, engine: &Engine) -> Result<()> {
+        self.sampling.check(engine.config().vocab)?;
+        self.check_length()?;
+        self.check_guesses(engine)?;
+        StopStrings::new(self.stop.clone()).map(drop)
+    }
+
+    /// Checks that the text may end before it must.
+    pub(crate) fn check_length(&self) -> Result<()> {
+        match (self.sampling.min_tokens, self.max_tokens) {
+            (min, Some(max)) if min as usize > max => Err(Error::Input(format!(
+                "min_tokens is {min}, allowed is 0 to max_tokens, which is {max}: lower min_tokens or raise max_tokens"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     fn check_guesses(&self, engine: &Engine) -> Result<()> {
         if self.speculate == Speculate::Model && engine.draft().is_none() {
             return Err(Error::Input(
@@ -161,6 +182,10 @@ pub(crate) struct Writer {
     stop: Vec<String>,
     include_stop: bool,
     left: usize,
+    /// Tokens so far.
+    count: usize,
+    /// Stop strings that end in the text of the first tokens, so many, do not count.
+    min_tokens: usize,
 }
 
 impl Writer {
@@ -169,8 +194,7 @@ impl Writer {
     /// # Errors
     /// `Input` for options out of range.
     pub fn new(engine: &Engine, options: &GenerateOptions, prompt: &[u32], room: usize) -> Result<Writer> {
-        options.sampling.check(engine.config().vocab)?;
-        options.check_guesses(engine)?;
+        options.check(engine)?;
         let (stops, stop) = (StopStrings::new(options.stop.clone())?, options.stop.clone());
         if !options.stop.is_empty() {
             engine.tokenizer()?; // stop strings need text
@@ -182,7 +206,8 @@ impl Writer {
             stop_ids.extend(&engine.config().eos);
         }
         let left = options.max_tokens.unwrap_or(room).min(room);
-        Ok(Writer { stop_ids, stream, stops, stop, include_stop: options.include_stop, left })
+        let (include_stop, min_tokens) = (options.include_stop, options.sampling.min_tokens as usize);
+        Ok(Writer { stop_ids, stream, stops, stop, include_stop, left, count: 0, min_tokens })
     }
 
     /// Ids that end the text.
@@ -198,6 +223,7 @@ impl Writer {
     /// Takes the next token.
     pub fn push(&mut self, token: u32) -> Written {
         self.left = self.left.saturating_sub(1);
+        self.count += 1;
         if self.stop_ids.contains(&token) {
             return self.finish(FinishReason::Stop, Some(StoppedBy::Token(token)));
         }
@@ -214,6 +240,9 @@ impl Writer {
 
     /// Appends the part of a piece that is before a stop string, and cannot become one.
     fn text(&mut self, piece: &str) -> Written {
+        if self.count <= self.min_tokens {
+            return Written { text: self.stops.pass(piece), end: None };
+        }
         let Found { mut text, stopped } = self.stops.push(piece);
         let end = stopped.map(|i| (FinishReason::Stop, Some(StoppedBy::Text(self.stop[i].clone()))));
         if let Some(i) = stopped.filter(|_| self.include_stop) {
@@ -329,6 +358,79 @@ impl Iterator for Generation<'_> {
                 self.done = true;
                 return Some(Err(e));
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Device, Options};
+
+    fn engine() -> Engine {
+        Engine::open("demo", &Options { device: Device::Cpu, ..Options::default() }).unwrap()
+    }
+
+    fn options(min_tokens: u32, stop: &[&str]) -> GenerateOptions {
+        let sampling = Sampling { min_tokens, ..Sampling::default() };
+        GenerateOptions { sampling, stop: stop.iter().map(|s| s.to_string()).collect(), ..GenerateOptions::default() }
+    }
+
+    /// As vLLM does it: a stop string counts where it ends after the first `min_tokens` tokens, wherever it begins.
+    #[test]
+    fn a_stop_string_counts_only_after_min_tokens() {
+        let engine = engine();
+        let letter = |c: char| engine.tokenizer().unwrap().encode(&c.to_string(), false).unwrap();
+        let tokens: Vec<u32> = "abcabca".chars().flat_map(letter).collect();
+        assert_eq!(tokens.len(), 7, "a token for each letter");
+        let written = |options: &GenerateOptions| {
+            let mut writer = Writer::new(&engine, options, &[], tokens.len()).unwrap();
+            let (mut text, mut pieces) = (String::new(), tokens.iter().map(|&t| writer.push(t)));
+            loop {
+                let piece = pieces.next().expect("it ends by its length at the latest");
+                text += &piece.text;
+                if let Some((_, by)) = piece.end {
+                    return (text, by.map(|by| if let StoppedBy::Text(stop) = by { stop } else { String::new() }));
+                }
+            }
+        };
+        for (min_tokens, stop, text, by) in [
+            (0, &["bc"][..], "a", Some("bc")),
+            (2, &["bc"], "a", Some("bc")), // it begins in a token that must come and ends after it
+            (3, &["bc"], "abca", Some("bc")),
+            (5, &["bc"], "abca", Some("bc")),
+            (6, &["bc"], "abcabca", None),
+            (7, &["bc"], "abcabca", None),
+            (3, &["ab", "cab"], "ab", Some("cab")), // both end at the fifth token: the longer one
+            (5, &["ca"], "abcab", Some("ca")),
+            (6, &["ca"], "abcab", Some("ca")),
+            (7, &["ca", "a"], "abcabca", None), // the last token must come, and nothing after it
+            (0, &["x", "abcabcab"], "abcabca", None), // what was held back comes at the end
+            (7, &["x", "abcabcab"], "abcabca", None),
+        ] {
+            let found = written(&options(min_tokens, stop));
+            assert_eq!(found, (text.to_string(), by.map(String::from)), "min_tokens {min_tokens}, {stop:?}");
+        }
+        let kept = GenerateOptions { include_stop: true, ..options(3, &["bc"]) };
+        assert_eq!(written(&kept), ("abcabc".to_string(), Some("bc".to_string())));
+    }
+
+    #[test]
+    fn options_out_of_range_are_named() {
+        let engine = engine();
+        let limited = |min_tokens, max_tokens| GenerateOptions { max_tokens, ..options(min_tokens, &[]) };
+        for (right, max_tokens) in [(5, Some(5)), (0, Some(0)), (5000, None)] {
+            limited(right, max_tokens).check(&engine).unwrap();
+        }
+        for (wrong, said) in [
+            (limited(6, Some(5)), "min_tokens is 6, allowed is 0 to max_tokens, which is 5"),
+            (options(0, &["x", ""]), "stop string 2 is empty"),
+            (GenerateOptions { speculate: Speculate::Model, ..options(0, &[]) }, "--speculate model=NAME"),
+            (GenerateOptions { prediction: vec![2048], ..options(0, &[]) }, "token 2048"),
+        ] {
+            let error = wrong.check(&engine).unwrap_err().to_string();
+            assert!(error.contains(said), "no {said:?} in {error}");
+            assert_eq!(Writer::new(&engine, &wrong, &[], 9).err().map(|e| e.to_string()), Some(error));
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::{
         timeline::{AnyLoaded, AnyTimeline, Loaded},
     },
     error::{Error, Result},
-    files::{ModelFiles, Source, Startup, config::Config, join, quantize, session_file, weights::Weights},
+    files::{ModelFiles, Source, Startup, config::Config, quantize, session_file, threads, weights::Weights},
     model::{
         Changes, Kept, Model,
         plan::{Plan, Wanted},
@@ -77,12 +77,13 @@ pub struct Options {
     pub device: Device,
     /// Type of activations, on the CPU.
     pub activations: Activations,
-    /// Most tokens of a sequence. When absent: the model's own maximum, or as much of it as fits the GPU.
+    /// Most tokens of a sequence. When absent: the model's own maximum, or as much of it as fits the memory. On a
+    /// CPU more than that can be asked for: the cache takes memory only as it is used.
     pub context: Option<usize>,
-    /// How many sequences the GPU must have room for: 1 for a session, or those of a [batch](crate::Batch).
+    /// How many sequences there must be room for: 1 for a session, or those of a [batch](crate::Batch), up to 64.
     pub sequences: usize,
     /// Tokens whose keys and values it must have room for, of all sequences together. When absent: a whole context for each sequence, but
-    /// for no more than 16, or as much of that as fits the GPU.
+    /// for no more than 16, or as much of that as fits the memory.
     pub cache_tokens: Option<usize>,
     /// How keys and values are stored. [`KvDtype::Fp8`] takes half the memory of bf16 and loses some precision.
     pub kv: KvDtype,
@@ -223,11 +224,11 @@ impl Engine {
         let startup = Startup::begin();
         let source = Source::find(model, &startup)?; // first, so that a mistyped name is reported at once
         thread::scope(|scope| {
-            let device = scope.spawn(|| Opened::open(options, &startup));
-            let tokenizer = scope.spawn(|| source.tokenizer(&startup));
+            let device = threads::beside(scope, || Opened::open(options, &startup));
+            let tokenizer = threads::beside(scope, || source.tokenizer(&startup));
             let files = source.files(&startup)?;
-            let tokenizer = |config: &mut Config| source.settled(config, join(tokenizer)?);
-            Engine::load_opened(join(device)?, files, tokenizer, options, &startup, progress)
+            let tokenizer = |config: &mut Config| source.settled(config, tokenizer()?);
+            Engine::load_opened(device()?, files, tokenizer, options, &startup, progress)
         })
     }
 
@@ -273,21 +274,27 @@ impl Engine {
         if let Some(draft) = &options.draft {
             speculate::fits(draft, config.vocab, None)?;
         }
+        let changes = Changes { lora: &lora, quantize: options.quantize.as_ref(), widen: options.widen };
         let kept = match &options.quantize {
             Some(_) if options.widen => {
                 let what =
                     "quantizing and widening at once: weights would be rounded to few bits and take the memory of 16";
                 return Err(Error::Input(what.into()));
             }
-            Some(quantize) => Kept::of::<B>(&config, &quantize.planned(&weights)?, false),
-            None => Kept::of::<B>(&config, &weights, options.widen),
+            Some(quantize) => Kept::of::<B>(&config, &quantize.planned(&weights)?, changes),
+            None => Kept::of::<B>(&config, &weights, changes),
         };
         let promised = options.draft.as_ref().map_or(0, |draft| draft.plan().of_sequences());
         let free = b.free_memory()?.map(|free| free.saturating_sub(promised));
         let &Options { context, sequences, cache_tokens, kv, .. } = options;
         let wanted = Wanted { context, sequences, cache_tokens, kv };
-        let plan = Plan::choose::<B>(&config, kept.bytes(&config), wanted, free)?;
+        let plan = Plan::choose::<B>(&config, kept, wanted, free)?;
         tracing::info!("{}: {plan}", b.name());
+        if !plan.fits() {
+            tracing::warn!(
+                "{plan}: the system may end the process when the cache fills; a shorter context (`--context`) needs less"
+            );
+        }
         // the parts of a prompt in a batch are smaller than the chunks of a session's
         let most = if options.sequences == 1 { B::CHUNK } else { *BatchOptions::CHUNK.end() };
         b.expect_rows(&config, plan.context.min(most))?;
@@ -296,7 +303,6 @@ impl Engine {
             done += bytes;
             progress(done, total);
         };
-        let changes = Changes { lora: &lora, quantize: options.quantize.as_ref(), widen: options.widen };
         let load = || Model::load(&b, &config, &weights, changes, plan.context, &mut add);
         if plan.context > config.rope_fixed_until() {
             let trained = config.rope_fixed_until();

@@ -34,7 +34,7 @@ pub struct Sampling {
     pub logit_bias: Vec<(u32, f32)>,
     /// Key of the random generator.
     pub seed: u64,
-    /// Stop ids are forbidden until the text has this many tokens.
+    /// Stop ids are forbidden, and stop strings do not count, until the text has this many tokens; at most `max_tokens`.
     pub min_tokens: u32,
 }
 

@@ -174,11 +174,11 @@ impl Source {
 /// Warns of tokens for which the model has no row in its embedding. A prompt that uses one is refused, and all others
 /// are answered: such files are common. The published Llama 2 has a padding token that its model does not know.
 fn warn_beyond(path: &Path, tokenizer: &Tokenizer, vocab: usize) {
-    let beyond: Vec<usize> = (vocab..tokenizer.vocab()).collect();
+    let beyond = vocab..tokenizer.vocab();
     if beyond.is_empty() {
         return;
     }
-    let named: Vec<String> = beyond.iter().take(5).filter_map(|&id| tokenizer.token(id as u32)).collect();
+    let named: Vec<String> = beyond.clone().take(5).filter_map(|id| tokenizer.token(id as u32)).collect();
     tracing::warn!(
         "{}: {} tokens have ids from vocab_size {vocab} on ({}): a prompt with one of them is refused",
         path.display(),

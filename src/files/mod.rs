@@ -13,9 +13,10 @@ pub(crate) mod session_file;
 mod shards;
 mod startup;
 pub mod synth;
+pub(crate) mod threads;
 mod token_ids;
 pub mod weights;
 
 pub use checkpoint::ModelFiles;
-pub(crate) use checkpoint::{Source, join};
+pub(crate) use checkpoint::Source;
 pub use startup::{Phase, Startup, StartupReport};

@@ -173,6 +173,9 @@ impl SessionFile {
         let entry = |name: &str| entries.iter().find(|e| e.name == name).ok_or_else(none);
         let (tokens, cache) = (entry(TOKENS)?, entry(CACHE)?);
         let n = tokens.shape.first().copied().unwrap_or(0);
+        if n == 0 {
+            return Err(Error::tensor(path, TOKENS, "at least one token, as every saved session has", "none"));
+        }
         let (dtype, shape) = cache_of(config, kv, act_bytes, n);
         let expected = [(tokens, Dtype::U32, vec![n]), (cache, dtype, shape.to_vec())];
         for (entry, dtype, shape) in expected {
@@ -192,5 +195,29 @@ impl SessionFile {
     /// The bytes of keys and values.
     pub fn cache(&self) -> &[u8] {
         &self.shard.bytes()[self.cache.clone()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_of_no_tokens_is_refused() {
+        let json = r#"{"model_type": "llama", "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 320, "max_position_embeddings": 64,
+            "rms_norm_eps": 1e-5, "tie_word_embeddings": true}"#;
+        let config = Config::from_json(Path::new("config.json"), json, None).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let (path, kind) = (dir.path().join("a.session"), (KvDtype::Auto, 2));
+        let origin = || Origin::new("model".into(), "CPU".into(), KvDtype::Auto);
+        let reads = |tokens: &[u32]| {
+            let bytes = 2 * 2 * tokens.len() * 64 * 2; // keys and values of two layers
+            write(&path, origin(), "", &config, tokens, kind, |to| to(&vec![0; bytes])).unwrap();
+            SessionFile::open(&path, &origin(), &config, kind).map(|file| file.tokens)
+        };
+        assert_eq!(reads(&[3, 319]).unwrap(), [3, 319]);
+        let error = reads(&[]).unwrap_err().to_string();
+        assert!(error.contains("a.session: tensor tokens: expected at least one token"), "{error}");
     }
 }

@@ -10,7 +10,7 @@ use crate::{
         quantize::{self, Inputs},
     },
     model::{
-        Changes, Model, Rows, Scratch,
+        Changes, Kept, Model, Rows, Scratch,
         kv::Kv,
         plan::{Plan, Wanted},
     },
@@ -91,9 +91,10 @@ fn run<B: Backend>(
     b.supports(config)?;
     let longest = texts.iter().map(Vec::len).max().unwrap_or(1).min(WINDOW).min(config.max_seq);
     let wanted = Wanted { context: Some(longest), sequences: 1, cache_tokens: None, kv: KvDtype::Auto };
-    Plan::choose::<Observe<B>>(config, config.weight_bytes(), wanted, b.free_memory()?)?;
-    b.expect_rows(config, longest)?;
     let changes = Changes { lora: &files.lora, ..Changes::default() };
+    let kept = Kept::of::<Observe<B>>(config, &files.weights, changes);
+    Plan::choose::<Observe<B>>(config, kept, wanted, b.free_memory()?)?;
+    b.expect_rows(config, longest)?;
     let model = Model::load(&b, config, &files.weights, changes, longest, &mut |_| {})?;
     let mut s = Scratch::new(&b, config, longest.max(DECODE_ROWS), 1, longest)?;
     let (mut kv, mut at) = (Kv::new(&b, config, KvDtype::Auto, 1, longest)?, Rows::new(&b, longest)?);

@@ -94,6 +94,10 @@ pub fn invariance(engine: &Engine, n: usize) -> Result<Report> {
     if n < 16 {
         return Err(Error::Input(format!("a prompt of {n} tokens is too short to be divided: at least 16")));
     }
+    let (needed, max) = (n.saturating_add(13), engine.max_context());
+    if needed > max {
+        return Err(Error::Context { needed, max });
+    }
     let room = n + 8;
     let tokens = |seed| bench::tokens(n, engine.config().vocab, seed);
     let (prompt, other) = (tokens(1), tokens(2));
@@ -272,6 +276,16 @@ mod tests {
             found.extend(session.logits().unwrap());
         }
         found.into_iter().map(f32::to_bits).collect()
+    }
+
+    #[test]
+    fn a_prompt_beyond_the_context_is_refused_before_it_is_made() {
+        let options = Options { device: crate::Device::Cpu, context: Some(64), ..Options::default() };
+        let engine = Engine::open("demo", &options).unwrap();
+        for (n, needed) in [(52, 65), (1_000_000_000_000, 1_000_000_000_013), (usize::MAX, usize::MAX)] {
+            let found = invariance(&engine, n);
+            assert!(matches!(found, Err(Error::Context { needed: n, max: 64 }) if n == needed), "{n}: {found:?}");
+        }
     }
 
     /// What the CPU promises: instructions, threads and the division of a prompt do not change any bit.

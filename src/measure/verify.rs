@@ -174,6 +174,16 @@ pub fn verify(engine: &Engine, golden: &Path, progress: &mut dyn FnMut(usize, us
         if c.steps.len() > c.generated_ids.len() || c.prompt_ids.is_empty() {
             return Err(Error::file(golden, format!("case {:?} has more steps than tokens", c.prompt)));
         }
+        let vocab = engine.config().vocab;
+        let mut top5 = c.steps.iter().enumerate().flat_map(|(i, step)| step.top5.iter().map(move |(id, _)| (i, *id)));
+        if let Some((step, id)) = top5.find(|(_, id)| *id as usize >= vocab) {
+            let what = format!(
+                "case {:?}: step {step} has token {id} among its five, expected ids below {vocab}: these are the goldens of another \
+                 model",
+                c.prompt
+            );
+            return Err(Error::file(golden, what));
+        }
         let ids: Vec<u32> = c.prompt_ids.iter().chain(&c.generated_ids).copied().collect();
         let first = c.prompt_ids.len() - 1; // its logits choose the first generated token
         session.logits_of(&ids[..first + c.steps.len()], first, &mut |i, logits| {
@@ -273,4 +283,29 @@ pub fn log_softmax(logits: &[f32], id: u32) -> f64 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|x| f64::from(x - max).exp()).sum();
     f64::from(logits[id as usize] - max) - sum.ln()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Device, Options};
+    use serde_json::json;
+
+    #[test]
+    fn goldens_of_another_model_are_refused() {
+        let engine = Engine::open("demo", &Options { device: Device::Cpu, ..Options::default() }).unwrap();
+        let (file, vocab) = (tempfile::NamedTempFile::new().unwrap(), engine.config().vocab);
+        let compare = |id: usize| {
+            let steps = json!([{"top5": [[65, 1.0], [id, 0.5]], "margin": 0.5}]);
+            let case = json!({"prompt": "A", "prompt_ids": [65], "generated_ids": [65], "steps": steps});
+            fs::write(&file, json!({"model": "m", "cases": [case]}).to_string()).unwrap();
+            verify(&engine, file.path(), &mut |_, _| {})
+        };
+        assert_eq!(compare(vocab - 1).unwrap().steps, 1);
+        for id in [vocab, u32::MAX as usize] {
+            let error = compare(id).unwrap_err().to_string();
+            let words = [file.path().to_str().unwrap(), "case \"A\": step 0", &format!("token {id}"), "another model"];
+            words.iter().for_each(|word| assert!(error.contains(word), "{error:?} lacks {word:?}"));
+        }
+    }
 }

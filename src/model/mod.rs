@@ -7,7 +7,7 @@ use crate::{
     files::{
         config::{Config, Dtype},
         lora::{self, Lora},
-        quantize,
+        quantize, threads,
         weights::{LayerTensors, Tensor, Weights},
     },
     model::kv::Kv,
@@ -15,7 +15,7 @@ use crate::{
         AttnDecode, AttnPrefill, Embed, KvDtype, NormGateUp, NormHead, NormHeadArgmax, NormQkvRopeAppend, RmsNorm, Rope,
     },
 };
-use std::{panic::resume_unwind, thread};
+use std::thread;
 
 pub mod kv;
 pub mod plan;
@@ -96,6 +96,8 @@ pub struct Kept {
     pub unread: u64,
     /// Bytes of memory for the largest of them in 16 bits, which prompts need.
     pub room: u64,
+    /// Bytes of all weights, quantized or not, that are read [in their mapped file](Backend::in_file) and need no memory.
+    pub in_file: u64,
 }
 
 /// What is done to weights on their way to a backend.
@@ -110,12 +112,19 @@ pub struct Changes<'a> {
 }
 
 impl Kept {
-    /// For a model; nothing when its weights are widened (converted to 16 bits).
-    pub fn of<B: Backend>(config: &Config, weights: &Weights, widen: bool) -> Kept {
+    /// For a model. `weights` are as they will be: quantized where `changes` say so. What is widened (converted to 16 bits) is not kept.
+    pub fn of<B: Backend>(config: &Config, weights: &Weights, changes: Changes<'_>) -> Kept {
         let mut kept = Kept::default();
+        let anew = |t: &Tensor| {
+            let quantized = changes.quantize.is_some() && !t.is_plain();
+            quantized || changes.lora.iter().any(|lora| lora.factors(t.name()).is_some())
+        };
         let is_head = |stack: &[Tensor]| !config.tied && stack[0].name() == weights.lm_head.name();
-        for (i, stack) in stacks(config, weights, Tensor::clone).iter().enumerate().filter(|_| !widen) {
-            let Some(bytes) = self::kept::<B>(i, stack) else { continue };
+        for (i, stack) in stacks(config, weights, Tensor::clone).iter().enumerate() {
+            let bytes = if changes.widen { None } else { self::kept::<B>(i, stack) };
+            let stays = |t: &&Tensor| (t.is_plain() || bytes.is_some()) && !anew(t);
+            kept.in_file += stack.iter().filter(stays).map(B::in_file).sum::<u64>();
+            let Some(bytes) = bytes else { continue };
             let wide: u64 = stack.iter().map(|t| 2 * (t.rows() * t.cols()) as u64).sum();
             kept.saved += wide.saturating_sub(bytes);
             kept.unread += if i == EMBED && !config.tied { 0 } else { wide.saturating_sub(bytes) };
@@ -143,15 +152,14 @@ impl<B: Backend> Model<B> {
     ) -> Result<Self> {
         thread::scope(|scope| {
             // made while the weights are on their way: a long context has a large table
-            let table = scope.spawn(|| Rope::table_of(config, max_seq));
+            let table = threads::beside(scope, || Rope::table_of(config, max_seq));
             let stacks = stacks(config, weights, Tensor::clone);
             let unchanged = changes.lora.is_empty() && changes.quantize.is_none();
             let loaded = match unchanged && stacks.iter().flatten().all(Tensor::is_plain) {
                 true => b.weights(&stacks, progress)?,
                 false => Self::converted(b, weights, stacks, changes, progress)?,
             };
-            let table = table.join().unwrap_or_else(|panic| resume_unwind(panic));
-            let mut model = Self::bind(config, loaded, b.upload(&table)?, max_seq);
+            let mut model = Self::bind(config, loaded, b.upload(&table())?, max_seq);
             model.set_biases(b, &weights.layers, Tensor::to_f32)?;
             let biases: u64 = weights.layers.iter().flat_map(|t| t.biases.iter()).map(Tensor::file_bytes).sum();
             if biases > 0 {

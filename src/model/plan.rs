@@ -5,12 +5,15 @@ use crate::{
     error::{Error, Result},
     files::config::Config,
     model::{
-        LOGIT_ROWS, Scratch,
+        Kept, LOGIT_ROWS, Scratch,
         kv::{Kv, pages_for},
     },
     ops::{KvDtype, PAGE},
 };
-use std::fmt;
+use std::{fmt, ops::RangeInclusive};
+
+/// How many sequences there may be.
+pub(crate) const SEQUENCES: RangeInclusive<usize> = 1..=64;
 
 /// Bytes that a model and its sequences need on their device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -23,6 +26,8 @@ pub struct Plan {
     pub cache_tokens: usize,
     /// Weights, once. For quantized ones that stay quantized, also room for one matrix in 16 bits.
     pub weights: u64,
+    /// The part of them that the CPU reads in their mapped file. It needs no memory: the system drops and reads it again as it must.
+    pub in_file: u64,
     /// KV cache of the sequences.
     pub kv: u64,
     /// How keys and values are stored in it.
@@ -72,7 +77,7 @@ impl Plan {
         let cache = cache_tokens.map_or(whole_sequences(sequences) * one, |tokens| pages_for(tokens).clamp(one, all));
         let cache_tokens = cache * PAGE;
         let kv = Kv::<B>::bytes(config, kv_dtype, cache_tokens);
-        Plan { context, sequences, cache_tokens, weights, kv, kv_dtype, scratch, free }
+        Plan { context, sequences, cache_tokens, weights, in_file: 0, kv, kv_dtype, scratch, free }
     }
 
     /// The sum of all.
@@ -85,17 +90,23 @@ impl Plan {
         self.kv + self.scratch
     }
 
+    /// The sum of all that needs memory.
+    fn needed(&self) -> u64 {
+        self.total() - self.in_file
+    }
+
     /// Whether the device has room, with a margin for the driver's own use.
     pub fn fits(&self) -> bool {
-        self.free.is_none_or(|free| self.total() + (256 << 20).min(free / 16) <= free)
+        self.free.is_none_or(|free| self.needed() + (256 << 20).min(free / 16) <= free)
     }
 
     /// The plan for what is wanted. A context that nobody asked for is the longest of which one sequence fits; then the cache gets what
-    /// is left, up to what is wanted.
-    pub(crate) fn choose<B: Backend>(config: &Config, weights: u64, wanted: Wanted, free: Option<u64>) -> Result<Plan> {
+    /// is left, up to what is wanted. On a backend that [overcommits](Backend::OVERCOMMITS) a cache that somebody asked for need not fit.
+    pub(crate) fn choose<B: Backend>(config: &Config, kept: Kept, wanted: Wanted, free: Option<u64>) -> Result<Plan> {
         let Wanted { context: asked, sequences, cache_tokens, kv } = wanted;
-        if sequences == 0 {
-            return Err(Error::Input("room for 0 sequences: at least 1".into()));
+        if !SEQUENCES.contains(&sequences) {
+            let (least, most) = SEQUENCES.into_inner();
+            return Err(Error::Input(format!("room for {sequences} sequences: allowed is {least} to {most}")));
         }
         if let Some(n) = asked.filter(|n| *n == 0 || *n > config.max_seq) {
             return Err(Error::Input(format!("a context of {n} tokens: the model allows 1 to {}", config.max_seq)));
@@ -104,7 +115,11 @@ impl Plan {
             let asked = asked.unwrap_or(1);
             return Err(Error::Input(format!("a cache of {n} tokens has no room for one sequence of {asked}")));
         }
-        let plan = |context, cache| Plan::new::<B>(config, weights, kv, context, sequences, cache, free);
+        let weights = kept.bytes(config);
+        let plan = |context, cache| Plan {
+            in_file: kept.in_file.min(weights),
+            ..Plan::new::<B>(config, weights, kv, context, sequences, cache, free)
+        };
         let longest = asked.unwrap_or(config.max_seq).min(cache_tokens.unwrap_or(usize::MAX));
         let whole = plan(longest, cache_tokens);
         if whole.fits() {
@@ -113,6 +128,14 @@ impl Plan {
         let least = |context| plan(context, cache_tokens.or(Some(context)));
         let context = largest(0, longest, |context| least(context).fits());
         if context < if asked.is_some() { longest } else { 512.min(longest) } {
+            // The cache takes memory as it is used. So a long context works as long as texts are short, and who asks for one by number
+            // may know that they will be; by default none is longer than what fits when it is full.
+            if B::OVERCOMMITS
+                && (asked.is_some() || cache_tokens.is_some())
+                && (Plan { kv: 0, ..least(longest) }).fits()
+            {
+                return Ok(least(longest));
+            }
             let of = |tokens: usize| plan(longest.min(tokens), Some(tokens));
             let most = pages_for(cache_tokens.unwrap_or(0));
             let cache = largest(0, most, |pages| of(pages * PAGE).fits()) * PAGE;
@@ -149,12 +172,16 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let gib = |b: u64| format!("{:.2} GiB", b as f64 / (1u64 << 30) as f64);
         let kind = if self.kv_dtype == KvDtype::Auto { "" } else { " (fp8)" };
-        write!(f, "weights {} + KV cache{kind} {} for ", gib(self.weights), gib(self.kv))?;
+        write!(f, "weights {}", gib(self.weights - self.in_file))?;
+        if self.in_file > 0 {
+            write!(f, " (and {} in the mapped file)", gib(self.in_file))?;
+        }
+        write!(f, " + KV cache{kind} {} for ", gib(self.kv))?;
         match self.sequences {
             1 => write!(f, "{} tokens", self.context)?,
             n => write!(f, "{} tokens of {n} sequences of up to {}", self.cache_tokens, self.context)?,
         }
-        write!(f, " + scratch {} = {}", gib(self.scratch), gib(self.total()))?;
+        write!(f, " + scratch {} = {}", gib(self.scratch), gib(self.needed()))?;
         self.free.map_or(Ok(()), |free| write!(f, ", free {}", gib(free)))
     }
 }
@@ -162,7 +189,8 @@ impl fmt::Display for Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::count::Count;
+    use crate::backend::{count::Count, cpu::Cpu};
+    use half::bf16;
 
     fn choose(
         context: Option<usize>,
@@ -172,12 +200,8 @@ mod tests {
     ) -> Result<Plan> {
         let json = crate::files::synth::preset("llama3-8b").unwrap();
         let config = Config::from_json(std::path::Path::new("config.json"), &json, None).unwrap();
-        Plan::choose::<Count>(
-            &config,
-            config.weight_bytes(),
-            Wanted { context, sequences, cache_tokens, kv: KvDtype::Auto },
-            free,
-        )
+        let wanted = Wanted { context, sequences, cache_tokens, kv: KvDtype::Auto };
+        Plan::choose::<Count>(&config, Kept::default(), wanted, free)
     }
 
     const GIB: u64 = 1 << 30;
@@ -229,7 +253,36 @@ mod tests {
         assert!(e.ends_with("not even the weights fit"), "{e}");
         let e = text(choose(Some(8192), 8, Some(8191), None));
         assert!(e.contains("a cache of 8191 tokens has no room for one sequence of 8192"), "{e}");
-        assert!(text(choose(None, 0, None, None)).contains("room for 0 sequences"));
+        for n in [0, 65, 1 << 63, usize::MAX] {
+            let e = text(choose(None, n, Some(512), None));
+            assert!(e.ends_with(&format!("room for {n} sequences: allowed is 1 to 64")), "{e}");
+        }
+    }
+
+    /// On a CPU the weights are in their file, and only a cache that is written takes memory.
+    #[test]
+    fn what_is_asked_of_a_cpu_may_be_more_than_is_free() {
+        let json = crate::files::synth::preset("llama3-8b").unwrap();
+        let config = Config::from_json(std::path::Path::new("config.json"), &json, None).unwrap();
+        let choose = |in_file, context, cache_tokens, free| {
+            let wanted = Wanted { context, sequences: 8, cache_tokens, kv: KvDtype::Auto };
+            Plan::choose::<Cpu<bf16>>(&config, Kept { in_file, ..Kept::default() }, wanted, Some(free))
+        };
+        let all = config.weight_bytes();
+        let of = |p: &Plan| (p.context, p.cache_tokens, p.fits());
+        assert_eq!(of(&choose(all, None, None, 16 * GIB).unwrap()), (8192, 8 * 8192, true), "without the weights");
+        // what nobody asked for fits, and what somebody asked for is there, with no more than was asked
+        let short = choose(all, None, None, GIB).unwrap();
+        assert!((512..8192).contains(&short.context) && short.fits(), "{short}");
+        assert_eq!(of(&choose(all, Some(8192), None, GIB).unwrap()), (8192, 8192, false));
+        assert_eq!(of(&choose(all, Some(8192), Some(16384), GIB).unwrap()), (8192, 16384, false));
+        assert!(choose(all, None, Some(16384), GIB).unwrap().fits(), "a context that nobody asked for is shorter");
+        let text = short.to_string();
+        assert!(text.starts_with("weights 0.00 GiB (and 14.96 GiB in the mapped file) + KV cache 0."), "{text}");
+        // converted weights are written, all of them
+        let e = choose(0, Some(8192), None, 15 * GIB).unwrap_err().to_string();
+        assert!(e.ends_with("not even the weights fit"), "{e}");
+        assert_eq!(of(&choose(all / 2, Some(8192), None, 8 * GIB).unwrap()), (8192, 8192, false));
     }
 
     #[test]

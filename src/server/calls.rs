@@ -210,6 +210,8 @@ pub(super) struct CallReader {
     format: CallFormat,
     /// Whether calls come at the beginning of the answer or not at all; a marker that comes later is then text.
     only_first: bool,
+    /// Whether the answer must be calls.
+    must: bool,
     place: Place,
     /// Text of which it is not certain yet what it is.
     held: String,
@@ -233,9 +235,9 @@ enum Place {
 }
 
 impl CallReader {
-    /// `only_first`: an answer that does not begin with a call has none.
-    pub fn new(format: CallFormat, only_first: bool) -> CallReader {
-        CallReader { format, only_first, place: Place::Start, held: String::new(), begun: 0 }
+    /// `only_first`: an answer that does not begin with a call has none. `must`: it does begin with one.
+    pub fn new(format: CallFormat, only_first: bool, must: bool) -> CallReader {
+        CallReader { format, only_first, must, place: Place::Start, held: String::new(), begun: 0 }
     }
 
     /// Whether there are calls, and none of them was cut off before its arguments ended.
@@ -252,11 +254,15 @@ impl CallReader {
     }
 
     /// Ends the answer: text that was held back, because it could have become something else, is given now. Half a name
-    /// is dropped.
+    /// is dropped, and so is the beginning of a call that must be.
     pub fn finish(&mut self) -> Option<Found> {
         let held = std::mem::take(&mut self.held);
-        let text = matches!(self.place, Place::Start | Place::Text) && !held.is_empty();
-        text.then_some(Found::Text(held))
+        let is_text = match self.place {
+            Place::Start => !self.must,
+            Place::Text => true,
+            Place::Before | Place::Name | Place::Arguments { .. } => false,
+        };
+        (is_text && !held.is_empty()).then_some(Found::Text(held))
     }
 
     /// Reads as far as the present state goes. Returns whether there is more to read.
@@ -352,7 +358,7 @@ mod tests {
 
     /// What a reader finds; neighbouring pieces of the same kind are joined.
     fn read<'a>(format: CallFormat, pieces: impl IntoIterator<Item = &'a str>) -> Vec<Found> {
-        collect(CallReader::new(format, false), pieces)
+        collect(CallReader::new(format, false, false), pieces)
     }
 
     fn collect<'a>(mut reader: CallReader, pieces: impl IntoIterator<Item = &'a str>) -> Vec<Found> {
@@ -418,9 +424,24 @@ mod tests {
             let json = format!("{{\"a\":{:?}}}", format.marker);
             for cut in 0..json.len() {
                 let pieces = [&json[..cut], &json[cut..]];
-                assert_eq!(collect(CallReader::new(format, true), pieces), [text(&json)]);
+                assert_eq!(collect(CallReader::new(format, true, false), pieces), [text(&json)]);
             }
-            assert_eq!(collect(CallReader::new(format, true), [call]), self::call("f", "{}"));
+            assert_eq!(collect(CallReader::new(format, true, false), [call]), self::call("f", "{}"));
+        }
+    }
+
+    #[test]
+    fn the_beginning_of_a_call_that_must_be_is_no_text() {
+        let whole = [
+            (CallFormat::JSON, "{\"name\": \"f"),
+            (CallFormat::LLAMA3, "{\"name\": \"f"),
+            (CallFormat::HERMES, "<tool_call>\n{\"name\": \"f"),
+            (CallFormat::MISTRAL, "[TOOL_CALLS][{\"name\": \"f"),
+        ];
+        for (format, whole) in whole {
+            for cut in 0..=whole.len() {
+                assert_eq!(collect(CallReader::new(format, false, true), [&whole[..cut]]), [], "{:?}", &whole[..cut]);
+            }
         }
     }
 
@@ -429,7 +450,7 @@ mod tests {
         let whole = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": [1]}}\n</tool_call>";
         let complete = whole.find("]}").unwrap() + 2;
         for cut in 0..whole.len() {
-            let mut reader = CallReader::new(CallFormat::HERMES, false);
+            let mut reader = CallReader::new(CallFormat::HERMES, false, false);
             reader.push(&whole[..cut]);
             assert_eq!(reader.called(), cut >= complete, "{:?}", &whole[..cut]);
         }

@@ -15,7 +15,7 @@ use super::{
     state::{Server, State},
     tools::{Tool, ToolChoice, ToolChoiceShape, ToolKind, Tools},
 };
-use crate::{TokenLogprobs, TokenStream, Tokenizer};
+use crate::{TokenStream, Tokenizer};
 use axum::{Extension, extract, response::Response};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
@@ -199,7 +199,7 @@ fn read(state: &State, body: &[u8]) -> Result<(Prepared, Choices<Chat>), ApiErro
     }
     let functions = own.tools.unwrap_or_default().into_iter().map(|tool| tool.function).collect();
     let tools = Tools::new(functions, own.tool_choice, own.parallel_tool_calls, state.calls)?;
-    let prompt = Prompt { ids: encode(state, &own.messages, begun, tools.as_ref())?, text: None };
+    let prompt = Prompt { ids: encode(state, &own.messages, begun, tools.as_ref())?, ..Prompt::default() };
     let wishes = Wishes {
         logprobs: logprobs.then_some(top),
         prompt_logprobs: common.prompt_logprobs,
@@ -208,7 +208,7 @@ fn read(state: &State, body: &[u8]) -> Result<(Prepared, Choices<Chat>), ApiErro
         ..Wishes::default()
     };
     let return_ids = common.return_token_ids.unwrap_or(false);
-    let prompt_logprobs = common.prompt_logprobs.is_some();
+    let prompt_logprobs = common.prompt_logprobs;
     let tokenizer = state.tokenizer.clone();
     let stream = if common.skip_special() { tokenizer.stream() } else { tokenizer.stream_with_special() };
     let request = state.prepare(common, parsed.ignored, std::slice::from_ref(&prompt), &wishes)?;
@@ -226,7 +226,7 @@ struct Chat {
     pending: Vec<Pending>,
     prompt: Vec<u32>,
     logprobs: bool,
-    prompt_logprobs: bool,
+    prompt_logprobs: Option<u32>,
     return_ids: bool,
 }
 
@@ -277,13 +277,11 @@ impl Pending {
 impl Chat {
     /// What the request asked for in addition. What concerns the prompt comes only with the `first` piece.
     fn extras(&self, delta: &Delta, first: bool) -> Extras {
-        let prompt = |scored: &Option<Vec<TokenLogprobs>>| {
-            logprobs::prompt(&self.tokenizer, scored.as_deref().unwrap_or_default())
-        };
+        let prompt = |top: u32| logprobs::prompt(&self.tokenizer, delta.prompt.as_deref().unwrap_or_default(), top);
         Extras {
             token_ids: self.return_ids.then(|| delta.tokens.iter().map(|(id, _)| *id).collect()),
             prompt_token_ids: (self.return_ids && first).then(|| self.prompt.clone()),
-            prompt_logprobs: (self.prompt_logprobs && first).then(|| prompt(&delta.prompt)),
+            prompt_logprobs: self.prompt_logprobs.filter(|_| first).map(prompt),
         }
     }
 }

@@ -11,7 +11,7 @@ use super::{
     prepare::{Prepared, Prompt, Wishes},
     state::{Server, State},
 };
-use crate::{Message, Template, TokenStream, Tokenizer};
+use crate::{TokenStream, Tokenizer};
 use axum::{Extension, extract, response::Response};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -145,7 +145,7 @@ fn read(state: &State, body: &[u8]) -> Result<(Prepared, Choices<Completions>), 
     const CHAT: &str = "it belongs to /v1/chat/completions";
     let refused = [
         ("parallel_tool_calls", "true", CHAT),
-        ("suffix", "", "the models here continue a text, and do not fill gaps in it"),
+        ("suffix", "\"\"", "the models here continue a text, and do not fill gaps in it"),
         ("tool_choice", "\"none\"", CHAT),
         ("tools", "", CHAT),
     ];
@@ -174,16 +174,18 @@ fn read(state: &State, body: &[u8]) -> Result<(Prepared, Choices<Completions>), 
     let request = state.prepare(common, parsed.ignored, &prompts, &wishes)?;
     let stream = || stream(&state.tokenizer, skip_special);
     let choice = |index: usize| {
-        let prompt = &prompts[index / n];
-        let text = match (&prompt.text, echo) {
-            (_, false) => String::new(),
-            (Some(text), true) => text.clone(),
-            (None, true) => {
-                state.tokenizer.decode(&prompt.ids, skip_special).map_err(|e| ApiError::from_library(e, "prompt"))?
+        let Prompt { ids, text, bos } = &prompts[index / n];
+        let (echo, stream) = match text {
+            _ if !echo => (String::new(), stream().after(ids)),
+            // It comes back as it was sent, with the special tokens that it names.
+            Some(text) => (text.clone(), state.tokenizer.stream_with_special()),
+            None => {
+                let text = state.tokenizer.decode(ids, skip_special);
+                (text.map_err(|e| ApiError::from_library(e, "prompt"))?, stream())
             }
         };
-        let legacy = Legacy::new(if echo { stream() } else { stream().after(&prompt.ids) });
-        Ok(Pending { prompt: prompt.ids.clone(), echo: text, legacy, choice: None })
+        let (of_ids, legacy) = (text.is_none(), Legacy::new(stream));
+        Ok(Pending { prompt: ids.clone(), bos: *bos, echo, of_ids, legacy, choice: None })
     };
     let pending = (0..prompts.len() * n).map(choice).collect::<Result<_, ApiError>>()?;
     let tokenizer = state.tokenizer.clone();
@@ -192,7 +194,7 @@ fn read(state: &State, body: &[u8]) -> Result<(Prepared, Choices<Completions>), 
         pending,
         logprobs: own.logprobs,
         echo,
-        prompt_logprobs: asked.is_some(),
+        prompt_logprobs: asked,
         return_ids,
         skip_special,
     };
@@ -216,15 +218,14 @@ impl Prompts {
     /// The tokens of the prompts; `field` names the field that they came in.
     pub fn encode(self, tokenizer: &Tokenizer, special: bool, field: &str) -> Result<Vec<Prompt>, ApiError> {
         let text = |text: String| {
-            let ids = match special {
-                true => Template::Raw.encode(tokenizer, &[Message::new("user", &text)], None),
-                false => tokenizer.encode(&text, false),
-            };
-            Ok(Prompt { ids: ids.map_err(|e| ApiError::from_library(e, field))?, text: Some(text) })
+            let mut ids = tokenizer.encode(&text, false).map_err(|e| ApiError::from_library(e, field))?;
+            let bos = tokenizer.bos().filter(|bos| special && ids.first() != Some(bos));
+            ids.splice(0..0, bos);
+            Ok(Prompt { ids, text: Some(text), bos: bos.is_some() })
         };
         match self {
             Prompts::Texts(list) => list.into_iter().map(text).collect(),
-            Prompts::Ids(lists) => Ok(lists.into_iter().map(|ids| Prompt { ids, text: None }).collect()),
+            Prompts::Ids(lists) => Ok(lists.into_iter().map(|ids| Prompt { ids, ..Prompt::default() }).collect()),
         }
     }
 }
@@ -235,15 +236,19 @@ struct Completions {
     pending: Vec<Pending>,
     logprobs: Option<u32>,
     echo: bool,
-    prompt_logprobs: bool,
+    prompt_logprobs: Option<u32>,
     return_ids: bool,
     skip_special: bool,
 }
 
 struct Pending {
     prompt: Vec<u32>,
+    /// Whether it begins with a BOS that `echo` does not have.
+    bos: bool,
     /// The text in front of the answer.
     echo: String,
+    /// Whether that is the text of ids, and not the client's own.
+    of_ids: bool,
     legacy: Legacy,
     choice: Option<CompletionChoice>,
 }
@@ -256,14 +261,21 @@ impl Completions {
         let mut lists = LegacyLogprobs::default();
         if first {
             piece.text = std::mem::take(&mut pending.echo);
-            let scored = delta.prompt.unwrap_or_default();
-            if self.prompt_logprobs {
-                piece.prompt_logprobs = Some(logprobs::prompt(&self.tokenizer, &scored));
+            if self.echo && pending.of_ids {
+                let all = pending.prompt.iter().copied().chain(delta.tokens.iter().map(|(id, _)| *id));
+                cut(&mut piece.text, self.tokenizer.decode(&all.collect::<Vec<u32>>(), self.skip_special));
             }
-            if self.echo && self.logprobs.is_some() {
-                let scores = [None].into_iter().chain(scored.into_iter().map(Some));
+            let scored = delta.prompt.unwrap_or_default();
+            piece.prompt_logprobs = self.prompt_logprobs.map(|top| logprobs::prompt(&self.tokenizer, &scored, top));
+            if let Some(top) = self.logprobs.filter(|_| self.echo) {
+                let scores = [None].into_iter().chain(scored.into_iter().map(|mut scored| {
+                    scored.top.truncate(top as usize); // `prompt_logprobs` may have asked for more
+                    Some(scored)
+                }));
                 let ids: Vec<Scored> = pending.prompt.iter().copied().zip(scores).collect();
-                lists = pending.legacy.add(&ids);
+                let (bos, text) = ids.split_at(usize::from(pending.bos));
+                lists = pending.legacy.without_text(bos);
+                lists.extend(pending.legacy.add(text));
                 let stream = stream(&self.tokenizer, self.skip_special).after(&pending.prompt);
                 pending.legacy.go_on(piece.text.chars().count(), stream);
             }
@@ -280,6 +292,15 @@ impl Completions {
             piece.stop_reason = end.stop_reason;
         }
         piece
+    }
+}
+
+/// Cuts off a prompt's text what the answer changes of it; `whole` is the text of both. If the prompt ends within a
+/// character, its own text has U+FFFD there, and the answer's begins with the whole character.
+fn cut(text: &mut String, whole: crate::Result<String>) {
+    if let Ok(whole) = whole {
+        let same = text.chars().zip(whole.chars()).take_while(|(a, b)| a == b);
+        text.truncate(same.map(|(a, _)| a.len_utf8()).sum());
     }
 }
 

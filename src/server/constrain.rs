@@ -83,7 +83,7 @@ impl Grammars {
             Format::JsonSchema(schema) => TopLevelGrammar::from_json_schema(compact(schema)),
             Format::Regex(regex) => TopLevelGrammar::from_regex(regex),
             Format::Choice(texts) if texts.is_empty() => return Err("there is nothing to choose from".into()),
-            Format::Choice(texts) => TopLevelGrammar::from_lark(choice(texts)?),
+            Format::Choice(texts) => TopLevelGrammar::from_regex(&choice(texts)),
             Format::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
         };
         let mut matcher = Matcher::new(self.factory.create_parser(grammar));
@@ -117,10 +117,11 @@ fn with(schema: &Value, options: JsonCompileOptions) -> Value {
     schema
 }
 
-/// A grammar of these texts; JSON's string syntax is also Lark's.
-fn choice(texts: &[String]) -> Result<String, String> {
-    let quoted: Result<Vec<String>, _> = texts.iter().map(serde_json::to_string).collect();
-    Ok(format!("start: {}", quoted.map_err(|e| e.to_string())?.join(" | ")))
+/// A regular expression that matches these texts. Strings of a Lark grammar cannot have all characters, and llguidance
+/// takes at most 2000 of them as alternatives.
+fn choice(texts: &[String]) -> String {
+    let escaped: Vec<_> = texts.iter().map(|text| fancy_regex::escape(text)).collect();
+    format!("(?:{})", escaped.join("|"))
 }
 
 impl Clone for Grammar {
@@ -143,7 +144,15 @@ impl Constraint for Grammar {
 
     fn accept(&mut self, token: u32) -> Result<(), String> {
         if self.matcher.is_stopped() {
-            return Ok(()); // the token that ended the text
+            let ends = self.matcher.compute_mask_or_eos().map_err(|e| e.to_string())?;
+            // Where a logit_bias forbids all that is allowed, the sampler takes token 0.
+            return match ends.is_allowed(token) {
+                true => Ok(()),
+                false => Err(format!(
+                    "the required format has ended, and token {token} came instead of one that ends the text: leave those \
+                     out of logit_bias"
+                )),
+            };
         }
         self.matcher.consume_token(token).map_err(|e| e.to_string())
     }

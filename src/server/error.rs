@@ -138,6 +138,18 @@ impl ApiError {
         }
     }
 
+    /// The same in an API that calls the field `f` of a chat `own(f)`.
+    pub fn renamed(mut self, own: fn(&str) -> String) -> Self {
+        if let Some(param) = self.param.take() {
+            let own = own(&param);
+            if let Some(rest) = self.message.strip_prefix(&param).filter(|rest| rest.starts_with(':')) {
+                self.message = format!("{own}{rest}");
+            }
+            self.param = Some(own);
+        }
+        self
+    }
+
     /// The body that is sent, also as the last event of a stream that fails.
     pub fn reply(&self) -> ErrorReply {
         let Self { kind, code, ref param, ref message, .. } = *self;

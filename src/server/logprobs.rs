@@ -62,6 +62,16 @@ impl Legacy {
     /// The lists for the next tokens. The name of a token is the text that it adds, so all names together are the text.
     pub fn add(&mut self, tokens: &[Scored]) -> LegacyLogprobs {
         let mut lists = LegacyLogprobs::default();
+        for token in tokens {
+            lists.extend(self.without_text(std::slice::from_ref(token)));
+            self.chars += self.stream.push(token.0).map_or(0, |text| text.chars().count());
+        }
+        lists
+    }
+
+    /// The lists for tokens that add nothing to the text, such as a BOS in front of it.
+    pub fn without_text(&self, tokens: &[Scored]) -> LegacyLogprobs {
+        let mut lists = LegacyLogprobs::default();
         for (id, scored) in tokens {
             let name = |id: u32| written(self.stream.bytes_of(id));
             lists.tokens.push(name(*id));
@@ -71,7 +81,6 @@ impl Legacy {
                 top.map(|(id, logprob)| (name(id), finite(logprob))).collect()
             }));
             lists.text_offset.push(self.chars + self.stream.open_chars());
-            self.chars += self.stream.push(*id).map_or(0, |text| text.chars().count());
         }
         lists
     }
@@ -144,15 +153,21 @@ pub(super) struct PromptToken {
     decoded_token: String,
 }
 
-/// The log-probabilities of a prompt's tokens, as vLLM reports them: by id, `null` for the first token.
-pub(super) fn prompt(tokenizer: &Tokenizer, scored: &[TokenLogprobs]) -> Vec<Option<BTreeMap<u32, PromptToken>>> {
+/// The log-probabilities of a prompt's tokens and of the `top` most likely ones, as vLLM reports them: by id, `null` for
+/// the first token.
+pub(super) fn prompt(
+    tokenizer: &Tokenizer,
+    scored: &[TokenLogprobs],
+    top: u32,
+) -> Vec<Option<BTreeMap<u32, PromptToken>>> {
     let token =
         |id, logprob, rank| (id, PromptToken { logprob: finite(logprob), rank, decoded_token: name(tokenizer, id) });
     let each = |s: &TokenLogprobs| {
         // The token itself comes first, so that where it is also among the others, its known rank replaces the unknown
         // one.
         let own = token(s.token, s.logprob, None);
-        let top = s.top.iter().enumerate().map(|(i, &(id, logprob))| token(id, logprob, Some(i + 1)));
+        let top =
+            s.top.iter().take(top as usize).enumerate().map(|(i, &(id, logprob))| token(id, logprob, Some(i + 1)));
         Some([own].into_iter().chain(top).collect())
     };
     [None].into_iter().chain(scored.iter().map(each)).collect()

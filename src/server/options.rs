@@ -5,8 +5,8 @@ use crate::{
     SamplingDefaults, Speculate, Template,
     error::{Error, Result},
 };
-use axum::http::{HeaderName, HeaderValue, Method, header};
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use axum::http::{HeaderName, HeaderValue, Method};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 /// How to serve.
 #[derive(Clone)]
@@ -75,13 +75,9 @@ pub(super) fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
         true => AllowOrigin::any(),
         false => AllowOrigin::list(origins.iter().map(origin).collect::<Result<Vec<_>>>()?),
     };
-    let own = ["x-api-key", "anthropic-version", "anthropic-beta", "anthropic-dangerous-direct-browser-access"];
-    let allowed_headers = own
-        .map(HeaderName::from_static)
-        .into_iter()
-        .chain([header::AUTHORIZATION, header::CONTENT_TYPE])
-        .collect::<Vec<_>>();
     let exposed = ["x-request-id", "x-aoji-ignored-params", "retry-after"].map(HeaderName::from_static);
     let cors = CorsLayer::new().allow_origin(allowed).allow_methods([Method::GET, Method::POST]);
-    Ok(Some(cors.allow_headers(allowed_headers).expose_headers(exposed)))
+    // Clients send headers of their own, such as x-stainless-lang, and more of them with each version. Who is let in is
+    // decided by the origin and the key: a page of an allowed origin may send any header.
+    Ok(Some(cors.allow_headers(AllowHeaders::mirror_request()).expose_headers(exposed)))
 }

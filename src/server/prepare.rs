@@ -16,9 +16,12 @@ use serde_json::Value;
 use std::sync::Arc;
 
 /// A prompt, and its text if it was sent as text.
+#[derive(Default)]
 pub(super) struct Prompt {
     pub ids: Vec<u32>,
     pub text: Option<String>,
+    /// Whether the first id is a BOS that the text does not have.
+    pub bos: bool,
 }
 
 /// A request that was read and checked.
@@ -26,7 +29,7 @@ pub(super) struct Prepared {
     pub model: String,
     pub jobs: Vec<Job>,
     /// The required format of the answers, and the field that asks for it.
-    pub format: Option<(&'static str, Format)>,
+    pub format: Option<(String, Format)>,
     /// The parts of a combined format, each with its field. When the format is refused, they show which part is to
     /// blame.
     pub parts: Vec<(String, Format)>,
@@ -42,6 +45,14 @@ pub(super) struct Prepared {
     pub include_usage: bool,
     pub continuous_usage: bool,
     pub ignored: Vec<String>,
+}
+
+impl Prepared {
+    /// The same in an API that calls the field `f` of a chat `own(f)`: only later is found what is wrong with a format.
+    pub fn renamed(mut self, own: fn(&str) -> String) -> Prepared {
+        self.format.iter_mut().chain(&mut self.parts).for_each(|(field, _)| *field = own(field));
+        self
+    }
 }
 
 /// What the APIs express in different ways.
@@ -79,7 +90,7 @@ impl State {
         begun: bool,
         tools: Option<&Tools>,
     ) -> Result<Prepared, ApiError> {
-        let prompt = Prompt { ids: encode(self, messages, begun, tools)?, text: None };
+        let prompt = Prompt { ids: encode(self, messages, begun, tools)?, ..Prompt::default() };
         let wishes = Wishes { field: "messages", tools, ..Wishes::default() };
         self.prepare(common, ignored, &[prompt], &wishes)
     }
@@ -102,12 +113,13 @@ impl State {
                 return Err(ApiError::invalid(field, format!("{k} alternatives, allowed is 0 to {MAX_LOGPROBS}")));
             }
         }
-        let mut format = format(&common)?;
+        let mut format = format(&common)?.map(|(field, format)| (field.to_string(), format));
         let (mut parts, mut reader) = (Vec::new(), None);
         if let Some(tools) = wishes.tools {
-            reader = Some(CallReader::new(tools.format, format.is_some()));
-            format = Some(("tools", tools.grammar(&self.tokenizer, format.as_ref().map(|(_, format)| format))?));
+            reader = Some(CallReader::new(tools.format, format.is_some(), tools.must()));
+            let combined = tools.grammar(&self.tokenizer, format.as_ref().map(|(_, format)| format))?;
             parts = tools.schemas();
+            parts.extend(format.replace(("tools".into(), combined)));
             options.keep_special |= tools.format.needs_special(&self.tokenizer);
         }
         if let Some((field, _)) = &format {
@@ -117,6 +129,7 @@ impl State {
         let mut jobs = Vec::with_capacity(prompts.len() * n);
         for prompt in prompts {
             options.max_tokens = self.room(&common, prompt, wishes)?;
+            options.check_length().map_err(|e| ApiError::from_library(e, "min_tokens"))?;
             if let Some(tokens) = options.max_tokens {
                 self.metrics.max_tokens(tokens);
             }
@@ -166,8 +179,7 @@ impl State {
             return Err(ApiError::invalid(wishes.field, format!("token {id} is not below the vocabulary's {vocab}")));
         }
         match common.limit()? {
-            // Even without an answer there must be room for one token: the prompt's last token leads to one.
-            Some((tokens, field)) if length.saturating_add(tokens.max(1)) > max => {
+            Some((tokens, field)) if length.saturating_add(tokens) > max => {
                 Err(ApiError::context(length, tokens, max, if length >= max { wishes.field } else { field }))
             }
             Some((tokens, _)) => Ok(Some(tokens)),
@@ -203,10 +215,10 @@ impl State {
         let parts = std::mem::take(&mut request.parts);
         let state = self.clone();
         let compile = move || {
-            let grammars = state.grammars().map_err(|why| ApiError::unsupported(field, why))?;
+            let grammars = state.grammars().map_err(|why| ApiError::unsupported(&field, why))?;
             grammars.compile(&format).map_err(|why| {
                 let wrong = |(field, part): &(String, Format)| Some((field.clone(), grammars.compile(part).err()?));
-                let (field, why) = parts.iter().find_map(wrong).unwrap_or((field.into(), why));
+                let (field, why) = parts.iter().find_map(wrong).unwrap_or((field, why));
                 ApiError::invalid(&field, format!("{field}: {why}"))
             })
         };

@@ -87,9 +87,9 @@ impl Server {
         };
         let server = Server(Arc::new(state));
         // This takes hundreds of milliseconds for a large vocabulary, and the first request with a schema should not
-        // wait for it.
+        // wait for it; unless the system gives no more threads.
         let state = server.0.clone();
-        thread::spawn(move || {
+        let _ = thread::Builder::new().spawn(move || {
             let _ = state.grammars(); // an error is reported to the requests that need them
         });
         Ok(server)

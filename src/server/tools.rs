@@ -168,6 +168,11 @@ impl Tools {
         Ok((choice != ToolChoice::None).then_some(Tools { format, functions, choice, parallel }))
     }
 
+    /// Whether an answer must have calls.
+    pub fn must(&self) -> bool {
+        matches!(self.choice, ToolChoice::Required | ToolChoice::Named(_))
+    }
+
     /// The functions in the form that chat templates get.
     pub fn for_template(&self) -> Vec<Value> {
         let tool = |f: &Function| {
@@ -220,7 +225,7 @@ impl Tools {
         let close = if format.close.is_empty() { String::new() } else { format!(" {}", literal(format.close)) };
         let list = format!("call{more}{close}");
         let marked = format!("{} ({}) {list}", literal(format.marker), open.join(" | "));
-        let must = matches!(self.choice, ToolChoice::Required | ToolChoice::Named(_));
+        let must = self.must();
         let mut text = match (format.marker, answer) {
             ("", _) if must => format!("start: {} {list}\n", quoted(HEAD)),
             (_, _) if must => format!("start: {marked}\n"),

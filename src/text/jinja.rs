@@ -12,7 +12,7 @@ use minijinja::{AutoEscape, Environment, ErrorKind, Value, context};
 use super::{
     Message,
     percent::with_format_filter,
-    python::{method, tojson},
+    python::{format, indent, method, tojson},
     strftime::strftime,
     tokenizer_config::{ChatTemplate, TokenizerConfig},
 };
@@ -30,7 +30,6 @@ use crate::{
 ///
 /// If a checkpoint has several templates by name, a conversation with tools uses the one called `tool_use`, as in
 /// transformers, and any other uses `default`.
-/// transformers, and any other through `default`.
 #[derive(Debug, Clone)]
 pub struct Jinja(Arc<Compiled>, Arc<[serde_json::Value]>);
 
@@ -103,6 +102,8 @@ impl Jinja {
         let iterable = |v: &Value| !v.is_none() && v.try_iter().is_ok();
         environment.add_test("iterable", iterable);
         environment.add_filter("tojson", tojson);
+        environment.add_filter("indent", indent);
+        environment.add_filter("format", format);
         environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
@@ -113,7 +114,8 @@ impl Jinja {
             let Some(source) = source else { continue };
             // Jinja knows only one kind of line end.
             let source = source.replace("\r\n", "\n").replace('\r', "\n");
-            let source = with_format_filter(&without_generation_tags(&source));
+            let source = with_format_filter(&without_generation_tags(&source))
+                .map_err(|what| Error::file(path, format!("{name}: {what}")))?;
             environment
                 .add_template_owned(name, source)
                 .map_err(|e| Error::file(path, format!("{name}, {}", explain(&e))))?;

@@ -13,6 +13,7 @@ mod stream;
 mod strftime;
 mod tokenizer;
 mod tokenizer_config;
+mod tokenizer_file;
 mod tool;
 
 pub use jinja::Jinja;

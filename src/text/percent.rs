@@ -1,17 +1,26 @@
 //! Translates Python's `'%s' % x` in chat templates to `'%s' | format(x)`, which minijinja understands.
 
+/// How deep formats may be inside of each other. Templates of published models have one, seldom two.
+const MAX_DEPTH: usize = 64;
+
 /// The template with every `%` after a string replaced by the filter `format`. Between numbers it stays.
-pub fn with_format_filter(source: &str) -> String {
+///
+/// # Errors
+/// Formats that are too deep inside of each other: each takes a part of the stack.
+pub fn with_format_filter(source: &str) -> Result<String, String> {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(at) = ["{{", "{%"].iter().filter_map(|open| rest.find(open)).min() {
         let (before, tag) = rest.split_at(at + 2);
         out.push_str(before);
         let end = end_of(tag, |rest| rest.starts_with("}}") || rest.starts_with("%}"));
-        out.push_str(&expression(&tag[..end]));
+        let Some(code) = expression(&tag[..end], MAX_DEPTH) else {
+            return Err(format!("a `'%s' % x` is inside of {MAX_DEPTH} others, expected fewer"));
+        };
+        out.push_str(&code);
         rest = &tag[end..];
     }
-    out + rest
+    Ok(out + rest)
 }
 
 /// How many bytes come before the first position outside of strings at which `ends` is true; all if there is none.
@@ -40,7 +49,8 @@ fn piece(code: &str) -> usize {
     code.len()
 }
 
-fn expression(code: &str) -> String {
+/// The code with the filter; `None` where formats are more than `depth` deep.
+fn expression(code: &str, depth: usize) -> Option<String> {
     let mut out = String::with_capacity(code.len());
     let mut rest = code;
     while !rest.is_empty() {
@@ -52,11 +62,12 @@ fn expression(code: &str) -> String {
             let (operand, after) = operand.split_at(operand_len(operand));
             let several = operand.strip_prefix('(').and_then(|o| o.strip_suffix(')'));
             let several = several.filter(|inner| end_of(inner, |rest| rest.starts_with(')')) == inner.len());
-            out += &format!(" | format({})", expression(several.unwrap_or(operand).trim_end().trim_end_matches(',')));
+            let operands = several.unwrap_or(operand).trim_end().trim_end_matches(',');
+            out += &format!(" | format({})", expression(operands, depth.checked_sub(1)?)?);
             rest = after;
         }
     }
-    out
+    Some(out)
 }
 
 /// Length of the expression that `%` takes on its right, in bytes: a value with its calls, lookups and filters.
@@ -128,12 +139,25 @@ mod tests {
         let y = minijinja::Value::from(minijinja::value::Serde(serde_json::json!({"k": ["한"]})));
         for (source, expected) in cases {
             let environment = minijinja::Environment::new();
-            let rendered =
-                environment.render_str(&with_format_filter(source), minijinja::context! { x => 7, y => y.clone() });
+            let source = with_format_filter(source).unwrap();
+            let rendered = environment.render_str(&source, minijinja::context! { x => 7, y => y.clone() });
             assert_eq!(rendered.unwrap_or_else(|e| format!("{e:#}")), expected, "{source}");
         }
         for plain in ["a % b", "{# '%s' % x #}", "{{ '%s'", "{% raw"] {
-            assert_eq!(with_format_filter(plain), plain);
+            assert_eq!(with_format_filter(plain).unwrap(), plain);
         }
+    }
+
+    #[test]
+    fn formats_inside_of_formats() {
+        let nested = |n: usize| format!("{{{{ {}x{} }}}}", "'%s' % (".repeat(n), ")".repeat(n));
+        let source = with_format_filter(&nested(20)).unwrap();
+        let rendered = minijinja::Environment::new().render_str(&source, minijinja::context! { x => 7 });
+        assert_eq!(rendered.unwrap_or_else(|e| format!("{e:#}")), "7");
+        assert!(with_format_filter(&nested(64)).is_ok(), "minijinja has a limit of its own");
+        for n in [65, 100_000] {
+            assert!(with_format_filter(&nested(n)).unwrap_err().contains("inside of 64 others"), "{n}");
+        }
+        assert!(with_format_filter(&format!("{{{{ {}", "'%s' % (".repeat(100_000))).is_err(), "never closed");
     }
 }

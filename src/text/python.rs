@@ -1,13 +1,71 @@
 //! What chat templates use of Python: methods of texts that minijinja does not have, and `tojson` as transformers defines it.
 
-use minijinja::value::{Kwargs, Rest, Tuple, ValueOrKwargs, from_args};
-use minijinja::{Error, ErrorKind, State, Value};
+use minijinja::value::{Kwargs, Rest, StringInput, Tuple, ValueOrKwargs, from_args};
+use minijinja::{Error, ErrorKind, State, Value, filters};
 use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
 use std::io::{self, Write};
 
 fn wrong(what: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOperation, what)
+}
+
+/// Most characters that a text is filled up to: no prompt needs more, and where memory for more cannot be had, the process ends.
+const MAX_WIDTH: usize = 1 << 20;
+
+fn bounded(width: usize) -> Result<usize, Error> {
+    match width <= MAX_WIDTH {
+        true => Ok(width),
+        false => Err(wrong(format!("a text is to be {width} characters wide, expected up to {MAX_WIDTH}"))),
+    }
+}
+
+/// minijinja's filter, which takes any width.
+pub fn indent(
+    text: StringInput<'_>,
+    width: Option<usize>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    options: Kwargs,
+) -> Result<Value, Error> {
+    let width = match width {
+        None => options.get("width")?,
+        width => width,
+    };
+    bounded(width.unwrap_or(0))?;
+    filters::indent(text, width, first, blank, options)
+}
+
+/// minijinja's filter, which takes any width.
+pub fn format(state: &mut State, text: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    bounded(text.as_str().map_or(0, widest_of_percent))?;
+    filters::format(state, text, args)
+}
+
+/// The largest width or precision in a text for Python's `%`.
+fn widest_of_percent(text: &str) -> usize {
+    let text = text.replace("%%", "");
+    let places = text.split('%').skip(1).map(|place| match place.strip_prefix('(').and_then(|p| p.split_once(')')) {
+        Some((_key, place)) => place,
+        None => place,
+    });
+    let flags_and_widths = |c: char| "#0- +.".contains(c) || c.is_ascii_digit();
+    places
+        .map(|place| largest(&place[..place.find(|c| !flags_and_widths(c)).unwrap_or(place.len())]))
+        .max()
+        .unwrap_or(0)
+}
+
+/// The largest width or precision in a text for Python's `str.format`.
+fn widest_of_format(text: &str) -> usize {
+    let text = text.replace("{{", "");
+    let places = text.split('{').skip(1).filter_map(|place| place.split('}').next()?.split_once(':'));
+    places.map(|(_, place)| largest(place)).max().unwrap_or(0)
+}
+
+fn largest(text: &str) -> usize {
+    let numbers = text.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
+    numbers.map(|digits| digits.parse().unwrap_or(usize::MAX)).max().unwrap_or(0)
 }
 
 /// A method of Python's `str`, `list` or `dict`, for [`minijinja::Environment::set_unknown_method_callback`].
@@ -62,7 +120,7 @@ fn text_method(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>, 
         }
         "ljust" | "rjust" | "center" => {
             let (width, fill): (usize, Option<char>) = from_args(args)?;
-            let missing = width.saturating_sub(text.chars().count());
+            let missing = bounded(width)?.saturating_sub(text.chars().count());
             let left = match name {
                 "ljust" => 0,
                 "rjust" => missing,
@@ -74,8 +132,12 @@ fn text_method(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>, 
         "zfill" => {
             let (width,): (usize,) = from_args(args)?;
             let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
-            let zeros = "0".repeat(width.saturating_sub(text.chars().count()));
+            let zeros = "0".repeat(bounded(width)?.saturating_sub(text.chars().count()));
             Value::from(text[..text.len() - digits.len()].to_string() + &zeros + digits)
+        }
+        "format" => {
+            bounded(widest_of_format(text))?;
+            return Ok(None);
         }
         "casefold" => Value::from(text.to_lowercase()),
         "swapcase" => {
@@ -133,7 +195,10 @@ pub fn tojson(value: &Value, args: Rest<ValueOrKwargs>) -> Result<String, Error>
     let indent = match indent {
         None => None,
         Some(text) if text.as_str().is_some() => text.as_str().map(String::from),
-        Some(spaces) => Some(" ".repeat(usize::try_from(spaces).map_err(|_| wrong("indent is a number or a text"))?)),
+        Some(spaces) => {
+            let spaces = usize::try_from(spaces).map_err(|_| wrong("indent is a number or a text"))?;
+            Some(" ".repeat(bounded(spaces)?))
+        }
     };
     let separators = match separators {
         None => [if indent.is_some() { "," } else { ", " }.to_string(), ": ".to_string()],
@@ -273,6 +338,8 @@ mod tests {
         let mut environment = minijinja::Environment::new();
         environment.set_unknown_method_callback(method);
         environment.add_filter("tojson", tojson);
+        environment.add_filter("indent", indent);
+        environment.add_filter("format", format);
         let x = json!({"z": 1, "a": [true, null, "<한🫠\u{7f}\u{1f}\">"], "e": [], "o": {}});
         let x = Value::from(minijinja::value::Serde(x));
         environment.render_str(source, minijinja::context! { x }).unwrap_or_else(|e| format!("{e:#}"))
@@ -343,6 +410,46 @@ mod tests {
         }
         for failing in ["'a'.split('')", "'a'.partition('')", "'a'.index('b')", "[1].index(2)"] {
             assert!(render(&format!("{{{{ {failing} }}}}")).contains("invalid operation"), "{failing}");
+        }
+    }
+
+    #[test]
+    fn a_width_is_bounded() {
+        let with = |width: u64| {
+            [
+                format!("'a'.ljust({width})"),
+                format!("'a'.rjust({width}, '.')"),
+                format!("'a'.center({width})"),
+                format!("'7'.zfill({width})"),
+                format!("[]|tojson(indent={width})"),
+                format!("'a'|indent({width})"),
+                format!("'a'|indent(width={width})"),
+                format!("'%% %-{width}s'|format('a')"),
+                format!("'%(k)0{width}d'|format({{'k': 1}})"),
+                format!("'%.{width}f'|format(0.5)"),
+                format!("'{{}} {{{{{{:>{width}}}'.format(1, 2)"),
+            ]
+        };
+        for most in with(1 << 20) {
+            assert!(!render(&format!("{{{{ {most} }}}}")).contains("invalid"), "{most}");
+        }
+        for width in [(1 << 20) + 1, 1 << 62, u64::MAX] {
+            let expected = format!("a text is to be {width} characters wide, expected up to 1048576");
+            for more in with(width) {
+                let said = render(&format!("{{{{ {more} }}}}"));
+                assert!(said.contains(&expected), "{more}: {}", said.chars().take(200).collect::<String>());
+            }
+        }
+        // numbers that are no widths
+        for (plain, expected) in [
+            ("'99999999 %d'|format(99999999)", "99999999 99999999"),
+            ("'%d99999999'|format(1)", "199999999"),
+            ("'99999999 {}: 99999999'.format(1)", "99999999 1: 99999999"),
+            ("'{{:99999999}} {}'.format(1)", "{:99999999} 1"),
+            ("'a\nb'|indent(2, true)", "  a\n  b"),
+            ("'a\nb'|indent", "a\n    b"),
+        ] {
+            assert_eq!(render(&format!("{{{{ {plain} }}}}")), expected, "{plain}");
         }
     }
 }

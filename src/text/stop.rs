@@ -60,6 +60,15 @@ impl StopStrings {
         Found { text, stopped: self.stopped }
     }
 
+    /// Takes the next piece of a text that is not to end yet: no stop string ends in it, but one that ends later may begin in it.
+    /// Returns the text that may be shown now.
+    pub fn pass(&mut self, piece: &str) -> String {
+        let mut text = std::mem::take(&mut self.held);
+        text.push_str(piece);
+        self.held = text.split_off(text.len() - self.could_grow(&text));
+        text
+    }
+
     /// The text that was held back, when no more comes. After that, the watch starts anew.
     pub fn finish(&mut self) -> String {
         self.stopped = None;

@@ -2,7 +2,7 @@
 
 use tokenizers::{Decoder, DecoderWrapper};
 
-use super::Tokenizer;
+use super::{Tokenizer, tokenizer_file::guarded};
 
 /// How the tokens of a vocabulary become text, as far as that can be done token by token.
 pub(super) enum Decoding {
@@ -57,7 +57,7 @@ impl Decoding {
                 }
             }
             Self::Whole => match hf.get_decoder() {
-                Some(decoder) => decoder.decode(vec![token.clone()]).unwrap_or(token).into_bytes(),
+                Some(decoder) => guarded(|| decoder.decode(vec![token.clone()])).unwrap_or(token).into_bytes(),
                 None => token.into_bytes(),
             },
         }
@@ -248,7 +248,10 @@ impl TokenStream {
             Decoding::ByteLevel => lossy(self.bytes.clone()),
             Decoding::Pieces { .. } => { self.start }.stripped(decoding, run(self.bytes.clone())),
             // `push` kept only tokens that the text shows.
-            Decoding::Whole => self.tokenizer.decode(&self.tokens, false).unwrap_or_default(),
+            Decoding::Whole => self.tokenizer.decode(&self.tokens, false).unwrap_or_else(|e| {
+                tracing::warn!("a text is left out: {e}");
+                String::new()
+            }),
         }
     }
 
@@ -278,7 +281,7 @@ fn rewrite(each: &[DecoderWrapper], token: String, first: bool) -> String {
     let mut tokens = if first { vec![token] } else { vec![String::new(), token] };
     for decoder in each {
         // Replacing a string in a string cannot fail; a regular expression that gives up leaves the token as it is.
-        tokens = decoder.decode_chain(tokens.clone()).unwrap_or(tokens);
+        tokens = guarded(|| decoder.decode_chain(tokens.clone())).unwrap_or(tokens);
     }
     tokens.pop().unwrap_or_default()
 }

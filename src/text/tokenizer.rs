@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::Deserialize;
 use tokenizers::{AddedToken, AddedVocabulary, Decoder, Model, NormalizedString, Normalizer, OffsetType, PreTokenizer};
 
 use super::{
     stream::{Decoding, TokenStream},
     tokenizer_config::TokenizerConfig,
+    tokenizer_file::{check_ids, explain, guarded, read},
 };
 use crate::{
     error::{Error, Result},
@@ -60,31 +60,21 @@ impl Tokenizer {
     /// Truncation and padding that the file may still have from training are dropped: a prompt is never cut.
     ///
     /// # Errors
-    /// [`Error::File`] when it is no tokenizer, or lists an added token under an id that the vocabulary contradicts.
+    /// [`Error::File`] when it is no tokenizer, or lists an added token under an id that the vocabulary contradicts or that
+    /// no vocabulary is large enough for.
     pub fn from_bytes(path: impl AsRef<Path>, bytes: &[u8]) -> Result<Self> {
         Self::parse(path.as_ref(), bytes, None)
     }
 
     fn parse(path: &Path, bytes: &[u8], config: Option<&TokenizerConfig>) -> Result<Self> {
         let wrong = |e: &dyn std::fmt::Display| Error::file(path, format!("not a tokenizer that aoji can read: {e}"));
-        let mut hf = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| wrong(&e))?;
+        let mut hf = read(bytes).map_err(|e| wrong(&e))?;
         hf.with_truncation(None).map_err(|e| wrong(&e))?.with_padding(None);
-
-        // The crate numbers added tokens itself, and only logs when its id differs from the file's.
-        let listed: Listed = serde_json::from_slice(bytes).map_err(|e| wrong(&e))?;
-        for token in listed.added_tokens {
-            let found = hf.token_to_id(&token.content);
-            if found != Some(token.id) {
-                let found = found.map_or("none".into(), |id| id.to_string());
-                let Added { id, content } = token;
-                return Err(wrong(&format!("added token {content:?} is listed with id {id}, its place gives {found}")));
-            }
-        }
-
         if let Some(config) = config {
             let more = config.added_tokens(&hf);
             if !more.is_empty() {
-                hf.add_tokens(more).map_err(|e| wrong(&e))?;
+                guarded(|| hf.add_tokens(more)).map_err(|e| wrong(&e))?;
+                check_ids(&hf).map_err(|e| wrong(&e))?;
             }
         }
 
@@ -92,8 +82,9 @@ impl Tokenizer {
         plain.set_encode_special_tokens(true);
         let decoding = Decoding::of(hf.get_decoder());
         let mut inner = Inner { hf, plain, bos: None, decoding };
-        let bare = inner.encode("a", false)?;
-        inner.bos = match inner.encode("a", true)?.split_first() {
+        let encode = |special| inner.encode("a", special).map_err(|e| wrong(&explain(bytes, e)));
+        let bare = encode(false)?;
+        inner.bos = match encode(true)?.split_first() {
             Some((first, rest)) if !bare.is_empty() && rest.starts_with(&bare) => Some(*first),
             _ => None,
         };
@@ -108,7 +99,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Input`] when the file's rules cannot be applied to the text.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        self.0.encode(text, special)
+        self.0.encode(text, special).map_err(cannot_encode)
     }
 
     /// Token ids of `text` with nothing added, the text of special tokens taken as plain text: `<|end_of_text|>`
@@ -138,8 +129,9 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         let tokens: Vec<String> = ids.iter().filter_map(|&id| self.visible(id, skip_special)).collect();
         match self.0.hf.get_decoder() {
+            _ if tokens.is_empty() => Ok(String::new()), // the crate's BPEDecoder subtracts 1 from their number
             Some(decoder) => {
-                decoder.decode(tokens).map_err(|e| Error::Input(format!("cannot decode these tokens: {e}")))
+                guarded(|| decoder.decode(tokens)).map_err(|e| Error::Input(format!("cannot decode these tokens: {e}")))
             }
             None => Ok(tokens.join(" ")),
         }
@@ -222,8 +214,8 @@ impl Tokenizer {
 }
 
 impl Inner {
-    fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let encoding = self.hf.encode_fast(text, special).map_err(cannot_encode)?;
+    fn encode(&self, text: &str, special: bool) -> tokenizers::Result<Vec<u32>> {
+        let encoding = guarded(|| self.hf.encode_fast(text, special))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -231,8 +223,8 @@ impl Inner {
     /// vocabulary. `marks` are replaced by what they stand for after the added tokens have been found and the text is
     /// normalized.
     fn encode_seeing(&self, added: &AddedVocabulary, text: &str, marks: &[(char, String)]) -> Result<Vec<u32>> {
-        let mut split = added.extract_and_normalize(self.hf.get_normalizer(), text);
-        let ids = (|| {
+        let ids = guarded(|| {
+            let mut split = added.extract_and_normalize(self.hf.get_normalizer(), text);
             split.normalize(|piece| {
                 let here: Vec<_> = marks.iter().filter(|(mark, _)| piece.get().contains(*mark)).collect();
                 here.into_iter().try_for_each(|(mark, shown)| piece.replace(*mark, shown))
@@ -242,7 +234,7 @@ impl Inner {
             }
             self.hf.get_model().tokenize_in_pretokenized(&mut split, None)?;
             Ok(split.into_encoding(None, 0, OffsetType::None)?.get_ids().to_vec())
-        })();
+        });
         ids.map_err(cannot_encode)
     }
 
@@ -250,7 +242,7 @@ impl Inner {
     fn normalized(&self, text: &str) -> String {
         let normalize = |text: String| {
             let mut text = NormalizedString::from(text);
-            let done = self.hf.get_normalizer().map_or(Ok(()), |n| n.normalize(&mut text));
+            let done = guarded(|| self.hf.get_normalizer().map_or(Ok(()), |n| n.normalize(&mut text)));
             done.is_ok().then(|| text.get().to_string())
         };
         // The x in front keeps the normalizer from adding what it adds at the beginning of a text.
@@ -274,17 +266,4 @@ pub(super) fn vocab(hf: &tokenizers::Tokenizer) -> usize {
 
 fn cannot_encode(e: tokenizers::Error) -> Error {
     Error::Input(format!("cannot tokenize the text: {e}"))
-}
-
-/// The part of `tokenizer.json` that the crate does not check.
-#[derive(Deserialize)]
-struct Listed {
-    #[serde(default)]
-    added_tokens: Vec<Added>,
-}
-
-#[derive(Deserialize)]
-struct Added {
-    id: u32,
-    content: String,
 }

@@ -13,7 +13,6 @@ use crate::{
 };
 use half::bf16;
 use serde::Serialize;
-use std::fs;
 
 /// What a run will do, known before it begins.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -83,7 +82,7 @@ pub(super) fn plan(
 /// # Errors
 /// `Memory` with the numbers.
 pub(super) fn fits<B: TrainBackend>(b: &B, files: &ModelFiles, adapter: &Adapter, sizes: Sizes) -> Result<()> {
-    let (c, free) = (&files.config, if B::IS_GPU { b.free_memory()? } else { available() });
+    let (c, free) = (&files.config, b.free_memory()?);
     let elements: usize = files.weights.tensors().map(|t| t.rows() * t.cols()).sum();
     let weights = if B::IS_GPU { 2 * elements as u64 } else { 0 };
     let parts = [
@@ -115,11 +114,4 @@ pub(super) fn sizes(config: &TuneConfig, data: &Data, eval: &Data, packing: Pack
     let all: usize = lengths.iter().sum();
     let rows = packing.capacity.map_or(together, |capacity| capacity.min(all)).max(lengths[0]);
     Sizes { rows, recompute: config.gradient_checkpointing }
-}
-
-/// Bytes of memory that the system can still give, where it says so.
-fn available() -> Option<u64> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
 }

@@ -61,6 +61,7 @@ fn settings_of_a_conversation() {
         ("/set temprature 1", "temprature"),
         ("/set temperature warm", "warm"),
         ("/set top_p 2", "top_p is 2"),
+        ("/set speculate model=demo", "aoji chat --speculate model=demo"),
         ("/undo", "no question"),
         ("/regen", "no question"),
         ("/save", "file"),
@@ -69,6 +70,14 @@ fn settings_of_a_conversation() {
     ] {
         chat(&[], &[line, &question]).fails(1, &[said]);
     }
+    // What is wrong from the start on is said before the first question.
+    chat(&["--stop", ""], &[]).fails(1, &["stop string 1 is empty"]);
+    chat(&["--min-tokens", "3", "--max-tokens", "2"], &[]).fails(1, &["min_tokens is 3"]);
+    // A model that was opened at the start can be set aside and asked again; another one cannot.
+    let with_draft = ["--speculate", "model=demo", "--max-tokens", "3"];
+    let lines = ["/set speculate off", "/set speculate ngram", "/set speculate model=demo", &question];
+    assert_eq!(chat(&with_draft, &lines).ok(), cut);
+    chat(&with_draft, &["/set speculate model=other"]).fails(1, &["aoji chat --speculate model=other"]);
 }
 
 #[test]

@@ -185,6 +185,10 @@ fn a_text_is_scored_with_and_without_bos() {
     let sum =
         format!("{:.4}  sum over {} tokens", with["sum_logprob"].as_f64().unwrap(), ids(&without["tokens"]).len());
     assert!(table.contains(&sum), "no {sum:?} in: {table}");
+    // one token: nothing is scored, and the sum of nothing is 0, not -0
+    let one = |more: &[&str]| aoji(&[&["score", "--device", "cpu", "--tokens", "2046"], more].concat()).ok();
+    assert!(one(&[]).contains("\n    0.0000  sum over 0 tokens\n"), "{}", one(&[]));
+    assert!(one(&["--json"]).contains("\"sum_logprob\":0.0}"), "{}", one(&["--json"]));
 }
 
 #[test]

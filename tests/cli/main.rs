@@ -9,6 +9,7 @@ mod eval;
 mod examples;
 mod files;
 mod help;
+mod limits;
 mod quantize;
 mod tune;
 
@@ -190,6 +191,9 @@ fn a_stop_string_ends_the_text_before_it() {
     let found = generate(&[&question, "--json", "--stop", "없는 말", "--stop", &stop]).json();
     assert_eq!((found["text"].as_str(), found["finish_reason"].as_str()), (Some(before), Some("stop")));
     assert_eq!(generate(&[&question, "--stop", &stop]).ok().trim_end_matches('\n'), before);
+    let late = generate(&[&question, "--json", "--stop", &stop, "--min-tokens", "20", "--max-tokens", "20"]).json();
+    assert_eq!((ids(&late["token_ids"]).len(), late["finish_reason"].as_str()), (20, Some("length")));
+    assert!(late["text"].as_str().unwrap().starts_with(&format!("{before}{stop}")), "{late}");
 }
 
 #[test]
@@ -239,7 +243,7 @@ fn text_becomes_ids_and_text_again() {
     let json = run(&["안녕", "--json"]).json();
     assert_eq!(ids(&json["ids"]).len(), json["tokens"].as_array().unwrap().len());
 
-    let lines = "{\"text\": \"안녕\"}\n{\"text\": \"\", \"other\": 1}\n";
+    let lines = "{\"text\": \"안녕\"}\n\n \t\n{\"text\": \"\", \"other\": 1}\n";
     let found = feed(command(&["tokenize", "demo", "--jsonl", "--no-special"]), lines.as_bytes()).ok();
     let expected = format!("{{\"ids\":[{}]}}\n{{\"ids\":[]}}\n", run(&["안녕", "--no-special"]).ok().trim_end());
     assert_eq!(found, expected);
@@ -381,6 +385,7 @@ fn errors_name_what_is_wrong_and_what_to_do() {
         (&["x", "--logit-bias", "2048=1"], &["logit_bias", "2048"]),
         (&["x", "--top-p", "2"], &["top_p is 2", "0 to 1"]),
         (&["x", "--stop", ""], &["stop string 1 is empty"]),
+        (&["x", "--max-tokens", "5", "--min-tokens", "6"], &["min_tokens is 6", "max_tokens, which is 5"]),
         (&["x", "--template", "chatml"], &["chatml", "expected aog"]),
         (&["x", "--template", "raw", "--instruction", "y"], &["raw", "instruction"]),
     ] {

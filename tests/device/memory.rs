@@ -139,6 +139,26 @@ fn prompts_that_begin_alike_share_memory() {
     }
 }
 
+/// A page to copy from is not kept for a job that needs all pages there are: see the same test of the library on the CPU alone.
+#[test]
+fn a_job_that_needs_all_pages_does_not_wait_for_ever() {
+    for engine in engines() {
+        let sizes = BatchOptions { sequences: 2, max_tokens: 2 * PAGE, cache_tokens: Some(2 * PAGE), ..OPTIONS };
+        let mut batch = engine.batch(&sizes).unwrap();
+        let (first, other) =
+            (|| greedy(prompt(70, 1), 3), || greedy([&prompt(70, 1)[..9], &prompt(60, 2)].concat(), 3));
+        let jobs: [&dyn Fn() -> Job; 3] = [&first, &first, &other];
+        let wants = each_alone(&engine, &jobs);
+        for (job, want) in jobs.iter().zip(wants) {
+            let ids = submit(&mut batch, &[*job]);
+            let mut heard = Heard::default();
+            heard.steps(&mut batch, usize::MAX);
+            assert_eq!((batch.load().waiting, batch.load().tokens), (0, 0), "on {}", engine.device());
+            same_as_alone(&engine, &heard, &ids, &[want]);
+        }
+    }
+}
+
 #[test]
 fn more_texts_than_rows_take_turns() {
     for engine in engines() {

@@ -158,6 +158,8 @@ fn vocabularies_that_are_wrong() {
     assert!(!Place::new(file.set("tokenizer.ggml.tokens", tokens)).open().err().unwrap().to_string().contains("bytes"));
     with("tokenizer.ggml.eos_token_id", Val::Str("x"), &["eos_token_id is \"x\""]);
     with("tokenizer.ggml.merges", Val::Strs(vec!["h q".into()]), &[]);
+    let longer = "<|start|> <|im_end|>"; // than every token: the crate `tokenizers` panics
+    with("tokenizer.ggml.merges", Val::Strs(vec![longer.into()]), &[longer, "no token of its vocabulary"]);
     with("tokenizer.ggml.merges", Val::U32(1), &["merges is 1", "a list of strings"]);
     with("tokenizer.chat_template", Val::Str("{% if %}"), &["chat template"]);
     with("tokenizer.ggml.model", Val::Str("llama"), &["tokenizer.ggml.scores"]);

@@ -21,4 +21,5 @@ mod text;
 #[path = "../common/tiny_gguf.rs"]
 mod tiny_gguf;
 mod token_ids;
+mod tokenizer_files;
 mod tokenizers;

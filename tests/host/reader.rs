@@ -119,6 +119,17 @@ fn places(weights: &Weights) -> (Vec<(&Tensor, u64)>, usize) {
     (weights.tensors().map(place).collect(), end as usize)
 }
 
+/// With 128 TiB for the stack of a thread, none starts, and the caller reads.
+#[cfg(target_os = "linux")]
+#[test]
+fn without_threads_every_tensor_arrives_too() {
+    let mut run = std::process::Command::new(std::env::current_exe().unwrap());
+    run.args(["--exact", "reader::every_tensor_arrives_as_it_is_in_its_file"]);
+    let out = run.env("RUST_MIN_STACK", (1u64 << 47).to_string()).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&out.stderr));
+}
+
 #[test]
 fn every_tensor_arrives_as_it_is_in_its_file() {
     use Dtype::{Bf16, F16, F32};

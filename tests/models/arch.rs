@@ -1,10 +1,7 @@
 //! Every architecture against Hugging Face transformers in float32: tiny random models, made by `scripts/arch-goldens.py`.
 
-#[path = "../common/gguf.rs"]
-mod gguf_file;
-
+use super::gguf_file::{File, Val};
 use aoji::{Activations, Config, Device, Engine, Options, Tensor, Weights};
-use gguf_file::{File, Val};
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -278,6 +278,41 @@ fn an_adapter_is_added_before_quantizing() {
     }
 }
 
+/// A GGUF file has the rows of q and k in another order, in which no adapter is trained.
+#[test]
+fn an_adapter_is_added_to_the_rows_of_a_gguf_file_in_the_models_order() {
+    let (lora, mut parts) = (tempfile::tempdir().unwrap(), Tensors::new());
+    for (l, (module, rows)) in (0..2).flat_map(|l| [("q_proj", 256), ("k_proj", 128)].map(|m| (l, m))) {
+        let noise = |n, salt| aoji::ops::noise(n, 10 * l + rows as u64 + salt).into_iter().map(|x| 0.2 * x).collect();
+        let name = format!("base_model.model.model.layers.{l}.self_attn.{module}");
+        parts.insert(format!("{name}.lora_A.weight"), (vec![RANK, 256], noise(RANK * 256, 0)));
+        parts.insert(format!("{name}.lora_B.weight"), (vec![rows, RANK], noise(rows * RANK, 1)));
+    }
+    write_adapter(lora.path(), &parts, json!({"target_modules": ["q_proj", "k_proj"]}));
+    for dtype in [aoji::Dtype::F32, aoji::Dtype::F16, aoji::Dtype::Bf16] {
+        let kind = match dtype {
+            aoji::Dtype::F32 => 0,
+            aoji::Dtype::F16 => 1,
+            aoji::Dtype::Bf16 => 30,
+        };
+        let place = tempfile::tempdir().unwrap();
+        let gguf = place.path().join("model.gguf");
+        fs::write(&gguf, crate::tiny_gguf::model(place.path(), &[kind], false).bytes()).unwrap();
+        let run = |path: &Path, adapters: &[&Path], quantize: Option<quantize::Options>| {
+            logits(&open_on(path, adapters, Options { device: Device::Cpu, quantize, ..Options::default() }).unwrap())
+        };
+        for quantize in [None, Some("q8_0"), Some("int8")].map(|target| target.map(|t| t.parse().unwrap())) {
+            let ours = run(&gguf, &[lora.path()], quantize.clone());
+            assert_eq!(
+                ours,
+                run(&place.path().join("hf"), &[lora.path()], quantize.clone()),
+                "{dtype:?}, {quantize:?}"
+            );
+            assert!(distance(&ours, &run(&gguf, &[], quantize)) > 0.01, "{dtype:?}: the adapter changes nothing");
+        }
+    }
+}
+
 /// Adapters of trainers may have several ranks and only some of the layers; each matrix has its own rank and scale.
 #[test]
 fn ranks_and_layers_of_their_own() {

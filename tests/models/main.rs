@@ -6,7 +6,11 @@ mod calibration;
 mod common;
 mod demo;
 mod gguf;
+#[path = "../common/gguf.rs"]
+mod gguf_file;
 mod golden;
 mod kobest;
 mod lora;
 mod perplexity;
+#[path = "../common/tiny_gguf.rs"]
+mod tiny_gguf;

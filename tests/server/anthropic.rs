@@ -185,10 +185,13 @@ async fn functions() {
         ]});
         assert_eq!(site.ok("/tokenize", chat).await["count"], count);
         // A call that the length cut off is no block, and no reason to call.
-        let cut = site
-            .ok("/v1/messages", ask(json!({"tools": tools(), "tool_choice": must["tool_choice"], "max_tokens": 12})))
-            .await;
-        assert_eq!((&cut["stop_reason"], &cut["content"]), (&json!("max_tokens"), &json!([])), "{cut}");
+        for (choice, max_tokens) in
+            (1..=12).flat_map(|n| [(json!({"type": "any"}), n), (must["tool_choice"].clone(), n)])
+        {
+            let body = json!({"tools": tools(), "tool_choice": choice, "max_tokens": max_tokens});
+            let cut = site.ok("/v1/messages", ask(body)).await;
+            assert_eq!((&cut["stop_reason"], &cut["content"]), (&json!("max_tokens"), &json!([])), "{cut}");
+        }
     }
 }
 
@@ -230,6 +233,26 @@ async fn errors_keys_and_what_is_ignored() {
         let (kind, message) = error(&key, ask(more.clone()), 400).await;
         assert!(kind == "invalid_request_error" && message.contains(said), "{more}: {message}");
     }
+    // A field has the name that it has in this API.
+    let tool = |name: &str, schema: Value| json!([{"name": name, "input_schema": schema}]);
+    let format = |schema: Value| json!({"format": {"type": "json_schema", "schema": schema}});
+    let nothing = json!({"type": "object", "properties": {"a": {"type": "nothing"}}});
+    for (more, begin) in [
+        (json!({"tools": tool("a b", json!({}))}), "tools[0].name: name \"a b\""),
+        (json!({"tools": tool("f", json!([]))}), "tools[0].input_schema: expected"),
+        (json!({"tools": tool("f", nothing.clone())}), "tools[0].input_schema: "),
+        (json!({"output_config": format(json!([1]))}), "output_config.format.schema: expected"),
+        (json!({"output_config": format(nothing.clone())}), "output_config.format: "),
+        (json!({"output_config": format(nothing), "tools": tools()}), "output_config.format: "),
+        (json!({"stop_sequences": [""]}), "stop_sequences: "),
+    ] {
+        let (_, message) = error(&key, ask(more.clone()), 400).await;
+        let other = ["response_format", "parameters", "function"].into_iter().find(|name| message.contains(name));
+        assert!(message.starts_with(begin) && other.is_none(), "{more}: {message}");
+    }
+    let count = json!({"messages": [{"role": "user", "content": "a"}], "tools": tool("f", json!([]))});
+    let reply = http::post(&site.target(), "/v1/messages/count_tokens", &key, &count).await;
+    assert!(reply.status == 400 && reply.body.contains("tools[0].input_schema"), "{}", reply.body);
     // Other routes keep their shape.
     site.error("/v1/completions", json!({}), 401).await;
     let ignored = post(&key, ask(json!({"max_tokens": 1, "metadata": {"user_id": "x"}, "what": 1}))).await;

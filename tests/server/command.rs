@@ -104,6 +104,30 @@ async fn on_a_unix_socket() {
     }
 }
 
+/// A log that cannot be written, as on a full disk, is lost; answers are not.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_log_that_cannot_be_written() {
+    let dir = tempfile::tempdir().unwrap();
+    for format in ["text", "json"] {
+        let path = dir.path().join(format);
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_aoji"));
+        command.args(["serve", "--device", "cpu", "--log-format", format, "--unix-socket", path.to_str().unwrap()]);
+        let mut child = command.stderr(full).spawn().unwrap();
+        while child.try_wait().unwrap().is_none() && std::os::unix::net::UnixStream::connect(&path).is_err() {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        let mut statuses = Vec::new();
+        for _ in 0..3 {
+            statuses.push(http::request(&http::Target::Unix(path.clone()), "GET", "/health", &[], "").await.status);
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(statuses, [200; 3], "{format}");
+    }
+}
+
 #[test]
 fn wrong_use() {
     let error = |args: &[&str]| {

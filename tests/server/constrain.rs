@@ -60,6 +60,33 @@ fn choices() {
     assert_eq!(allowed(&mut compile(format)), expected);
 }
 
+/// Any text can be a choice, and there may be many.
+#[test]
+fn choices_of_any_characters() {
+    let all = [
+        "",
+        "a",
+        "a\u{1}b",
+        "a\u{7f}\u{0}b",
+        "\r\n\t",
+        "\u{85}\u{2028}",
+        "a.b|c?(d)[e]{2}^$&~-#x",
+        "a/b//c\\d\\",
+        "\"'`i",
+    ];
+    let texts = || all.map(String::from).to_vec();
+    let format = Format::Choice(texts());
+    for text in all {
+        assert!(takes(&format, text), "{text:?}");
+        assert!(takes(&Format::Choice(vec![text.into()]), text), "{text:?}");
+    }
+    for text in ["b", "aXb", "a\u{1}", "c", "a.b", "a/b", "A"] {
+        assert!(!takes(&format, text), "{text:?}");
+    }
+    let many: Vec<String> = (0..5000).map(|i| format!("{i} 번")).collect();
+    assert!(takes(&Format::Choice(many.clone()), "4999 번") && !takes(&Format::Choice(many), "5000 번"));
+}
+
 /// Names of fields and constants are expected tokens; asking for these does not change what is allowed.
 #[test]
 fn what_must_follow_is_expected() {
@@ -131,6 +158,9 @@ fn after_the_end_only_the_end() {
     assert_eq!(allowed(&mut grammar), [EOS]);
     grammar.accept(EOS).unwrap();
     assert_eq!(allowed(&mut grammar), [EOS]);
+    for token in [0, a] {
+        assert!(grammar.accept(token).unwrap_err().contains("logit_bias"));
+    }
     assert_eq!(allowed(&mut other), [a], "a clone is on its own");
     assert!(other.accept(EOS).is_err(), "what is not allowed is not accepted");
 }
@@ -265,4 +295,14 @@ async fn answers_follow_their_format() {
     assert!(
         several["choices"].as_array().unwrap().iter().all(|c| c["message"]["content"].as_str().unwrap().len() == 3)
     );
+}
+
+/// Where a bias forbids all that the format allows, the request fails: no answer is of another form.
+#[tokio::test]
+async fn a_bias_against_the_format() {
+    let site = Site::new().await;
+    let bias = json!({EOS.to_string(): -1e39});
+    let body = json!({"prompt": "안녕", "max_tokens": 12, "temperature": 0, "guided_choice": ["가", "나"], "logit_bias": bias});
+    let error = site.error("/v1/completions", body, 400).await;
+    assert_eq!(error["code"], "constraint_failed", "{error}");
 }

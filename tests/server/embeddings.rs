@@ -14,8 +14,15 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 /// The vector that the library computes for a prompt, scaled to length 1.
 fn expected(prompt: Vec<u32>, pooling: Pooling) -> Vec<f32> {
+    let found = pooled(prompt, pooling);
+    let length = dot(&found, &found).sqrt();
+    found.iter().map(|x| x / length).collect()
+}
+
+/// The same as it is.
+fn pooled(prompt: Vec<u32>, pooling: Pooling) -> Vec<f32> {
     let mut batch =
-        engine().batch(&aoji::BatchOptions { sequences: 1, max_tokens: 512, cache_tokens: None, chunk: 64 }).unwrap();
+        engine().batch(&aoji::BatchOptions { sequences: 1, max_tokens: 1024, cache_tokens: None, chunk: 64 }).unwrap();
     let options = GenerateOptions { max_tokens: Some(0), ..GenerateOptions::default() };
     batch.submit(Job { prompt, options, embed: Some(pooling), ..Job::default() }).unwrap();
     let mut found = Vec::new();
@@ -25,8 +32,7 @@ fn expected(prompt: Vec<u32>, pooling: Pooling) -> Vec<f32> {
         }
     };
     while batch.step(&mut each).unwrap() {}
-    let length = dot(&found, &found).sqrt();
-    found.iter().map(|x| x / length).collect()
+    found
 }
 
 fn close(a: &[f32], b: &[f32]) -> bool {
@@ -85,6 +91,26 @@ async fn bits_depend_on_the_text_alone() {
     assert!(data.len() == 100 && data.iter().all(|one| one["embedding"] == alone));
     let last = async || site.ok("/v1/embeddings", json!({"input": long, "pooling": "last"})).await["data"].take();
     assert_eq!(last().await, last().await);
+}
+
+/// The context is full with an input of just its length.
+#[tokio::test]
+async fn an_input_as_long_as_the_context() {
+    let site = Site::new().await;
+    let ids: Vec<u32> = (0..1024).map(|i| 70 + i * 7 % 50).collect();
+    for (name, pooling) in [("mean", Pooling::Mean), ("last", Pooling::Last)] {
+        let reply = site.ok("/v1/embeddings", json!({"input": ids, "pooling": name})).await;
+        assert!(close(&vector(&reply["data"][0]["embedding"]), &expected(ids.clone(), pooling)));
+    }
+    // The mean of all has the last one in it.
+    let [all, last] = [Pooling::Mean, Pooling::Last].map(|pooling| pooled(ids.clone(), pooling));
+    let before = pooled(ids[..1023].to_vec(), Pooling::Mean);
+    for ((all, before), last) in all.iter().zip(before).zip(last) {
+        assert!((all * 1024.0 - before * 1023.0 - last).abs() < 0.02, "{all} {before} {last}");
+    }
+    let longer = [&ids[..], &[70]].concat();
+    let error = site.error("/v1/embeddings", json!({"input": longer}), 400).await;
+    assert!(error["message"].as_str().unwrap().contains("needs 1025: 1025 of the prompt and 0"), "{error}");
 }
 
 #[tokio::test]

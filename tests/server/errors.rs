@@ -71,6 +71,13 @@ async fn values_out_of_range() {
             assert_eq!(site.error(path, body.clone(), 400).await["param"], param, "{path} {body}");
         }
     }
+    for max in [json!({"max_tokens": 2}), json!({"max_completion_tokens": 2})] {
+        let mut body = question(json!({"min_tokens": 3}));
+        body.as_object_mut().unwrap().extend(max.as_object().unwrap().clone());
+        let error = site.error("/v1/chat/completions", body, 400).await;
+        assert_eq!(error["param"], "min_tokens");
+        assert!(error["message"].as_str().unwrap().contains("min_tokens is 3"), "{error}");
+    }
     for body in [
         json!({"max_tokens": 1, "max_completion_tokens": 2}),
         json!({"min_tokens": 1, "stop_token_ids": (0..200).collect::<Vec<_>>()}),
@@ -172,7 +179,7 @@ async fn contexts_models_and_routes() {
     assert!(["1024", "1100", "1000", "100"].iter().all(|n| message.contains(n)), "{message}");
     for body in [
         json!({"prompt": vec![5; 1024]}),
-        json!({"prompt": vec![5; 1024], "max_tokens": 0}),
+        json!({"prompt": vec![5; 1024], "max_tokens": 1}),
         json!({"prompt": "가", "max_tokens": u64::MAX}),
     ] {
         assert_eq!(site.error("/v1/completions", body, 400).await["code"], "context_length_exceeded");

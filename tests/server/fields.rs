@@ -137,6 +137,7 @@ async fn messages_and_templates() {
 #[tokio::test]
 async fn prompts_in_four_shapes() {
     let site = Site::new().await;
+    site.complete(json!({"prompt": "가", "suffix": "", "max_tokens": 1})).await; // it asks for nothing
     let tokenizer = engine().tokenizer().unwrap();
     let ids = |text| tokenizer.encode(text, true).unwrap();
     let (a, b) = ("한국의 수도는", "1 + 1 =");
@@ -291,6 +292,10 @@ async fn ends() {
     assert_eq!(reply["choices"][0]["finish_reason"], "stop");
     let longer = site.chat(question(json!({"min_tokens": 60, "max_tokens": 60}))).await;
     assert_eq!(longer["usage"]["completion_tokens"], 60);
+    // Nor does a stop string end it before; all tokens but the last one, which is no text.
+    let all = whole["usage"]["completion_tokens"].as_u64().unwrap() - 1;
+    let reply = site.chat(question(json!({"stop": stop, "min_tokens": all, "max_tokens": all}))).await;
+    assert_eq!((content(&reply), &reply["choices"][0]["finish_reason"]), (expected.as_str(), &json!("length")));
 }
 
 #[tokio::test]
@@ -311,47 +316,6 @@ async fn what_ended_a_text() {
         json!(null),
         "not the model's own end"
     );
-}
-
-#[tokio::test]
-async fn echo() {
-    let site = Site::new().await;
-    let prompt = "오늘은\n\ndata: 🫠";
-    let plain = site.complete(json!({"prompt": prompt, "temperature": 0})).await;
-    let echo = site.complete(json!({"prompt": prompt, "temperature": 0, "echo": true})).await;
-    assert_eq!(text(&echo), format!("{prompt}{}", text(&plain)));
-    let ids = engine().tokenizer().unwrap().encode(prompt, true).unwrap();
-    let of_ids = site.complete(json!({"prompt": ids, "temperature": 0, "echo": true})).await;
-    assert_eq!(text(&of_ids), text(&echo));
-}
-
-/// Requests as lm-evaluation-harness makes them, for the log-likelihood of a continuation.
-#[tokio::test]
-async fn log_likelihoods() {
-    let site = Site::new().await;
-    let (prefix, continuation) = ("한국의 수도는", " 서울입니다.");
-    let tokenizer = engine().tokenizer().unwrap();
-    let prefix = tokenizer.encode(prefix, true).unwrap();
-    let continuation = tokenizer.encode(continuation, false).unwrap();
-    let all = [&prefix[..], &continuation].concat();
-    let body = json!({"prompt": all, "echo": true, "logprobs": 1, "max_tokens": 1, "temperature": 0, "seed": 1234, "model": "demo"});
-    let logprobs = site.complete(body).await["choices"][0]["logprobs"].take();
-    for list in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
-        assert_eq!(logprobs[list].as_array().unwrap().len(), all.len() + 1, "{list}");
-    }
-    assert_eq!((&logprobs["token_logprobs"][0], &logprobs["top_logprobs"][0]), (&json!(null), &json!(null)));
-    let scores = engine().score(&prefix, &[&continuation]).unwrap();
-    let expected: f64 = scores.continuations[0].0.iter().map(|t| f64::from(t.logprob)).sum();
-    let range = prefix.len()..all.len();
-    let found: f64 = range.clone().map(|i| logprobs["token_logprobs"][i].as_f64().unwrap()).sum();
-    assert!((found - expected).abs() < 1e-2, "{found} {expected}");
-    for i in range {
-        let top = logprobs["top_logprobs"][i].as_object().unwrap();
-        let most = top.values().map(|v| v.as_f64().unwrap()).fold(f64::MIN, f64::max);
-        assert!(logprobs["token_logprobs"][i].as_f64().unwrap() <= most);
-    }
-    let none = json!({"prompt": all, "echo": true, "logprobs": 1, "max_tokens": 0});
-    assert_eq!(site.complete(none).await["choices"][0]["logprobs"]["tokens"].as_array().unwrap().len(), all.len());
 }
 
 #[tokio::test]

@@ -95,6 +95,21 @@ async fn a_full_cache_changes_no_answer() {
     narrow.until("aoji:kv_cache_usage_perc", 0.0).await;
 }
 
+/// A prompt that fills a cache of one context, again and again: it needs the very page from which it could copy.
+#[tokio::test]
+async fn a_prompt_that_fills_the_cache_is_answered_each_time() {
+    let site = Site::with(narrow()).await;
+    let prompt = |salt: u32| [vec![2046], (0..999).map(|i| 70 + (i * salt) % 50).collect()].concat();
+    let answer = async |site: &Site, salt| {
+        let body = json!({"prompt": prompt(salt), "max_tokens": 4, "temperature": 0, "logprobs": 1});
+        site.complete(body).await["choices"][0]["logprobs"].take()
+    };
+    let first = answer(&site, 1).await;
+    assert_eq!(answer(&site, 1).await, first);
+    assert_eq!(answer(&site, 3).await, answer(&Site::new().await, 3).await);
+    assert_eq!(answer(&site, 1).await, first);
+}
+
 #[tokio::test]
 async fn who_goes_away_while_waiting_frees_the_place() {
     let site = Site::with(narrow()).await;

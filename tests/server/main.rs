@@ -8,6 +8,7 @@ mod common;
 mod constrain;
 #[cfg(feature = "cuda")]
 mod device;
+mod echo;
 mod embeddings;
 mod errors;
 mod fields;

@@ -166,6 +166,14 @@ async fn what_is_refused() {
         ("truncation", json!({"truncation": "auto"})),
         ("include[0]", json!({"include": ["message.output_text.logprobs"]})),
         ("text.format", json!({"text": {"format": {"type": "json_schema", "name": "x"}}})),
+        (
+            "text.format",
+            json!({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"properties": {"a": {"type": "nothing"}}}}}}),
+        ),
+        (
+            "tools[0].parameters",
+            json!({"tools": [{"type": "function", "name": "a", "parameters": {"properties": {"a": {"type": "nothing"}}}}]}),
+        ),
         ("tools[0].type", json!({"tools": [{"type": "web_search"}]})),
         ("tools[0].name", json!({"tools": [{"type": "function", "name": "a b"}]})),
         ("tools[0].parameters", json!({"tools": [{"type": "function", "name": "a", "parameters": []}]})),

@@ -1,4 +1,4 @@
-//! The CPU backend: every op as fast as memory allows, with the same bits on every CPU.
+//! The CPU backend, with the same bits on every CPU.
 //!
 //! `Cpu<f32>` keeps activations in f32; Hugging Face's float32 goldens are compared with it. `Cpu<bf16>` rounds where
 //! the kernels round; the kernels are compared with it. Products and attention are in `matmul.rs` and `attention.rs`,
@@ -113,6 +113,13 @@ impl<A: Act> Cpu<A> {
     }
 }
 
+/// Bytes of memory that the system can still give without taking it from other programs, where it says so.
+fn available() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
+}
+
 /// From this many elements on, work is shared by the threads.
 const MANY: usize = 1 << 14;
 
@@ -153,15 +160,21 @@ impl<A: Act> Backend for Cpu<A> {
     const CHUNK: usize = 128;
     const IS_GPU: bool = false;
     const KEEPS_EMBED: bool = true;
+    const OVERCOMMITS: bool = true;
 
     fn name(&self) -> String {
         format!("CPU ({} activations, {}, {} threads)", A::NAME, self.level, self.pool.threads())
     }
     fn free_memory(&self) -> Result<Option<u64>> {
-        Ok(None) // memory can be overcommitted, and weights stay in the mapped file
+        Ok(available())
     }
     fn alloc<T: Element>(&self, len: usize) -> Result<Vec<T>> {
-        Ok(vec![T::zeroed(); len])
+        // not `vec!`, which writes zeros of bf16: the system has zeros of its own, and a cache takes memory as it is used
+        bytemuck::allocation::try_zeroed_vec(len).map_err(|()| {
+            let mib = len.saturating_mul(size_of::<T>()).div_ceil(1 << 20);
+            let what = "the system gives no more memory: a shorter context (`--context`) needs less";
+            Error::Memory(format!("{mib} MiB for a buffer: {what}"))
+        })
     }
     fn write<T: Element>(&self, dst: &mut Vec<T>, at: usize, src: &[T]) -> Result<()> {
         dst[at..at + src.len()].copy_from_slice(src);
@@ -179,6 +192,13 @@ impl<A: Act> Backend for Cpu<A> {
         let taken = stack.iter().all(|t| t.is_plain() || Quantized::takes(t));
         let bytes = |t: &Tensor| if t.is_plain() { (2 * t.rows() * t.cols()) as u64 } else { Quantized::bytes(t) };
         taken.then(|| stack.iter().map(bytes).sum())
+    }
+    fn in_file(t: &Tensor) -> u64 {
+        match t.is_plain() {
+            false => Quantized::in_file(t),
+            true if Weight::stays::<A>(t) => (2 * t.rows() * t.cols()) as u64,
+            true => 0,
+        }
     }
     fn weights(&self, stacks: &[Vec<Tensor>], progress: &mut dyn FnMut(u64)) -> Result<Vec<Weight>> {
         let weight = |parts: &Vec<Tensor>| {

@@ -87,6 +87,15 @@ impl Quantized {
         }
     }
 
+    /// Those of them that are read in the mapped file.
+    pub(super) fn in_file(t: &Tensor) -> u64 {
+        match t.format() {
+            Format::Grouped(g) if g.layout.is_transposed() => 0,
+            Format::Grouped(g) => (t.rows() * t.cols() * g.layout.bits() as usize / 8) as u64,
+            _ => t.file_bytes(),
+        }
+    }
+
     /// Of a tensor that is [taken](Quantized::takes).
     pub(super) fn new(t: &Tensor) -> Quantized {
         let Format::Grouped(grouped) = t.format() else { return Quantized { tensor: t.clone(), codes: None } };

@@ -73,12 +73,11 @@ impl Weight {
             if !t.is_plain() {
                 return Data::Quantized(Quantized::new(t));
             }
+            if Self::stays::<A>(t) {
+                return Data::Mapped(t.clone());
+            }
             let bytes = t.bytes();
             let f32s: Vec<f32> = match t.dtype() {
-                Dtype::Bf16 if bytemuck::try_cast_slice::<u8, bf16>(bytes).is_ok() => return Data::Mapped(t.clone()),
-                Dtype::F32 if exact && bytemuck::try_cast_slice::<u8, f32>(bytes).is_ok() => {
-                    return Data::Mapped(t.clone());
-                }
                 Dtype::Bf16 => return Data::Bf16(bytemuck::pod_collect_to_vec(bytes)),
                 Dtype::F32 => bytemuck::pod_collect_to_vec(bytes),
                 Dtype::F16 => bytemuck::pod_collect_to_vec::<u8, f16>(bytes).into_iter().map(f16::to_f32).collect(),
@@ -87,6 +86,15 @@ impl Weight {
         };
         let cols = parts.first().map_or(0, Tensor::cols);
         Weight { parts: parts.iter().map(|t| Part { rows: t.rows(), data: data(t) }).collect(), cols, bias: None }
+    }
+
+    /// Whether products read a tensor that is not quantized where it lies.
+    pub(super) fn stays<A: Act>(t: &Tensor) -> bool {
+        match t.dtype() {
+            Dtype::Bf16 => bytemuck::try_cast_slice::<u8, bf16>(t.bytes()).is_ok(),
+            Dtype::F32 => size_of::<A>() == 4 && bytemuck::try_cast_slice::<u8, f32>(t.bytes()).is_ok(),
+            Dtype::F16 => false,
+        }
     }
 
     /// A matrix of given values.

@@ -20,11 +20,11 @@ impl<T> Default for Background<T> {
 }
 
 impl<T: Send + 'static> Background<T> {
-    /// Begins to make it, unless that has begun already.
+    /// Begins to make it, unless that has begun already, or the system gives no more threads.
     pub fn begin(&self, make: impl FnOnce() -> T + Send + 'static) {
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if thread.is_none() && self.value.get().is_none() {
-            *thread = Some(thread::spawn(make));
+            *thread = thread::Builder::new().spawn(make).ok();
         }
     }
 

@@ -3,6 +3,7 @@
 use crate::{
     answer::{self, Answer},
     common::{self, GenerationConfig, ModelArgs, SamplingArgs},
+    guesses::Guesses,
 };
 use aoji::{Engine, Error, FinishReason, Message, Result, SamplingDefaults, Session, Template, Turn};
 use clap::{Args as _, FromArgMatches, error::ErrorKind};
@@ -76,20 +77,23 @@ struct Chat {
     settings: Settings,
     /// What is used for settings that were not made.
     defaults: SamplingDefaults,
+    /// What guesses from the start on: a model that guesses is opened there or never.
+    guesses: Guesses,
     turns: Vec<Turn>,
     last: Option<Answer>,
 }
 
 /// Talks until the user ends it.
 pub fn run(args: Args) -> Result<()> {
-    let engine = args.model.open_with(&args.settings.sampling.guesses())?;
+    let guesses = args.settings.sampling.guesses();
+    let engine = args.model.open_with(&guesses)?;
     engine.tokenizer()?;
     let template = args.model.template(&engine, args.template.as_deref())?;
     let session = engine.session(engine.max_context())?;
     args.generation_config.announce(&engine, common::note);
     let defaults = args.generation_config.sampling(&engine);
     let (model, settings, turns) = (args.model.model, args.settings, Vec::new());
-    let mut chat = Chat { model, engine, session, template, settings, defaults, turns, last: None };
+    let mut chat = Chat { model, engine, session, template, settings, defaults, guesses, turns, last: None };
     chat.check(&chat.settings)?;
     if let Some(path) = args.session.as_deref().filter(|path| path.exists()) {
         chat.resume(path)?;
@@ -112,12 +116,12 @@ impl Chat {
             // The file is absent the first time. Without it the arrow keys have no history, and nothing else is lost.
             editor.load_history(path).unwrap_or_else(|e| tracing::info!("{}: {e}", path.display()));
         }
-        eprintln!("/help lists the commands, Ctrl-D ends.");
+        common::say(format_args!("/help lists the commands, Ctrl-D ends."));
         loop {
             let line = match editor.readline("> ") {
                 Ok(line) => line,
                 Err(ReadlineError::Interrupted) => {
-                    eprintln!("Ctrl-D ends.");
+                    common::say(format_args!("Ctrl-D ends."));
                     continue;
                 }
                 Err(ReadlineError::Eof) => return Ok(()),
@@ -177,7 +181,7 @@ impl Chat {
             "stats" => self.stats(),
             "save" => self.save(file(rest)?)?,
             "load" => self.load(file(rest)?)?,
-            "help" => eprintln!("{COMMANDS}"),
+            "help" => common::say(format_args!("{COMMANDS}")),
             "quit" => return Ok(false),
             _ => return Err(Error::Input(format!("there is no command /{name}; /help lists them"))),
         }
@@ -198,7 +202,8 @@ impl Chat {
         let options = self.settings.sampling.options(&self.defaults);
         let answer = answer::answer(&mut self.session, &prompt, &options, &mut common::print).inspect_err(|e| {
             if matches!(e, Error::Context { .. }) {
-                eprintln!("The conversation does not fit the context: /undo takes back its end, /reset begins anew.");
+                let what = "The conversation does not fit the context: /undo takes back its end, /reset begins anew.";
+                common::say(format_args!("{what}"));
             }
         })?;
         if !answer.text.ends_with('\n') {
@@ -206,7 +211,7 @@ impl Chat {
         }
         let full = prompt.len() + answer.token_ids.len() >= self.session.max_tokens();
         if full && answer.finish_reason == Some(FinishReason::Length) {
-            eprintln!("The context is full: /undo takes back this question, /reset begins anew.");
+            common::say(format_args!("The context is full: /undo takes back this question, /reset begins anew."));
         }
         tracing::info!("{}", answer.summary());
         turn.answer.push_str(&answer.text);
@@ -244,15 +249,23 @@ impl Chat {
     }
 
     fn check(&self, settings: &Settings) -> Result<()> {
-        settings.sampling.options(&self.defaults).sampling.check(self.engine.config().vocab)
+        let guesses = settings.sampling.guesses();
+        if let Guesses::Model(name) = &guesses
+            && guesses != self.guesses
+        {
+            return Err(Error::Input(format!(
+                "speculate model={name}: the model was not opened, which happens only at the start: `aoji chat --speculate model={name}`"
+            )));
+        }
+        settings.sampling.options(&self.defaults).check(&self.engine)
     }
 
     fn stats(&self) {
         if let Some(answer) = &self.last {
-            eprintln!("{}", answer.summary());
+            common::say(format_args!("{}", answer.summary()));
         }
         let (used, room) = (self.session.tokens().len(), self.session.max_tokens());
-        eprintln!("{} questions, {used} of {room} tokens of context", self.turns.len());
+        common::say(format_args!("{} questions, {used} of {room} tokens of context", self.turns.len()));
     }
 
     /// The conversation as JSON.
@@ -293,7 +306,7 @@ impl Chat {
         let wrong = |e| Error::File { path: path.into(), what: format!("not a saved conversation: {e}") };
         let saved: Saved = serde_json::from_str(text).map_err(wrong)?;
         if saved.model != self.model {
-            eprintln!("This conversation was with {}.", saved.model);
+            common::say(format_args!("This conversation was with {}.", saved.model));
         }
         (self.turns, self.settings.instruction) = (saved.turns, saved.instruction);
         Ok(())

@@ -83,7 +83,7 @@ pub struct ModelArgs {
     /// 64 columns in place of 128
     #[arg(long, value_name = "FORMAT[:GROUP]", conflicts_with = "widen")]
     pub quantize: Option<quantize::Options>,
-    /// Most tokens of prompt and answer together [default: the model's maximum, or as much of it as fits the GPU]
+    /// Most tokens of prompt and answer together [default: the model's maximum, or as much of it as fits the memory]
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<usize>,
 }
@@ -355,18 +355,24 @@ pub fn print_json(value: &impl Serialize) -> Result<()> {
     print(&format!("{text}\n"))
 }
 
+/// Writes a line to standard error. If it cannot be written (a full disk, a closed pipe) it is lost, and nothing else: `eprintln!`
+/// would panic.
+pub fn say(text: Arguments) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
 /// Reports something about the work on standard error, if somebody reads it: on a terminal, or with -v.
 pub fn note(text: Arguments) {
     if io::stderr().is_terminal() || tracing::enabled!(tracing::Level::INFO) {
-        eprintln!("{text}");
+        say(text);
     }
 }
 
 /// Writes an error and what can be done about it to standard error.
 pub fn print_error(error: &Error) {
-    eprintln!("error: {error}");
+    say(format_args!("error: {error}"));
     if let Some(hint) = error.hint() {
-        eprintln!("hint: {hint}");
+        say(format_args!("hint: {hint}"));
     }
 }
 

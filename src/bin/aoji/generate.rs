@@ -108,7 +108,7 @@ pub fn run(args: Args) -> Result<()> {
         common::print("\n")?;
     }
     if tracing::enabled!(tracing::Level::INFO) {
-        eprint!("{}", startup::table(&start, 0.0));
+        common::say(format_args!("{}", startup::table(&start, 0.0).trim_end()));
     }
     common::note(format_args!("{}", answer.summary()));
     Ok(())

@@ -2,6 +2,7 @@
 //!
 //! One module per command, each with its arguments and `run`. Results go to standard output; everything else, to
 //! standard error.
+#![deny(clippy::print_stderr, reason = "`eprintln!` panics where standard error cannot be written: use `common::say`")]
 
 mod answer;
 mod bench;
@@ -45,6 +46,9 @@ AOJI_LAB=NAMES (variants of kernels/lab replace shipped kernels), \
 AOJI_SYNC=1 (wait for each kernel, so that an error names its op), AOJI_CPU=portable|avx2|avx512|avx512bf16 (instructions of the \
 CPU, by default the best; the results are the same).
 
+AOJI_CUBLAS_DIR names the directory of cuBLAS, which multiplies the matrices of prompts from 512 tokens on; by default it is looked for \
+where the system's loader looks, in the Python wheel nvidia-cublas of $VIRTUAL_ENV and ./.venv, and in /usr/local/cuda.
+
 AOJI_MODEL names the model for commands that are given none; without it, that is `demo`.
 
 Exit codes: 0 success, 1 failure, 2 wrong usage, 3 a verification found a difference, 130 ended by Ctrl-C.";
@@ -56,7 +60,7 @@ const FIRST: &str =
   aoji chat -m werty1248/Llama-3-Ko-8B-Instruct-AOG    a conversation with it
 ";
 
-/// Llama-like language models on one GPU, with the least latency.
+/// Runs Llama-like language models on one GPU, or on a CPU.
 #[derive(Parser)]
 #[command(version, after_help = AFTER_HELP)]
 struct Cli {
@@ -74,7 +78,7 @@ enum Command {
     Generate(generate::Args),
     /// Hold a conversation
     Chat(chat::Args),
-    /// Answer requests over HTTP, as OpenAI's API
+    /// Answer requests over HTTP, in OpenAI's APIs and Anthropic's
     #[cfg(feature = "server")]
     Serve(serve::Args),
     /// Say how likely a text is, token by token
@@ -89,7 +93,7 @@ enum Command {
     Info(info::Args),
     /// Download a model into the Hugging Face cache
     Pull(pull::Args),
-    /// Show what this machine has, what is missing and how to mend it
+    /// Show what this machine has, what is missing and how to fix it
     Doctor(doctor::Args),
     /// Write a random checkpoint with the sizes of a real one
     Synth(synth::Args),
@@ -103,7 +107,7 @@ enum Command {
     Tune(tune::Args),
     /// Measure how fast a model runs, or each kernel
     Bench(bench::Args),
-    /// Compare with Hugging Face transformers
+    /// Compare with Hugging Face, another model, or the GPU with the CPU; test what bits depend on
     Verify(verify::Args),
     /// Print the completions of a shell
     Completions(completions::Args),
@@ -112,7 +116,7 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let Some(command) = cli.command else {
-        eprintln!("{FIRST}\n{}", Cli::command().render_help());
+        common::say(format_args!("{FIRST}\n{}", Cli::command().render_help()));
         return ExitCode::from(2);
     };
     match &command {
@@ -155,6 +159,7 @@ fn start_log(verbose: u8) {
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(io::stderr)
+        .log_internal_errors(false) // a line that cannot be written would be reported by `eprintln!`, which panics
         .with_ansi(color)
         .with_target(false)
         .without_time()

@@ -83,7 +83,7 @@ fn score(engine: &Engine, tokens: Vec<u32>, k: usize) -> Result<Score> {
         }
     })?;
     bar.finish_and_clear();
-    let sum_logprob = logprobs.iter().flatten().sum();
+    let sum_logprob = logprobs.iter().flatten().fold(0.0, |sum, x| sum + x); // `sum` makes -0 of none
     Ok(Score { tokens, logprobs, sum_logprob, top: (k > 0).then_some(top) })
 }
 

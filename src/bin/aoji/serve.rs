@@ -56,9 +56,9 @@ pub struct Args {
     /// Answers that are generated at the same time, 1 to 64; more than 16 take turns
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = common::within(BatchOptions::SEQUENCES))]
     sequences: usize,
-    /// Tokens whose keys and values there is memory for, of all answers together with their prompts. An answer that finds none left waits,
-    /// or, if it came last, is computed again later; its text is the same [default: --context for each answer, but for no more than
-    /// 16, or as much of that as fits the GPU]
+    /// Size of the cache of keys and values, in tokens, which all running answers and their prompts share. When it is full, new answers
+    /// wait, and the newest running one may be put back and computed again later; its text is the same [default: --context for each
+    /// answer, but for no more than 16, or as much of that as fits the memory]
     #[arg(long, value_name = "TOKENS")]
     cache_tokens: Option<usize>,
     /// Most tokens of a prompt that are computed between two tokens of other answers, 34 to 511
@@ -119,7 +119,9 @@ impl Args {
     /// Sends the log to standard error: a line for each request, and what happens.
     pub fn start_log(&self, verbose: u8) {
         let level = if verbose > 1 { tracing::Level::DEBUG } else { tracing::Level::INFO };
-        let log = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr).with_target(false);
+        // A line that cannot be written is lost: to report it, the subscriber would use `eprintln!`, which panics.
+        let log = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr).log_internal_errors(false);
+        let log = log.with_target(false);
         match self.log_format {
             LogFormat::Text => log.with_ansi(common::color()).init(),
             LogFormat::Json => log.json().flatten_event(true).init(),

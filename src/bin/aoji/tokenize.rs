@@ -112,6 +112,9 @@ fn lines(tokenizer: &Tokenizer, no_special: bool) -> Result<()> {
         let wrong = |what: String| Error::Input(format!("{}, line {}: {what}", common::STDIN, i + 1));
         let line = line.map_err(|e| wrong(e.to_string()))?;
         let line = if i == 0 { line.trim_start_matches(common::BYTE_ORDER_MARK) } else { &line };
+        if line.trim().is_empty() {
+            continue; // as `ppl --jsonl` does
+        }
         let line: Line = serde_json::from_str(line).map_err(|e| wrong(format!("expected {{\"text\": ...}}: {e}")))?;
         let ids = tokenizer.encode(&line.text, !no_special).map_err(|e| wrong(e.to_string()))?;
         common::print_json(&Ids { ids, tokens: None })?;

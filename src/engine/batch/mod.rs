@@ -57,7 +57,10 @@ use crate::{
         timeline::AnyTimeline,
     },
     error::{Error, Result},
-    model::{kv::pages_for, plan::whole_sequences},
+    model::{
+        kv::pages_for,
+        plan::{self, whole_sequences},
+    },
     ops::PAGE,
 };
 use pool::Pool;
@@ -88,7 +91,7 @@ pub struct BatchOptions {
 
 impl BatchOptions {
     /// How many sequences are allowed.
-    pub const SEQUENCES: RangeInclusive<usize> = 1..=64;
+    pub const SEQUENCES: RangeInclusive<usize> = plan::SEQUENCES;
     /// How many tokens a part of a prompt may have.
     pub const CHUNK: RangeInclusive<usize> = MIN_CHUNK..=MAX_CHUNK;
 }
@@ -259,6 +262,9 @@ impl Engine {
         };
         range("sequences", sequences, BatchOptions::SEQUENCES)?;
         range("chunk", chunk, BatchOptions::CHUNK)?;
+        if max_tokens == 0 || max_tokens > self.max_context() {
+            return Err(Error::Context { needed: max_tokens, max: self.max_context() });
+        }
         let (one, all) = (pages_for(max_tokens), sequences * pages_for(max_tokens));
         let pages = match cache_tokens {
             Some(tokens) if tokens < max_tokens => {
@@ -315,7 +321,8 @@ impl Batch {
         if let Some(t) = job.prompt.iter().find(|t| **t as usize >= vocab) {
             return Err(Error::Input(format!("token {t} is not below the vocabulary's {vocab}")));
         }
-        match n + job.options.max_tokens.unwrap_or(1) {
+        // the sum of a client's number must not wrap: a text longer than its sequence would be written to its neighbour's pages
+        match n.saturating_add(job.options.max_tokens.unwrap_or(1)) {
             needed if needed > max => return Err(Error::Context { needed, max }),
             _ => {}
         }

@@ -19,27 +19,39 @@ impl Batch {
         }
         let free = (0..self.options.sequences).find(|s| self.texts().all(|t| t.sequence != *s));
         let (Some(sequence), Some(text)) = (free, self.queue.front()) else { return Ok(()) };
-        let found = self.pool.find(&text.prompt, text.reusable());
-        let wanted = pages_for(text.len()) - found.pages.len();
+        let mut found = self.pool.find(&text.prompt, text.reusable());
+        let shared = found.pages.len();
+        let wanted = pages_for(text.len()) - shared;
         // Those that run want another page each before long, and so does this one: if there are none, it had better wait.
         let soon = match self.running.is_empty() {
             true => 0,
             false => self.running.iter().chain([text]).filter(|t| t.grows()).count(),
         };
-        let rest: Vec<u32> = found.rest.iter().map(|(page, _)| *page).collect();
         self.pool.share(&found.pages);
-        self.pool.share(&rest);
-        let (mut pages, shared, reused) = (found.pages.clone(), found.pages.len(), found.tokens());
-        if self.pool.available() >= wanted + soon {
-            pages.extend((0..wanted).map_while(|_| self.pool.take()));
-            if let [page] = rest[..] {
-                self.timeline.copy_page(pages[shared], page)?;
+        // The page to copy from is kept while others are taken. Where it is the very page that is missing, its tokens are computed
+        // instead: in a cache of one context nobody else has a page to give back, and the job would wait for ever.
+        if let Some((page, _)) = found.rest {
+            self.pool.share(&[page]);
+            if self.pool.available() < wanted + soon {
+                self.pool.give_back(&[page]);
+                found.rest = None;
             }
         }
-        self.pool.give_back(&rest);
-        if pages.len() < shared + wanted {
-            self.pool.give_back(&pages);
+        if self.pool.available() < wanted + soon {
+            self.pool.give_back(&found.pages);
+            debug_assert!(
+                !self.running.is_empty(),
+                "job {:?} waits for pages, and nobody has any to give back",
+                text.id
+            );
             return Ok(()); // until others end
+        }
+        let reused = found.tokens();
+        let mut pages = found.pages;
+        pages.extend((0..wanted).map_while(|_| self.pool.take()));
+        if let Some((page, _)) = found.rest {
+            self.timeline.copy_page(pages[shared], page)?;
+            self.pool.give_back(&[page]);
         }
         let Some(mut text) = self.queue.pop_front() else { return Ok(()) };
         self.timeline.set_pages(sequence, 0, &pages)?;

@@ -137,7 +137,7 @@ fn asked() -> impl Strategy<Value = Asked> {
         |(prompt, sampling, tokens, ignore_eos, stop, constrained)| Asked {
             prompt,
             options: GenerateOptions {
-                sampling,
+                sampling: Sampling { min_tokens: sampling.min_tokens.min(tokens as u32), ..sampling },
                 max_tokens: Some(tokens),
                 ignore_eos,
                 stop_ids: stop.into_iter().collect(),

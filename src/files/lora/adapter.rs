@@ -147,17 +147,17 @@ impl Lora {
 }
 
 /// Elements of `tensor` with `adapters` added in f32 and rounded once to `dtype`, in little-endian order; `None` when they leave
-/// it alone.
+/// it alone. Rows are in the model's order, also where the file has another: adapters are trained on it.
 pub fn merged(adapters: &[Lora], tensor: &Tensor, dtype: Dtype) -> Option<Vec<u8>> {
     let pairs: Vec<&Pair> = adapters.iter().filter_map(|l| l.pairs.get(tensor.name())).collect();
     if pairs.is_empty() {
         return None;
     }
-    let (cols, from) = (tensor.cols(), tensor.dtype());
+    let cols = tensor.cols();
     let mut bytes = vec![0; tensor.rows() * cols * dtype.bytes()];
-    let rows = bytes.par_chunks_exact_mut(cols * dtype.bytes());
-    rows.zip(tensor.bytes().par_chunks_exact(cols * from.bytes())).enumerate().for_each(|(i, (out, row))| {
-        let mut w = from.to_f32(row);
+    bytes.par_chunks_exact_mut(cols * dtype.bytes()).enumerate().for_each(|(i, out)| {
+        let mut w = vec![0f32; cols];
+        tensor.values(i, &mut w);
         for p in &pairs {
             let mut delta = vec![0f32; cols];
             for (b, a) in p.b[i * p.rank..].iter().zip(p.a.chunks_exact(cols)) {

@@ -81,18 +81,18 @@ pub fn read_all<S: Sink>(targets: Vec<(&Tensor, u64)>, sink: &S, progress: &mut 
     };
     thread::scope(|scope| {
         let spawn = |_| {
-            scope.spawn({
-                let (reader, done) = (&reader, done.clone());
-                move || reader(done)
-            })
+            let (reader, done) = (&reader, done.clone());
+            thread::Builder::new().spawn_scoped(scope, move || reader(done)).ok()
         };
-        let threads: Vec<_> = (0..readers().min(chunks.len())).map(spawn).collect();
+        // where the system gives no more threads, fewer read; without any, this one does
+        let threads: Vec<_> = (0..readers().min(chunks.len())).map_while(spawn).collect();
+        let here = threads.is_empty().then(|| reader(done.clone()));
         drop(done);
         news.iter().for_each(progress); // until the last reader has ended
         // If a reader ends early, its buffers are kept until all have ended: dropping one may wait for the others'
         // copies
         let ended = threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        ended.collect::<Result<Vec<Vec<S::Buffer>>>>().map(drop)
+        here.into_iter().chain(ended).collect::<Result<Vec<Vec<S::Buffer>>>>().map(drop)
     })
 }
 

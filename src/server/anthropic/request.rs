@@ -272,7 +272,8 @@ pub(super) fn prepare(state: &State, body: &[u8]) -> Result<Prepared, ApiError> 
     };
     let (messages, begun) = talk.messages()?;
     let tools = talk.tools(state)?;
-    state.converse(common, ignored, &messages, begun, tools.as_ref())
+    let prepared = state.converse(common, ignored, &messages, begun, tools.as_ref());
+    Ok(prepared.map_err(|e| e.renamed(own_name))?.renamed(own_name))
 }
 
 /// Counts the tokens of the prompt that a conversation becomes; also gives the names of ignored fields.
@@ -280,7 +281,20 @@ pub(super) fn count(state: &State, body: &[u8]) -> Result<(usize, Vec<String>), 
     let (talk, ignored) = parse_alone::<Talk>(body, state.options.unknown_fields, REFUSED)?;
     state.model(talk.model.as_deref())?;
     let (messages, begun) = talk.messages()?;
-    Ok((encode(state, &messages, begun, talk.tools(state)?.as_ref())?.len(), ignored))
+    let ids = encode(state, &messages, begun, talk.tools(state)?.as_ref()).map_err(|e| e.renamed(own_name))?;
+    Ok((ids.len(), ignored))
+}
+
+/// The field of this API that stands for a chat's.
+fn own_name(chat: &str) -> String {
+    match chat {
+        "stop" => "stop_sequences".into(),
+        "response_format" => "output_config.format".into(),
+        "response_format.json_schema.schema" => "output_config.format.schema".into(),
+        // A message of the chat may be made of several here.
+        messages if messages.starts_with("messages") => "messages".into(),
+        other => other.replacen("].function.parameters", "].input_schema", 1).replacen("].function.", "].", 1),
+    }
 }
 
 impl Talk {
@@ -335,6 +349,6 @@ impl Talk {
             }
         };
         let parallel = self.tool_choice.as_ref().and_then(|c| c.disable_parallel_tool_use).map(|disabled| !disabled);
-        Tools::new(functions, choice, parallel, state.calls)
+        Tools::new(functions, choice, parallel, state.calls).map_err(|e| e.renamed(own_name))
     }
 }

@@ -334,9 +334,11 @@ pub(super) fn prepare(state: &State, body: &[u8]) -> Result<(Prepared, Echoed), 
     };
     let functions = tools.iter().map(function).collect();
     let choice = request.tool_choice.unwrap_or_else(|| Choice("auto".into(), ToolChoice::Auto));
-    let offered = Tools::new(functions, Some(choice.1), request.parallel_tool_calls, state.calls).map_err(own_name)?;
+    let offered = Tools::new(functions, Some(choice.1), request.parallel_tool_calls, state.calls);
+    let offered = offered.map_err(|e| e.renamed(own_name))?;
     let messages = messages(request.instructions.as_deref(), request.input);
-    let prepared = state.converse(common, ignored, &messages, false, offered.as_ref()).map_err(own_name)?;
+    let prepared = state.converse(common, ignored, &messages, false, offered.as_ref());
+    let prepared = prepared.map_err(|e| e.renamed(own_name))?.renamed(own_name);
     let sampling = &prepared.jobs[0].options.sampling;
     let echoed = Echoed {
         instructions: request.instructions,
@@ -373,19 +375,14 @@ fn messages(instructions: Option<&str>, input: Input) -> Vec<ChatMessage> {
     all
 }
 
-/// An error about a field of a chat, renamed to this API's field.
-fn own_name(mut error: ApiError) -> ApiError {
-    if let Some(param) = &error.param {
-        let own = match param.as_str() {
-            "max_tokens" => "max_output_tokens".into(),
-            "response_format" | "response_format.json_schema" | "response_format.json_schema.schema" => {
-                "text.format".into()
-            }
-            messages if messages.starts_with("messages") => "input".into(),
-            other => other.replacen("].function.", "].", 1),
-        };
-        error.message = error.message.replacen(param.as_str(), &own, 1);
-        error.param = Some(own);
+/// The field of this API that stands for a chat's.
+fn own_name(chat: &str) -> String {
+    match chat {
+        "max_tokens" => "max_output_tokens".into(),
+        "response_format" | "response_format.json_schema" | "response_format.json_schema.schema" => {
+            "text.format".into()
+        }
+        messages if messages.starts_with("messages") => "input".into(),
+        other => other.replacen("].function.", "].", 1),
     }
-    error
 }

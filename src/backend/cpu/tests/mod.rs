@@ -1,6 +1,7 @@
 //! Compares the CPU backend with the definitions, and with itself on other instructions and threads.
 
 mod definition;
+mod memory;
 mod ops;
 mod pool;
 mod quantized;

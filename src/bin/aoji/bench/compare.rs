@@ -2,7 +2,8 @@
 //!
 //! Each run has several medians. The change is the median of all ratios of a median of B to a median of A (the estimate
 //! of Hodges and Lehmann, 1963). Its 95% interval comes from the same ratios, sorted: the Mann-Whitney distribution
-//! tells how many to cut off at each end. Nothing is assumed about the distribution of the times.
+//! tells how many to cut off at each end; beyond [`EXACT`] ratios its normal approximation does. Nothing is assumed about the
+//! distribution of the times.
 
 use super::table;
 use crate::common;
@@ -13,6 +14,12 @@ use std::path::Path;
 
 /// The probability outside the interval, on each side.
 const TAIL: f64 = 0.025;
+/// Standard deviations from the mean of a normal distribution to that tail.
+const DEVIATIONS: f64 = 1.959964;
+/// Most ratios for which the distribution is counted, which takes time with the square of their number.
+const EXACT: usize = 2500;
+/// Most medians of a row in a file: the ratios of two such rows take 128 MB.
+const MOST: usize = 4000;
 
 /// The part of a report that matters here: of `aoji bench --json`, with or without `--kernels`.
 #[derive(Deserialize)]
@@ -116,7 +123,14 @@ pub fn run(a: &Path, b: &Path, json: bool) -> Result<()> {
 
 fn read(path: &Path) -> Result<Run> {
     let what = |e| format!("is not an output of `aoji bench --json`: {e}");
-    serde_json::from_str(&common::read_file(path)?).map_err(|e| Error::File { path: path.into(), what: what(e) })
+    let wrong = |what| Error::File { path: path.into(), what };
+    let run: Run = serde_json::from_str(&common::read_file(path)?).map_err(|e| wrong(what(e)))?;
+    match run.rows().iter().find(|(_, times)| times.medians_ms.len() > MOST) {
+        Some((name, t)) => {
+            Err(wrong(format!("{name} has {} medians, and at most {MOST} are compared", t.medians_ms.len())))
+        }
+        None => Ok(run),
+    }
 }
 
 fn compare(a: &Run, b: &Run) -> Result<Report> {
@@ -218,6 +232,13 @@ impl Change {
 /// How many of the sorted ratios of `m` by `n` runs may be cut off at each end, so that the probability beyond is at
 /// most `TAIL`; `None` when even the outermost ratio has more.
 fn cut(m: usize, n: usize) -> Option<usize> {
+    if m * n > EXACT {
+        // Mann and Whitney 1947: the number of pairs with B first has mean mn / 2 and variance mn (m + n + 1) / 12 and is nearly
+        // normal; it is a whole number, hence the half. Where one side has few runs this cuts off too little rather than too much.
+        let (m, n) = (m as f64, n as f64);
+        let last = m * n / 2.0 - DEVIATIONS * (m * n * (m + n + 1.0) / 12.0).sqrt() - 0.5;
+        return (last >= 0.0).then_some(last as usize);
+    }
     // ways[j][u]: orders of i runs of A and j of B in which u pairs have B first; built up over i
     let mut ways = vec![vec![0f64; m * n + 1]; n + 1];
     ways.iter_mut().for_each(|w| w[0] = 1.0);
@@ -277,6 +298,31 @@ mod tests {
     fn cuts_are_those_of_the_tables() {
         assert_eq!([cut(1, 1), cut(3, 3), cut(2, 7)], [None; 3]);
         assert_eq!([cut(4, 4), cut(5, 5), cut(5, 8), cut(8, 5), cut(10, 10)], [0, 2, 6, 6, 23].map(Some));
+    }
+
+    /// The expected values are of the exact distribution, counted with whole numbers apart from this code.
+    #[test]
+    fn many_runs_are_cut_as_the_exact_distribution_says_or_a_little_less() {
+        assert_eq!([cut(50, 50), cut(51, 51), cut(100, 100)], [965, 1007, 4197].map(Some));
+        assert_eq!([cut(30, 100), cut(4, 700), cut(1, 2600)], [Some(1145 - 1), Some(612 - 8), None]);
+        assert_eq!(cut(MOST, MOST).map(|n| n / 1000), Some(7797));
+    }
+
+    #[test]
+    fn a_file_of_too_many_medians_is_refused() {
+        let run = |n: usize| {
+            let row = serde_json::json!({"tokens": 512, "p50_ms": 1.0, "medians_ms": vec![1.0; n]});
+            let (aoji, device) = ("0", "x");
+            let run =
+                serde_json::json!({"aoji": aoji, "date": "d", "device": device, "emulated": false, "decode": [row]});
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), run.to_string()).unwrap();
+            (read(file.path()), file.path().display().to_string())
+        };
+        assert_eq!(run(MOST).0.ok().map(|r| r.rows().len()), Some(1));
+        let (run, path) = run(MOST + 1);
+        let expected = format!("{path}: decode at 512 has 4001 medians, and at most 4000 are compared");
+        assert_eq!(run.err().map(|e| e.to_string()), Some(expected));
     }
 
     #[test]

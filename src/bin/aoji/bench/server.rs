@@ -11,9 +11,9 @@ use serde::Serialize;
 use serde_json::json;
 use std::{
     collections::HashMap,
-    io::{BufRead, BufReader},
+    io::{self, BufRead, BufReader},
     net::SocketAddr,
-    sync::Barrier,
+    sync::{Barrier, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -81,7 +81,7 @@ pub fn run(args: &Args) -> Result<()> {
     let sequences = most.clamp(BatchOptions::default().sequences, *BatchOptions::SEQUENCES.end());
     let engine = args.model.load(sequences, None, &Guesses::Off)?;
     let prompt_tokens = args.depth.first().copied().unwrap_or(0).max(1);
-    let needed = prompt_tokens + args.tokens;
+    let needed = prompt_tokens.saturating_add(args.tokens);
     if needed > engine.max_context() {
         return Err(Error::Context { needed, max: engine.max_context() });
     }
@@ -192,17 +192,28 @@ impl Load<'_> {
             }
             Ok(timed)
         };
-        let all: Vec<Result<Vec<_>>> = thread::scope(|scope| {
-            let stream = &stream;
-            let threads: Vec<_> = (0..self.streams).map(|i| scope.spawn(move || stream(i))).collect();
+        // No stream begins before each has a thread: it would wait for the others at the barrier.
+        let may_begin = Mutex::new(false);
+        let lock = || may_begin.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = thread::scope(|scope| -> Result<Vec<Vec<_>>> {
+            let (stream, lock, mut gate) = (&stream, &lock, lock());
+            let begin = |i| move || if *lock() { stream(i) } else { Ok(Vec::new()) };
+            let spawn = |i| thread::Builder::new().spawn_scoped(scope, begin(i)).map_err(no_thread);
+            let threads = (0..self.streams).map(spawn).collect::<Result<Vec<_>>>()?;
+            *gate = true;
+            drop(gate);
             threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
-        });
-        let all: Vec<(Instant, Timed)> = all.into_iter().collect::<Result<Vec<_>>>()?.concat();
+        })?;
+        let all: Vec<(Instant, Timed)> = all.concat();
         let ends = all.iter().map(|(begin, t)| *begin + t.total).max();
         let begins = all.iter().map(|(begin, _)| *begin).min();
         let wall = ends.zip(begins).map_or(Duration::ZERO, |(end, begin)| end - begin);
         Ok((all.into_iter().map(|(_, t)| t).collect(), wall))
     }
+}
+
+fn no_thread(source: io::Error) -> Error {
+    Error::Io { path: "threads of server and streams".into(), source }
 }
 
 /// One streamed completion.
@@ -261,7 +272,8 @@ impl Site {
                 server.serve(listener, async move { drop(signal.await) }, Duration::from_secs(10)).await;
             });
         };
-        Ok(Site { address, shutdown: Some(shutdown), thread: Some(thread::spawn(serve)) })
+        let thread = Some(thread::Builder::new().spawn(serve).map_err(no_thread)?);
+        Ok(Site { address, shutdown: Some(shutdown), thread })
     }
 }
 

@@ -162,13 +162,13 @@ fn write(output: &Path, files: &[(&Path, Source, &Prepare)]) -> Result<()> {
         })?;
     }
     for (why, (n, place)) in &left_out {
-        eprintln!("left out {n} rows, {place} first: {why}");
+        common::say(format_args!("left out {n} rows, {place} first: {why}"));
     }
     if kept == 0 {
         return Err(Error::Input("no row is left: see the rules of `aoji data --help`".into()));
     }
     drop(target);
     out.finish()?;
-    eprintln!("{kept} of {number} rows");
+    common::say(format_args!("{kept} of {number} rows"));
     common::print(&format!("{}\n", output.display()))
 }

@@ -121,9 +121,9 @@ pub fn run(args: Args) -> Result<()> {
     let (seconds, asked) = ask(&args, &engine, &documents, &mut samples)?;
     let left = documents.len() - samples.done.len();
     if left > 0 {
-        eprintln!("interrupted: {left} of {} documents are left", documents.len());
+        common::say(format_args!("interrupted: {left} of {} documents are left", documents.len()));
         if args.save_samples.is_some() {
-            eprintln!("the same command continues from here");
+            common::say(format_args!("the same command continues from here"));
         }
         return Ok(());
     }

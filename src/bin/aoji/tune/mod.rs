@@ -72,7 +72,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     tuner.ready()?;
     let place = Place::open(&tuner, args.device, args.threads)?;
-    eprintln!("{text}on {}", place.name());
+    common::say(format_args!("{text}on {}", place.name()));
     common::catch_interrupt()?;
     let (out, total) = (tuner.config().output_dir.clone(), tuner.summary().steps);
     let bar = common::bar(total as u64, "", "{pos}/{len} steps, {eta} left");
@@ -86,7 +86,7 @@ pub fn run(args: Args) -> Result<()> {
             }
             TuneEvent::Eval(line) => {
                 let loss = line.eval_loss.unwrap_or(f64::NAN);
-                bar.suspend(|| eprintln!("step {}: loss of the evaluation rows {loss:.4}", line.step));
+                bar.suspend(|| common::say(format_args!("step {}: loss of the evaluation rows {loss:.4}", line.step)));
             }
             TuneEvent::Saved(dir) => bar.suspend(|| common::note(format_args!("saved {}", dir.display()))),
         }
@@ -96,10 +96,13 @@ pub fn run(args: Args) -> Result<()> {
     picture::write(&out)?;
     let speed = outcome.tokens_per_second;
     if outcome.finished {
-        eprintln!("{total} steps, {speed:.0} tokens a second; try it: --lora {}", outcome.dir.display());
+        common::say(format_args!(
+            "{total} steps, {speed:.0} tokens a second; try it: --lora {}",
+            outcome.dir.display()
+        ));
     } else {
         let (path, set) = (path.display(), "--set resume_from_checkpoint=true");
-        eprintln!("stopped after step {} of {total}; to go on: aoji tune {path} {set}", outcome.step);
+        common::say(format_args!("stopped after step {} of {total}; to go on: aoji tune {path} {set}", outcome.step));
     }
     common::print(&format!("{}\n", outcome.dir.display()))
 }
