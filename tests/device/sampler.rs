@@ -139,7 +139,7 @@ fn assert_same(cuda: &Cuda, call: &Call) {
 fn the_kernel_makes_the_same_choice() {
     let (cuda, mut r) = (emulated(), Random(1));
     // the source has every case; its PTX, which is interpreted, the first of each kind
-    let cases = if cuda_emulator::code() == cuda_emulator::Code::Host { 1000 } else { 250 };
+    let cases = if cuda_emulator::code() == cuda_emulator::Code::Host { 500 } else { 150 };
     for i in 0..cases {
         let vocab = match i % 50 {
             0 => 130 + r.below(400),    // several warps

@@ -35,7 +35,7 @@ fn the_demo_comes_nearer_with_a_calibration() {
     let lines = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo/questions.jsonl")).unwrap();
     let part = |odd: usize| {
         let lines = lines.lines().enumerate().filter(|(i, _)| i % 8 == odd).map(|(_, line)| line);
-        lines.take(60).collect::<Vec<_>>().join("\n")
+        lines.take(40).collect::<Vec<_>>().join("\n")
     };
     let inputs = calibration::calibrate(&files("demo"), &[part(1)], Device::Cpu, None, &mut |_, _| {}).unwrap();
     let [without, with] = divergences("demo", "q4_k", &inputs, &part(4));

@@ -1,6 +1,6 @@
 //! Every small case of every op, and each variant of the lab, with the kernels as nvcc compiled them.
 
-use super::{device, outputs, ptx};
+use super::{device, is_of, outputs, ptx};
 use aoji::{
     Result,
     backend::{Backend, Out},
@@ -27,8 +27,8 @@ const OTHER_BITS: [(&str, &str); 4] = [
     ("linear_ce", "as attn_packed: loss is f32"),
 ];
 
-/// Runs all small cases of an op as PTX of each compute capability, and compares the results, bit for bit, with those
-/// of the kernel's source on the host.
+/// Runs all small cases of an op, or those that a variant is in, as PTX of each compute capability, and compares the results, bit for
+/// bit, with those of the kernel's source on the host.
 fn check<O: Op>(capabilities: &[u32], variant: Option<&'static Variant>) {
     if ptx::is_gpu() {
         return println!("skipped: a GPU runs machine code");
@@ -39,7 +39,8 @@ fn check<O: Op>(capabilities: &[u32], variant: Option<&'static Variant>) {
     };
     let stem = variant.map_or(O::STEM, |v| v.module.stem);
     let capabilities = different(capabilities, stem);
-    for (seed, op) in (0u64..).zip(O::cases()).filter(|(_, op)| op.is_small()) {
+    let wanted = |op: &O| op.is_small() && variant.is_none_or(|v| is_of(&open(), op, v));
+    for (seed, op) in (0u64..).zip(O::cases()).filter(|(_, op)| wanted(op)) {
         let source = LazyCell::new(|| outputs(&open(), &op, seed).unwrap_or_else(|e| panic!("{e}")));
         let mut sources = Vec::new();
         for capability in &capabilities {

@@ -150,7 +150,7 @@ fn asked() -> impl Strategy<Value = Asked> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(12))]
 
     /// Several texts at once, each with its own answer as a prediction, but with a wrong token at every `every`-th place; in
     /// batches that hold their prompts already, and in a session; or guessed by a model, a good one or a bad one.

@@ -19,6 +19,7 @@ void init() {
   static bool once = [] {
     emu::init_engine();
     device.sms = (int)env("CUDA_EMULATOR_SM_COUNT", 4);
+    emu::settings.early_blocks = device.sms;
     device.memory = (size_t)env("CUDA_EMULATOR_MEMORY", 1l << 30);
     device.here = env("CUDA_EMULATOR_DEVICES", 1) > 0;
     return true;

@@ -15,7 +15,7 @@ constexpr size_t SHARED_SLOT = 512 << 10, SHARED_DYN = 64 << 10;
 // Not a power of two: the stacks' tops spread over the cache's sets.
 constexpr size_t STACK = (128 << 10) + 1088;
 constexpr size_t RED_ZONE = 512;
-constexpr unsigned MAX_THREADS = 1024, EARLY_BLOCKS = 64;
+constexpr unsigned MAX_THREADS = 1024;
 
 // --- shadow memory. An access is packed as seq:32 | clock:19 | atomic:1 | bytes:2 | thread:10. seq names a block's
 // run, clock counts its warp's sync points, bytes says which of a cell's two, or 0 for both by an atomic access whose
@@ -225,6 +225,9 @@ enum Policy { FORWARD, REVERSE, RANDOM };
 struct Settings {  // of the environment
   Policy policy = FORWARD;
   uint64_t seed = 88172645463325252ull;  // of RANDOM
+  // Blocks of a dependent kernel that run ahead of its predecessor, one for each multiprocessor. All are live at once, and
+  // more than a few of them do not fit into a CPU's caches.
+  size_t early_blocks = 4;
   uint64_t most_steps = 1 << 22;  // instructions of a warp of compiled code, before it counts as in an endless loop
   bool check = true;
 };

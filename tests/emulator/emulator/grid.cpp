@@ -251,7 +251,7 @@ void Launch::step_seq() {
 bool Launch::begin() {
   waiting_allowed = true;
   while (next < total) {
-    fill(s.cooperative ? total : std::min<size_t>(EARLY_BLOCKS, total - next));
+    fill(s.cooperative ? total : std::min(settings.early_blocks, total - next));
     if (!run_live()) return false;
     if (live) break;
   }

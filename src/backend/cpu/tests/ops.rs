@@ -13,8 +13,9 @@ use crate::{
 use half::bf16;
 use std::{marker::PhantomData, sync::Arc};
 
-/// More arithmetic than this takes the definition too long.
-const FLOPS: u64 = 60_000_000;
+/// More arithmetic or memory than this takes the definition too long.
+const FLOPS: u64 = 20_000_000;
+const BYTES: u64 = 64 << 20;
 
 struct Check<A>(PhantomData<A>);
 
@@ -27,7 +28,13 @@ fn outputs<O: Op, B: TrainBackend>(op: &O, b: &B) -> Result<Vec<f32>> {
 impl<A: Act + Real> Visitor for Check<A> {
     fn op<O: Op>(&mut self) -> Result<()> {
         let cpu = |level, threads| Cpu::<A>::with(level, Arc::new(Pool::new(threads)));
-        let cases: Vec<O> = O::cases().into_iter().filter(|c| c.cost().flops <= FLOPS).collect();
+        let cases: Vec<O> = O::cases()
+            .into_iter()
+            .filter(|c| {
+                let cost = c.cost();
+                cost.flops <= FLOPS && cost.read + cost.write <= BYTES
+            })
+            .collect();
         assert!(cases.len() >= 3, "{}: too few cases", O::STEM);
         for op in cases.into_iter().chain(O::odd()) {
             let want = outputs(&op, &Definition::<A>(PhantomData))?;
