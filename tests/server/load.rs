@@ -80,7 +80,7 @@ async fn a_full_cache_changes_no_answer() {
     let texts = async |site: &Site| {
         let one = |i: usize| {
             let target = site.target();
-            let body = json!({"prompt": format!("{i}. 오늘은"), "max_tokens": 120, "ignore_eos": true, "seed": i});
+            let body = json!({"prompt": format!("{i}. 오늘은"), "max_tokens": 200, "ignore_eos": true, "seed": i});
             tokio::spawn(async move { http::post(&target, "/v1/completions", &[], &body).await })
         };
         let mut texts = Vec::new();
