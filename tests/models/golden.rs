@@ -34,16 +34,19 @@ pub fn cut(golden: &Path, n: usize) -> Value {
     golden
 }
 
-/// All of the goldens, but of a text only the first `n` tokens.
-fn compare(model: &str, activations: Activations, limits: Limits, n: usize) {
-    let (Some(dir), Some(golden)) = (crate::common::model(model), crate::common::data(&format!("{model}/golden.json")))
+/// All of the goldens in f32; of a long text in bf16, which is slower, the beginning.
+fn compare(model: &str, activations: Activations, limits: Limits) {
+    let (Some(dir), Some(mut golden)) =
+        (crate::common::model(model), crate::common::data(&format!("{model}/golden.json")))
     else {
         return;
     };
     let short = tempfile::NamedTempFile::new().unwrap();
-    fs::write(&short, cut(&golden, n).to_string()).unwrap();
-    let report =
-        verify::verify(&open(dir, activations), short.path(), &mut |_, _| {}).unwrap_or_else(|e| panic!("{e}"));
+    if activations == Activations::Bf16 {
+        fs::write(&short, cut(&golden, 300).to_string()).unwrap();
+        golden = short.path().to_path_buf();
+    }
+    let report = verify::verify(&open(dir, activations), &golden, &mut |_, _| {}).unwrap_or_else(|e| panic!("{e}"));
     println!("{report}");
     report.verdict(&limits).unwrap_or_else(|e| panic!("{e}\n{report}"));
     assert!(report.steps > 100 && report.scored > 20, "too little was compared");
@@ -51,28 +54,28 @@ fn compare(model: &str, activations: Activations, limits: Limits, n: usize) {
 
 #[test]
 fn stories260k_in_f32() {
-    compare("stories260K", Activations::F32, Limits::F32, 700);
+    compare("stories260K", Activations::F32, Limits::F32);
 }
 
 #[test]
 fn stories260k_in_bf16() {
-    compare("stories260K", Activations::Bf16, Limits::BF16, 200);
+    compare("stories260K", Activations::Bf16, Limits::BF16);
 }
 
 #[test]
 fn smollm2_in_f32() {
-    compare("smollm2-135m", Activations::F32, Limits::F32, 700);
+    compare("smollm2-135m", Activations::F32, Limits::F32);
 }
 
 #[test]
 fn smollm2_in_bf16() {
-    compare("smollm2-135m", Activations::Bf16, Limits::BF16, 200);
+    compare("smollm2-135m", Activations::Bf16, Limits::BF16);
 }
 
-/// Free-running greedy text in f32 equals HF's, token for token: of all cases of a small model, of the first two of a larger one.
+/// Free-running greedy text in f32 equals HF's, token for token.
 #[test]
 fn greedy_tokens_are_those_of_hf() {
-    for (model, n) in [("stories260K", usize::MAX), ("smollm2-135m", 2)] {
+    for model in ["stories260K", "smollm2-135m"] {
         let (Some(dir), Some(path)) =
             (crate::common::model(model), crate::common::data(&format!("{model}/golden.json")))
         else {
@@ -82,7 +85,7 @@ fn greedy_tokens_are_those_of_hf() {
         let engine = open(dir, Activations::F32);
         let ids =
             |v: &Value| -> Vec<u32> { v.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect() };
-        for case in golden["cases"].as_array().unwrap().iter().take(n) {
+        for case in golden["cases"].as_array().unwrap() {
             let (prompt, want) = (ids(&case["prompt_ids"]), ids(&case["generated_ids"]));
             let mut session = engine.session(prompt.len() + want.len()).unwrap();
             let options = GenerateOptions { max_tokens: Some(want.len()), ignore_eos: true, ..Default::default() };

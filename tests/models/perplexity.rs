@@ -9,7 +9,7 @@ use serde_json::Value;
 fn open(model: &str) -> Option<(Engine, Value)> {
     let (dir, golden) = (crate::common::model(model)?, crate::common::data(&format!("{model}/golden.json"))?);
     let options = Options { device: Device::Cpu, activations: Activations::F32, ..Options::default() };
-    let golden = crate::golden::cut(&golden, 200); // several chunks
+    let golden = crate::golden::cut(&golden, 300); // several chunks
     Some((Engine::open(dir.to_str().unwrap(), &options).unwrap(), golden))
 }
 

@@ -1,4 +1,5 @@
 // device.cpp - the driver API: library, device, contexts, error texts.
+#include <algorithm>
 #include <cstdlib>
 
 #include "driver.h"
@@ -18,7 +19,7 @@ long env(const char* name, long otherwise) {
 void init() {
   static bool once = [] {
     emu::init_engine();
-    device.sms = (int)env("CUDA_EMULATOR_SM_COUNT", 4);
+    device.sms = std::max(1, (int)env("CUDA_EMULATOR_SM_COUNT", 4));
     emu::settings.early_blocks = device.sms;
     device.memory = (size_t)env("CUDA_EMULATOR_MEMORY", 1l << 30);
     device.here = env("CUDA_EMULATOR_DEVICES", 1) > 0;

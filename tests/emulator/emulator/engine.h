@@ -227,7 +227,7 @@ struct Settings {  // of the environment
   uint64_t seed = 88172645463325252ull;  // of RANDOM
   // Blocks of a dependent kernel that run ahead of its predecessor, one for each multiprocessor. All are live at once, and
   // more than a few of them do not fit into a CPU's caches.
-  size_t early_blocks = 4;
+  size_t early_blocks;
   uint64_t most_steps = 1 << 22;  // instructions of a warp of compiled code, before it counts as in an endless loop
   bool check = true;
 };

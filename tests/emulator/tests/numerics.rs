@@ -228,6 +228,12 @@ fn traces() {
         assert_eq!(s[3] as usize, i % blocks % 4, "the multiprocessor of block {i}");
     }
     let (first, second) = spans.split_at(blocks);
+    let start = first.iter().map(|s| s[0]).min().unwrap();
+    assert_eq!(
+        second.iter().filter(|s| s[0] < start).count(),
+        4,
+        "one block for each multiprocessor runs ahead: {got:?}"
+    );
     let done = first.iter().map(|s| s[2]).max();
     assert!(done < second.iter().map(|s| s[1]).min(), "ready before its predecessor was done: {got:?}");
     // off: nothing is written, and nothing of it read

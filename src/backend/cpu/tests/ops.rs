@@ -8,7 +8,7 @@ use crate::{
         train::TrainBackend,
     },
     error::Result,
-    ops::{self, Act, Op, Visitor, train::Real},
+    ops::{self, Act, Cost, Op, Visitor, train::Real},
 };
 use half::bf16;
 use std::{marker::PhantomData, sync::Arc};
@@ -28,13 +28,8 @@ fn outputs<O: Op, B: TrainBackend>(op: &O, b: &B) -> Result<Vec<f32>> {
 impl<A: Act + Real> Visitor for Check<A> {
     fn op<O: Op>(&mut self) -> Result<()> {
         let cpu = |level, threads| Cpu::<A>::with(level, Arc::new(Pool::new(threads)));
-        let cases: Vec<O> = O::cases()
-            .into_iter()
-            .filter(|c| {
-                let cost = c.cost();
-                cost.flops <= FLOPS && cost.read + cost.write <= BYTES
-            })
-            .collect();
+        let short = |c: Cost| c.flops <= FLOPS && c.read + c.write <= BYTES;
+        let cases: Vec<O> = O::cases().into_iter().filter(|op| short(op.cost())).collect();
         assert!(cases.len() >= 3, "{}: too few cases", O::STEM);
         for op in cases.into_iter().chain(O::odd()) {
             let want = outputs(&op, &Definition::<A>(PhantomData))?;
