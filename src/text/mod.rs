@@ -4,7 +4,9 @@
 //! messages ─► Template ─► Tokenizer ─► ids ─► (model) ─► ids ─► TokenStream ─► StopStrings ─► text
 //! ```
 
+mod decoding;
 mod jinja;
+mod message;
 mod percent;
 mod prompt;
 mod python;
@@ -17,7 +19,8 @@ mod tokenizer_file;
 mod tool;
 
 pub use jinja::Jinja;
-pub use prompt::{AOG_INSTRUCTION, Message, Template, Turn};
+pub use message::{Message, Turn};
+pub use prompt::{AOG_INSTRUCTION, Template};
 pub use stop::{Found, StopStrings};
 pub use stream::TokenStream;
 pub use tokenizer::Tokenizer;

@@ -4,11 +4,10 @@
 use std::fmt;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
-
 use super::Tokenizer;
 use super::jinja::Jinja;
-use super::tool::{ToolCall, each_text, map_texts};
+use super::message::Message;
+use super::tool::{each_text, map_texts};
 use crate::{
     error::{Error, Result},
     files::gguf::Gguf,
@@ -17,51 +16,6 @@ use crate::{
 /// The instruction of the card of Llama-3-Ko-8B-Instruct-AOG: "As a friendly chatbot, answer the other's request in
 /// as much detail and as kindly as you can."
 pub const AOG_INSTRUCTION: &str = "친절한 챗봇으로서 상대방의 요청에 최대한 자세하고 친절하게 답하자.";
-
-/// A question that was asked and the answer that was given.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Turn {
-    /// What the user said.
-    pub question: String,
-    /// What the model answered.
-    pub answer: String,
-}
-
-/// One message of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// `system`, `user` or `assistant`; templates may know others.
-    pub role: String,
-    /// What is said.
-    pub content: String,
-    /// The functions that the assistant called.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub tool_calls: Vec<ToolCall>,
-    /// In a message of the role `tool`: the call whose result it is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tool_call_id: Option<String>,
-    /// Whether the model continues this message, which must be the last one, where it ends.
-    #[serde(skip)]
-    pub begun: bool,
-}
-
-impl Message {
-    /// A message of `role`.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into(), tool_calls: Vec::new(), tool_call_id: None, begun: false }
-    }
-
-    /// An answer that the model is to finish.
-    pub fn begun(content: impl Into<String>) -> Self {
-        Self { begun: true, ..Self::new("assistant", content) }
-    }
-
-    /// The messages of earlier `turns`, then `question`.
-    pub fn conversation(turns: &[Turn], question: &str) -> Vec<Message> {
-        let turn = |t: &Turn| [Message::new("user", &t.question), Message::new("assistant", &t.answer)];
-        turns.iter().flat_map(turn).chain([Message::new("user", question)]).collect()
-    }
-}
 
 /// How a conversation becomes a prompt that ends where the answer begins.
 #[derive(Debug, Clone)]

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use tokenizers::{AddedToken, AddedVocabulary, Decoder, Model, NormalizedString, Normalizer, OffsetType, PreTokenizer};
 
 use super::{
-    stream::{Decoding, TokenStream},
+    decoding::Decoding,
     tokenizer_config::TokenizerConfig,
-    tokenizer_file::{check_ids, explain, guarded, read},
+    tokenizer_file::{check_ids, explain, guarded, read, vocab},
 };
 use crate::{
     error::{Error, Result},
@@ -137,16 +137,6 @@ impl Tokenizer {
         }
     }
 
-    /// A decoder for tokens that come one by one, without special tokens.
-    pub fn stream(&self) -> TokenStream {
-        TokenStream::new(self.clone(), true)
-    }
-
-    /// As [`Tokenizer::stream`], with the text of special tokens.
-    pub fn stream_with_special(&self) -> TokenStream {
-        TokenStream::new(self.clone(), false)
-    }
-
     /// Number of token ids: one more than the highest, added tokens included.
     pub fn vocab(&self) -> usize {
         vocab(&self.0.hf)
@@ -255,13 +245,6 @@ impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tokenizer").field("vocab", &self.vocab()).field("bos", &self.bos()).finish_non_exhaustive()
     }
-}
-
-/// One more than the highest id: that of the next added token.
-pub(super) fn vocab(hf: &tokenizers::Tokenizer) -> usize {
-    let added = hf.get_added_vocabulary().get_added_tokens_decoder();
-    let highest = added.keys().max().map_or(0, |&id| id as usize + 1);
-    hf.get_vocab_size(false).max(highest)
 }
 
 fn cannot_encode(e: tokenizers::Error) -> Error {

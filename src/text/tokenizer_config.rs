@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
-use super::tokenizer::vocab;
+use super::tokenizer_file::vocab;
 use crate::{
     error::{Error, Result},
     files::{gguf::Gguf, json},

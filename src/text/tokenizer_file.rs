@@ -134,3 +134,10 @@ struct Added {
     id: u32,
     content: String,
 }
+
+/// One more than the highest id: that of the next added token.
+pub(super) fn vocab(hf: &Tokenizer) -> usize {
+    let added = hf.get_added_vocabulary().get_added_tokens_decoder();
+    let highest = added.keys().max().map_or(0, |&id| id as usize + 1);
+    hf.get_vocab_size(false).max(highest)
+}

@@ -3,8 +3,6 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::prompt::Message;
-
 /// A call of a function by the assistant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToolCall {
@@ -33,32 +31,9 @@ impl ToolCall {
         Self { id: id.into(), kind: "function".into(), function }
     }
 
-    fn map_texts(&self, f: &dyn Fn(&str) -> String) -> Self {
+    pub(super) fn map_texts(&self, f: &dyn Fn(&str) -> String) -> Self {
         let CalledFunction { name, arguments } = &self.function;
         Self::new(f(&self.id), f(name), map_texts(arguments, f))
-    }
-}
-
-impl Message {
-    /// Calls `f` with every text that a template may show.
-    pub(super) fn each_text<'a>(&'a self, f: &mut dyn FnMut(&'a str)) {
-        f(&self.content);
-        self.tool_call_id.iter().for_each(|id| f(id));
-        for call in &self.tool_calls {
-            f(&call.id);
-            f(&call.function.name);
-            each_text(&call.function.arguments, f);
-        }
-    }
-
-    /// The message with each of these texts replaced by `f` of it.
-    pub(super) fn map_texts(&self, f: &dyn Fn(&str) -> String) -> Self {
-        Self {
-            content: f(&self.content),
-            tool_calls: self.tool_calls.iter().map(|call| call.map_texts(f)).collect(),
-            tool_call_id: self.tool_call_id.as_deref().map(f),
-            ..self.clone()
-        }
     }
 }
 

@@ -92,3 +92,14 @@ impl Place {
         }
     }
 }
+
+impl Tuner {
+    /// Runs to the end on the CPU, or until `event` returns `false`: then it writes a checkpoint from which the run can go on.
+    ///
+    /// # Errors
+    /// `Input` at the first loss or gradient that is not finite, with step, layer and rows; those of [`Tuner::fits`]; those of
+    /// writing. The last checkpoint stays.
+    pub fn run(self, threads: Option<NonZeroUsize>, event: &mut dyn FnMut(TuneEvent<'_>) -> bool) -> Result<Outcome> {
+        Place::open(&self, Device::Cpu, threads)?.run(self, event)
+    }
+}

@@ -6,13 +6,11 @@ use super::{
     config::{LossMean, Resume, TuneConfig},
     data::{Data, Packing},
     pass::{MicroBatch, Pass, Sizes, Training},
-    place::Place,
     plan::{Summary, fits, plan, sizes},
     prompt::{self, Encoder, Kind},
 };
 use crate::{
     backend::train::TrainBackend,
-    engine::Device,
     error::{Error, Result},
     files::{ModelFiles, config::Arch, json, output::Output},
     model::{Changes, Model},
@@ -23,7 +21,6 @@ use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, File},
     io::Write,
-    num::NonZeroUsize,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -206,16 +203,7 @@ impl Tuner {
         sizes(&self.config, &self.data, &self.eval, self.packing)
     }
 
-    /// Runs to the end on the CPU, or until `event` returns `false`: then it writes a checkpoint from which the run can go on.
-    ///
-    /// # Errors
-    /// `Input` at the first loss or gradient that is not finite, with step, layer and rows; those of [`Tuner::fits`]; those of
-    /// writing. The last checkpoint stays.
-    pub fn run(self, threads: Option<NonZeroUsize>, event: &mut dyn FnMut(TuneEvent<'_>) -> bool) -> Result<Outcome> {
-        Place::open(&self, Device::Cpu, threads)?.run(self, event)
-    }
-
-    /// The same on a backend.
+    /// Runs to the end on a backend, or until `event` returns `false`: then it writes a checkpoint from which the run can go on.
     ///
     /// # Errors
     /// As [`Tuner::run`].

@@ -1,6 +1,5 @@
 //! Typed device memory.
 
-use super::packed::Kind;
 use crate::{backend, ops::Element};
 use cudarc::driver::CudaSlice;
 use std::marker::PhantomData;
@@ -29,25 +28,5 @@ impl<T> Buffer<T> {
 impl<T: Element> backend::Buffer for Buffer<T> {
     fn len(&self) -> usize {
         self.len
-    }
-}
-
-/// A matrix [rows, cols] on the device.
-pub struct Weight {
-    /// Its elements; for a packed (quantized) matrix its records, as words of 16 bits.
-    pub data: Buffer<half::bf16>,
-    /// `n` of a matrix product.
-    pub rows: usize,
-    /// `k` of a matrix product.
-    pub cols: usize,
-    /// How its data is encoded.
-    pub kind: Kind,
-    /// What products add to each column of their result. `[rows]`
-    pub bias: Option<Buffer<half::bf16>>,
-}
-
-impl backend::Shaped for Weight {
-    fn shape(&self) -> (usize, usize) {
-        (self.rows, self.cols)
     }
 }

@@ -20,16 +20,17 @@ mod packed;
 mod trace;
 mod train;
 mod upload;
+mod weight;
 mod workspace;
 
 pub use blas::{GemmBy, MANY_ROWS, cublas_version};
-pub use buffer::{Buffer, Weight};
+pub use buffer::Buffer;
 pub use device::{Info, devices};
 pub use graph::{Edges, Graphs};
 pub use launch::{Arg, Launched};
 pub use outbox::Outbox;
-pub use packed::Kind;
 pub use trace::{Launch, Span};
+pub use weight::{Kind, Weight};
 
 use crate::{
     error::{Error, Result},

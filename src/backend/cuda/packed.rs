@@ -1,7 +1,10 @@
 //! Quantized weights on the device: which kinds the products of a decode step read directly, and how tensors are turned
 //! into the records that `kernels/common/packed.cuh` describes.
 
-use super::{Cuda, Weight};
+use super::{
+    Cuda,
+    weight::{COLUMNS, Kind, ROWS, SCALES, Weight},
+};
 use crate::{
     backend::Backend,
     error::{Error, Result},
@@ -15,62 +18,7 @@ use crate::{
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-/// Rows and columns of a record.
-const ROWS: usize = 8;
-const COLUMNS: usize = 64;
-/// Bytes of a record beside its codes: 4 for each row.
-const SCALES: usize = 4 * ROWS;
-
-/// How the weights of a matrix are stored on the device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Kind {
-    /// bf16, row by row.
-    #[default]
-    Bf16,
-    /// 8-bit integers with an f16 scale for each 32 columns.
-    Q8,
-    /// 8-bit integers with an f32 scale for each 64 columns.
-    I8,
-    /// e4m3 with an f32 scale for each 64 columns.
-    F8,
-    /// 4-bit integers less 8, with an f16 scale for each 32 columns.
-    Q4,
-    /// 4-bit integers less a zero point, with an f16 scale for each 64 columns.
-    I4,
-}
-
 impl Kind {
-    /// Its name in the names of kernels.
-    pub fn name(self) -> &'static str {
-        match self {
-            Kind::Bf16 => "bf16",
-            Kind::Q8 => "q8",
-            Kind::I8 => "i8",
-            Kind::F8 => "f8",
-            Kind::Q4 => "q4",
-            Kind::I4 => "i4",
-        }
-    }
-
-    /// Bytes of a record; `None` for bf16, which has no records.
-    pub fn record(self) -> Option<usize> {
-        match self {
-            Kind::Bf16 => None,
-            Kind::Q8 | Kind::I8 | Kind::F8 => Some(ROWS * COLUMNS + SCALES),
-            Kind::Q4 | Kind::I4 => Some(ROWS * COLUMNS / 2 + SCALES),
-        }
-    }
-
-    /// Bytes of a matrix.
-    pub fn bytes(self, rows: usize, cols: usize) -> usize {
-        self.record().map_or(2 * rows * cols, |record| rows / ROWS * cols.div_ceil(COLUMNS) * record)
-    }
-
-    /// Columns that share a scale.
-    fn group(self) -> usize {
-        if matches!(self, Kind::Q8 | Kind::Q4) { COLUMNS / 2 } else { COLUMNS }
-    }
-
     /// The kind whose records hold a tensor exactly, if one does.
     fn of(t: &Tensor) -> Option<Kind> {
         let kind = match t.format() {

@@ -1,6 +1,6 @@
 //! AWQ's `gemm`: a word has 8 codes of one column, of the rows 0, 2, 4, 6, 1, 3, 5, 7 from the lowest bits up.
 
-use super::grouped::word;
+use super::words::word;
 
 /// Where the code of each of 8 rows is in its word.
 const SHIFT: [usize; 8] = [0, 16, 4, 20, 8, 24, 12, 28];

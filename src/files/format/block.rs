@@ -1,7 +1,6 @@
 //! The types of GGUF files: runs of a row, each with its own scales.
 
 use super::fit::{self, nearest};
-use super::{q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
 use half::f16;
 use std::fmt;
 
@@ -29,10 +28,6 @@ pub struct Block {
 
 /// Makes one block from its values; the square of an error counts as much as the weight beside the value.
 type Encode = fn(values: &[f32], weights: &[f32], block: &mut [u8]);
-
-/// All of them. To add a type, write a file like `q8_0.rs` and list its unit here.
-pub static BLOCKS: [&Block; 8] =
-    [&q4_0::Q4_0, &q4_1::Q4_1, &q5_0::Q5_0, &q5_1::Q5_1, &q8_0::Q8_0, &q4_k::Q4_K, &q5_k::Q5_K, &q6_k::Q6_K];
 
 impl Block {
     /// The values of whole blocks.
@@ -163,7 +158,7 @@ pub(super) fn shifted(out: &mut [f32], d: f32, m: f32, codes: impl Iterator<Item
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::BLOCKS, *};
 
     /// Values like those of weights, some of them large, of a block of zeros, of one sign, and of one value.
     fn samples(n: usize) -> Vec<Vec<f32>> {

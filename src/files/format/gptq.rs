@@ -1,7 +1,7 @@
 //! GPTQ: a word has codes of consecutive columns of one row, from the lowest bits up; words of neighbouring rows lie side by
 //! side. Zero points lie along the rows. The first version of the format stores them minus 1, modulo their range.
 
-use super::grouped::word;
+use super::words::word;
 
 pub fn codes(bits: u32, bytes: &[u8], [rows, cols]: [usize; 2], first: usize, out: &mut [f32]) {
     let (per_word, mask) = ((32 / bits) as usize, (1u32 << bits) - 1);

@@ -1,6 +1,6 @@
 //! The formats of quantized Hugging Face checkpoints: codes in one tensor, scales and zero points in others.
 
-use super::{awq, e4m3, fit, gptq, int8, packed};
+use super::{awq, e4m3, fit, gptq, int8, packed, words::words};
 use crate::files::config::Dtype;
 use std::{fmt, slice};
 
@@ -219,16 +219,6 @@ impl fmt::Display for Grouped {
             [high, wide] => write!(f, " of groups of {high}x{wide}"),
         }
     }
-}
-
-/// Words of 32 bits.
-pub(super) fn words(bytes: &[u8]) -> impl Iterator<Item = u32> {
-    bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b))
-}
-
-/// Word `i`.
-pub(super) fn word(bytes: &[u8], i: usize) -> u32 {
-    u32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]])
 }
 
 #[cfg(test)]

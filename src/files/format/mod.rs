@@ -21,12 +21,17 @@ mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
+mod words;
 
-pub use block::{BLOCKS, Block};
+pub use block::Block;
 pub use grouped::{Grouped, Layout, Parts};
 
 use super::config::Dtype;
 use std::fmt;
+
+/// All types of GGUF files that have blocks. To add a type, write a file like `q8_0.rs` and list its unit here.
+pub static BLOCKS: [&Block; 8] =
+    [&q4_0::Q4_0, &q4_1::Q4_1, &q5_0::Q5_0, &q5_1::Q5_1, &q8_0::Q8_0, &q4_k::Q4_K, &q5_k::Q5_K, &q6_k::Q6_K];
 
 /// How the weights of a matrix are stored.
 #[derive(Clone, Copy, Debug, PartialEq)]

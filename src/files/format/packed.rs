@@ -4,7 +4,7 @@
 use super::{
     block::codes as nearest_codes,
     fit::symmetric,
-    grouped::{word, words},
+    words::{word, words},
 };
 
 pub fn codes(bits: u32, bytes: &[u8], cols: usize, first: usize, out: &mut [f32]) {

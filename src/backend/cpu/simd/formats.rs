@@ -4,7 +4,7 @@
 //! `files/format`, whose values tests compare.
 
 use super::{
-    dot::Coded as Parts,
+    coded::Coded as Parts,
     lanes::{Codes, Dot, Lanes},
 };
 use std::{marker::PhantomData, ops::Index};

@@ -8,6 +8,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod coded;
 mod dot;
 mod formats;
 mod lanes;
@@ -15,7 +16,8 @@ pub mod pool;
 mod portable;
 mod weighted;
 
-pub use dot::{Coded, DIRECT, Kind, Product, Rows, room};
+pub use coded::{Coded, Kind};
+pub use dot::{DIRECT, Product, Rows, room};
 pub use weighted::Weighted;
 
 use super::{level::Level, weight::Elements};
